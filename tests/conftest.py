@@ -1,0 +1,31 @@
+"""What every test runs under: one thread a process, no window, repeatable examples."""
+
+import os
+import shutil
+
+for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(variable, "1")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import hypothesis  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+torch.set_num_threads(1)
+
+# "ci" draws the same examples on every run. It is the profile wherever CI is set, as continuous
+# integration does; HYPOTHESIS_PROFILE chooses another.
+hypothesis.settings.register_profile("ci", derandomize=True, deadline=None)
+hypothesis.settings.register_profile("dev", deadline=None)
+hypothesis.settings.load_profile(
+    os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") else "dev")
+)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what this machine cannot run."""
+    if item.get_closest_marker("cuda") and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    compilers = (os.environ.get("CXX", "c++"), "g++", "clang++")
+    if item.get_closest_marker("compile") and not any(map(shutil.which, compilers)):
+        pytest.skip("no C++ compiler")
