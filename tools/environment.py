@@ -58,6 +58,7 @@ import hashlib  # noqa: E402
 import json  # noqa: E402
 import re  # noqa: E402
 import shutil  # noqa: E402
+import sysconfig  # noqa: E402
 import tomllib  # noqa: E402
 from pathlib import Path  # noqa: E402
 
@@ -123,6 +124,10 @@ def make_environment(folder: Path, needed: tuple[int, ...]) -> None:
             "  way out:  Debian and Ubuntu have the module apart: apt install python3-venv;",
             "            or activate a virtual environment of your own, which is then used.",
         )
+    if keep and sys.prefix != sys.base_prefix:
+        # This Python is itself of a virtual environment, and venv looks only at the one below it.
+        inside = Path(sysconfig.get_path("purelib")).relative_to(sys.prefix)
+        Path(folder, inside, "parent.pth").write_text(sysconfig.get_path("purelib") + "\n")
 
 
 def environment(needed: tuple[int, ...]) -> Path:
