@@ -32,7 +32,7 @@ class PaperTable(SphinxDirective):
             (
                 _text(f"{name} (§{statement.section})"),
                 _text(statement.summary),
-                _lines([_reference(target, self.env.docname) for target in code[name]]),
+                _lines([reference(target, self.env.docname) for target in code[name]]),
                 _lines([nodes.literal(text=test) for test in tests.get(name, [])]),
             )
             for name, statement in STATEMENTS.items()
@@ -40,7 +40,7 @@ class PaperTable(SphinxDirective):
         with_code = sum(bool(code[name]) for name in STATEMENTS)
         with_tests = sum(bool(tests.get(name)) for name in STATEMENTS)
         count = f"{with_code} of {len(rows)} rows have code, {with_tests} have a test."
-        return [nodes.paragraph(text=count), _table(rows)]
+        return [nodes.paragraph(text=count), table(HEADINGS, WIDTHS, rows)]
 
 
 def _text(text: str) -> nodes.paragraph:
@@ -55,27 +55,28 @@ def _lines(parts: list[Any]) -> nodes.Node:
     return block
 
 
-def _reference(target: str, docname: str) -> nodes.Node:
-    """A link to the object's place in the API pages; warns if there is none."""
+def reference(target: str, docname: str) -> nodes.Node:
+    """A link to the object's place in the API pages, by its short name; warns if there is none."""
     parts = target.split(".")
     start = next((i for i, part in enumerate(parts) if part[:1].isupper()), len(parts) - 1)
-    reference = addnodes.pending_xref(
+    link = addnodes.pending_xref(
         "", refdomain="py", reftype="obj", reftarget=target, refdoc=docname, refwarn=True
     )
-    reference += nodes.literal(text=".".join(parts[start:]))
-    return reference
+    link += nodes.literal(text=".".join(parts[start:]))
+    return link
 
 
-def _table(rows: list[tuple[nodes.Node, ...]]) -> nodes.table:
-    table = nodes.table(classes=["paper-table"])
-    group = nodes.tgroup(cols=len(HEADINGS))
-    table += group
-    group.extend(nodes.colspec(colwidth=width) for width in WIDTHS)
+def table(headings: Any, widths: Any, rows: list[Any]) -> nodes.table:
+    """A table of the rows, each a sequence of nodes."""
+    made = nodes.table(classes=["paper-table"])
+    group = nodes.tgroup(cols=len(headings))
+    made += group
+    group.extend(nodes.colspec(colwidth=width) for width in widths)
     head, body = nodes.thead(), nodes.tbody()
-    head += _row([_text(heading) for heading in HEADINGS])
+    head += _row([_text(heading) for heading in headings])
     body.extend(_row(cells) for cells in rows)
     group.extend([head, body])
-    return table
+    return made
 
 
 def _row(cells: Any) -> nodes.row:
