@@ -79,6 +79,7 @@ class TimeScale:
         Li, Wang, Yu, Fast Mixing of SGD with Normalization and Weight Decay, NeurIPS 2022,
         Sections 3 and 4.
 
+    >>> from manifold_sde import TimeScale
     >>> scale = TimeScale(0.01, 0.05)
     >>> scale.steps(1.0)
     2086
