@@ -1,0 +1,24 @@
+"""Stochastic differential equations on manifolds of minimisers of scale-invariant losses."""
+
+from manifold_sde import problems
+from manifold_sde.errors import ManifoldSDEError
+from manifold_sde.geometry import Geometry
+from manifold_sde.least_squares import LeastSquaresProblem
+from manifold_sde.noise import CustomNoise, LabelNoise, SamplingNoise, SphericalNoise
+from manifold_sde.problem import Problem
+from manifold_sde.time_scale import TimeScale
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CustomNoise",
+    "Geometry",
+    "LabelNoise",
+    "LeastSquaresProblem",
+    "ManifoldSDEError",
+    "Problem",
+    "SamplingNoise",
+    "SphericalNoise",
+    "TimeScale",
+    "problems",
+]

@@ -1,0 +1,149 @@
+"""Derivatives of a loss of one vector, in the orders of automatic differentiation that work.
+
+Losses are written by users in ordinary torch, so the orders matter: the derivative of
+``x / x.norm()`` raises inside torch when the outermost derivative of a third-order one is
+reverse mode over forward mode. Forward over forward over reverse works on every loss met so
+far and costs a small multiple of one gradient, so it is the only order used here.
+
+All functions take a function of ONE vector and are composable with ``torch.func``; batches are
+made by :func:`batched`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.func import grad, jvp, vmap
+
+from manifold_sde.errors import DTypeError, NonFiniteError, ShapeError, ZeroVectorError
+
+ScalarFunction = Callable[[Tensor], Tensor]
+VectorFunction = Callable[[Tensor], Tensor]
+
+
+def gradient(function: ScalarFunction, x: Tensor) -> Tensor:
+    """Gradient of a scalar function at one point: (D,) -> (D,)."""
+    return grad(function)(x)
+
+
+def hessian_product(function: ScalarFunction, x: Tensor, v: Tensor) -> Tensor:
+    """Hessian-vector product at one point, forward over reverse: (D,), (D,) -> (D,)."""
+    return jvp(grad(function), (x,), (v,))[1]
+
+
+def hessian(function: ScalarFunction, x: Tensor) -> Tensor:
+    """Hessian at one point, one forward mode a column: (D,) -> (D, D), symmetrised."""
+    basis = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
+    columns = vmap(lambda v: hessian_product(function, x, v))(basis)
+    return 0.5 * (columns + columns.T)
+
+
+def third_derivative(function: ScalarFunction, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """Second directional derivative of the gradient at one point.
+
+    It is ``d^2(grad f)(x)[a, b]``, symmetric in a and b, by forward over forward over reverse;
+    the script T of the mathematics is its sum over a factorisation of the matrix.
+
+    Args:
+        function: Scalar function of one vector.
+        x, a, b: Point and two directions, each (D,).
+
+    Returns:
+        Tensor (D,).
+    """
+
+    def first(z: Tensor) -> Tensor:
+        return jvp(grad(function), (z,), (a,))[1]
+
+    return jvp(first, (x,), (b,))[1]
+
+
+def batched(
+    function: Callable[..., Tensor],
+    *arguments: Tensor,
+    event_dims: tuple[int, ...] = (1,),
+    randomness: str = "error",
+) -> Tensor:
+    """Apply a function of single points to arguments with any leading batch.
+
+    Args:
+        function: Function of unbatched tensors that returns one unbatched tensor.
+        *arguments: Tensors whose last ``event_dims[i]`` dimensions are the event; the leading
+            ones are broadcast against each other.
+        event_dims: Number of event dimensions of each argument.
+        randomness: Passed to ``torch.func.vmap``.
+
+    Returns:
+        Tensor with the broadcast batch shape in front of the function's own.
+    """
+    batch_shapes = [a.shape[: a.dim() - d] for a, d in zip(arguments, event_dims, strict=True)]
+    batch = torch.broadcast_shapes(*batch_shapes)
+    if batch == ():
+        return function(*arguments)
+    flat = [
+        a.expand(*batch, *a.shape[a.dim() - d :]).reshape(-1, *a.shape[a.dim() - d :])
+        for a, d in zip(arguments, event_dims, strict=True)
+    ]
+    result = vmap(function, randomness=randomness)(*flat)
+    return result.reshape(*batch, *result.shape[1:])
+
+
+def check_point(x: object, dim: int, *, name: str = "x", allow_zero: bool = False) -> Tensor:
+    """Check that a point or a batch of points can be used, and return it.
+
+    Args:
+        x: What the user gave; expected a floating tensor (..., dim).
+        dim: Ambient dimension D.
+        name: Name used in messages.
+        allow_zero: Whether the zero vector is a legal value.
+
+    Returns:
+        The same tensor.
+
+    Raises:
+        DTypeError: If x is not a real floating tensor.
+        ShapeError: If its last dimension is not ``dim``.
+        NonFiniteError: If it holds NaN or infinity.
+        ZeroVectorError: If one of its points is the origin.
+    """
+    if not isinstance(x, Tensor):
+        raise DTypeError(
+            f"{name} is not a torch tensor",
+            received=f"{type(x).__module__}.{type(x).__qualname__}",
+            expected=f"a floating torch tensor of shape (..., {dim})",
+            remedy=f"torch.as_tensor({name}, dtype=torch.float64)",
+        )
+    if not x.is_floating_point():
+        raise DTypeError(
+            f"{name} is not a real floating tensor",
+            received=f"dtype {x.dtype}",
+            expected="float64 (float32 works to its own tolerances)",
+            remedy=f"{name}.to(torch.float64)",
+        )
+    if x.dim() == 0 or x.shape[-1] != dim:
+        raise ShapeError(
+            f"{name} has the wrong shape",
+            received=str(tuple(x.shape)),
+            expected=f"(..., {dim}): the last dimension is the ambient dimension D",
+            remedy="put the batch in front and the coordinates last",
+        )
+    finite = torch.isfinite(x).all()
+    nonzero = torch.ones_like(finite) if allow_zero else (x != 0).any(dim=-1).all()
+    if not bool(finite):
+        bad = int((~torch.isfinite(x)).any(dim=-1).sum())
+        raise NonFiniteError(
+            f"{name} holds NaN or infinity",
+            received=f"{bad} of {max(1, x[..., 0].numel())} points not finite",
+            expected="finite coordinates",
+            remedy="find where they arose; a smaller learning rate or step if a run blew up",
+        )
+    if not bool(nonzero):
+        raise ZeroVectorError(
+            f"{name} contains the zero vector",
+            received="a point of norm 0",
+            expected="points away from the origin, where a scale-invariant loss is defined",
+            remedy="start from a nonzero point; directions are all that matters",
+        )
+    return x

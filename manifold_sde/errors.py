@@ -1,0 +1,155 @@
+"""The errors and warnings of the toolkit: one family, each with the way out.
+
+Every error says what was received, what was expected and what to do about it.
+The three parts are kept as attributes, so that a program can read them too.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class ManifoldSDEError(Exception):
+    """Base class of every error that the toolkit raises on purpose.
+
+    Args:
+        problem: One sentence that says what is wrong.
+        received: What was received, or what was measured.
+        expected: What was expected in its place.
+        remedy: What the user can do about it.
+
+    Attributes:
+        problem, received, expected, remedy: The four parts, as given.
+    """
+
+    def __init__(
+        self, problem: str, *, received: str = "", expected: str = "", remedy: str = ""
+    ) -> None:
+        self.problem = problem
+        self.received = received
+        self.expected = expected
+        self.remedy = remedy
+        lines = [problem]
+        if received:
+            lines.append(f"  received: {received}")
+        if expected:
+            lines.append(f"  expected: {expected}")
+        if remedy:
+            lines.append(f"  way out:  {remedy}")
+        super().__init__("\n".join(lines))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Exceptions pickle by their positional arguments; ours has keywords, and
+        # must survive the trip back from a worker process.
+        return (_rebuild, (type(self), dict(self.__dict__)))
+
+
+def _rebuild(cls: type[ManifoldSDEError], state: dict[str, Any]) -> ManifoldSDEError:
+    error = cls.__new__(cls)
+    ManifoldSDEError.__init__(
+        error,
+        state["problem"],
+        received=state["received"],
+        expected=state["expected"],
+        remedy=state["remedy"],
+    )
+    error.__dict__.update(state)
+    return error
+
+
+class ArgumentError(ManifoldSDEError, ValueError):
+    """An argument has a value that the function cannot use."""
+
+
+class ShapeError(ArgumentError):
+    """A tensor or array has the wrong shape."""
+
+
+class DTypeError(ManifoldSDEError, TypeError):
+    """A tensor has the wrong dtype, or something is not a tensor at all."""
+
+
+class NonFiniteError(ArgumentError):
+    """A tensor holds NaN or infinity."""
+
+
+class ZeroVectorError(ArgumentError):
+    """A point is the origin, where a scale-invariant loss is not defined."""
+
+
+class ScaleInvarianceError(ManifoldSDEError, ValueError):
+    """A loss is not scale-invariant (Definition 2.2) where it has to be.
+
+    Attributes:
+        violation: Largest measured ``|<x, grad L(x)>| / (|x| |grad L(x)|)``, or
+            ``None`` where a symbolic proof failed instead.
+        coordinates: Indices of the coordinates that cause most of it.
+    """
+
+    def __init__(
+        self,
+        problem: str,
+        *,
+        violation: float | None = None,
+        coordinates: tuple[int, ...] = (),
+        **parts: str,
+    ) -> None:
+        super().__init__(problem, **parts)
+        self.violation = violation
+        self.coordinates = coordinates
+
+
+class NoiseError(ManifoldSDEError, ValueError):
+    """A noise model does not fit its problem, or lacks a property that is needed."""
+
+
+class RankError(ManifoldSDEError, ValueError):
+    """The rank of the Hessian is ambiguous, or is not the one that was declared."""
+
+
+class NotOnManifoldError(ManifoldSDEError, ValueError):
+    """A point that should lie on the manifold of minimisers does not."""
+
+
+class LimitMapError(ManifoldSDEError, RuntimeError):
+    """Gradient flow from a point did not reach the manifold of minimisers.
+
+    Attributes:
+        failed: Boolean tensor of the batch's shape, true where the flow failed.
+        partial: The limit map of the batch with NaN at the points that failed.
+    """
+
+    def __init__(
+        self, problem: str, *, failed: Any = None, partial: Any = None, **parts: str
+    ) -> None:
+        super().__init__(problem, **parts)
+        self.failed = failed
+        self.partial = partial
+
+
+class DifferentiationError(ManifoldSDEError, RuntimeError):
+    """A loss cannot be differentiated as often as is needed."""
+
+
+class SymbolicError(ManifoldSDEError, ValueError):
+    """A symbolic problem is malformed, or a closed form is not what it claims."""
+
+
+class TimeScaleError(ArgumentError):
+    """A learning rate, weight decay, time or step count is out of range."""
+
+
+class CheckpointError(ManifoldSDEError, RuntimeError):
+    """A checkpoint or solution file is corrupted or belongs to another run."""
+
+
+class MissingDependencyError(ManifoldSDEError, ImportError):
+    """An optional dependency is not installed."""
+
+
+class ManifoldSDEWarning(UserWarning):
+    """Base class of the toolkit's warnings."""
+
+
+class CompilationWarning(ManifoldSDEWarning):
+    """Compiling is not possible here; the same computation runs uncompiled."""

@@ -1,0 +1,40 @@
+"""The symbolic route: Phi and its derivatives from a closed form."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from manifold_sde.geometry.dense import DenseGeometry
+
+
+class ClosedFormGeometry:
+    """Geometry of a symbolic problem whose Phi is known; exact derivatives, no eigenvalues.
+
+    Args:
+        closed_form: The problem's ``closed_form``.
+        dense: The dense route of the same problem, which checks that points are on the manifold.
+    """
+
+    def __init__(self, closed_form: Any, dense: DenseGeometry) -> None:
+        self.closed_form = closed_form
+        self.dense = dense
+
+    def limit_map(self, x: Tensor) -> Tensor:
+        """Phi(x): (..., D) -> (..., D).
+
+        Raises:
+            LimitMapError: If the closed form is not finite at x.
+        """
+        return self.closed_form.limit_map(x)
+
+    def tangent_projection(self, y: Tensor, v: Tensor) -> Tensor:
+        """The exact Jacobian of Phi times v: (n, D), (n, D) -> (n, D)."""
+        self.dense.spectrum(y)
+        return self.closed_form.tangent_projection(y, v)
+
+    def second_derivative(self, y: Tensor, covariance: Tensor) -> Tensor:
+        """The exact second derivative contracted: (n, D), (n, D, D) -> (n, D)."""
+        self.dense.spectrum(y)
+        return self.closed_form.second_derivative(y, covariance)

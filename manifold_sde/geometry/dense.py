@@ -1,0 +1,227 @@
+"""The dense route: everything from one eigendecomposition of the Hessian, in batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.func import vmap
+
+from manifold_sde.compiling import compile_function
+from manifold_sde.errors import NotOnManifoldError
+from manifold_sde.geometry.limit_map import LimitMap
+from manifold_sde.geometry.spectrum import Spectrum, common_rank, find_rank
+from manifold_sde.problem import Problem
+
+#: Largest Newton displacement, relative to the norm, of a point that counts as on the manifold.
+ON_MANIFOLD = {torch.float64: 1e-6, torch.float32: 1e-3}
+#: Newton steps of a retraction, and the displacement at which it is content.
+_NEWTON_STEPS = 8
+_NEWTON_TOLERANCE = {torch.float64: 1e-14, torch.float32: 1e-6}
+#: Largest batch of one compiled kernel; larger ones are cut into chunks of this size.
+_MAX_CHUNK = 4096
+
+
+class DenseGeometry:
+    """Geometry by eigendecomposition of H, up to dimensions of a few hundred.
+
+    Args:
+        problem: The problem.
+        rtol: Accuracy of the limit map relative to the norm.
+        max_steps: Steps of the gradient flow after which it counts as failed.
+        compiled: Whether Hessians and third derivatives are compiled.
+    """
+
+    def __init__(self, problem: Problem, *, rtol: float, max_steps: int, compiled: bool) -> None:
+        self.problem = problem
+        self.compiled = compiled
+        self.limit_map = LimitMap(problem, rtol=rtol, max_steps=max_steps)
+
+    def eigenvalues(self, y: Tensor) -> Tensor:
+        """Eigenvalues of H, ascending: (n, D) -> (n, D)."""
+        return torch.linalg.eigvalsh(self.hessian(y))
+
+    def hessian(self, y: Tensor) -> Tensor:
+        """The Hessian: (n, D) -> (n, D, D)."""
+        return self._run("hessian", self.problem.pointwise.hessian, (y,), (1,))
+
+    def spectrum(self, y: Tensor) -> Spectrum:
+        """Eigendecomposition of H with its rank, at points that are checked to lie on Gamma.
+
+        Raises:
+            RankError: If the rank is ambiguous, not the declared one, or not constant.
+            NotOnManifoldError: If a point is not on the manifold.
+        """
+        values, basis = torch.linalg.eigh(self.hessian(y))
+        gradient = vmap(self.problem.pointwise.gradient)(y)
+        self._check_rest(y, values, basis, gradient)
+        return Spectrum(values, basis, common_rank(find_rank(values, self.problem.rank)))
+
+    def _check_rest(self, y: Tensor, values: Tensor, basis: Tensor, gradient: Tensor) -> None:
+        """The Newton displacement in the fast directions has to be small."""
+        components = (basis.mT @ gradient[..., None])[..., 0].abs()
+        top = values.abs().max(dim=-1, keepdim=True).values
+        fast = values.abs() > 1e-6 * top
+        step = components / torch.where(fast, values.abs(), 1e-6 * top).clamp(min=1e-300)
+        distance = step.norm(dim=-1) / y.norm(dim=-1)
+        tolerance = ON_MANIFOLD.get(y.dtype, 1e-2)
+        if bool((distance <= tolerance).all()):
+            return
+        worst = int(distance.argmax())
+        raise NotOnManifoldError(
+            "a point is not on the manifold of minimisers",
+            received=f"{int((distance > tolerance).sum())} of {len(y)} points; the worst has "
+            f"gradient norm {float(gradient[worst].norm()):.3g} and distance estimate "
+            f"{float(distance[worst]):.3g} of its norm",
+            expected=f"a distance of at most {tolerance:.0e} of the norm",
+            remedy="geometry.limit_map(x) follows gradient flow to the manifold; "
+            "geometry.retract(x) takes a nearby point there",
+        )
+
+    def tangent_projection(self, y: Tensor, v: Tensor) -> Tensor:
+        """P v: (n, D), (n, D) -> (n, D)."""
+        return self.spectrum(y).project(v)
+
+    def second_derivative(self, y: Tensor, covariance: Tensor) -> Tensor:
+        """d^2 Phi(y)[Sigma]: (n, D), (n, D, D) -> (n, D)."""
+        spectrum = self.spectrum(y)
+
+        def contract(point: Tensor, values: Tensor, basis: Tensor, sigma: Tensor) -> Tensor:
+            return contract_second_derivative(
+                self.problem.pointwise.third_derivative, point, values, basis, sigma, spectrum.rank
+            )
+
+        return self._run(
+            f"second_derivative_{spectrum.rank}",
+            contract,
+            (y, spectrum.eigenvalues, spectrum.eigenvectors, covariance),
+            (1, 1, 2, 2),
+        )
+
+    def retract(self, x: Tensor) -> Tensor:
+        """Newton's method to the manifold, at constant norm where the loss is scale-invariant.
+
+        Raises:
+            NotOnManifoldError: If it does not arrive.
+        """
+        gradient, hessian = vmap(self.problem.pointwise.gradient), self.hessian
+        invariant = self.limit_map._scale_invariant(x)
+        norms = x.norm(dim=-1, keepdim=True)
+        scale = norms if invariant else torch.ones_like(norms)
+        point = x / scale
+        tolerance = _NEWTON_TOLERANCE.get(x.dtype, 1e-3)
+        step = point
+        for _ in range(_NEWTON_STEPS):
+            values, basis = torch.linalg.eigh(hessian(point))
+            rank = self.problem.rank
+            if rank is None:
+                # Off the manifold the gap is blurred by the distance; the mode of the batch holds.
+                rank = int(_rough_rank(values).mode().values)
+            step = Spectrum(values, basis, rank).pseudo_inverse(gradient(point))
+            point = point - step
+            if invariant:
+                point = point / point.norm(dim=-1, keepdim=True)
+            if bool((step.norm(dim=-1) <= tolerance).all()):
+                break
+        left = step.norm(dim=-1) / point.norm(dim=-1)
+        arrived = torch.isfinite(point).all(-1) & (left <= ON_MANIFOLD.get(x.dtype, 1e-2))
+        if not bool(arrived.all()):
+            worst = int(torch.nonzero(~arrived)[0])
+            raise NotOnManifoldError(
+                "the retraction did not arrive on the manifold of minimisers",
+                received=f"{int((~arrived).sum())} of {len(x)} points; point {worst} still moved "
+                f"by {float(left[worst]):.3g} of its norm at the last Newton step",
+                expected="points close enough to Gamma for Newton's method",
+                remedy="geometry.limit_map(x), which follows gradient flow from any distance",
+            )
+        return point * scale
+
+    def _run(
+        self,
+        name: str,
+        function: Callable[..., Tensor],
+        arguments: tuple[Tensor, ...],
+        event_dims: tuple[int, ...],
+    ) -> Tensor:
+        """Evaluate a pointwise function on a flat batch, compiled in padded chunks if wanted."""
+        if not self.compiled:
+            return vmap(function)(*arguments)
+        n = len(arguments[0])
+        chunk = min(_MAX_CHUNK, max(16, 1 << (n - 1).bit_length()))
+        key = (name, chunk, arguments[0].dtype, arguments[0].device)
+        kernels = self.problem.kernels
+        pieces = []
+        for start in range(0, n, chunk):
+            piece = [a[start : start + chunk].detach() for a in arguments]
+            count = len(piece[0])
+            if count < chunk:
+                piece = [torch.cat([a, a[-1:].expand(chunk - count, *a.shape[1:])]) for a in piece]
+            # Paths last in memory: the loops over them are the ones that vectorise.
+            piece = [a.movedim(0, -1).contiguous() for a in piece]
+            if key not in kernels:
+                batched = vmap(function, in_dims=-1, out_dims=-1)
+                kernels[key] = compile_function(batched, tuple(piece))
+            pieces.append(kernels[key](*piece).movedim(-1, 0)[:count])
+        return torch.cat(pieces) if len(pieces) > 1 else pieces[0].contiguous()
+
+
+def _rough_rank(values: Tensor) -> Tensor:
+    """Rank at points near the manifold: the position of the largest gap, unchecked."""
+    sizes = values.clamp(min=0).sort(dim=-1, descending=True).values
+    floor = 1e-9 * sizes[..., :1]
+    sizes = torch.maximum(sizes, floor)
+    return (sizes[..., :-1] / sizes[..., 1:]).argmax(dim=-1) + 1
+
+
+def contract_second_derivative(
+    third_derivative: Callable[[Tensor, Tensor, Tensor], Tensor],
+    y: Tensor,
+    eigenvalues: Tensor,
+    basis: Tensor,
+    covariance: Tensor,
+    rank: int,
+) -> Tensor:
+    r"""Second derivative of Phi contracted with a symmetric matrix, at one point of Gamma.
+
+    .. math::
+
+        \partial^2\Phi[\Sigma] = -H^\dagger \mathcal T[P\Sigma P]
+        - 2 P\, \mathcal T[\mathrm{sym}(H^\dagger N\Sigma P)]
+        - P\, \mathcal T[\mathcal L^{-1}(N\Sigma N)]
+
+    In the eigenbasis of H each script T is a sum of third derivatives along one eigenvector and
+    one combination of them: D - M for the tangent block, M for the two others together.
+
+    Args:
+        third_derivative: d^2(grad L)(y)[a, b] of one point and two directions.
+        y: Point (D,).
+        eigenvalues: Eigenvalues of H, ascending, (D,).
+        basis: Eigenvectors as columns, (D, D).
+        covariance: Sigma (D, D), symmetric.
+        rank: Rank M of H.
+
+    Returns:
+        Tensor (D,).
+
+    Source: Li, Wang and Arora, ICLR 2022, Lemmas 4.3 and 4.6, in the form whose three terms are
+    the tangent, the mixed and the normal block.
+    """
+    split = y.shape[-1] - rank
+    tangent, normal = basis[:, :split], basis[:, split:]
+    values = eigenvalues[split:]
+    inner = basis.T @ covariance @ basis
+    tangent_block = inner[:split, :split]
+    mixed_block = inner[:split, split:]
+    normal_block = inner[split:, split:]
+    # Columns b_i of the two sums of d^2(grad L)[q_i, b_i].
+    lyapunov = normal_block / (values[:, None] + values[None, :])
+    tangent_columns = tangent @ tangent_block
+    normal_columns = 2.0 * tangent @ (mixed_block / values) + normal @ lyapunov
+    along = torch.cat([tangent, normal], dim=1)
+    across = torch.cat([tangent_columns, normal_columns], dim=1)
+    thirds = vmap(lambda a, b: third_derivative(y, a, b), in_dims=(1, 1))(along, across)
+    from_tangent, from_normal = thirds[:split].sum(0), thirds[split:].sum(0)
+    normal_part = normal @ ((normal.T @ from_tangent) / values)
+    tangent_part = tangent @ (tangent.T @ from_normal)
+    return -(normal_part + tangent_part)

@@ -1,0 +1,286 @@
+"""Phi and its derivatives, by the route that fits the problem."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from manifold_sde.derivatives import check_point
+from manifold_sde.errors import ArgumentError, NonFiniteError, ShapeError
+from manifold_sde.geometry.closed_form import ClosedFormGeometry
+from manifold_sde.geometry.dense import DenseGeometry
+from manifold_sde.geometry.spectrum import find_rank, gap_ratios
+from manifold_sde.paper import implements
+from manifold_sde.problem import Problem
+
+_METHODS = ("auto", "dense", "symbolic")
+#: Largest dimension that the dense route takes without being asked to.
+_DENSE_LIMIT = 1000
+
+
+class Geometry:
+    r"""The limiting map Phi of gradient flow, and the manifold Gamma of minimisers.
+
+    Args:
+        problem: The problem.
+        method: "dense" (eigendecomposition of the Hessian), "symbolic" (a closed form of Phi
+            given to ``Problem.from_sympy``), or "auto": symbolic where there is a closed form,
+            dense otherwise.
+        rtol: Accuracy of the limit map, relative to the norm.
+        max_steps: Steps of the gradient flow after which a point counts as failed.
+        compile: Whether Hessians and third derivatives of large batches are compiled.
+
+    Raises:
+        ArgumentError: If the method is unknown or does not fit the problem.
+
+    Example:
+        >>> import torch
+        >>> from manifold_sde import Geometry, problems
+        >>> geometry = Geometry(problems.great_circle(noise_scale=0.3))
+        >>> geometry.limit_map(torch.tensor([3.0, 0.0, 4.0], dtype=torch.float64))
+        tensor([5., 0., 0.], dtype=torch.float64)
+
+    Source: Definition 2.6, Lemmas 2.7 and 2.8.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        method: str = "auto",
+        *,
+        rtol: float = 1e-10,
+        max_steps: int = 2000,
+        compile: bool = False,
+    ) -> None:
+        if method not in _METHODS:
+            raise ArgumentError(
+                "the method is not a route to the geometry",
+                received=repr(method),
+                expected=", ".join(repr(m) for m in _METHODS),
+                remedy='leave it at "auto"',
+            )
+        if not 1e-13 <= rtol <= 1e-2:
+            raise ArgumentError(
+                "rtol is not an accuracy of the limit map",
+                received=repr(rtol),
+                expected="a number between 1e-13 and 1e-2",
+                remedy="1e-10 is the default; float32 input is held to 1e-5",
+            )
+        closed_form = getattr(problem, "closed_form", None)
+        if method == "symbolic" and closed_form is None:
+            raise ArgumentError(
+                "the symbolic route needs a closed form of Phi",
+                received=f"{problem!r} without one",
+                expected="Problem.from_sympy(..., limit_map=[...])",
+                remedy='supply limit_map, or use method="dense", which uses exact derivatives '
+                "of symbolic problems all the same",
+            )
+        if method == "auto":
+            method = "dense" if closed_form is None else "symbolic"
+        if method == "dense" and problem.dim > _DENSE_LIMIT:
+            raise ArgumentError(
+                "the problem is too large for the dense route",
+                received=f"dimension {problem.dim}",
+                expected=f"at most {_DENSE_LIMIT}: H has {problem.dim**2:.1e} entries",
+                remedy="a smaller network",
+            )
+        self.problem = problem
+        self.method = method
+        self._dense = DenseGeometry(problem, rtol=rtol, max_steps=max_steps, compiled=compile)
+        self._closed = (
+            ClosedFormGeometry(closed_form, self._dense) if method == "symbolic" else None
+        )
+
+    def __repr__(self) -> str:
+        return f"Geometry({self.problem!r}, method={self.method!r})"
+
+    def _flat(self, x: Tensor, name: str) -> Tensor:
+        return check_point(x, self.problem.dim, name=name).reshape(-1, self.problem.dim)
+
+    @implements("Definition 2.6", "Lemma 2.7")
+    def limit_map(self, x: Tensor) -> Tensor:
+        r"""Phi(x), the limit of gradient flow from x.
+
+        It is 1-homogeneous and keeps the norm of x where the loss is scale-invariant, and it is
+        differentiable in forward and in reverse mode, on the manifold and off it. It is not the
+        nearest point of the manifold: the two differ at second order.
+
+        Args:
+            x: Points of the attraction set, (..., D).
+
+        Returns:
+            Tensor (..., D) on Gamma.
+
+        Raises:
+            LimitMapError: If the flow does not settle on the manifold, with the gradient norm
+                and the time reached; its ``partial`` holds the points of the batch that arrived.
+
+        Source: Definition 2.6, Lemma 2.7.
+        """
+        check_point(x, self.problem.dim)
+        if self._closed is not None:
+            return self._closed.limit_map(x)
+        return self._dense.limit_map(x)
+
+    @implements("Lemma 2.8")
+    def tangent_projection(self, y: Tensor, v: Tensor) -> Tensor:
+        """The derivative of Phi at y on Gamma applied to v: projection onto T_y(Gamma).
+
+        Args:
+            y: Points of Gamma, (..., D).
+            v: Vectors (..., D).
+
+        Returns:
+            Tensor (..., D), P v.
+
+        Raises:
+            NotOnManifoldError: If y is not on the manifold.
+            RankError: If the rank of the Hessian is ambiguous or not the declared one.
+
+        Source: Lemma 2.8.
+        """
+        check_point(v, self.problem.dim, name="v", allow_zero=True)
+        check_point(y, self.problem.dim, name="y")
+        y, v = torch.broadcast_tensors(y, v)
+        flat_y, flat_v = self._flat(y, "y"), v.reshape(-1, self.problem.dim)
+        route = self._closed or self._dense
+        return route.tangent_projection(flat_y, flat_v).reshape(v.shape)
+
+    def second_derivative(
+        self, y: Tensor, covariance: Tensor | None = None, *, factor: Tensor | None = None
+    ) -> Tensor:
+        r"""The second derivative of Phi at y on Gamma, contracted with Sigma.
+
+        It is the drift (up to the factor one half) that the noise causes along Gamma and, by its
+        normal part, what keeps the diffusion on it. Always <y, d^2 Phi[Sigma]> = tr(N Sigma N).
+
+        Args:
+            y: Points of Gamma, (..., D).
+            covariance: Symmetric Sigma, (..., D, D).
+            factor: Or a factor (..., D, m) of it. With neither, the noise of the problem.
+
+        Returns:
+            Tensor (..., D).
+
+        Raises:
+            ArgumentError: If covariance and factor are both given, or Sigma is not symmetric.
+            NotOnManifoldError: If y is not on the manifold.
+            RankError: If the rank of the Hessian is ambiguous or not the declared one.
+
+        Source: the drift of equations (5), (8) and (13).
+        """
+        check_point(y, self.problem.dim, name="y")
+        sigma = self._covariance(y, covariance, factor)
+        batch = torch.broadcast_shapes(y.shape[:-1], sigma.shape[:-2])
+        dim = self.problem.dim
+        flat_y = y.expand(*batch, dim).reshape(-1, dim)
+        flat_sigma = sigma.expand(*batch, dim, dim).reshape(-1, dim, dim)
+        route = self._closed or self._dense
+        return route.second_derivative(flat_y, flat_sigma).reshape(*batch, dim)
+
+    def _covariance(self, y: Tensor, covariance: Tensor | None, factor: Tensor | None) -> Tensor:
+        dim = self.problem.dim
+        if covariance is not None and factor is not None:
+            raise ArgumentError(
+                "the covariance is given twice",
+                received="covariance and factor",
+                expected="one of them, or neither for the noise of the problem",
+                remedy="drop one",
+            )
+        if covariance is None and factor is None:
+            return self.problem.noise_covariance(y)
+        given, name = (covariance, "covariance") if factor is None else (factor, "factor")
+        assert given is not None
+        wanted = (dim, dim) if factor is None else (dim,)
+        shape = given.shape[-2:] if factor is None else given.shape[-2:-1]
+        if given.dim() < 2 or tuple(shape) != wanted:
+            raise ShapeError(
+                f"the {name} has the wrong shape",
+                received=str(tuple(given.shape)),
+                expected=f"(..., {dim}, {dim if factor is None else 'm'})",
+                remedy="put the batch in front",
+            )
+        if not bool(torch.isfinite(given).all()):
+            raise NonFiniteError(
+                f"the {name} holds NaN or infinity",
+                received=f"{int((~torch.isfinite(given)).sum())} entries not finite",
+                expected="finite entries",
+                remedy="find where they arose",
+            )
+        if factor is not None:
+            return factor @ factor.mT
+        skew = float((given - given.mT).abs().max())
+        if skew > 1e-6 * max(float(given.abs().max()), 1e-300):
+            raise ArgumentError(
+                "the covariance is not symmetric",
+                received=f"an asymmetry of {skew:.3g}",
+                expected="Sigma = Sigma^T",
+                remedy="0.5 * (A + A.mT) contracts the same",
+            )
+        return 0.5 * (given + given.mT)
+
+    def rank(self, y: Tensor) -> Tensor:
+        """Rank M of the Hessian at points of Gamma, by the spectral gap.
+
+        Args:
+            y: Points of Gamma, (..., D).
+
+        Returns:
+            Tensor (...), int64.
+
+        Raises:
+            RankError: If the gap is ambiguous (with the eigenvalues), or the declared rank is not
+                confirmed.
+        """
+        values = self._dense.eigenvalues(self._flat(y, "y"))
+        return find_rank(values, self.problem.rank).reshape(y.shape[:-1])
+
+    def spectral_gap(self, y: Tensor) -> Tensor:
+        """Ratio of the smallest nonzero eigenvalue of H to the largest of the kernel's.
+
+        Args:
+            y: Points of Gamma, (..., D).
+
+        Returns:
+            Tensor (...): dimensionless; the kernel's eigenvalues count as at least rounding level.
+
+        Raises:
+            RankError: As :meth:`rank`.
+        """
+        values = self._dense.eigenvalues(self._flat(y, "y"))
+        ranks = find_rank(values, self.problem.rank)
+        ratios = gap_ratios(values)
+        gaps = ratios.gather(-1, (ranks - 1).clamp(min=0)[:, None])[:, 0]
+        return torch.where(ranks > 0, gaps, torch.full_like(gaps, torch.inf)).reshape(y.shape[:-1])
+
+    def retract(self, x: Tensor) -> Tensor:
+        """A point of Gamma near x, by Newton's method at constant norm.
+
+        It agrees with Phi to first order in the distance only: it may take away the rounding of a
+        step that was tangent, and never stands in for :meth:`limit_map`.
+
+        Args:
+            x: Points near Gamma, (..., D).
+
+        Returns:
+            Tensor (..., D) on Gamma, at rounding level.
+
+        Raises:
+            NotOnManifoldError: If Newton's method does not arrive.
+        """
+        return self._dense.retract(self._flat(x, "x")).reshape(x.shape)
+
+    def log_pseudo_determinant(self, y: Tensor) -> Tensor:
+        """Logarithm of the product of the nonzero eigenvalues of H at points of Gamma.
+
+        Args:
+            y: Points of Gamma, (..., D).
+
+        Returns:
+            Tensor (...).
+
+        Raises:
+            NotOnManifoldError, RankError: As :meth:`tangent_projection`.
+        """
+        spectrum = self._dense.spectrum(self._flat(y, "y"))
+        return spectrum.normal_values.log().sum(-1).reshape(y.shape[:-1])

@@ -1,0 +1,171 @@
+"""The spectrum of the Hessian on the manifold of minimisers: rank, gap, projection, inverse."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from manifold_sde.errors import RankError
+
+#: Smallest ratio across the gap at which a rank is believed.
+MIN_GAP = {torch.float64: 1e4, torch.float32: 1e2}
+#: The gap has to beat every other ratio of neighbouring eigenvalues by this factor.
+GAP_LEAD = 10.0
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """Eigendecomposition of H at points of the manifold, split into normal and tangent.
+
+    Attributes:
+        eigenvalues: Ascending, (..., D).
+        eigenvectors: As columns, in the same order, (..., D, D).
+        rank: Rank M, one number for the whole batch.
+    """
+
+    eigenvalues: Tensor
+    eigenvectors: Tensor
+    rank: int
+
+    @property
+    def normal_values(self) -> Tensor:
+        """The M nonzero eigenvalues, ascending: (..., M)."""
+        return self.eigenvalues[..., self.eigenvalues.shape[-1] - self.rank :]
+
+    @property
+    def normal_basis(self) -> Tensor:
+        """Orthonormal basis of range H as columns: (..., D, M)."""
+        return self.eigenvectors[..., self.eigenvalues.shape[-1] - self.rank :]
+
+    @property
+    def tangent_basis(self) -> Tensor:
+        """Orthonormal basis of ker H = T_y(Gamma) as columns: (..., D, D - M)."""
+        return self.eigenvectors[..., : self.eigenvalues.shape[-1] - self.rank]
+
+    def project(self, v: Tensor) -> Tensor:
+        """P v, orthogonal projection onto ker H: (..., D) -> (..., D).
+
+        The smaller of the two bases is used.
+        """
+        if 2 * self.rank >= self.eigenvalues.shape[-1]:
+            basis = self.tangent_basis
+            return (basis @ (basis.mT @ v[..., None]))[..., 0]
+        basis = self.normal_basis
+        return v - (basis @ (basis.mT @ v[..., None]))[..., 0]
+
+    def pseudo_inverse(self, v: Tensor) -> Tensor:
+        """H^+ v: (..., D) -> (..., D)."""
+        basis = self.normal_basis
+        components = (basis.mT @ v[..., None])[..., 0] / self.normal_values
+        return (basis @ components[..., None])[..., 0]
+
+
+def gap_ratios(eigenvalues: Tensor) -> Tensor:
+    """Ratios of neighbouring eigenvalues, by size: the k-th is that across rank k + 1.
+
+    Args:
+        eigenvalues: (..., D), in any order.
+
+    Returns:
+        Tensor (..., D - 1): |lambda_k| / |lambda_{k+1}| of the sizes in descending order, with
+        everything below rounding level raised to it.
+    """
+    sizes = eigenvalues.abs().sort(dim=-1, descending=True).values
+    dim = eigenvalues.shape[-1]
+    floor = torch.finfo(eigenvalues.dtype).eps * dim * sizes[..., :1]
+    tiny = torch.finfo(eigenvalues.dtype).tiny
+    sizes = torch.maximum(sizes, floor).clamp(min=tiny)
+    return sizes[..., :-1] / sizes[..., 1:]
+
+
+def find_rank(eigenvalues: Tensor, declared: int | None, where: str = "y") -> Tensor:
+    """Rank of each Hessian of a batch by its spectral gap, checked against a declared rank.
+
+    Args:
+        eigenvalues: (..., D), ascending.
+        declared: Rank that the user gave, or ``None``.
+        where: What the points are, for messages.
+
+    Returns:
+        Tensor (...), int64.
+
+    Raises:
+        RankError: If the gap is ambiguous, an eigenvalue is clearly negative, or the declared
+            rank is not confirmed. The eigenvalues are named.
+    """
+    flat = eigenvalues.reshape(-1, eigenvalues.shape[-1])
+    dim = flat.shape[-1]
+    ratios = gap_ratios(flat)
+    largest, position = ratios.max(dim=-1)
+    ranks = position + 1
+    zero = flat.abs().max(dim=-1).values == 0
+    ranks = torch.where(zero, torch.zeros_like(ranks), ranks)
+    min_gap = MIN_GAP.get(flat.dtype, 1e2)
+
+    if declared is not None:
+        own = ratios[:, declared - 1] if declared else torch.full_like(largest, torch.inf)
+        bad = (own < min_gap) | (ranks != declared)
+        if bool(bad.any()):
+            index = int(torch.nonzero(bad)[0])
+            raise RankError(
+                f"the declared rank {declared} of the Hessian is not confirmed at {where}",
+                received=f"eigenvalues {_show(flat[index])}, whose largest gap is at rank "
+                f"{int(ranks[index])} ({int(bad.sum())} of {len(flat)} points differ)",
+                expected=f"a drop by at least {min_gap:.0e} after the {declared} largest",
+                remedy="correct rank=..., or leave it out; if it changes along Gamma, "
+                "Assumption 2.1 fails there",
+            )
+    else:
+        others = ratios.scatter(-1, position[:, None], 0.0).max(dim=-1).values
+        bad = ~zero & ((largest < min_gap) | (largest < GAP_LEAD * others))
+        if bool(bad.any()):
+            index = int(torch.nonzero(bad)[0])
+            raise RankError(
+                f"the rank of the Hessian is ambiguous at {where}",
+                received=f"eigenvalues {_show(flat[index])}, largest gap {largest[index]:.3g} at "
+                f"rank {int(ranks[index])} ({int(bad.sum())} of {len(flat)} points)",
+                expected=f"one drop by at least {min_gap:.0e}, clearly larger than any other",
+                remedy="make sure that the point lies on Gamma (geometry.retract or limit_map); "
+                "give rank=M if you know it; work in float64",
+            )
+
+    negative = flat[:, 0] < -flat[:, -1].abs() / min_gap
+    if bool(negative.any()):
+        index = int(torch.nonzero(negative)[0])
+        raise RankError(
+            f"the Hessian has a negative eigenvalue at {where}",
+            received=f"eigenvalues {_show(flat[index])}",
+            expected="none below zero at a local minimiser",
+            remedy="this is a saddle or a maximum: start gradient flow from another point",
+        )
+    assert int(ranks.max()) < dim
+    return ranks.reshape(eigenvalues.shape[:-1])
+
+
+def common_rank(ranks: Tensor) -> int:
+    """The one rank of a batch.
+
+    Raises:
+        RankError: If the rank differs between the points of the batch.
+    """
+    low, high = int(ranks.min()), int(ranks.max())
+    if low != high:
+        raise RankError(
+            "the rank of the Hessian differs between the points",
+            received=f"ranks from {low} to {high}",
+            expected="one rank M on all of Gamma (Assumption 2.1)",
+            remedy="look at geometry.rank(y): the points may belong to different manifolds",
+        )
+    return low
+
+
+def _show(values: Tensor, most: int = 6) -> str:
+    """The largest and smallest eigenvalues, in descending order of size."""
+    ordered = values[values.abs().argsort(descending=True)].tolist()
+    if len(ordered) <= 2 * most:
+        return "[" + ", ".join(f"{v:.3g}" for v in ordered) + "]"
+    head = ", ".join(f"{v:.3g}" for v in ordered[:most])
+    tail = ", ".join(f"{v:.3g}" for v in ordered[-most:])
+    return f"[{head}, ..., {tail}]"

@@ -1,0 +1,70 @@
+"""Least squares: a loss given by its residuals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from manifold_sde.derivatives import batched, check_point
+from manifold_sde.errors import DTypeError, ShapeError
+from manifold_sde.noise import Noise
+from manifold_sde.pointwise import LeastSquaresPointwise
+from manifold_sde.problem import Problem, check_dim, try_function
+
+
+class LeastSquaresProblem(Problem):
+    r"""Half the mean of squared residuals, L = |r(x)|^2 / (2 Xi).
+
+    Where the residuals vanish, H = J^T J / Xi: the kernel of H and its pseudo-determinant come
+    from the Jacobian J at half the digits lost.
+
+    Args:
+        residuals: Function of ONE vector x (D,) that returns the residuals (Xi,).
+        dim: Ambient dimension D.
+        noise: The gradient noise.
+        rank: Rank M of the Hessian on the manifold of minimisers, where it is known.
+        name: Name used in messages and figures.
+
+    Raises:
+        ShapeError, DTypeError, NonFiniteError: If the residuals cannot be used.
+        NoiseError: If the noise does not fit.
+    """
+
+    pointwise: LeastSquaresPointwise
+
+    def __init__(
+        self,
+        residuals: Callable[[Tensor], Tensor],
+        dim: int,
+        noise: Noise,
+        *,
+        rank: int | None = None,
+        name: str | None = None,
+    ) -> None:
+        dim = check_dim(dim)
+        if not callable(residuals):
+            raise DTypeError(
+                "the residuals are not a function",
+                received=type(residuals).__name__,
+                expected="a function of one vector (D,) that returns (Xi,)",
+                remedy="LeastSquaresProblem(lambda x: Z @ (x / x.norm()) - targets, dim, noise)",
+            )
+        value = try_function(residuals, dim, "residual function")
+        if value.dim() != 1:
+            raise ShapeError(
+                "the residuals of one vector have the wrong shape",
+                received=f"{tuple(value.shape)} for x of shape ({dim},)",
+                expected="(Xi,): one residual a sample",
+                remedy="flatten the outputs; write the function for ONE vector",
+            )
+        pointwise = LeastSquaresPointwise(residuals, dim, value.shape[0])
+        self._setup(pointwise, noise, rank, name or getattr(residuals, "__name__", "residuals"))
+
+    def residuals(self, x: Tensor) -> Tensor:
+        """The residuals r: (..., D) -> (..., Xi)."""
+        return batched(self.pointwise.residuals, check_point(x, self.dim))
+
+    def jacobian(self, x: Tensor) -> Tensor:
+        """Jacobian of the residuals: (..., D) -> (..., Xi, D)."""
+        return batched(self.pointwise.jacobian, check_point(x, self.dim))

@@ -1,0 +1,137 @@
+"""What every gradient noise provides."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+from torch.func import grad, jvp, vmap
+
+from manifold_sde.errors import ArgumentError
+from manifold_sde.pointwise import Pointwise
+
+
+class Noise(ABC):
+    """A gradient noise with factor sigma(x) (D, m) and covariance Sigma = sigma sigma^T.
+
+    All methods act on ONE point and are composable with ``torch.func``; a problem batches them.
+    A noise holds no data of the problem: the loss is handed in.
+    """
+
+    @abstractmethod
+    def bind(self, loss: Pointwise) -> None:
+        """Check that the noise fits the loss.
+
+        Raises:
+            NoiseError: If it does not, with the way out.
+        """
+
+    @abstractmethod
+    def n_components(self, loss: Pointwise) -> int:
+        """Number m of columns of sigma."""
+
+    @abstractmethod
+    def draw_counts(self, loss: Pointwise) -> tuple[int, int]:
+        """Numbers of normals and of uniforms that one step of SGD consumes."""
+
+    @abstractmethod
+    def product(self, loss: Pointwise, x: Tensor, w: Tensor) -> Tensor:
+        """sigma(x) w: (D,), (m,) -> (D,)."""
+
+    @abstractmethod
+    def transposed_product(self, loss: Pointwise, x: Tensor, v: Tensor) -> Tensor:
+        """sigma(x)^T v: (D,), (D,) -> (m,)."""
+
+    @abstractmethod
+    def stochastic_gradient(
+        self, loss: Pointwise, x: Tensor, normals: Tensor, uniforms: Tensor
+    ) -> Tensor:
+        """Gradient that one step of SGD uses: grad L plus the noise of the step.
+
+        Args:
+            loss: The loss.
+            x: Point (D,).
+            normals: Standard normals, as many as :meth:`draw_counts` says.
+            uniforms: Uniforms on (0, 1), likewise.
+
+        Returns:
+            Tensor (D,) with mean grad L(x) and covariance Sigma(x).
+        """
+
+    def factor(self, loss: Pointwise, x: Tensor) -> Tensor:
+        """sigma(x): (D,) -> (D, m)."""
+        identity = torch.eye(self.n_components(loss), dtype=x.dtype, device=x.device)
+        return vmap(lambda w: self.product(loss, x, w), out_dims=1)(identity)
+
+    def covariance(self, loss: Pointwise, x: Tensor) -> Tensor:
+        """Sigma(x): (D,) -> (D, D)."""
+        factor = self.factor(loss, x)
+        return factor @ factor.T
+
+    def trace(self, loss: Pointwise, x: Tensor) -> Tensor:
+        """V = tr Sigma(x): (D,) -> ()."""
+        return self.factor(loss, x).square().sum()
+
+    def correction(self, loss: Pointwise, x: Tensor, projection: Tensor) -> Tensor:
+        """Sum over j of the derivative of sigma_j along P sigma_j, by JVP.
+
+        It is the term of the Stratonovich drift that comes from the noise itself; the projection
+        is held fixed.
+
+        Args:
+            loss: The loss.
+            x: Point (D,).
+            projection: Symmetric matrix P (D, D).
+
+        Returns:
+            Tensor (D,).
+        """
+        identity = torch.eye(self.n_components(loss), dtype=x.dtype, device=x.device)
+
+        def column(w: Tensor) -> Tensor:
+            direction = projection @ self.product(loss, x, w)
+            return jvp(lambda z: self.product(loss, z, w), (x,), (direction,))[1]
+
+        return vmap(column)(identity).sum(0)
+
+
+class GradientNoise(Noise):
+    """A noise whose columns are gradients of functions: its Jacobians are symmetric."""
+
+    def correction(self, loss: Pointwise, x: Tensor, projection: Tensor) -> Tensor:
+        """Half the gradient of tr(P Sigma(x)) at fixed P: one reverse mode."""
+
+        def projected_trace(z: Tensor) -> Tensor:
+            factor = self.factor(loss, z)
+            return ((projection @ factor) * factor).sum()
+
+        return 0.5 * grad(projected_trace)(x)
+
+
+def check_scale(scale: object, name: str = "scale") -> float:
+    """Check a noise scale: a positive finite number."""
+    try:
+        value = float(scale)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        value = float("nan")
+    if not 0.0 < value < float("inf"):
+        raise ArgumentError(
+            f"{name} is not a noise scale",
+            received=repr(scale),
+            expected="a positive finite number",
+            remedy=f"pass {name}=0.3, as in section 6.1; for no noise use gradient flow instead",
+        )
+    return value
+
+
+def check_batch_size(batch_size: object) -> int:
+    """Check a mini-batch size: a positive integer."""
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise ArgumentError(
+            "batch_size is not a mini-batch size",
+            received=repr(batch_size),
+            expected="a positive integer",
+            remedy="pass batch_size=1 for SGD as in (1)",
+        )
+    return batch_size

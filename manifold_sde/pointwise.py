@@ -1,0 +1,107 @@
+"""A loss of ONE vector with its derivatives: what tracing, noise and geometry see.
+
+A :class:`~manifold_sde.problem.Problem` is what users hold: it takes any batch and checks its
+input. A ``Pointwise`` is the same mathematics without either, composable with ``torch.func``, so
+that a step of SGD or of a diffusion can be written for one path and compiled for thousands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.func import jvp, vjp
+
+from manifold_sde import derivatives
+
+
+class Pointwise:
+    """Loss of one vector x (D,), by automatic differentiation.
+
+    Args:
+        function: Function of one vector (D,) that returns () or the sample losses (Xi,).
+        dim: Ambient dimension D.
+        n_samples: Number Xi of sample losses, or ``None`` for a scalar loss.
+    """
+
+    #: Whether every function here accepts leading batch dimensions as it stands.
+    batches = False
+
+    def __init__(
+        self, function: Callable[[Tensor], Tensor], dim: int, n_samples: int | None
+    ) -> None:
+        self.function = function
+        self.dim = dim
+        self.n_samples = n_samples
+
+    def loss(self, x: Tensor) -> Tensor:
+        """L(x), the mean over the samples: (D,) -> ()."""
+        value = self.function(x)
+        return value if self.n_samples is None else value.mean()
+
+    def sample_losses(self, x: Tensor) -> Tensor:
+        """The sample losses L_xi(x): (D,) -> (Xi,)."""
+        return self.function(x)
+
+    def gradient(self, x: Tensor) -> Tensor:
+        """The gradient of L: (D,) -> (D,)."""
+        return derivatives.gradient(self.loss, x)
+
+    def hessian_product(self, x: Tensor, v: Tensor) -> Tensor:
+        """The Hessian of L times v: (D,), (D,) -> (D,)."""
+        return derivatives.hessian_product(self.loss, x, v)
+
+    def hessian(self, x: Tensor) -> Tensor:
+        """The Hessian of L: (D,) -> (D, D)."""
+        return derivatives.hessian(self.loss, x)
+
+    def third_derivative(self, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        """Second directional derivative of the gradient, along a and b: (D,) each -> (D,)."""
+        return derivatives.third_derivative(self.loss, x, a, b)
+
+    def weighted_gradient(self, x: Tensor, weights: Tensor) -> Tensor:
+        """Sum of weights_xi times the gradient of L_xi, one reverse mode: (D,), (Xi,) -> (D,)."""
+        return vjp(self.sample_losses, x)[1](weights)[0]
+
+    def sample_derivatives(self, x: Tensor, v: Tensor) -> Tensor:
+        """Directional derivatives <grad L_xi(x), v>, one forward mode: (D,), (D,) -> (Xi,)."""
+        return jvp(self.sample_losses, (x,), (v,))[1]
+
+    def sample_gradients(self, x: Tensor) -> Tensor:
+        """Gradients of all sample losses: (D,) -> (Xi, D)."""
+        identity = torch.eye(self.n_samples or 1, dtype=x.dtype, device=x.device)
+        return torch.vmap(lambda w: self.weighted_gradient(x, w))(identity)
+
+
+class LeastSquaresPointwise(Pointwise):
+    """Loss half the mean of squared residuals, r (Xi,): its samples are r_xi^2 / 2.
+
+    Args:
+        residual_function: Function of one vector (D,) that returns the residuals (Xi,).
+        dim: Ambient dimension D.
+        n_samples: Number Xi of residuals.
+    """
+
+    def __init__(
+        self, residual_function: Callable[[Tensor], Tensor], dim: int, n_samples: int
+    ) -> None:
+        super().__init__(lambda x: 0.5 * residual_function(x) ** 2, dim, n_samples)
+        self.residuals = residual_function
+
+    def residual_product(self, x: Tensor, v: Tensor) -> Tensor:
+        """Jacobian of the residuals times v: (D,), (D,) -> (Xi,)."""
+        return jvp(self.residuals, (x,), (v,))[1]
+
+    def residual_transposed_product(self, x: Tensor, w: Tensor) -> Tensor:
+        """Transposed Jacobian of the residuals times w: (D,), (Xi,) -> (D,)."""
+        return vjp(self.residuals, x)[1](w)[0]
+
+    def jacobian(self, x: Tensor) -> Tensor:
+        """Jacobian of the residuals, one mode for each of the fewer side: (D,) -> (Xi, D)."""
+        assert self.n_samples is not None
+        size = min(self.n_samples, self.dim)
+        identity = torch.eye(size, dtype=x.dtype, device=x.device)
+        if self.n_samples <= self.dim:
+            return torch.vmap(lambda w: self.residual_transposed_product(x, w))(identity)
+        return torch.vmap(lambda v: self.residual_product(x, v))(identity).T

@@ -1,0 +1,111 @@
+"""A great circle along which the curvature varies: with pi not uniform, and with label noise."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from manifold_sde.errors import ArgumentError
+from manifold_sde.least_squares import LeastSquaresProblem
+from manifold_sde.noise import LabelNoise, Noise, SphericalNoise
+from manifold_sde.problems.facts import Circle, Facts
+
+
+class _WeightedCoordinate:
+    """The residual (1 + a x_1 / |x|) x_3 / |x|, as a picklable function of one vector."""
+
+    __name__ = "weighted_coordinate"
+
+    def __init__(self, amplitude: float) -> None:
+        self.amplitude = amplitude
+
+    def __call__(self, x: Tensor) -> Tensor:
+        direction = x / x.norm()
+        return (1.0 + self.amplitude * direction[:1]) * direction[2:]
+
+
+def varying_circle(
+    amplitude: float = 0.5, noise_scale: float = 0.3, *, noise: Noise | None = None
+) -> LeastSquaresProblem:
+    r"""L = ((1 + a x_1/|x|) x_3/|x|)^2 / 2 in R^3: Gamma_1 is x_3 = 0, with varying curvature.
+
+    At the angle theta on Gamma_1, H has the one nonzero eigenvalue (1 + a cos theta)^2. With the
+    noise (18), pi has the density proportional to pdet(H)^{-1/2} = 1 / (1 + a cos theta): the
+    noise drives the weights to where the loss is flat. Phi is not the nearest point here.
+
+    Args:
+        amplitude: The amplitude a, in [0, 1).
+        noise_scale: Scale of the noise (18).
+        noise: Another noise in place of (18).
+
+    Returns:
+        The problem.
+
+    Raises:
+        ArgumentError: If the amplitude is out of range.
+
+    Example:
+        >>> import torch
+        >>> from manifold_sde import problems
+        >>> problem = problems.varying_circle(amplitude=0.5)
+        >>> problem.facts.log_pseudo_determinant(problem.minimizer).exp()
+        tensor(2.2500, dtype=torch.float64)
+    """
+    if not 0.0 <= amplitude < 1.0:
+        raise ArgumentError(
+            "the amplitude is out of range",
+            received=repr(amplitude),
+            expected="a number in [0, 1): at 1 the Hessian vanishes at one point",
+            remedy="amplitude=0.5",
+        )
+    problem = LeastSquaresProblem(
+        _WeightedCoordinate(amplitude),
+        3,
+        noise or SphericalNoise(noise_scale),
+        rank=1,
+        name=f"circle of varying curvature, amplitude {amplitude:g}",
+    )
+    identity = torch.eye(3, dtype=torch.float64)
+
+    def log_pseudo_determinant(y: Tensor) -> Tensor:
+        norm = y.norm(dim=-1)
+        return 2.0 * torch.log1p(amplitude * y[..., 0] / norm) - 2.0 * norm.log()
+
+    problem.facts = Facts(
+        minimizer=identity[0],
+        rank=1,
+        manifold_dim=1,
+        statement="Gamma_1 is the great circle x_3 = 0; H has the eigenvalue "
+        "(1 + a cos theta)^2; with the noise (18), pi is proportional to 1 / (1 + a cos theta)",
+        circle=Circle(torch.zeros(3, dtype=torch.float64), identity[:2], 1.0),
+        log_pseudo_determinant=log_pseudo_determinant,
+    )
+    return problem
+
+
+def label_noise_circle(
+    amplitude: float = 0.5, label_scale: float = 0.3, batch_size: int = 1
+) -> LeastSquaresProblem:
+    r"""The circle of varying curvature with label noise: a flow towards small tr H, no diffusion.
+
+    With kappa = s^2 / B the angle follows theta' = (kappa / 2) a sin theta (1 + a cos theta) in
+    the clock u, that is -(kappa / 4) times the gradient of tr H = (1 + a cos theta)^2: it comes to
+    rest at theta = pi, where the loss is flattest.
+
+    Args:
+        amplitude: The amplitude a, in [0, 1).
+        label_scale: Standard deviation s of the labels' noise.
+        batch_size: Number B of samples a step.
+
+    Returns:
+        The problem.
+
+    Raises:
+        ArgumentError: If a parameter is out of range.
+
+    Example:
+        >>> from manifold_sde import problems
+        >>> problems.label_noise_circle().noise
+        LabelNoise(scale=0.3, batch_size=1)
+    """
+    return varying_circle(amplitude, noise=LabelNoise(label_scale, batch_size))

@@ -1,0 +1,62 @@
+"""What a problem says of itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Circle:
+    """A circle of unit vectors: Gamma_1 where it has dimension one.
+
+    Attributes:
+        center: Centre (D,), orthogonal to the plane's directions.
+        basis: Orthonormal directions of the plane, (2, D).
+        radius: Radius, sqrt(1 - |center|^2).
+    """
+
+    center: Tensor
+    basis: Tensor
+    radius: float
+
+    def plane_coordinates(self, x: Tensor) -> Tensor:
+        """Coordinates of the direction of x in the plane: (..., D) -> (..., 2)."""
+        direction = x / x.norm(dim=-1, keepdim=True)
+        return direction @ self.basis.to(x).mT
+
+    def angle(self, x: Tensor) -> Tensor:
+        """Angle of x in (-pi, pi], measured from the first direction: (..., D) -> (...)."""
+        plane = self.plane_coordinates(x)
+        return torch.atan2(plane[..., 1], plane[..., 0])
+
+    def point(self, angle: Tensor) -> Tensor:
+        """Unit vector at an angle: (...) -> (..., D)."""
+        plane = torch.stack([torch.cos(angle), torch.sin(angle)], dim=-1)
+        return self.center.to(angle) + self.radius * plane @ self.basis.to(angle)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a problem in closed form.
+
+    Attributes:
+        minimizer: A unit vector on the manifold of minimisers, (D,).
+        rank: Rank M of the Hessian there.
+        manifold_dim: Dimension D - M - 1 of Gamma_1.
+        statement: What is known, in words.
+        circle: Gamma_1, where it is a circle.
+        limit_map: Phi in closed form, (..., D) -> (..., D), where it is known.
+        log_pseudo_determinant: log pdet H on Gamma, (..., D) -> (...), where it is known.
+    """
+
+    minimizer: Tensor
+    rank: int
+    manifold_dim: int
+    statement: str
+    circle: Circle | None = None
+    limit_map: Callable[[Tensor], Tensor] | None = None
+    log_pseudo_determinant: Callable[[Tensor], Tensor] | None = None

@@ -1,0 +1,167 @@
+"""The normalised linear model of section 6.1."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from manifold_sde.errors import ArgumentError
+from manifold_sde.least_squares import LeastSquaresProblem
+from manifold_sde.noise import Noise, SphericalNoise
+from manifold_sde.paper import implements
+from manifold_sde.problems.facts import Circle, Facts
+
+_DESIGNS = ("gaussian", "orthogonal")
+
+
+class NormalizedLinear(LeastSquaresProblem):
+    """Section 6.1: residuals <x / |x| - x*, z_i>; made by :func:`normalized_linear`.
+
+    Attributes:
+        inputs: The inputs z_i as rows, (N, D).
+        targets: The labels <x*, z_i>, (N,).
+        design: "gaussian" or "orthogonal".
+    """
+
+    def __init__(
+        self, inputs: Tensor, minimizer: Tensor, noise: Noise, design: str, name: str
+    ) -> None:
+        self.inputs = inputs
+        self.targets = inputs @ minimizer
+        self.design = design
+        n_samples, dim = inputs.shape
+        super().__init__(self._residuals, dim, noise, rank=n_samples, name=name)
+        self.facts = self._facts(minimizer)
+
+    def _residuals(self, x: Tensor) -> Tensor:
+        inputs, targets = self.inputs.to(x), self.targets.to(x)
+        return inputs @ (x / x.norm()) - targets
+
+    def _facts(self, minimizer: Tensor) -> Facts:
+        # The rows of V^T beyond the rank span the kernel of the inputs.
+        _, singular, right = torch.linalg.svd(self.inputs, full_matrices=True)
+        n_samples, dim = self.inputs.shape
+        kernel = right[n_samples:]
+        inside = kernel.T @ (kernel @ minimizer)
+        center = minimizer - inside
+        radius = float(inside.norm())
+        first = inside / radius
+        others = kernel - (kernel @ first)[:, None] * first
+        circle = None
+        if dim - n_samples == 2:
+            second = others[others.norm(dim=1).argmax()]
+            circle = Circle(center, torch.stack([first, second / second.norm()]), radius)
+
+        def limit_map(x: Tensor) -> Tensor:
+            norm = x.norm(dim=-1, keepdim=True)
+            free = (x @ kernel.to(x).mT) @ kernel.to(x)
+            free = free / free.norm(dim=-1, keepdim=True)
+            return norm * (center.to(x) + radius * free)
+
+        # H = Z^T (I - ...) Z / N at unit norm: its determinant on range H does not depend on where.
+        jacobian = self.inputs - self.targets[:, None] * minimizer
+        gram = jacobian @ jacobian.T / n_samples
+        log_det = float(torch.linalg.slogdet(gram).logabsdet)
+
+        def log_pseudo_determinant(y: Tensor) -> Tensor:
+            return log_det - 2 * n_samples * y.norm(dim=-1).log()
+
+        sphere = "a circle" if circle else f"a sphere of dimension {dim - n_samples - 1}"
+        condition = float((singular[0] / singular[-1]) ** 2)
+        return Facts(
+            minimizer=minimizer,
+            rank=n_samples,
+            manifold_dim=dim - n_samples - 1,
+            statement=f"Gamma_1 is {sphere} of radius {radius:.3g}; Phi keeps the direction of "
+            "the component outside the inputs' span; pdet H is constant on Gamma_1, so pi is "
+            f"uniform; the inputs' Gram matrix has condition number {condition:.3g}",
+            circle=circle,
+            limit_map=limit_map,
+            log_pseudo_determinant=log_pseudo_determinant,
+        )
+
+
+@implements("Equation (18)")
+def normalized_linear(
+    dim: int = 10,
+    n_samples: int = 8,
+    noise_scale: float = 0.3,
+    seed: int = 0,
+    *,
+    design: str = "gaussian",
+    radius: float | None = None,
+    noise: Noise | None = None,
+) -> NormalizedLinear:
+    """The normalised linear model F_z(x) = <x / |x|, z>, fitted by least squares.
+
+    Args:
+        dim: Dimension D.
+        n_samples: Number N of inputs, at most D - 2; D - 2 makes Gamma_1 a circle.
+        noise_scale: Scale of the noise (18).
+        seed: Seed of inputs and minimiser.
+        design: "gaussian", inputs N(0, I) as in the paper, or "orthogonal", orthogonal inputs of
+            norm sqrt(N): the well-conditioned design, near its limit at practical learning rates.
+        radius: Radius of Gamma_1; by default that of a uniformly random minimiser for the
+            Gaussian design, where radius^2 is Beta((D-N)/2, N/2), and 0.8 for the orthogonal one.
+        noise: Another noise in place of (18).
+
+    Returns:
+        The problem; ``.minimizer`` is x*, of norm 1.
+
+    Raises:
+        ArgumentError: If the sizes, the design or the radius are out of range.
+
+    Example:
+        >>> from manifold_sde import problems
+        >>> problem = problems.normalized_linear()
+        >>> problem.dim, problem.rank, problem.facts.manifold_dim
+        (10, 8, 1)
+
+    Source: section 6.1.
+    """
+    if not (isinstance(dim, int) and isinstance(n_samples, int) and 1 <= n_samples <= dim - 2):
+        raise ArgumentError(
+            "the sizes do not leave a connected manifold of minimisers",
+            received=f"dim={dim!r}, n_samples={n_samples!r}",
+            expected="1 <= n_samples <= dim - 2",
+            remedy="section 6.1 has dim=10, n_samples=8",
+        )
+    if design not in _DESIGNS:
+        raise ArgumentError(
+            "the design is unknown",
+            received=repr(design),
+            expected=" or ".join(repr(d) for d in _DESIGNS),
+            remedy='"gaussian" is the paper\'s',
+        )
+    if radius is None and design == "orthogonal":
+        radius = 0.8
+    if radius is not None and not 0.0 < radius < 1.0:
+        raise ArgumentError(
+            "the radius of Gamma_1 is out of range",
+            received=repr(radius),
+            expected="a number strictly between 0 and 1",
+            remedy="leave it out for a random minimiser",
+        )
+    generator = np.random.default_rng(seed)
+    inputs = generator.standard_normal((n_samples, dim))
+    if design == "orthogonal":
+        inputs = math.sqrt(n_samples) * np.linalg.qr(inputs.T)[0].T
+    minimizer = generator.standard_normal(dim)
+    if radius is not None:
+        span = np.linalg.qr(inputs.T)[0]
+        outer = span @ (span.T @ minimizer)
+        inner = minimizer - outer
+        outer *= math.sqrt(1.0 - radius**2) / np.linalg.norm(outer)
+        inner *= radius / np.linalg.norm(inner)
+        minimizer = outer + inner
+    minimizer /= np.linalg.norm(minimizer)
+    return NormalizedLinear(
+        torch.from_numpy(inputs),
+        torch.from_numpy(minimizer),
+        noise or SphericalNoise(noise_scale),
+        design,
+        f"normalized linear, {design} inputs",
+    )
