@@ -93,7 +93,9 @@ def trace(function: Kernel, arguments: tuple[Any, ...]) -> torch.fx.GraphModule:
     Returns:
         The graph as a module.
     """
-    return make_fx(function, decomposition_table=_DECOMPOSITIONS)(*arguments)
+    # Tracing tells tensors apart by identity: one tensor given twice would become one input.
+    distinct = [a.clone() if isinstance(a, Tensor) else a for a in arguments]
+    return make_fx(function, decomposition_table=_DECOMPOSITIONS)(*distinct)
 
 
 @contextlib.contextmanager

@@ -58,14 +58,22 @@ def philox(
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(_ROUNDS):
-        # A product of two 32-bit words wraps in int64, but all its 64 bits are right; the mask
-        # after the arithmetic shift takes the sign away.
-        product0, product1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
-        high0, low0 = (product0 >> 32) & _MASK, product0 & _MASK
-        high1, low1 = (product1 >> 32) & _MASK, product1 & _MASK
+        high0, low0 = _product(c0, _MULTIPLIERS[0])
+        high1, low1 = _product(c2, _MULTIPLIERS[1])
         c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
         k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
     return c0, c1, c2, c3
+
+
+def _product(word: Tensor, multiplier: int) -> tuple[Tensor, Tensor]:
+    """High and low word of the product of two 32-bit words.
+
+    The product itself would overflow int64, and compiled code may not let a signed integer
+    overflow: compilers drop the masks that would repair it. Both multipliers exceed 2^31, so that
+    the product with (multiplier - 2^32) fits, and differs by the word times 2^32.
+    """
+    short = word * (multiplier - (1 << 32))
+    return (short >> 32) + word, short & _MASK
 
 
 def _words(

@@ -1,0 +1,326 @@
+"""SGD itself, for an ensemble of paths."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from manifold_sde import philox
+from manifold_sde.compiling import check_mode, compiler_available
+from manifold_sde.derivatives import check_point
+from manifold_sde.errors import ArgumentError, CheckpointError, TimeScaleError
+from manifold_sde.paper import implements
+from manifold_sde.problem import Problem
+from manifold_sde.schedules import Schedule
+from manifold_sde.solvers.archive import read_archive, versions, write_archive
+from manifold_sde.solvers.sgd_step import BLOCK, LANES, SgdState, advance
+from manifold_sde.solvers.solution import Solution
+
+Rate = float | Sequence[float] | Tensor | Callable[[int], float] | Schedule
+
+#: Steps from which on a run is compiled when the choice is left to the toolkit.
+_WORTH_COMPILING = 5000
+#: Largest number of paths that are stepped together.
+_CHUNK = 4096
+_CHECKPOINT_SECONDS = 20.0
+_KIND = "checkpoint of run_sgd"
+
+
+@implements("Equation (1)", "Equation (2)", "Equation (18)")
+def run_sgd(
+    problem: Problem,
+    x0: Tensor,
+    lr: Rate,
+    weight_decay: Rate,
+    steps: int | Sequence[int] | Tensor,
+    *,
+    n_paths: int | None = None,
+    seed: int = 0,
+    compile: bool | str = "auto",
+    progress: bool | str = False,
+    checkpoint: str | Path | None = None,
+) -> Solution:
+    r"""Run SGD with weight decay, x_{k+1} = (1 - eta lambda) x_k - eta grad L_{xi_k}(x_k).
+
+    The noise of a path depends on (seed, path, step) alone: a path is the same alone and among
+    thousands (to rounding), and the same seed gives the same samples at another learning rate.
+
+    Args:
+        problem: The problem, whose noise says what a step draws.
+        x0: Start (D,), or a start for each path (B, D).
+        lr: Learning rate eta: a number, a sequence, or a callable of the step.
+        weight_decay: Weight decay lambda of (1), decoupled as eta lambda; likewise.
+        steps: Step count or counts to keep, increasing; 0 is the start.
+        n_paths: Number of paths from one start; ``None`` for one path, or as many as starts.
+        seed: Seed of the noise, an integer.
+        compile: Whether the step is compiled: "auto" does so for long runs where a C++ compiler
+            is at hand.
+        progress: Whether to show a progress bar, or its label.
+        checkpoint: File to which the state is saved on the way. If it exists and belongs to this
+            run, the run goes on from it, and ends with the same bits as if it had not stopped.
+
+    Returns:
+        Solution whose ``ts`` are the steps kept; ``ys`` is (K, D) for one path and (K, n, D) for
+        several; ``clock`` is the intrinsic clock u of each path, and
+        ``stats["non_finite_paths"]`` counts paths that blew up.
+
+    Raises:
+        ArgumentError, ShapeError: If an argument is out of range or shapes do not fit.
+        TimeScaleError: If a learning rate or weight decay cannot be used, or a schedule ends.
+        CheckpointError: If the checkpoint is corrupted or belongs to another run.
+
+    Example:
+        >>> from manifold_sde import problems
+        >>> from manifold_sde.solvers import run_sgd
+        >>> problem = problems.great_circle()
+        >>> solution = run_sgd(problem, problem.minimizer, 0.01, 0.05, [0, 10], n_paths=3)
+        >>> solution.ys.shape
+        torch.Size([2, 3, 3])
+
+    Source: equations (1), (2) and (18).
+    """
+    kept = _check_steps(steps)
+    start, batched = _starts(problem, x0, n_paths)
+    philox.seed_key(seed)
+    schedules = (Schedule.of("lr", lr), Schedule.of("weight_decay", weight_decay))
+    mode = check_mode(compile)
+    worth = int(kept[-1]) >= _WORTH_COMPILING and compiler_available()
+    compiled = worth if mode == "auto" else bool(mode)
+    run = _Run(problem, start, schedules, kept, seed, compiled)
+    return run.execute(progress, None if checkpoint is None else Path(checkpoint), batched)
+
+
+class _Run:
+    """One call of ``run_sgd``: chunks of paths one after the other, each with its checkpoints."""
+
+    def __init__(
+        self,
+        problem: Problem,
+        start: Tensor,
+        schedules: tuple[Schedule, Schedule],
+        kept: list[int],
+        seed: int,
+        compiled: bool,
+    ) -> None:
+        self.problem = problem
+        self.start = start
+        self.schedules = schedules
+        self.kept = kept
+        self.seed = seed
+        self.compiled = compiled
+        n, dim = start.shape
+        self.ys = start.new_full((len(kept), n, dim), float("nan"))
+        self.clock = start.new_full((len(kept), n), float("nan"))
+
+    def execute(self, progress: bool | str, checkpoint: Path | None, batched: bool) -> Solution:
+        """Run all chunks, from the checkpoint on if there is one."""
+        n = len(self.start)
+        position = self._resume(checkpoint) if checkpoint and checkpoint.exists() else None
+        total = self.kept[-1] * -(-n // _CHUNK)
+        label = progress if isinstance(progress, str) else "SGD"
+        with (
+            torch.no_grad(),
+            tqdm(
+                total=total, desc=label, unit="step", disable=not progress, unit_scale=True
+            ) as bar,
+        ):
+            for chunk, first in enumerate(range(0, n, _CHUNK)):
+                if position is not None and chunk < position["chunk"]:
+                    bar.update(self.kept[-1])
+                    continue
+                resumed = position if position is not None and chunk == position["chunk"] else None
+                self._run_chunk(
+                    chunk, slice(first, min(first + _CHUNK, n)), resumed, bar, checkpoint
+                )
+        finite = torch.isfinite(self.ys[-1]).all(-1)
+        ys, clock = (self.ys, self.clock) if batched else (self.ys[:, 0], self.clock[:, 0])
+        return Solution(
+            ts=torch.tensor(self.kept),
+            ys=ys,
+            clock=clock,
+            stats={
+                "steps": self.kept[-1],
+                "paths": n,
+                "non_finite_paths": int((~finite).sum()),
+                "compiled": self.compiled,
+            },
+            config=self._config(),
+        )
+
+    def _run_chunk(
+        self,
+        chunk: int,
+        rows: slice,
+        resumed: dict[str, Any] | None,
+        bar: tqdm[Any],
+        checkpoint: Path | None,
+    ) -> None:
+        start = self.start[rows]
+        n = len(start)
+        padded = -(-n // LANES) * LANES
+        x = torch.cat([start, start[-1:].expand(padded - n, -1)]).T.contiguous()
+        paths = torch.arange(rows.start, rows.start + padded, device=x.device)
+        state = SgdState(x, x.new_zeros(padded), paths)
+        done = 0
+        if resumed is not None:
+            state.x, state.clock = (torch.from_numpy(resumed[k]).to(x) for k in ("x", "clock"))
+            done = resumed["step"]
+            bar.update(done)
+        self._keep(state, rows, done, n)
+        saved = time.monotonic()
+        while done < self.kept[-1]:
+            stop = min(self._next_kept(done), done + BLOCK)
+            tables = tuple(self._rates(s, done, stop) for s in self.schedules)
+            for taken in advance(
+                self.problem,
+                state,
+                done,
+                (tables[0], tables[1]),
+                self.seed,
+                compiled=self.compiled,
+            ):
+                bar.update(taken)
+            done = stop
+            self._keep(state, rows, done, n)
+            if checkpoint and time.monotonic() - saved > _CHECKPOINT_SECONDS:
+                self._save(checkpoint, chunk, done, state)
+                saved = time.monotonic()
+        if checkpoint:
+            self._save(checkpoint, chunk, done, state)
+
+    def _next_kept(self, done: int) -> int:
+        return next(k for k in self.kept if k > done)
+
+    def _keep(self, state: SgdState, rows: slice, done: int, n: int) -> None:
+        if done in self.kept:
+            row = self.kept.index(done)
+            self.ys[row, rows] = state.x.T[:n]
+            self.clock[row, rows] = state.clock[:n]
+
+    def _rates(self, schedule: Schedule, start: int, stop: int) -> Tensor:
+        if schedule.length is not None and schedule.length < self.kept[-1]:
+            raise TimeScaleError(
+                "a schedule ends before the run",
+                received=f"{schedule.length} values for {self.kept[-1]} steps",
+                expected="a value for every step",
+                remedy="a longer sequence, a number, or a callable of the step",
+            )
+        values, fault = schedule.read(start, stop)
+        if fault is not None:
+            raise fault
+        return torch.from_numpy(np.ascontiguousarray(values)).to(self.start)
+
+    # Checkpoints.
+
+    def _config(self) -> dict[str, Any]:
+        """What was run, as far as it can be written down."""
+        return {
+            "method": "sgd",
+            "problem": repr(self.problem),
+            "lr": repr(self.schedules[0]),
+            "weight_decay": repr(self.schedules[1]),
+            "seed": self.seed,
+        }
+
+    def _fingerprint(self) -> dict[str, Any]:
+        """What a checkpoint has to agree in with the run that goes on from it."""
+        probe = self.problem.pointwise.gradient(self.start[0] + 0.125)
+        return {
+            **self._config(),
+            "paths": len(self.start),
+            "kept": _digest(np.array(self.kept)),
+            "start": _digest(self.start.cpu().numpy()),
+            "gradient": _digest(probe.detach().cpu().numpy()),
+            "compiled": self.compiled,
+            "dtype": str(self.start.dtype),
+            "torch": versions()["torch"],
+        }
+
+    def _save(self, path: Path, chunk: int, step: int, state: SgdState) -> None:
+        arrays = {"x": state.x, "clock": state.clock, "kept_ys": self.ys, "kept_clock": self.clock}
+        write_archive(
+            path,
+            _KIND,
+            {"chunk": chunk, "step": step, "run": self._fingerprint()},
+            {name: value.cpu().numpy() for name, value in arrays.items()},
+        )
+
+    def _resume(self, path: Path) -> dict[str, Any]:
+        header, arrays = read_archive(path, _KIND)
+        mine, theirs = self._fingerprint(), header.get("run", {})
+        different = [key for key in mine if mine[key] != theirs.get(key)]
+        if different:
+            shown = "; ".join(f"{k}: {theirs.get(k)} there, {mine[k]} here" for k in different[:3])
+            raise CheckpointError(
+                "the checkpoint belongs to another run",
+                received=f"{path}: {shown}",
+                expected="the same problem, start, rates, steps, seed and versions",
+                remedy="delete the file to start anew, or name another checkpoint",
+            )
+        self.ys = torch.from_numpy(arrays["kept_ys"]).to(self.start)
+        self.clock = torch.from_numpy(arrays["kept_clock"]).to(self.start)
+        return {**header, "x": arrays["x"], "clock": arrays["clock"]}
+
+
+def _digest(array: Any) -> str:
+    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()[:16]
+
+
+def _check_steps(steps: object) -> list[int]:
+    if isinstance(steps, Tensor):
+        steps = steps.tolist()
+    listed = [steps] if isinstance(steps, (int, np.integer)) else list(steps)  # type: ignore[call-overload]
+    whole = all(isinstance(k, (int, np.integer)) and not isinstance(k, bool) for k in listed)
+    if (
+        not listed
+        or not whole
+        or listed[0] < 0
+        or any(b <= a for a, b in itertools.pairwise(listed))
+    ):
+        raise ArgumentError(
+            "steps are not step counts to keep",
+            received=repr(steps)[:80],
+            expected="a count, or increasing counts from 0 on",
+            remedy="steps=1000, or steps=[0, 100, 1000]; TimeScale(...).steps(T) gives counts",
+        )
+    if listed[-1] >= 2**48:
+        raise ArgumentError(
+            "there are too many steps",
+            received=str(listed[-1]),
+            expected="fewer than 2**48",
+            remedy="the limiting diffusion reaches such times",
+        )
+    return [int(k) for k in listed]
+
+
+def _starts(problem: Problem, x0: Tensor, n_paths: int | None) -> tuple[Tensor, bool]:
+    """Start of each path, (n, D), and whether the result has a path dimension."""
+    check_point(x0, problem.dim, name="x0")
+    if n_paths is not None and (
+        isinstance(n_paths, bool) or not isinstance(n_paths, int) or n_paths < 1
+    ):
+        raise ArgumentError(
+            "n_paths is not a number of paths",
+            received=repr(n_paths),
+            expected="a positive integer",
+            remedy="n_paths=60, as in Figure 2",
+        )
+    if x0.dim() == 1:
+        return x0.expand(n_paths or 1, -1).clone(), n_paths is not None
+    if x0.dim() != 2 or (n_paths is not None and n_paths != len(x0)):
+        raise ArgumentError(
+            "the starts do not fit the number of paths",
+            received=f"x0 of shape {tuple(x0.shape)}, n_paths={n_paths}",
+            expected="one start (D,), or (B, D) with n_paths left out",
+            remedy="x0.reshape(-1, D), or repeat each start as often as it is wanted",
+        )
+    return x0.clone(), True

@@ -1,0 +1,194 @@
+"""One step of SGD with weight decay for many paths at once, compiled or not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.func import vmap
+
+from manifold_sde import philox
+from manifold_sde.compiling import compile_function
+from manifold_sde.problem import Problem
+
+#: Steps whose learning rates are laid out in one table; the uncompiled run draws their noise at
+#: once, as many as fit.
+BLOCK = 1024
+_EAGER_NUMBERS = 1 << 18
+#: Paths are padded to a multiple of this, so that every path runs through the same vector code.
+LANES = 16
+
+
+@dataclass
+class SgdState:
+    """State of a group of paths, paths last.
+
+    Attributes:
+        x: Weights (D, n).
+        clock: Intrinsic clock u of each path, (n,).
+        paths: Path indices, on which the noise depends, (n,).
+    """
+
+    x: Tensor
+    clock: Tensor
+    paths: Tensor
+
+
+def update(
+    problem: Problem,
+    x: Tensor,
+    clock: Tensor,
+    lr: Tensor,
+    weight_decay: Tensor,
+    normals: Tensor,
+    uniforms: Tensor,
+) -> tuple[Tensor, Tensor]:
+    r"""Equation (1) with its noise given, and the clock's step.
+
+    .. math::
+
+        x_{k+1} = (1 - \eta_k\lambda_k) x_k - \eta_k g_k, \qquad
+        \Delta u = \eta_k^2 / ((1 - \eta_k\lambda_k)^2 \|x_k\|^4)
+
+    Args:
+        problem: The problem, whose noise makes the stochastic gradient g.
+        x: Weights (D, n).
+        clock: Clock (n,).
+        lr: Learning rate of the step, ().
+        weight_decay: Weight decay of the step, ().
+        normals: Normals that the step consumes, (a, n).
+        uniforms: Uniforms that the step consumes, (b, n).
+
+    Returns:
+        Weights and clock after the step.
+    """
+
+    def stochastic_gradient(z: Tensor, n: Tensor, u: Tensor) -> Tensor:
+        return problem.noise.stochastic_gradient(problem.pointwise, z, n, u)
+
+    gradient = vmap(stochastic_gradient, in_dims=-1, out_dims=-1)(x, normals, uniforms)
+    shrink = 1.0 - lr * weight_decay
+    square = (x * x).sum(0)
+    return shrink * x - lr * gradient, clock + (lr / (shrink * square)) ** 2
+
+
+def compiled_step(problem: Problem, state: SgdState) -> Callable[..., tuple[Tensor, ...]]:
+    """A compiled step that draws its own noise, for states of this shape.
+
+    It is kept with the problem, and serves every seed, learning rate and number of steps.
+
+    Returns:
+        Function of (x, clock, index, start, lrs, decays, key0, key1, paths) that returns
+        (x, clock, index + 1), where lrs and decays are tables of the steps from start on.
+    """
+    counts = problem.noise.draw_counts(problem.pointwise)
+    dtype = state.x.dtype
+
+    def step(
+        x: Tensor,
+        clock: Tensor,
+        index: Tensor,
+        start: Tensor,
+        lrs: Tensor,
+        decays: Tensor,
+        key0: Tensor,
+        key1: Tensor,
+        paths: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        entry = (index - start).reshape(1)
+        lr, decay = lrs.index_select(0, entry)[0], decays.index_select(0, entry)[0]
+        normals, uniforms = _draw((key0, key1), paths, index, counts, dtype)
+        x, clock = update(problem, x, clock, lr, decay, normals, uniforms)
+        return x, clock, index + 1
+
+    key = ("sgd", tuple(state.x.shape), dtype, state.x.device)
+    if key not in problem.kernels:
+        scalar = torch.zeros((), dtype=torch.int64, device=state.x.device)
+        table = torch.full((BLOCK,), 1e-3, dtype=dtype, device=state.x.device)
+        arguments = (
+            state.x,
+            state.clock,
+            scalar,
+            scalar,
+            table,
+            table,
+            scalar,
+            scalar,
+            state.paths,
+        )
+        problem.kernels[key] = compile_function(step, arguments)
+    return problem.kernels[key]
+
+
+def _draw(
+    key: tuple[Tensor | int, Tensor | int],
+    paths: Tensor,
+    steps: Tensor,
+    counts: tuple[int, int],
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    """Normals (a, *steps, n) and uniforms (b, *steps, n)."""
+    n_normals, n_uniforms = counts
+    normals = philox.normals(key, philox.STREAM_SGD_NORMAL, paths, steps, n_normals, dtype)
+    uniforms = philox.uniforms(key, philox.STREAM_SGD_UNIFORM, paths, steps, n_uniforms, dtype)
+    return normals, uniforms
+
+
+def advance(
+    problem: Problem,
+    state: SgdState,
+    first: int,
+    tables: tuple[Tensor, Tensor],
+    seed: int,
+    *,
+    compiled: bool,
+) -> Iterator[int]:
+    """Take the steps first, first + 1, ... whose rates the tables hold, changing the state.
+
+    Args:
+        problem: The problem.
+        state: The state; replaced in place.
+        first: Number of the first step.
+        tables: Learning rates and weight decays of the steps, (m,) each, m at most ``BLOCK``.
+        seed: Seed of the noise.
+        compiled: Whether the step is compiled.
+
+    Yields:
+        Numbers of steps just taken, which add up to m.
+    """
+    key = philox.seed_key(seed)
+    lrs, decays = tables
+    m = len(lrs)
+    device = state.x.device
+    if compiled:
+        step = compiled_step(problem, state)
+        pad = BLOCK - m
+        lrs, decays = (torch.nn.functional.pad(t, (0, pad)) for t in (lrs, decays))
+        index = torch.tensor(first, device=device)
+        start = torch.tensor(first, device=device)
+        key0, key1 = (torch.tensor(k, device=device) for k in key)
+        x, clock, paths = state.x, state.clock, state.paths
+        for _ in range(m):
+            x, clock, index = step(x, clock, index, start, lrs, decays, key0, key1, paths)
+        state.x, state.clock = x, clock
+        yield m
+        return
+    counts = problem.noise.draw_counts(problem.pointwise)
+    numbers = max(1, sum(counts) * state.x.shape[1])
+    at_once = max(1, _EAGER_NUMBERS // numbers)
+    for begin in range(0, m, at_once):
+        steps = torch.arange(first + begin, first + min(begin + at_once, m), device=device)
+        normals, uniforms = _draw(key, state.paths, steps, counts, state.x.dtype)
+        for j in range(len(steps)):
+            state.x, state.clock = update(
+                problem,
+                state.x,
+                state.clock,
+                lrs[begin + j],
+                decays[begin + j],
+                normals[:, j],
+                uniforms[:, j],
+            )
+        yield len(steps)
