@@ -1,0 +1,160 @@
+"""Problems given by SymPy expressions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import sympy
+import torch
+
+from manifold_sde.errors import SymbolicError
+from manifold_sde.noise import Noise
+from manifold_sde.paper import implements
+from manifold_sde.problem import Problem
+from manifold_sde.symbolic.analyticity import prove_analyticity
+from manifold_sde.symbolic.closed_form import ClosedForm
+from manifold_sde.symbolic.expressions import (
+    check_expressions,
+    check_symbols,
+    random_points,
+    real_symbols,
+    short,
+)
+from manifold_sde.symbolic.pointwise import SymbolicPointwise
+from manifold_sde.symbolic.proofs import Proof, all_of, prove_scale_invariance
+
+
+@implements("Assumption 2.3")
+class SymbolicProblem(Problem):
+    r"""A loss given by SymPy expressions, with exact derivatives and proofs of its properties.
+
+    Torch code for the loss and its derivatives is generated when it is first needed; it runs on
+    batches as it stands. Floating-point numbers in the expressions stand for the rational numbers
+    that they are.
+
+    Args:
+        losses: One expression, or the Xi sample losses, whose mean is the loss L.
+        symbols: The coordinates x_1, ..., x_D, in order.
+        noise: The gradient noise.
+        limit_map: Closed form of the limit map Phi of gradient flow, D expressions.
+        rank: Rank M of the Hessian on the manifold of minimisers, where it is known.
+        name: Name used in messages and figures.
+
+    Attributes:
+        scale_invariance: :class:`Proof` that each loss is scale-invariant; undecided where SymPy
+            does not find a proof and no point refutes it.
+        analyticity: :class:`Proof` that each loss is analytic on R^D without the origin.
+        closed_form: :class:`ClosedForm` of Phi, or ``None``.
+        expressions: The sample losses, in real symbols of the given names.
+        symbols: These symbols.
+
+    Raises:
+        SymbolicError: If the expressions are malformed, cannot be written in torch, or
+            ``limit_map`` is not the limit map.
+        ScaleInvarianceError: If a loss is not scale-invariant.
+        NoiseError: If the noise does not fit the loss.
+
+    Example:
+        >>> import sympy, torch
+        >>> from manifold_sde import Problem, SphericalNoise
+        >>> x1, x2, x3 = x = sympy.symbols("x1:4")
+        >>> norm = sympy.sqrt(x1**2 + x2**2 + x3**2)
+        >>> r = sympy.sqrt(x1**2 + x2**2)
+        >>> problem = Problem.from_sympy(
+        ...     (x3 / norm) ** 2 / 2, x, SphericalNoise(0.3),
+        ...     limit_map=[norm * x1 / r, norm * x2 / r, 0], rank=1,
+        ... )
+        >>> print(problem.scale_invariance)
+        proved (degrees of homogeneity): every sub-expression is homogeneous, the whole of degree 0
+        >>> problem.gradient(torch.tensor([1.0, 0.0, 1.0], dtype=torch.float64))
+        tensor([-0.2500,  0.0000,  0.2500], dtype=torch.float64)
+        >>> problem.closed_form.limit_map(torch.tensor([3.0, 0.0, 4.0], dtype=torch.float64))
+        tensor([5., 0., 0.], dtype=torch.float64)
+    """
+
+    pointwise: SymbolicPointwise
+
+    def __init__(
+        self,
+        losses: sympy.Expr | Sequence[sympy.Expr],
+        symbols: Sequence[sympy.Symbol],
+        noise: Noise,
+        *,
+        limit_map: Sequence[sympy.Expr] | None = None,
+        rank: int | None = None,
+        name: str | None = None,
+    ) -> None:
+        given = check_symbols(symbols)
+        listed, scalar = _list_losses(losses)
+        expressions = check_expressions(listed, given, "the loss" if scalar else "sample loss")
+        images = None if limit_map is None else _list_images(limit_map, len(given))
+        phi = None if images is None else check_expressions(images, given, "limit_map entry")
+        self.symbols = real_symbols(given)
+        self.expressions = tuple(expressions)
+        pointwise = SymbolicPointwise(expressions, self.symbols, scalar)
+        _require_finite(pointwise, listed)
+        self._setup(pointwise, noise, rank, name or "symbolic loss")
+        rounded = [sympy.sympify(e).has(sympy.Float) for e in (*listed, *(images or []))]
+        self.scale_invariance: Proof = all_of(
+            [
+                prove_scale_invariance(
+                    expression,
+                    self.symbols,
+                    "the loss" if scalar else f"sample loss {i}",
+                    rounded=rounded[i],
+                    shown=sympy.sympify(listed[i]),
+                )
+                for i, expression in enumerate(expressions)
+            ],
+            "sample loss",
+        )
+        self.analyticity: Proof = prove_analyticity(expressions, self.symbols)
+        self.closed_form: ClosedForm | None = None
+        if phi is not None:
+            self.closed_form = ClosedForm(phi, self.symbols)
+            self.closed_form.verify(pointwise, rounded=any(rounded))
+
+
+def _require_finite(pointwise: SymbolicPointwise, listed: Sequence[object]) -> None:
+    """Refuse losses that are not real and finite almost everywhere."""
+    points = [[float(c) for c in p] for p in random_points(pointwise.dim, 16, seed=1)]
+    values = pointwise.sample_losses(torch.tensor(points, dtype=torch.float64))
+    bad = ~torch.isfinite(values)
+    if bool(bad.any()):
+        index = int(bad.any(0).nonzero()[0])
+        raise SymbolicError(
+            "the loss is not real and finite away from the origin",
+            received=f"not so at {int(bad[:, index].sum())} of 16 random points: "
+            + short(sympy.sympify(listed[index])),
+            expected="a finite value at every x other than 0",
+            remedy="look for square roots and logarithms of negative numbers, and divisions by 0",
+        )
+
+
+def _list_losses(losses: object) -> tuple[list[object], bool]:
+    """The sample losses, and whether there is one loss instead of samples."""
+    if isinstance(losses, sympy.MatrixBase):
+        return list(losses), False
+    if isinstance(losses, Sequence) and not isinstance(losses, str):
+        if not losses:
+            raise SymbolicError(
+                "there are no sample losses",
+                received="an empty sequence",
+                expected="one SymPy expression, or the Xi sample losses",
+                remedy="pass the expressions before taking their mean",
+            )
+        return list(losses), False
+    return [losses], True
+
+
+def _list_images(limit_map: object, dim: int) -> list[object]:
+    images = list(limit_map) if isinstance(limit_map, (Sequence, sympy.MatrixBase)) else None
+    if images is None or isinstance(limit_map, str) or len(images) != dim:
+        received = type(limit_map).__name__ if images is None else f"{len(images)} entries"
+        raise SymbolicError(
+            "limit_map is not a map into R^D",
+            received=received,
+            expected=f"a sequence of D = {dim} expressions: the coordinates of Phi(x)",
+            remedy="give one expression for each symbol, in their order",
+        )
+    return images
