@@ -84,7 +84,7 @@ def read_archive(path: str | Path, kind: str) -> tuple[dict[str, Any], dict[str,
             remedy="check the path",
         )
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as handle, np.load(handle, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         header = json.loads(str(arrays.pop(_HEADER)))
         found = header.pop("kind")

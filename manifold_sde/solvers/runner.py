@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from tqdm import tqdm
 from manifold_sde import philox
 from manifold_sde.compiling import check_mode, compiler_available
 from manifold_sde.derivatives import check_point
-from manifold_sde.errors import ArgumentError, CheckpointError, TimeScaleError
+from manifold_sde.errors import ArgumentError, CheckpointError, DTypeError, TimeScaleError
 from manifold_sde.paper import implements
 from manifold_sde.problem import Problem
 from manifold_sde.schedules import Schedule
@@ -88,6 +88,13 @@ def run_sgd(
 
     Source: equations (1), (2) and (18).
     """
+    if not isinstance(problem, Problem):
+        raise DTypeError(
+            "the problem is not a Problem",
+            received=type(problem).__name__,
+            expected="a Problem, which has a loss and a noise",
+            remedy="Problem(loss, dim, SphericalNoise(0.3))",
+        )
     kept = _check_steps(steps)
     start, batched = _starts(problem, x0, n_paths)
     philox.seed_key(seed)
@@ -179,12 +186,13 @@ class _Run:
         saved = time.monotonic()
         while done < self.kept[-1]:
             stop = min(self._next_kept(done), done + BLOCK)
-            tables = tuple(self._rates(s, done, stop) for s in self.schedules)
+            lrs, decays = (self._rates(s, done, stop) for s in self.schedules)
+            _check_decay(lrs * decays, done)
             for taken in advance(
                 self.problem,
                 state,
                 done,
-                (tables[0], tables[1]),
+                (lrs, decays),
                 self.seed,
                 compiled=self.compiled,
             ):
@@ -236,6 +244,8 @@ class _Run:
         probe = self.problem.pointwise.gradient(self.start[0] + 0.125)
         return {
             **self._config(),
+            "lr": self._rate_digest(self.schedules[0]),
+            "weight_decay": self._rate_digest(self.schedules[1]),
             "paths": len(self.start),
             "kept": _digest(np.array(self.kept)),
             "start": _digest(self.start.cpu().numpy()),
@@ -244,6 +254,14 @@ class _Run:
             "dtype": str(self.start.dtype),
             "torch": versions()["torch"],
         }
+
+    def _rate_digest(self, schedule: Schedule) -> str:
+        """A number, or a digest of the first and the last values: functions have no name."""
+        if schedule.constant is not None:
+            return repr(schedule.constant)
+        last = self.kept[-1]
+        spans = ((0, min(BLOCK, last)), (max(0, last - BLOCK), last))
+        return _digest(np.concatenate([schedule.read(a, b)[0] for a, b in spans]))
 
     def _save(self, path: Path, chunk: int, step: int, state: SgdState) -> None:
         arrays = {"x": state.x, "clock": state.clock, "kept_ys": self.ys, "kept_clock": self.clock}
@@ -271,6 +289,18 @@ class _Run:
         return {**header, "x": arrays["x"], "clock": arrays["clock"]}
 
 
+def _check_decay(products: Tensor, first: int) -> None:
+    """Equation (1) has to shrink the weights, not turn them round."""
+    if bool((products >= 1.0).any()):
+        index = int((products >= 1.0).nonzero()[0])
+        raise TimeScaleError(
+            "lr * weight_decay is too large",
+            received=f"{float(products[index]):.3g} at step {first + index}",
+            expected="less than 1, so that 1 - eta lambda is positive",
+            remedy="a smaller learning rate or weight decay; lambda is the decoupled one of (1)",
+        )
+
+
 def _digest(array: Any) -> str:
     return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()[:16]
 
@@ -278,7 +308,10 @@ def _digest(array: Any) -> str:
 def _check_steps(steps: object) -> list[int]:
     if isinstance(steps, Tensor):
         steps = steps.tolist()
-    listed = [steps] if isinstance(steps, (int, np.integer)) else list(steps)  # type: ignore[call-overload]
+    if isinstance(steps, (int, np.integer)):
+        listed: list[Any] = [steps]
+    else:
+        listed = list(steps) if isinstance(steps, Iterable) else [steps]
     whole = all(isinstance(k, (int, np.integer)) and not isinstance(k, bool) for k in listed)
     if (
         not listed
