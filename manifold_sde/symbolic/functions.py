@@ -102,6 +102,9 @@ def function_name(node: sympy.Expr) -> str | None:
 
 def torch_call(name: str, argument: str) -> str:
     """Torch code of a known elementwise function."""
+    if name == "polygamma 1":
+        # torch.polygamma(1, t) is right to nine digits only; this is the same function.
+        return f"torch.special.zeta(2.0, {argument})"
     if name.startswith("polygamma"):
         return f"torch.polygamma({name.split()[1]}, {argument})"
     return TORCH_FUNCTIONS[name].format(argument)

@@ -193,11 +193,13 @@ def _merged(graph: Graph, terms: list[Term]) -> list[Term]:
 def _opened(nodes: list[Node]) -> list[tuple[float, Node]]:
     """Terms of the sum of some blocks, with those that are sums opened to find equal terms."""
     terms: list[tuple[float, Node]] = []
-    for node in nodes:
+    stack = [(1.0, node) for node in nodes]
+    while stack:
+        coefficient, node = stack.pop()
         if node.kind == "sum" and node.data[1] == 0.0:
-            terms += zip(node.data[0], node.args, strict=True)
+            stack += [(coefficient * c, n) for c, n in zip(node.data[0], node.args, strict=True)]
         else:
-            terms.append((1.0, node))
+            terms.append((coefficient, node))
     return terms
 
 

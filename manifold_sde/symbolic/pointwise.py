@@ -17,9 +17,13 @@ from manifold_sde.symbolic.jacobian import half_hessian, jacobian
 from manifold_sde.symbolic.packing import Packer
 from manifold_sde.symbolic.printing import generate
 
+#: Largest dimension in which a Hessian is computed entry by entry: passes over many tiny matrices
+#: are slower than over a few long vectors.
+_ENTRYWISE = 4
+
 #: What a function computes: node, inputs beside x, shape of the result without the batch, and
-#: whether the transpose is to be added.
-Recipe = tuple[Node, list[str], tuple[int, ...], bool]
+#: what symmetry it has, as in :func:`generate`.
+Recipe = tuple[Node, list[str], tuple[int, ...], str | None]
 
 
 class GeneratedCode:
@@ -47,12 +51,15 @@ class GeneratedCode:
 
     def __getitem__(self, name: str) -> Callable[..., Tensor]:
         """The function of a name; see the methods ``_node_...`` of the subclasses."""
-        if name not in self._functions:
-            node, inputs, event, symmetric = getattr(self, f"_node_{name}")()
-            self._functions[name] = generate(
-                name, self._graph, node, ["x", *inputs], event, symmetric=symmetric
-            )
-        return self._functions[name]
+        function = self._functions.get(name)
+        return self._generate(name) if function is None else function
+
+    @torch.compiler.disable  # it computes no tensors; called once, it is not in the way
+    def _generate(self, name: str) -> Callable[..., Tensor]:
+        node, inputs, event, symmetry = getattr(self, f"_node_{name}")()
+        function = generate(name, self._graph, node, ["x", *inputs], event, symmetry=symmetry)
+        self._functions[name] = function
+        return function
 
     def source(self, name: str) -> str:
         """Torch code of a generated function."""
@@ -80,41 +87,44 @@ class LossCode(GeneratedCode):
         return reverse(self._graph, self._values, seed, self._x), weights
 
     def _node_loss(self) -> Recipe:
-        return self._loss(), [], (), False
+        return self._loss(), [], (), None
 
     def _node_sample_losses(self) -> Recipe:
-        return self._values, [], (len(self.expressions),), False
+        return self._values, [], (len(self.expressions),), None
 
     def _node_gradient(self) -> Recipe:
-        return self._gradient(), [], (self._dim(),), False
+        return self._gradient(), [], (self._dim(),), None
 
     def _node_hessian(self) -> Recipe:
         dim = self._dim()
+        if dim <= _ENTRYWISE:
+            whole = jacobian(self._graph, self._gradient(), dim, self._x)
+            return whole, [], (dim, dim), "upper"
         half = half_hessian(self._graph, self._gradient(), self._x)
-        return half, [], (dim, dim), True
+        return half, [], (dim, dim), "half"
 
     def _node_hessian_product(self) -> Recipe:
         v = self._graph.input("v", self._dim())
-        return forward(self._graph, self._gradient(), {self._x: v}), ["v"], (self._dim(),), False
+        return forward(self._graph, self._gradient(), {self._x: v}), ["v"], (self._dim(),), None
 
     def _node_third_derivative(self) -> Recipe:
         a, b = (self._graph.input(name, self._dim()) for name in "ab")
         first = forward(self._graph, self._gradient(), {self._x: a})
         second = forward(self._graph, first, {self._x: b})
-        return second, ["a", "b"], (self._dim(),), False
+        return second, ["a", "b"], (self._dim(),), None
 
     def _node_weighted_gradient(self) -> Recipe:
-        return self._weighted()[0], ["weights"], (self._dim(),), False
+        return self._weighted()[0], ["weights"], (self._dim(),), None
 
     def _node_sample_derivatives(self) -> Recipe:
         v = self._graph.input("v", self._dim())
         along = forward(self._graph, self._values, {self._x: v})
-        return along, ["v"], (len(self.expressions),), False
+        return along, ["v"], (len(self.expressions),), None
 
     def _node_sample_jacobian(self) -> Recipe:
         """The transposed Jacobian of the sample losses, (D, Xi)."""
         count = len(self.expressions)
-        return jacobian(self._graph, self._values, count, self._x), [], (self._dim(), count), False
+        return jacobian(self._graph, self._values, count, self._x), [], (self._dim(), count), None
 
 
 class SymbolicPointwise(Pointwise):
@@ -188,19 +198,19 @@ class MapCode(GeneratedCode):
     """Generated functions of a map from R^D to R^D."""
 
     def _node_value(self) -> Recipe:
-        return self._values, [], (len(self.expressions),), False
+        return self._values, [], (len(self.expressions),), None
 
     def _node_derivative(self) -> Recipe:
         v = self._graph.input("v", len(self.symbols))
         along = forward(self._graph, self._values, {self._x: v})
-        return along, ["v"], (len(self.expressions),), False
+        return along, ["v"], (len(self.expressions),), None
 
     def _node_second(self) -> Recipe:
         """Second directional derivative along v and w."""
         v, w = (self._graph.input(name, len(self.symbols)) for name in "vw")
         first = forward(self._graph, self._values, {self._x: v})
         second = forward(self._graph, first, {self._x: w})
-        return second, ["v", "w"], (len(self.expressions),), False
+        return second, ["v", "w"], (len(self.expressions),), None
 
     def contracted_second(self, x: Tensor, matrix: Tensor) -> Tensor:
         """Sum over i, j of matrix_ij times the second derivatives: (..., D), (..., D, D)."""

@@ -29,7 +29,7 @@ def generate(
     inputs: Sequence[str],
     event: tuple[int, ...],
     *,
-    symmetric: bool = False,
+    symmetry: str | None = None,
 ) -> Callable[..., Tensor]:
     """Function of tensors (..., size) that computes a node.
 
@@ -39,14 +39,18 @@ def generate(
         output: What is returned.
         inputs: Names of the inputs, in the order of the arguments.
         event: Shape of the result without the batch: (), (size,) or (D, size).
-        symmetric: Whether to return the matrix plus its transpose.
+        symmetry: "half" if the matrix is to be added to its transpose; "upper" if it is symmetric
+            and only its upper half is to be computed, entry by entry.
 
     Returns:
         The function; its attribute ``source`` is its code.
     """
     printer = _Printer(graph, output)
-    result = printer.matrix(output) if output.kind == "terms" else printer.tensor(output)
-    if symmetric:
+    if symmetry == "upper":
+        result = printer.symmetric(output)
+    else:
+        result = printer.matrix(output) if output.kind == "terms" else printer.tensor(output)
+    if symmetry == "half":
         result = printer.assign(f"{result} + {result}.mT")
     if event == ():
         result = f"{result}.squeeze(-1)"
@@ -277,6 +281,80 @@ class _Printer:
         elif not factors:
             factors.append(self.constant(np.ones((1, 1))))
         return number, factors
+
+    # Small symmetric matrices, entry by entry: tensors (...).
+
+    def symmetric(self, node: Node) -> str:
+        """Name of the variable that holds a symmetric matrix, from its upper half."""
+        dim = node.size
+        terms = terms_of(node)
+        upper = {(i, j): self._entry(terms, i, j) for i in range(dim) for j in range(i, dim)}
+        entries = [upper[min(i, j), max(i, j)] for i in range(dim) for j in range(dim)]
+        return self.assign(f"torch.stack([{', '.join(entries)}], -1).unflatten(-1, ({dim}, {dim}))")
+
+    def _entry(self, terms: list[Term], row: int, column: int) -> str:
+        parts = []
+        for term in terms:
+            number, factors = 1.0, []
+            if isinstance(term.core, Node):
+                factors.append(self.assign(f"{self.matrix(term.core)}[..., {row}, {column}]"))
+            elif term.core is not None:
+                number = float(term.core[row, column])
+            for block, index in ((term.left, row), (term.right, column)):
+                if number != 0.0:
+                    coefficient, code = self._element(block, index)
+                    number *= coefficient
+                    factors += code
+            parts.append((number, factors))
+        return self._total(parts) or "torch.zeros_like(x[..., 0])"
+
+    def _element(self, node: Node, index: int) -> tuple[float, list[str]]:
+        """A number and codes whose product is an entry of a block."""
+        if node.kind == "constant":
+            return float(node.data[index if node.size > 1 else 0]), []
+        if node.size == 1:
+            return 1.0, [self.assign(f"{self.tensor(node)}.squeeze(-1)")]
+        if node.kind == "product" and any(n.kind == "constant" for n in node.args):
+            number, factors = 1.0, []
+            for part, exponent in zip(node.args, node.data, strict=True):
+                if part.kind == "constant":
+                    number *= float(part.data[index])
+                elif part.size == 1:
+                    power = self._power(part, exponent)
+                    factors.append(self.assign(f"{power}.squeeze(-1)"))
+                else:
+                    factors.append(self.assign(f"{self._power(part, exponent)}[..., {index}]"))
+            return (number, factors) if number else (0.0, [])
+        if node.kind == "sum" and any(self._masked(n) for n in node.args):
+            parts = [
+                (c * number, factors)
+                for c, part in zip(node.data[0], node.args, strict=True)
+                for number, factors in [self._element(part, index)]
+            ]
+            total = self._total([*parts, (node.data[1], [])])
+            return (1.0, [total]) if total else (0.0, [])
+        return 1.0, [self.assign(f"{self.tensor(node)}[..., {index}]")]
+
+    def _masked(self, node: Node) -> bool:
+        """Whether a block has constant factors, which may be zero."""
+        return node.kind == "constant" or any(self._masked(a) for a in node.args if a.size > 1)
+
+    def _total(self, parts: list[tuple[float, list[str]]]) -> str:
+        """Sum of products, each a number times codes; empty if it is zero."""
+        offset = sum(number for number, factors in parts if not factors)
+        moving = [(n, f) for n, f in parts if n != 0.0 and f]
+        if not moving:
+            return self.assign(f"torch.full_like(x[..., 0], {offset!r})") if offset else ""
+        moving.sort(key=lambda part: (part[0] != 1.0, len(part[1])))
+        number, factors = moving.pop(0)
+        first = self._fold(factors)
+        total = first if number == 1.0 else self.assign(f"{number!r} * {first}")
+        for number, factors in moving:
+            if len(factors) == 1:
+                total = self.assign(_add(total, number, factors[0]))
+            else:
+                total = self.assign(self._add_product(total, number, factors))
+        return self.assign(f"{total} + {offset!r}") if offset else total
 
 
 def _add(total: str, coefficient: float, term: str) -> str:

@@ -148,8 +148,9 @@ def _list_losses(losses: object) -> tuple[list[object], bool]:
 
 
 def _list_images(limit_map: object, dim: int) -> list[object]:
-    images = list(limit_map) if isinstance(limit_map, (Sequence, sympy.MatrixBase)) else None
-    if images is None or isinstance(limit_map, str) or len(images) != dim:
+    listed = isinstance(limit_map, (Sequence, sympy.MatrixBase)) and not isinstance(limit_map, str)
+    images = list(limit_map) if listed else None  # type: ignore[call-overload]
+    if images is None or len(images) != dim:
         received = type(limit_map).__name__ if images is None else f"{len(images)} entries"
         raise SymbolicError(
             "limit_map is not a map into R^D",

@@ -1,0 +1,163 @@
+"""Generated torch code of symbolic problems against hand-written torch.
+
+The derivatives of two losses on a batch: the great circle of R^3, and the normalised linear model
+of section 6.1. The hand-written formulas are worked out on paper, with u = x / |x|, and need as few
+passes as the author found. Each pair is timed in turns, eager and compiled; medians are compared.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import sympy
+import torch
+from torch import Tensor
+
+from manifold_sde.compiling import compile_function, compiler_available
+from manifold_sde.symbolic import SymbolicPointwise
+
+BATCH = 4096
+DIM, SAMPLES = 10, 8
+Function = Callable[[Tensor], Tensor]
+
+
+def circle() -> tuple[SymbolicPointwise, dict[str, Function]]:
+    """L = (x_3 / |x|)^2 / 2 in R^3, and its derivatives by hand."""
+    x = sympy.symbols("x1:4", real=True)
+    loss = x[2] ** 2 / sum(s**2 for s in x) / 2
+    pole, identity = torch.eye(3, dtype=torch.float64)[2], torch.eye(3, dtype=torch.float64)
+
+    def gradient(x: Tensor) -> Tensor:
+        norm = x.norm(dim=-1, keepdim=True)
+        u = x / norm
+        c = u[..., 2:]
+        return (c / norm) * (pole - c * u)
+
+    def hessian(x: Tensor) -> Tensor:
+        norm = x.norm(dim=-1, keepdim=True)
+        u = x / norm
+        c = u[..., 2:]
+        w = (pole - 2 * c * u) / norm
+        return w.unsqueeze(-1) * w.unsqueeze(-2) - (c / norm).square().unsqueeze(-1) * identity
+
+    return SymbolicPointwise([loss], x, True), {"gradient": gradient, "hessian": hessian}
+
+
+def linear_model() -> tuple[SymbolicPointwise, dict[str, Function]]:
+    """L = |Z x / |x| - y|^2 / (2 Xi), and its derivatives by hand."""
+    source = random.Random(0)
+    rows = [[source.gauss(0, 1) for _ in range(DIM)] for _ in range(SAMPLES)]
+    targets = [source.gauss(0, 1) for _ in range(SAMPLES)]
+    x = sympy.symbols(f"x1:{DIM + 1}", real=True)
+    norm = sympy.sqrt(sum(s**2 for s in x))
+    losses = [
+        (sum(z * s for z, s in zip(row, x, strict=True)) / norm - y) ** 2 / 2
+        for row, y in zip(rows, targets, strict=True)
+    ]
+    inputs, labels = (torch.tensor(v, dtype=torch.float64) for v in (rows, targets))
+    square = inputs.T @ inputs / SAMPLES
+    moment = labels @ inputs / SAMPLES
+    identity = torch.eye(DIM, dtype=torch.float64)
+
+    def gradient(x: Tensor) -> Tensor:
+        norm = x.norm(dim=-1, keepdim=True)
+        u = x / norm
+        slope = u @ square - moment
+        return (slope - (slope * u).sum(-1, keepdim=True) * u) / norm
+
+    def hessian(x: Tensor) -> Tensor:
+        norm = x.norm(dim=-1, keepdim=True)
+        u = x / norm
+        image = u @ square
+        slope = image - moment
+        along = (slope * u).sum(-1, keepdim=True)
+        w = (1.5 * along + 0.5 * (image * u).sum(-1, keepdim=True)) * u - image - slope
+        turned = w.unsqueeze(-1) * u.unsqueeze(-2)
+        whole = square - along.unsqueeze(-1) * identity + turned + turned.mT
+        return whole / norm.square().unsqueeze(-1)
+
+    return SymbolicPointwise(losses, x, False), {"gradient": gradient, "hessian": hessian}
+
+
+def compare(ours: Function, peer: Function, x: Tensor, repeats: int) -> tuple[float, float]:
+    """Median seconds of two functions, called in turns.
+
+    Raises:
+        AssertionError: If they do not compute the same.
+    """
+    expected = peer(x)
+    torch.testing.assert_close(ours(x), expected, rtol=1e-9, atol=1e-9 * float(expected.abs().max()))
+    times: tuple[list[float], list[float]] = ([], [])
+    for _ in range(repeats):
+        for function, record in zip((ours, peer), times, strict=True):
+            start = time.perf_counter()
+            function(x)
+            record.append(time.perf_counter() - start)
+    return statistics.median(times[0]), statistics.median(times[1])
+
+
+def rows(batch: int = BATCH, repeats: int = 200, compiled: bool = True) -> list[dict[str, Any]]:
+    """Rows of the table of benchmarks.
+
+    Args:
+        batch: Number of points.
+        repeats: Calls of each function.
+        compiled: Whether to compare compiled code as well, where a C++ compiler exists.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return [
+            row
+            for name, make in (("great circle", circle), ("linear model", linear_model))
+            for row in _rows(name, *make(), batch, repeats, compiled)
+        ]
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _rows(
+    name: str,
+    loss: SymbolicPointwise,
+    by_hand: dict[str, Function],
+    batch: int,
+    repeats: int,
+    compiled: bool,
+) -> list[dict[str, Any]]:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(batch, loss.dim, dtype=torch.float64, generator=generator)
+    found = []
+    for what, peer in by_hand.items():
+        ours = loss.code[what]
+        pairs = {"eager": (ours, peer)}
+        if compiled and compiler_available():
+            pairs["compiled"] = (compile_function(ours, (x,)), compile_function(peer, (x,)))
+        for mode, pair in pairs.items():
+            seconds = compare(*pair, x, repeats)
+            found.append(
+                {
+                    "name": f"symbolic {what}, {name}, {mode}",
+                    "ours_seconds": seconds[0],
+                    "peer": "hand-written torch",
+                    "peer_seconds": seconds[1],
+                    "ratio": seconds[0] / seconds[1],
+                    "note": f"batch {batch}, D = {loss.dim}, float64, one thread",
+                }
+            )
+    return found
+
+
+def main() -> None:
+    """Print the table, 80 columns wide."""
+    print(f"{'':<46}{'ours µs':>10}{'peer µs':>10}{'ratio':>8}")
+    for row in rows():
+        ours, peer = 1e6 * row["ours_seconds"], 1e6 * row["peer_seconds"]
+        print(f"{row['name']:<46}{ours:>10.1f}{peer:>10.1f}{row['ratio']:>8.2f}")
+
+
+if __name__ == "__main__":
+    main()
