@@ -90,7 +90,9 @@ def compare(ours: Function, peer: Function, x: Tensor, repeats: int) -> tuple[fl
         AssertionError: If they do not compute the same.
     """
     expected = peer(x)
-    torch.testing.assert_close(ours(x), expected, rtol=1e-9, atol=1e-9 * float(expected.abs().max()))
+    torch.testing.assert_close(
+        ours(x), expected, rtol=1e-9, atol=1e-9 * float(expected.abs().max())
+    )
     times: tuple[list[float], list[float]] = ([], [])
     for _ in range(repeats):
         for function, record in zip((ours, peer), times, strict=True):

@@ -102,7 +102,7 @@ class ClosedForm:
                 break
         if not used:
             raise _refused(
-                "it and the loss are real and finite, at x and at Phi(x)",
+                "map and loss are real and finite, at x and at Phi(x)",
                 f"none of {_TRIED} random points where they are",
             )
         for name, defect in worst.items():
@@ -165,7 +165,7 @@ def _defects(phi: Evaluator, loss: Evaluator, x: Point) -> dict[str, float] | No
 def _refused(name: str, received: str) -> SymbolicError:
     nearest = "dPhi(x)" in name or "|" in name
     return SymbolicError(
-        f"limit_map is not the limit map of gradient flow: it fails that {name}",
+        f"limit_map is not the limit map of gradient flow, for which {name}",
         received=received,
         expected="a closed form of Phi(x) = lim of gradient flow from x (Definition 2.6)",
         remedy="the nearest minimiser is not Phi: follow gradient flow, which keeps |x|, to its end"

@@ -38,11 +38,11 @@ class GeneratedCode:
     """
 
     def __init__(self, expressions: Sequence[sympy.Expr], symbols: Sequence[sympy.Symbol]) -> None:
-        self.expressions = tuple(expressions)
+        self.expressions = tuple(sympy.sympify(e) for e in expressions)
         self.symbols = tuple(symbols)
         self._graph = Graph()
         self._x = self._graph.input("x", len(symbols))
-        self._values = Packer(self._graph, symbols, self._x).pack(expressions)
+        self._values = Packer(self._graph, symbols, self._x).pack(self.expressions)
         self._functions: dict[str, Callable[..., Tensor]] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
