@@ -2,8 +2,9 @@
 
 Losses are written by users in ordinary torch, so the orders matter: the derivative of
 ``x / x.norm()`` raises inside torch when the outermost derivative of a third-order one is
-reverse mode over forward mode. Forward over forward over reverse works on every loss met so
-far and costs a small multiple of one gradient, so it is the only order used here.
+reverse mode over forward mode. Forward over forward over reverse is the only order used here: it
+costs a small multiple of one gradient. Some functions of torch have wrong third derivatives in
+every order; :mod:`manifold_sde.elementary` replaces or finds them.
 
 All functions take a function of ONE vector and are composable with ``torch.func``; batches are
 made by :func:`batched`.
@@ -11,8 +12,10 @@ made by :func:`batched`.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.func import grad, jvp, vmap
@@ -48,7 +51,9 @@ def third_derivative(function: ScalarFunction, x: Tensor, a: Tensor, b: Tensor) 
 
     Args:
         function: Scalar function of one vector.
-        x, a, b: Point and two directions, each (D,).
+        x: Point (D,).
+        a: Direction (D,).
+        b: Another direction (D,).
 
     Returns:
         Tensor (D,).
@@ -77,24 +82,71 @@ def batched(
 
     Returns:
         Tensor with the broadcast batch shape in front of the function's own.
+
+    Raises:
+        DTypeError: If the arguments differ in dtype or device.
+        ShapeError: If their batch shapes do not broadcast.
     """
+    first = arguments[0]
+    for other in arguments[1:]:
+        if (other.dtype, other.device) != (first.dtype, first.device):
+            raise DTypeError(
+                "the arguments differ in dtype or device",
+                received=" and ".join(f"{a.dtype} on {a.device}" for a in (first, other)),
+                expected="one dtype and one device",
+                remedy="other.to(x)",
+            )
     batch_shapes = [a.shape[: a.dim() - d] for a, d in zip(arguments, event_dims, strict=True)]
-    batch = torch.broadcast_shapes(*batch_shapes)
+    try:
+        batch = torch.broadcast_shapes(*batch_shapes)
+    except RuntimeError as error:
+        raise ShapeError(
+            "the leading batch dimensions do not fit together",
+            received=" and ".join(str(tuple(a.shape)) for a in arguments),
+            expected="batch shapes that broadcast",
+            remedy="give one batch shape, or none, to all of them",
+        ) from error
     if batch == ():
         return function(*arguments)
     flat = [
-        a.expand(*batch, *a.shape[a.dim() - d :]).reshape(-1, *a.shape[a.dim() - d :])
+        a.expand(*batch, *a.shape[a.dim() - d :]).reshape(batch.numel(), *a.shape[a.dim() - d :])
         for a, d in zip(arguments, event_dims, strict=True)
     ]
-    result = vmap(function, randomness=randomness)(*flat)
+    if batch.numel() == 0:
+        # vmap refuses an empty batch: one point shows the shape of the result.
+        flat = [torch.ones(1, *a.shape[1:], dtype=a.dtype, device=a.device) for a in flat]
+        result = vmap(function, randomness=randomness)(*flat)[:0]
+    else:
+        result = vmap(function, randomness=randomness)(*flat)
     return result.reshape(*batch, *result.shape[1:])
+
+
+def integer(value: object) -> int | None:
+    """An integer of any kind (Python's, NumPy's) as an int; ``None`` for all else, bools too."""
+    if isinstance(value, (bool, np.bool_, Tensor)):
+        return None
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        return None
+
+
+def is_known_false(condition: Tensor) -> bool:
+    """Whether a condition of one value fails; false where there is no value to look at.
+
+    That is so for meta and fake tensors and inside ``vmap``, where only shapes are known.
+    """
+    try:
+        return not bool(condition)
+    except RuntimeError:
+        return False
 
 
 def check_point(x: object, dim: int, *, name: str = "x", allow_zero: bool = False) -> Tensor:
     """Check that a point or a batch of points can be used, and return it.
 
     Args:
-        x: What the user gave; expected a floating tensor (..., dim).
+        x: What the user gave; expected a tensor (..., dim) of single or double precision.
         dim: Ambient dimension D.
         name: Name used in messages.
         allow_zero: Whether the zero vector is a legal value.
@@ -103,7 +155,7 @@ def check_point(x: object, dim: int, *, name: str = "x", allow_zero: bool = Fals
         The same tensor.
 
     Raises:
-        DTypeError: If x is not a real floating tensor.
+        DTypeError: If x is not a tensor of float64 or float32.
         ShapeError: If its last dimension is not ``dim``.
         NonFiniteError: If it holds NaN or infinity.
         ZeroVectorError: If one of its points is the origin.
@@ -115,9 +167,9 @@ def check_point(x: object, dim: int, *, name: str = "x", allow_zero: bool = Fals
             expected=f"a floating torch tensor of shape (..., {dim})",
             remedy=f"torch.as_tensor({name}, dtype=torch.float64)",
         )
-    if not x.is_floating_point():
+    if x.dtype not in (torch.float64, torch.float32):
         raise DTypeError(
-            f"{name} is not a real floating tensor",
+            f"{name} is not a real floating tensor of single or double precision",
             received=f"dtype {x.dtype}",
             expected="float64 (float32 works to its own tolerances)",
             remedy=f"{name}.to(torch.float64)",
@@ -129,20 +181,19 @@ def check_point(x: object, dim: int, *, name: str = "x", allow_zero: bool = Fals
             expected=f"(..., {dim}): the last dimension is the ambient dimension D",
             remedy="put the batch in front and the coordinates last",
         )
-    finite = torch.isfinite(x).all()
-    nonzero = torch.ones_like(finite) if allow_zero else (x != 0).any(dim=-1).all()
-    if not bool(finite):
+    if is_known_false(torch.isfinite(x).all()):
         bad = int((~torch.isfinite(x)).any(dim=-1).sum())
         raise NonFiniteError(
             f"{name} holds NaN or infinity",
-            received=f"{bad} of {max(1, x[..., 0].numel())} points not finite",
+            received=f"{bad} of {x.shape[:-1].numel()} points not finite",
             expected="finite coordinates",
             remedy="find where they arose; a smaller learning rate or step if a run blew up",
         )
-    if not bool(nonzero):
+    if not allow_zero and is_known_false((x != 0).any(dim=-1).all()):
+        zero = int((x == 0).all(dim=-1).sum())
         raise ZeroVectorError(
             f"{name} contains the zero vector",
-            received="a point of norm 0",
+            received=f"{zero} of {x.shape[:-1].numel()} points of norm 0",
             expected="points away from the origin, where a scale-invariant loss is defined",
             remedy="start from a nonzero point; directions are all that matters",
         )

@@ -6,11 +6,13 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from manifold_sde.derivatives import batched, check_point
+from manifold_sde import loss_checks
+from manifold_sde.derivatives import check_point
+from manifold_sde.elementary import ElementaryFunction, elementary
 from manifold_sde.errors import DTypeError, ShapeError
 from manifold_sde.noise import Noise
 from manifold_sde.pointwise import LeastSquaresPointwise
-from manifold_sde.problem import Problem, check_dim, try_function
+from manifold_sde.problem import Problem
 
 
 class LeastSquaresProblem(Problem):
@@ -27,7 +29,8 @@ class LeastSquaresProblem(Problem):
         name: Name used in messages and figures.
 
     Raises:
-        ShapeError, DTypeError, NonFiniteError: If the residuals cannot be used.
+        ArgumentError, ShapeError, DTypeError, NonFiniteError, DifferentiationError: If the
+            residuals cannot be used.
         NoiseError: If the noise does not fit.
     """
 
@@ -42,7 +45,7 @@ class LeastSquaresProblem(Problem):
         rank: int | None = None,
         name: str | None = None,
     ) -> None:
-        dim = check_dim(dim)
+        dim = loss_checks.check_dim(dim)
         if not callable(residuals):
             raise DTypeError(
                 "the residuals are not a function",
@@ -50,21 +53,23 @@ class LeastSquaresProblem(Problem):
                 expected="a function of one vector (D,) that returns (Xi,)",
                 remedy="LeastSquaresProblem(lambda x: Z @ (x / x.norm()) - targets, dim, noise)",
             )
-        value = try_function(residuals, dim, "residual function")
-        if value.dim() != 1:
+        value = loss_checks.try_function(ElementaryFunction(residuals), dim, "residual function")
+        if value.dim() != 1 or value.numel() == 0:
             raise ShapeError(
                 "the residuals of one vector have the wrong shape",
                 received=f"{tuple(value.shape)} for x of shape ({dim},)",
                 expected="(Xi,): one residual a sample",
                 remedy="flatten the outputs; write the function for ONE vector",
             )
-        pointwise = LeastSquaresPointwise(residuals, dim, value.shape[0])
+        function = elementary(residuals, loss_checks.fixed_directions(dim, 1)[0])
+        pointwise = LeastSquaresPointwise(function, dim, value.shape[0])
+        loss_checks.require_derivatives(pointwise, function, "residual function")
         self._setup(pointwise, noise, rank, name or getattr(residuals, "__name__", "residuals"))
 
     def residuals(self, x: Tensor) -> Tensor:
         """The residuals r: (..., D) -> (..., Xi)."""
-        return batched(self.pointwise.residuals, check_point(x, self.dim))
+        return self._apply(self.pointwise.residuals, check_point(x, self.dim))
 
     def jacobian(self, x: Tensor) -> Tensor:
         """Jacobian of the residuals: (..., D) -> (..., Xi, D)."""
-        return batched(self.pointwise.jacobian, check_point(x, self.dim))
+        return self._apply(self.pointwise.jacobian, check_point(x, self.dim))

@@ -86,8 +86,11 @@ class LeastSquaresPointwise(Pointwise):
     def __init__(
         self, residual_function: Callable[[Tensor], Tensor], dim: int, n_samples: int
     ) -> None:
-        super().__init__(lambda x: 0.5 * residual_function(x) ** 2, dim, n_samples)
+        super().__init__(self._half_squares, dim, n_samples)
         self.residuals = residual_function
+
+    def _half_squares(self, x: Tensor) -> Tensor:
+        return 0.5 * self.residuals(x) ** 2
 
     def residual_product(self, x: Tensor, v: Tensor) -> Tensor:
         """Jacobian of the residuals times v: (D,), (D,) -> (Xi,)."""

@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from manifold_sde import philox
-from manifold_sde.derivatives import batched, check_point
+from manifold_sde import invariance, loss_checks, philox
+from manifold_sde.derivatives import batched, check_point, integer, is_known_false
+from manifold_sde.elementary import ElementaryFunction, elementary
 from manifold_sde.errors import (
     ArgumentError,
     DifferentiationError,
     DTypeError,
+    ManifoldSDEError,
     NoiseError,
-    NonFiniteError,
     ScaleInvarianceError,
     ShapeError,
 )
@@ -71,7 +72,7 @@ class Problem:
         rank: int | None = None,
         name: str | None = None,
     ) -> None:
-        dim = check_dim(dim)
+        dim = loss_checks.check_dim(dim)
         if not callable(loss):
             raise DTypeError(
                 "the loss is not a function",
@@ -79,7 +80,7 @@ class Problem:
                 expected="a function of one vector (D,) in plain torch",
                 remedy="for SymPy expressions use Problem.from_sympy",
             )
-        value = try_function(loss, dim, "loss")
+        value = loss_checks.try_function(ElementaryFunction(loss), dim, "loss")
         if value.dim() > 1:
             raise ShapeError(
                 "the loss of one vector has the wrong shape",
@@ -87,7 +88,16 @@ class Problem:
                 expected="() for a scalar loss, or (Xi,) for the sample losses",
                 remedy="write the loss for ONE vector; batches are made by the toolkit",
             )
-        pointwise = Pointwise(loss, dim, value.shape[0] if value.dim() else None)
+        if value.numel() == 0:
+            raise ShapeError(
+                "the loss has no samples",
+                received=f"{tuple(value.shape)} for x of shape ({dim},)",
+                expected="() for a scalar loss, or (Xi,) with Xi at least 1",
+                remedy="check the data that the loss was made with",
+            )
+        function = elementary(loss, loss_checks.fixed_directions(dim, 1)[0])
+        pointwise = Pointwise(function, dim, value.shape[0] if value.dim() else None)
+        loss_checks.require_derivatives(pointwise, function, "loss")
         self._setup(pointwise, noise, rank, name or getattr(loss, "__name__", "loss"))
 
     def _setup(
@@ -101,9 +111,8 @@ class Problem:
                 remedy="SphericalNoise(0.3), or CustomNoise(factor) for a sigma of your own",
             )
         dim = pointwise.dim
-        if rank is not None and (
-            isinstance(rank, bool) or not isinstance(rank, int) or not 0 <= rank < dim
-        ):
+        declared = integer(rank)
+        if rank is not None and (declared is None or not 0 <= declared < dim):
             raise ArgumentError(
                 "rank is not the rank of a Hessian with a kernel",
                 received=repr(rank),
@@ -115,11 +124,12 @@ class Problem:
         self.dim = dim
         self.n_samples = pointwise.n_samples
         self.noise = noise
-        self.rank = rank
+        self.rank = declared
         self.name = name
         self.facts: Any = None
         #: Compiled kernels of this problem, by what they compute and for which shapes.
         self.kernels: dict[Any, Any] = {}
+        self._gradient_size: float | None = None
 
     def __repr__(self) -> str:
         samples = "" if self.n_samples is None else f", n_samples={self.n_samples}"
@@ -151,8 +161,23 @@ class Problem:
         self, function: Callable[..., Tensor], *arguments: Tensor, dims: tuple[int, ...] = (1,)
     ) -> Tensor:
         if self.pointwise.batches:
-            return function(*arguments)
-        return batched(function, *arguments, event_dims=dims)
+            return self._guarded(lambda: function(*arguments))
+        return self._guarded(lambda: batched(function, *arguments, event_dims=dims))
+
+    def _guarded(self, compute: Callable[[], Tensor]) -> Tensor:
+        try:
+            return compute()
+        except ManifoldSDEError:
+            raise
+        except (RuntimeError, NotImplementedError) as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            raise DifferentiationError(
+                f"torch cannot evaluate or differentiate the loss or the noise of {self.name!r}",
+                received=loss_checks.first_line(error),
+                expected="functions in plain torch that follow the dtype and device of x",
+                remedy=loss_checks.remedy(str(error)),
+            ) from error
 
     def loss(self, x: Tensor) -> Tensor:
         """L(x): (..., D) -> (...)."""
@@ -191,39 +216,62 @@ class Problem:
             check_point(v, self.dim, name=n, allow_zero=n != "x")
             for v, n in ((x, "x"), (a, "a"), (b, "b"))
         ]
-        try:
-            return self._apply(self.pointwise.third_derivative, *points, dims=(1, 1, 1))
-        except (RuntimeError, NotImplementedError) as error:
-            raise DifferentiationError(
-                f"the loss of {self.name!r} cannot be differentiated three times",
-                received=f"{type(error).__name__}: {str(error).splitlines()[0]}",
-                expected="a loss in plain torch, without in-place writes, custom kernels or "
-                "detached values",
-                remedy="write the offending layer with elementary operations, for example "
-                "x / (x * x).sum().sqrt() for a normalisation",
-            ) from error
+        return self._apply(self.pointwise.third_derivative, *points, dims=(1, 1, 1))
+
+    def derivative_errors(self, x: Tensor | None = None) -> dict[str, float]:
+        """How far the derivatives are from difference quotients, at one point.
+
+        A loss whose derivatives are wrong at a fixed point is refused when the problem is made;
+        this measures them anywhere else.
+
+        Args:
+            x: Point (D,); by default a fixed random direction.
+
+        Returns:
+            For "gradient", "hessian" and "third" the smallest relative difference over two steps.
+
+        Raises:
+            DifferentiationError: If torch cannot differentiate the loss so often.
+            NonFiniteError: If a derivative is not finite.
+        """
+        point = loss_checks.fixed_directions(self.dim, 1)[0] if x is None else x
+        if check_point(point, self.dim).dim() != 1:
+            raise ShapeError(
+                "derivatives are compared at one point",
+                received=str(tuple(point.shape)),
+                expected=f"({self.dim},)",
+                remedy="call it for each point",
+            )
+        errors = loss_checks.derivative_errors(self.pointwise, point)
+        return {name: error for name, (error, _) in errors.items()}
 
     # The noise, batched.
 
+    def _noise(
+        self, function: Callable[..., Tensor], *arguments: Tensor, dims: tuple[int, ...] = (1,)
+    ) -> Tensor:
+        def at_one_point(*z: Tensor) -> Tensor:
+            return function(self.pointwise, *z)
+
+        return self._guarded(lambda: batched(at_one_point, *arguments, event_dims=dims))
+
     def noise_factor(self, x: Tensor) -> Tensor:
         """sigma(x): (..., D) -> (..., D, m)."""
-        return batched(lambda z: self.noise.factor(self.pointwise, z), check_point(x, self.dim))
+        return self._noise(self.noise.factor, check_point(x, self.dim))
 
     def noise_product(self, x: Tensor, w: Tensor) -> Tensor:
         """sigma(x) w without the matrix: (..., D), (..., m) -> (..., D)."""
         check_point(x, self.dim)
         check_point(w, self.n_noise, name="w", allow_zero=True)
-        return batched(
-            lambda z, v: self.noise.product(self.pointwise, z, v), x, w, event_dims=(1, 1)
-        )
+        return self._noise(self.noise.product, x, w, dims=(1, 1))
 
     def noise_covariance(self, x: Tensor) -> Tensor:
         """Sigma(x) = sigma sigma^T: (..., D) -> (..., D, D)."""
-        return batched(lambda z: self.noise.covariance(self.pointwise, z), check_point(x, self.dim))
+        return self._noise(self.noise.covariance, check_point(x, self.dim))
 
     def noise_trace(self, x: Tensor) -> Tensor:
         """V = tr Sigma(x): (..., D) -> (...)."""
-        return batched(lambda z: self.noise.trace(self.pointwise, z), check_point(x, self.dim))
+        return self._noise(self.noise.trace, check_point(x, self.dim))
 
     def noise_correction(self, x: Tensor, projection: Tensor) -> Tensor:
         """Sum over j of the derivative of sigma_j along P sigma_j, at fixed P.
@@ -244,12 +292,14 @@ class Problem:
                 expected=f"(..., {self.dim}, {self.dim})",
                 remedy="geometry.tangent_projection(y, torch.eye(D)) gives its columns",
             )
-        return batched(
-            lambda z, p: self.noise.correction(self.pointwise, z, p),
-            x,
-            projection,
-            event_dims=(1, 2),
-        )
+        if is_known_false((projection - projection.mT).norm() <= 1e-6 * projection.norm()):
+            raise ArgumentError(
+                "the projection is not symmetric",
+                received="a matrix with NaN, or one that differs from its transpose",
+                expected="P = P^T",
+                remedy="0.5 * (A + A.mT); a projection on a tangent space is symmetric",
+            )
+        return self._noise(self.noise.correction, x, projection, dims=(1, 2))
 
     def sgd_noise(self, x: Tensor, *, seed: int = 0, step: int = 0) -> Tensor:
         """Noise that one step of SGD adds to the gradient, a draw of its own for each point.
@@ -263,8 +313,16 @@ class Problem:
             Tensor (..., D), of mean zero and covariance Sigma(x).
         """
         flat = check_point(x, self.dim).reshape(-1, self.dim)
+        number = integer(step)
+        if number is None or not 0 <= number < philox.STEPS:
+            raise ArgumentError(
+                "step is not the number of a step",
+                received=repr(step),
+                expected=f"an integer in [0, {philox.STEPS})",
+                remedy="count the steps from 0, as run_sgd does",
+            )
         paths = torch.arange(flat.shape[0], device=x.device)
-        when = torch.tensor(step, device=x.device)
+        when = torch.tensor(number, device=x.device)
         n_normals, n_uniforms = self.noise.draw_counts(self.pointwise)
         key = philox.seed_key(seed)
         normals = philox.normals(key, philox.STREAM_SGD_NORMAL, paths, when, n_normals, x.dtype)
@@ -274,7 +332,11 @@ class Problem:
             total = self.noise.stochastic_gradient(self.pointwise, z, n, u)
             return total - self.pointwise.gradient(z)
 
-        return torch.vmap(noise)(flat, normals.T, uniforms.T).reshape(x.shape)
+        if len(flat) == 0:
+            return torch.zeros_like(x)
+        return self._guarded(
+            lambda: torch.vmap(noise)(flat, normals.T, uniforms.T).reshape(x.shape)
+        )
 
     @property
     def n_noise(self) -> int:
@@ -287,9 +349,9 @@ class Problem:
     def scale_invariance_violation(self, x: Tensor | None = None) -> Tensor:
         """How far the losses are from scale invariance, by Euler's theorem.
 
-        It is the largest ``|<x, grad L_xi(x)>| / (|x| max |grad L_xi|)`` over the samples, with
-        the maximum of the gradient's norm over all points and samples: rounding level if and only
-        if each loss is constant along the rays through the points.
+        It is the largest ``|<x, grad L_xi(x)>|`` over points and samples, divided by the largest
+        ``|x| |grad L_xi(x)|`` over these and 16 fixed directions: rounding level if and only if
+        each loss is constant along the rays through the points.
 
         Args:
             x: Points (..., D); by default 16 fixed random directions.
@@ -303,20 +365,26 @@ class Problem:
 
     def _euler_defects(self, x: Tensor | None) -> tuple[Tensor, Tensor]:
         """Relative Euler defects (n, Xi or 1) and the points (n, D) that they belong to."""
-        points = _test_directions(self.dim) if x is None else check_point(x, self.dim)
-        points = points.reshape(-1, self.dim)
+        points = self._points(x)
+        terms, size = invariance.euler_products(self.pointwise, points)
+        if self._gradient_size is None:
+            # At points of Gamma alone there would be nothing but rounding to compare with.
+            fixed = loss_checks.fixed_directions(self.dim)
+            self._gradient_size = float(invariance.euler_products(self.pointwise, fixed)[1].max())
+        largest = size.max().clamp(min=self._gradient_size)
+        return terms.sum(-1) / torch.where(largest > 0, largest, 1.0), points
 
-        def defect(z: Tensor) -> tuple[Tensor, Tensor]:
-            if self.n_samples is None:
-                gradients = self.pointwise.gradient(z)[None]
-            else:
-                gradients = self.pointwise.sample_gradients(z)
-            norm = z.norm()
-            return gradients @ z, norm * gradients.norm(dim=-1)
-
-        along, size = torch.vmap(defect)(points)
-        largest = size.max()
-        return along / torch.where(largest > 0, largest, torch.ones_like(largest)), points
+    def _points(self, x: Tensor | None) -> Tensor:
+        """The points (n, D) to measure at: those given, or fixed random directions."""
+        points = loss_checks.fixed_directions(self.dim) if x is None else check_point(x, self.dim)
+        if points.numel() == 0:
+            raise ShapeError(
+                "there is no point to measure at",
+                received=str(tuple(points.shape)),
+                expected=f"at least one point, (..., {self.dim})",
+                remedy="leave x out for fixed random directions",
+            )
+        return points.reshape(-1, self.dim)
 
     def require_scale_invariance(
         self, x: Tensor | None = None, *, tolerance: float | None = None
@@ -336,27 +404,17 @@ class Problem:
             tolerance = INVARIANCE_TOLERANCE.get(points.dtype, 1e-2)
         if violation <= tolerance:
             return
-        coordinates = self._guilty_coordinates(points)
+        coordinates = invariance.guilty_coordinates(self.pointwise, points)
         raise ScaleInvarianceError(
             f"the loss of {self.name!r} is not scale-invariant (Definition 2.2)",
             violation=violation,
             coordinates=coordinates,
             received=f"|<x, grad L>| / (|x| |grad L|) = {violation:.3g}, caused by "
-            + _describe_coordinates(coordinates, self.dim),
+            + invariance.describe_coordinates(coordinates, self.dim),
             expected=f"at most {tolerance:.1g}: each sample loss is constant along rays",
             remedy="normalise what these coordinates feed (no bias, no affine parameters, no eps "
             "in the normalisation, a frozen last layer), or take them out of x",
         )
-
-    def _guilty_coordinates(self, points: Tensor) -> tuple[int, ...]:
-        """Coordinates on which <x, grad L(x)> depends most, by |x_i d_i <x, grad L>|."""
-
-        def dependence(z: Tensor) -> Tensor:
-            gradient = self.pointwise.gradient(z) + self.pointwise.hessian_product(z, z)
-            return (z * gradient).abs()
-
-        size = torch.vmap(dependence)(points).max(0).values
-        return tuple(int(i) for i in torch.nonzero(size > 0.1 * size.max())[:, 0])
 
     def noise_violations(self, x: Tensor | None = None) -> dict[str, float]:
         """How far sigma is from the two properties that the theory asks of it.
@@ -366,21 +424,34 @@ class Problem:
 
         Returns:
             ``{"degree": ..., "radial": ...}``: the largest relative ``|a sigma(a x) - sigma(x)|``
-            over a = 1/2 and 2, and the largest ``|sigma(x)^T x| / (|x| |sigma(x)|)``.
+            over a = 1/2 and 2, and the largest ``|sigma(x)^T x| / (|x| |sigma(x)|)``. Where
+            sigma nearly vanishes, both are relative to a thousandth of its size elsewhere.
         """
-        points = _test_directions(self.dim) if x is None else check_point(x, self.dim)
-        points = points.reshape(-1, self.dim)
+        points = self._points(x)
+        fixed = loss_checks.fixed_directions(self.dim).to(points)
         factor = self.noise_factor(points)
-        size = factor.flatten(1).norm(dim=1)
-        size = torch.where(size > 0, size, torch.ones_like(size))
+        norms = points.norm(dim=1)
+
+        def scaled_size(z: Tensor, sigma: Tensor) -> Tensor:
+            return z.norm(dim=1) * sigma.flatten(1).norm(dim=1)
+
+        # |x| |sigma(x)| has degree 0: where sigma vanishes at the points, it is compared with its
+        # size elsewhere.
+        reference = scaled_size(fixed, self.noise_factor(fixed)).max()
+        size = scaled_size(points, factor).clamp(min=float(1e-3 * reference))
+        size = torch.where(size > 0, size, 1.0)
         degree = max(
             float(
-                ((a * self.noise_factor(a * points) - factor).flatten(1).norm(dim=1) / size).max()
+                (
+                    (a * self.noise_factor(a * points) - factor).flatten(1).norm(dim=1)
+                    * norms
+                    / size
+                ).max()
             )
             for a in (0.5, 2.0)
         )
         radial = torch.einsum("bdm,bd->bm", factor, points).norm(dim=1)
-        return {"degree": degree, "radial": float((radial / (size * points.norm(dim=1))).max())}
+        return {"degree": degree, "radial": float((radial / size).max())}
 
     @classmethod
     def from_sympy(
@@ -413,60 +484,3 @@ class Problem:
         from manifold_sde.symbolic import SymbolicProblem
 
         return SymbolicProblem(losses, symbols, noise, limit_map=limit_map, rank=rank, name=name)
-
-
-def check_dim(dim: object) -> int:
-    if isinstance(dim, bool) or not isinstance(dim, int) or dim < 2:
-        raise ArgumentError(
-            "dim is not the dimension of a space with directions",
-            received=repr(dim),
-            expected="an integer D of at least 2",
-            remedy="pass the length of the vector x that the loss takes",
-        )
-    return dim
-
-
-def _test_directions(dim: int, count: int = 16) -> Tensor:
-    """Fixed random directions (count, D), from the counter-based generator."""
-    paths = torch.arange(count)
-    points = philox.normals((0x5EED, 0), 0, paths, torch.tensor(0), dim, torch.float64).T
-    return points / points.norm(dim=1, keepdim=True)
-
-
-def try_function(function: Callable[[Tensor], Tensor], dim: int, what: str) -> Tensor:
-    """Value of a user's function at one test point, with named errors for what cannot be used."""
-    point = _test_directions(dim, 1)[0]
-    try:
-        value = function(point)
-    except Exception as error:
-        raise ShapeError(
-            f"the {what} raised at a test point",
-            received=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
-            expected=f"a function of one float64 vector of shape ({dim},)",
-            remedy="check dim, write the function for ONE vector, and give its constants the "
-            "dtype of x (torch.float64)",
-        ) from error
-    if not isinstance(value, Tensor) or not value.is_floating_point():
-        received = f"dtype {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
-        raise DTypeError(
-            f"the {what} does not return a floating tensor",
-            received=received,
-            expected="a tensor of the dtype of x",
-            remedy="use torch operations from x to the result; no float(...), no numpy",
-        )
-    if not bool(torch.isfinite(value).all()):
-        raise NonFiniteError(
-            f"the {what} is not finite at a test point",
-            received=f"{value.flatten()[:4].tolist()} at a random unit vector",
-            expected="a finite value at every x other than 0",
-            remedy="check logarithms, divisions and square roots",
-        )
-    return value
-
-
-def _describe_coordinates(coordinates: tuple[int, ...], dim: int) -> str:
-    if len(coordinates) == dim:
-        return f"all {dim} coordinates"
-    shown = ", ".join(str(i) for i in coordinates[:8])
-    more = "" if len(coordinates) <= 8 else f", ... ({len(coordinates)} of {dim})"
-    return f"coordinates {shown}{more}"

@@ -1,0 +1,106 @@
+"""Scale invariance of a loss, and the two properties of a noise, as measured numbers."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.func import vmap
+
+from manifold_sde import philox
+from manifold_sde.pointwise import Pointwise
+
+#: Largest dimension in which the coordinates that break scale invariance are solved for.
+_SOLVED_DIM = 512
+#: Relative Euler defect below which a scaling counts as a symmetry, above rounding.
+_SYMMETRY = {torch.float64: 1e-11, torch.float32: 1e-5}
+
+
+def euler_products(loss: Pointwise, points: Tensor) -> tuple[Tensor, Tensor]:
+    """The terms of Euler's theorem, and the size that their sum is measured against.
+
+    Args:
+        loss: The loss.
+        points: Points (n, D).
+
+    Returns:
+        x_i d_i L_xi(x), (n, Xi or 1, D), and |x| |grad L_xi(x)|, (n, Xi or 1).
+    """
+
+    def products(z: Tensor) -> tuple[Tensor, Tensor]:
+        single = loss.n_samples is None
+        gradients = loss.gradient(z)[None] if single else loss.sample_gradients(z)
+        return gradients * z, z.norm() * gradients.norm(dim=-1)
+
+    terms, size = vmap(products)(points)
+    return terms, size
+
+
+def guilty_coordinates(loss: Pointwise, points: Tensor) -> tuple[int, ...]:
+    """Coordinates whose scaling breaks the scale invariance of a loss.
+
+    Scaling x_i by exp(c_i t) leaves the loss alone if and only if sum_i c_i x_i d_i L(x) = 0 at
+    every x: a linear equation for c at each x. The loss is scale-invariant if c = (1, ..., 1)
+    solves them all. Otherwise the projection of that vector on the solutions is 1 at the
+    coordinates of invariant groups and differs from it at the others, which are returned.
+
+    Args:
+        loss: The loss.
+        points: Points (n, D) at which the violation was seen.
+
+    Returns:
+        Indices, ascending.
+    """
+    dim = loss.dim
+    if dim > _SOLVED_DIM:
+        return _dependent_coordinates(loss, points)
+    rows_each = loss.n_samples or 1
+    count = -(-2 * dim // rows_each) + 4
+    paths = torch.arange(count, device=points.device)
+    zero = torch.zeros((), dtype=torch.int64, device=points.device)
+    noise = philox.normals((0x5EED, 1), 0, paths, zero, dim, points.dtype).T
+    chosen = points[torch.arange(count, device=points.device) % len(points)]
+    scale = chosen.norm(dim=1, keepdim=True) / math.sqrt(dim)
+    terms, size = euler_products(loss, chosen * (1.0 + 0.3 * noise) + 0.3 * scale * noise)
+    largest = size.max()
+    rows = (terms / torch.where(largest > 0, largest, torch.ones_like(largest))).reshape(-1, dim)
+    _, values, basis = torch.linalg.svd(rows / len(rows) ** 0.5, full_matrices=False)
+    # Symmetries have singular value 0 up to rounding; the rest is weighted out smoothly.
+    level = _SYMMETRY[rows.dtype] ** 2
+    solution = basis.T @ (level / (values**2 + level) * basis.sum(1))
+    off = (1.0 - solution).abs()
+    return tuple(int(i) for i in torch.nonzero(off > 0.1 * off.max())[:, 0])
+
+
+def _dependent_coordinates(loss: Pointwise, points: Tensor) -> tuple[int, ...]:
+    """Coordinates on which <x, grad L(x)> depends most, by |x_i d_i <x, grad L>|."""
+
+    def dependence(z: Tensor) -> Tensor:
+        return (z * (loss.gradient(z) + loss.hessian_product(z, z))).abs()
+
+    size = vmap(dependence)(points).max(0).values
+    return tuple(int(i) for i in torch.nonzero(size > 0.1 * size.max())[:, 0])
+
+
+def describe_coordinates(coordinates: tuple[int, ...], dim: int) -> str:
+    """Coordinates in words, with runs of them as ranges.
+
+    Example:
+        >>> describe_coordinates((0, 1, 2, 7), 9)
+        'coordinates 0-2, 7'
+        >>> describe_coordinates((0, 1, 2), 3)
+        'all 3 coordinates'
+    """
+    if len(coordinates) == dim:
+        return f"all {dim} coordinates"
+    runs: list[list[int]] = []
+    for i in coordinates:
+        if runs and i == runs[-1][-1] + 1:
+            runs[-1].append(i)
+        else:
+            runs.append([i])
+    shown = [str(r[0]) if len(r) == 1 else f"{r[0]}-{r[-1]}" for r in runs]
+    more = "" if len(shown) <= 8 else f", ... ({len(coordinates)} of {dim})"
+    noun = "coordinate" if len(coordinates) == 1 else "coordinates"
+    return f"{noun} {', '.join(shown[:8])}{more}"
