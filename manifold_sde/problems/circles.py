@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
-from manifold_sde.errors import ArgumentError
 from manifold_sde.least_squares import LeastSquaresProblem
 from manifold_sde.noise import LabelNoise, Noise, SphericalNoise
-from manifold_sde.problems.facts import Circle, Facts
+from manifold_sde.problems.facts import Circle, Facts, check_between
 
 
 class _WeightedCoordinate:
@@ -22,6 +23,17 @@ class _WeightedCoordinate:
     def __call__(self, x: Tensor) -> Tensor:
         direction = x / x.norm()
         return (1.0 + self.amplitude * direction[:1]) * direction[2:]
+
+
+class _WeightedLogDeterminant:
+    """2 log(1 + a cos theta) - 2 log |y|, at points y of Gamma."""
+
+    def __init__(self, amplitude: float) -> None:
+        self.amplitude = amplitude
+
+    def __call__(self, y: Tensor) -> Tensor:
+        norm = y.norm(dim=-1)
+        return 2.0 * torch.log1p(self.amplitude * y[..., 0] / norm) - 2.0 * norm.log()
 
 
 def varying_circle(
@@ -51,26 +63,17 @@ def varying_circle(
         >>> problem.facts.log_pseudo_determinant(problem.minimizer).exp()
         tensor(2.2500, dtype=torch.float64)
     """
-    if not 0.0 <= amplitude < 1.0:
-        raise ArgumentError(
-            "the amplitude is out of range",
-            received=repr(amplitude),
-            expected="a number in [0, 1): at 1 the Hessian vanishes at one point",
-            remedy="amplitude=0.5",
-        )
+    a = check_between(
+        amplitude, 0.0, 1.0, "the amplitude", "amplitude=0.5; at 1 the Hessian vanishes at a point"
+    )
     problem = LeastSquaresProblem(
-        _WeightedCoordinate(amplitude),
+        _WeightedCoordinate(a),
         3,
         noise or SphericalNoise(noise_scale),
         rank=1,
-        name=f"circle of varying curvature, amplitude {amplitude:g}",
+        name=f"circle of varying curvature, amplitude {a:g}",
     )
     identity = torch.eye(3, dtype=torch.float64)
-
-    def log_pseudo_determinant(y: Tensor) -> Tensor:
-        norm = y.norm(dim=-1)
-        return 2.0 * torch.log1p(amplitude * y[..., 0] / norm) - 2.0 * norm.log()
-
     problem.facts = Facts(
         minimizer=identity[0],
         rank=1,
@@ -78,7 +81,7 @@ def varying_circle(
         statement="Gamma_1 is the great circle x_3 = 0; H has the eigenvalue "
         "(1 + a cos theta)^2; with the noise (18), pi is proportional to 1 / (1 + a cos theta)",
         circle=Circle(torch.zeros(3, dtype=torch.float64), identity[:2], 1.0),
-        log_pseudo_determinant=log_pseudo_determinant,
+        log_pseudo_determinant=_WeightedLogDeterminant(a),
     )
     return problem
 
@@ -108,4 +111,11 @@ def label_noise_circle(
         >>> problems.label_noise_circle().noise
         LabelNoise(scale=0.3, batch_size=1)
     """
-    return varying_circle(amplitude, noise=LabelNoise(label_scale, batch_size))
+    problem = varying_circle(amplitude, noise=LabelNoise(label_scale, batch_size))
+    problem.facts = replace(
+        problem.facts,
+        statement="Gamma_1 is the great circle x_3 = 0, where tr H = (1 + a cos theta)^2; the "
+        "angle follows theta' = (kappa / 2) a sin theta (1 + a cos theta) in the clock u, without "
+        "diffusion",
+    )
+    return problem

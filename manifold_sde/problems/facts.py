@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from manifold_sde.errors import ArgumentError
+
 
 @dataclass(frozen=True)
 class Circle:
@@ -60,3 +62,36 @@ class Facts:
     circle: Circle | None = None
     limit_map: Callable[[Tensor], Tensor] | None = None
     log_pseudo_determinant: Callable[[Tensor], Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class ConstantLogDeterminant:
+    """log pdet H where it is constant on Gamma_1: H has degree -2, so it falls with 2 M log |y|.
+
+    Attributes:
+        value: Its value on Gamma_1.
+        rank: Rank M of H.
+    """
+
+    value: float
+    rank: int
+
+    def __call__(self, y: Tensor) -> Tensor:
+        """Log pdet H at points of Gamma: (..., D) -> (...)."""
+        return self.value - 2.0 * self.rank * y.norm(dim=-1).log()
+
+
+def check_between(value: object, low: float, high: float, what: str, remedy: str) -> float:
+    """Check a number of the half-open interval [low, high).
+
+    Raises:
+        ArgumentError: If it is no number, or outside.
+    """
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value < high:
+        return float(value)
+    raise ArgumentError(
+        f"{what} is out of range",
+        received=repr(value),
+        expected=f"a number in [{low:g}, {high:g})",
+        remedy=remedy,
+    )

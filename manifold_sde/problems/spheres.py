@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from manifold_sde.derivatives import integer
 from manifold_sde.errors import ArgumentError
 from manifold_sde.least_squares import LeastSquaresProblem
 from manifold_sde.noise import Noise, SphericalNoise
-from manifold_sde.problems.facts import Circle, Facts
+from manifold_sde.problems.facts import Circle, ConstantLogDeterminant, Facts
 
 
 class _LastCoordinate:
@@ -18,6 +19,14 @@ class _LastCoordinate:
 
     def __call__(self, x: Tensor) -> Tensor:
         return x[-1:] / x.norm()
+
+
+class _MeridianFlow:
+    """Phi along meridians: the last coordinate goes to 0 at constant norm."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        flat = torch.cat([x[..., :-1], torch.zeros_like(x[..., -1:])], dim=-1)
+        return flat * (x.norm(dim=-1, keepdim=True) / flat.norm(dim=-1, keepdim=True))
 
 
 def great_sphere(
@@ -44,7 +53,8 @@ def great_sphere(
         >>> problems.great_sphere().facts.manifold_dim
         2
     """
-    if not isinstance(dim, int) or dim < 3:
+    size = integer(dim)
+    if size is None or size < 3:
         raise ArgumentError(
             "a great sphere needs more room",
             received=f"dim={dim!r}",
@@ -53,27 +63,22 @@ def great_sphere(
         )
     problem = LeastSquaresProblem(
         _LastCoordinate(),
-        dim,
+        size,
         noise or SphericalNoise(noise_scale),
         rank=1,
-        name="great circle" if dim == 3 else f"great sphere of dimension {dim - 2}",
+        name="great circle" if size == 3 else f"great sphere of dimension {size - 2}",
     )
-    identity = torch.eye(dim, dtype=torch.float64)
-
-    def limit_map(x: Tensor) -> Tensor:
-        flat = x * (1.0 - identity[-1].to(x))
-        return flat * (x.norm(dim=-1, keepdim=True) / flat.norm(dim=-1, keepdim=True))
-
-    circle = Circle(torch.zeros(dim, dtype=torch.float64), identity[:2], 1.0)
+    identity = torch.eye(size, dtype=torch.float64)
+    circle = Circle(torch.zeros(size, dtype=torch.float64), identity[:2], 1.0)
     problem.facts = Facts(
         minimizer=identity[0],
         rank=1,
-        manifold_dim=dim - 2,
-        statement="Phi(x) = |x| (x_1, ..., x_{D-1}, 0) normalised; H = e_D e_D^T / |x|^2; pi is "
-        "uniform; every moment is closed",
-        circle=circle if dim == 3 else None,
-        limit_map=limit_map,
-        log_pseudo_determinant=lambda y: -2.0 * y.norm(dim=-1).log(),
+        manifold_dim=size - 2,
+        statement="Phi(x) = |x| (x_1, ..., x_{D-1}, 0) normalised; H = e_D e_D^T / |x|^2; with "
+        "the noise (18), pi is uniform and every moment is closed",
+        circle=circle if size == 3 else None,
+        limit_map=_MeridianFlow(),
+        log_pseudo_determinant=ConstantLogDeterminant(0.0, 1),
     )
     return problem
 
