@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor
 from torch.func import grad, jvp, vmap
 
+from manifold_sde.derivatives import integer
 from manifold_sde.errors import ArgumentError
 from manifold_sde.pointwise import Pointwise
 
@@ -111,10 +113,10 @@ class GradientNoise(Noise):
 
 def check_scale(scale: object, name: str = "scale") -> float:
     """Check a noise scale: a positive finite number."""
-    try:
-        value = float(scale)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        value = float("nan")
+    value = float("nan")
+    if not isinstance(scale, (bool, str, bytes)):
+        with contextlib.suppress(TypeError, ValueError, RuntimeError):
+            value = float(scale)  # type: ignore[arg-type]
     if not 0.0 < value < float("inf"):
         raise ArgumentError(
             f"{name} is not a noise scale",
@@ -127,11 +129,12 @@ def check_scale(scale: object, name: str = "scale") -> float:
 
 def check_batch_size(batch_size: object) -> int:
     """Check a mini-batch size: a positive integer."""
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+    value = integer(batch_size)
+    if value is None or value < 1:
         raise ArgumentError(
             "batch_size is not a mini-batch size",
             received=repr(batch_size),
             expected="a positive integer",
             remedy="pass batch_size=1 for SGD as in (1)",
         )
-    return batch_size
+    return value

@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.func import jvp
+from torch.func import jvp, vmap
 
+from manifold_sde import loss_checks
 from manifold_sde.errors import NoiseError
 from manifold_sde.noise.base import Noise
 from manifold_sde.pointwise import Pointwise
@@ -22,6 +23,19 @@ class CustomNoise(Noise):
 
     Args:
         factor: Function of one vector (D,) that returns sigma(x), (D, m), in plain torch.
+
+    Raises:
+        NoiseError: If the factor cannot be used; what depends on D, when the problem is made.
+
+    Example:
+        >>> import torch
+        >>> from manifold_sde import CustomNoise, problems
+        >>> def rotation(x):
+        ...     turned = torch.stack([-x[1], x[0], torch.zeros_like(x[0])])
+        ...     return turned[:, None] / (x @ x)
+        >>> problem = problems.great_circle(noise=CustomNoise(rotation))
+        >>> problem.noise_trace(torch.tensor([2.0, 0.0, 0.0], dtype=torch.float64))
+        tensor(0.2500, dtype=torch.float64)
     """
 
     def __init__(self, factor: Callable[[Tensor], Tensor]) -> None:
@@ -46,7 +60,7 @@ class CustomNoise(Noise):
         except Exception as error:
             raise NoiseError(
                 "the factor of the custom noise raised at a test point",
-                received=f"{type(error).__name__}: {error}",
+                received=loss_checks.first_line(error),
                 expected=f"a function of one float64 vector of shape ({loss.dim},)",
                 remedy="write it for ONE vector, in plain torch, with the dtype of its input",
             ) from error
@@ -58,6 +72,13 @@ class CustomNoise(Noise):
                 expected=f"({loss.dim}, m): one row a coordinate, one column a Brownian motion",
                 remedy="return sigma(x) of one vector, with the coordinates first",
             )
+        if value.shape[1] == 0:
+            raise NoiseError(
+                "the factor of the custom noise has no column",
+                received=str(shape),
+                expected=f"({loss.dim}, m) with m at least 1",
+                remedy="for no noise follow gradient flow: Geometry(problem).limit_map(x)",
+            )
         if value.dtype != point.dtype or not bool(torch.isfinite(value).all()):
             raise NoiseError(
                 "the factor of the custom noise is not usable at a test point",
@@ -65,7 +86,51 @@ class CustomNoise(Noise):
                 expected="finite values in the dtype of x",
                 remedy="build constants with x.new_tensor(...) or dtype=x.dtype",
             )
+        if value.requires_grad:
+            raise NoiseError(
+                "the factor of the custom noise records gradients of something that is not x",
+                received="a value that requires grad, at an x that does not",
+                expected="constants in which nothing is trained",
+                remedy="module.requires_grad_(False) and constant.detach() where they are made",
+            )
+        self._try_transforms(point)
         self._components[loss.dim] = int(value.shape[1])
+
+    def _try_transforms(self, point: Tensor) -> None:
+        """A factor is batched and differentiated once, and has to be a fixed function."""
+        steps = torch.linspace(-1.0, 1.0, point.shape[0], dtype=point.dtype)
+        points = torch.stack([point, point + 0.1 * steps])
+
+        def derivative(z: Tensor) -> Tensor:
+            return jvp(self.function, (z,), (steps,))[1]
+
+        try:
+            values, derivatives = vmap(self.function)(points), vmap(derivative)(points)
+        except (RuntimeError, NotImplementedError) as error:
+            raise NoiseError(
+                "the factor of the custom noise cannot be batched or differentiated",
+                received=loss_checks.first_line(error),
+                expected="a factor that torch.func can batch and differentiate",
+                remedy=loss_checks.remedy(str(error)),
+            ) from error
+        if not torch.allclose(values[0], self.function(point), rtol=1e-6, atol=0.0):
+            raise NoiseError(
+                "the factor of the custom noise is not a fixed function",
+                received="different values at the same x",
+                expected="sigma(x): the randomness comes from the normals that it is applied to",
+                remedy="draw random constants once, outside",
+            )
+        h = 1e-5
+        quotient = self.function(point + h * steps) - self.function(point - h * steps)
+        off = float((quotient / (2.0 * h) - derivatives[0]).norm())
+        size = float(values[0].norm() + derivatives[0].norm())
+        if off > 1e-4 * size:
+            raise NoiseError(
+                "the derivative of the custom noise's factor is not that of what it computes",
+                received=f"a difference of {off:.3g} from difference quotients",
+                expected=f"at most {1e-4 * size:.1g}",
+                remedy="no detach(), .data or torch.no_grad() on what depends on x",
+            )
 
     def n_components(self, loss: Pointwise) -> int:
         """m, the number of columns measured when the problem was made."""
@@ -96,7 +161,7 @@ class CustomNoise(Noise):
             return derivative.index_select(1, index.reshape(1))[:, 0]
 
         indices = torch.arange(directions.shape[0], device=x.device)
-        return torch.vmap(column)(directions, indices).sum(0)
+        return vmap(column)(directions, indices).sum(0)
 
     def stochastic_gradient(
         self, loss: Pointwise, x: Tensor, normals: Tensor, uniforms: Tensor

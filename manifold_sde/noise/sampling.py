@@ -102,8 +102,9 @@ class SamplingNoise(GradientNoise):
             return draw_counts_with_replacement(uniforms, self.n_components(loss)).div(
                 self.batch_size
             )
-        last = uniforms.sort().values[self.batch_size - 1]
-        return (uniforms <= last).to(uniforms.dtype) / self.batch_size
+        # The samples with the smallest uniforms; by rank, so that ties never make a larger batch.
+        drawn = uniforms.argsort(stable=True)[: self.batch_size]
+        return torch.zeros_like(uniforms).scatter(0, drawn, 1.0 / self.batch_size)
 
 
 def draw_counts_with_replacement(uniforms: Tensor, n_samples: int) -> Tensor:
