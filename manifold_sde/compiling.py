@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
@@ -26,14 +27,23 @@ from manifold_sde.errors import ArgumentError, CompilationWarning
 #: it fuses with its neighbours instead of calling a library for a few numbers.
 _SMALL_PRODUCT = 32
 _UNROLL_REDUCTIONS = 16
+#: Where the search for the code inside torch's wrappers ends without success.
+_MOST_WRAPPERS = 100
 
 Kernel = Callable[..., Any]
 
 
 @functools.cache
+def _compiler() -> str | None:
+    """The C++ compiler: that of the environment variable CXX, else the first one found."""
+    named = os.environ.get("CXX")
+    names = ("g++", "clang++", "c++") if named is None else (named,)
+    return next((name for name in names if shutil.which(name)), None)
+
+
 def compiler_available() -> bool:
     """Whether a C++ compiler is at hand, which ``torch.compile`` needs on a CPU."""
-    return any(shutil.which(name) for name in ("g++", "clang++", "c++"))
+    return _compiler() is not None
 
 
 _said: set[str] = set()
@@ -95,13 +105,23 @@ def trace(function: Kernel, arguments: tuple[Any, ...]) -> torch.fx.GraphModule:
     """
     # Tracing tells tensors apart by identity: one tensor given twice would become one input.
     distinct = [a.clone() if isinstance(a, Tensor) else a for a in arguments]
-    return make_fx(function, decomposition_table=_DECOMPOSITIONS)(*distinct)
+
+    def plain(*inputs):  # type: ignore[no-untyped-def]
+        # Arguments of bound methods would be miscounted; annotations would go into the graph,
+        # where they keep torch from finding it in its cache.
+        return function(*inputs)
+
+    return make_fx(plain, decomposition_table=_DECOMPOSITIONS)(*distinct)
 
 
 @contextlib.contextmanager
 def _inductor_options() -> Iterator[None]:
     config = importlib.import_module("torch._inductor.config")
-    with config.patch(unroll_reductions_threshold=_UNROLL_REDUCTIONS):
+    options: dict[str, Any] = {"unroll_reductions_threshold": _UNROLL_REDUCTIONS}
+    compiler = _compiler()
+    if compiler is not None:
+        options["cpp.cxx"] = (None, compiler)  # torch itself looks for one name alone
+    with config.patch(options):
         yield
 
 
@@ -126,13 +146,13 @@ def compile_function(function: Kernel, arguments: tuple[Any, ...]) -> Kernel:
             "install g++ or clang++ to change that"
         )
         return function
-    inductor = importlib.import_module("torch._inductor")
     try:
-        with torch.no_grad(), _inductor_options():
+        with torch.no_grad():
             graph = trace(function, arguments)
             single = not isinstance(_output_of(graph), (tuple, list))
-            compiled = inductor.compile(graph, list(arguments))
-            compiled(*arguments)
+            constants = _lift_constants(graph)
+            with _inductor_options():
+                kernel = _compile_graph(graph, [*constants, *arguments])
     except Exception as error:
         reason = str(error).strip().splitlines()
         say_once(
@@ -140,12 +160,94 @@ def compile_function(function: Kernel, arguments: tuple[Any, ...]) -> Kernel:
             f"{type(error).__name__}: {reason[0] if reason else ''}"
         )
         return function
+    if single:
+        return lambda *inputs: kernel([*constants, *inputs])[0]
+    return lambda *inputs: kernel([*constants, *inputs])
 
-    def call(*inputs: Any) -> Any:
-        outputs = compiled(*inputs)
-        return outputs[0] if single and isinstance(outputs, (tuple, list)) else outputs
 
-    return call
+def _lift_constants(graph: torch.fx.GraphModule) -> list[Tensor]:
+    """Make the tensors that a graph holds its first inputs, and return them.
+
+    Problems that differ in their data alone then share a kernel on disk.
+    """
+    constants: dict[str, Tensor] = {}
+    inputs: dict[str, torch.fx.Node] = {}
+    first = next(iter(graph.graph.nodes))
+    for node in [n for n in graph.graph.nodes if n.op == "get_attr"]:
+        name = str(node.target)
+        value = getattr(graph, name, None)
+        if not isinstance(value, Tensor):
+            continue
+        if name not in inputs:
+            constants[name] = value.detach()
+            with graph.graph.inserting_before(first):
+                inputs[name] = graph.graph.placeholder(f"constant_{len(inputs)}")
+        node.replace_all_uses_with(inputs[name])
+        graph.graph.erase_node(node)
+    for name in constants:
+        delattr(graph, name)
+    graph.recompile()
+    return list(constants.values())
+
+
+def _compile_graph(graph: torch.fx.GraphModule, inputs: list[Any]) -> Callable[[list[Any]], Any]:
+    """Compile a graph: a function of the list of inputs, which it empties.
+
+    torch wraps what it compiled for all the uses of ``torch.compile``, at the cost of a small
+    kernel a call. The code inside is taken out where it gives the same.
+    """
+    inductor = importlib.import_module("torch._inductor")
+    with _static_shapes():
+        whole = inductor.compile(graph, list(inputs))
+    expected = whole(*inputs)
+    inside = _code_inside(whole)
+    if inside is not None and _gives(inside, inputs, expected):
+        return inside
+    return lambda args: whole(*args)
+
+
+def _code_inside(whole: Callable[..., Any]) -> Callable[[list[Any]], Any] | None:
+    """The compiled code that one of torch's wrappers calls in the end, if it can be found.
+
+    It is somewhere among what the wrappers, functions and objects, hold.
+    """
+    code = importlib.import_module("torch._inductor.output_code").OutputCode
+    queue: list[Any] = [whole]
+    seen: set[int] = set()
+    while queue and len(seen) < _MOST_WRAPPERS:
+        candidate = queue.pop(0)
+        if isinstance(candidate, code):
+            return candidate
+        if id(candidate) in seen or not callable(candidate) or isinstance(candidate, type):
+            continue
+        seen.add(id(candidate))
+        for cell in getattr(candidate, "__closure__", None) or ():
+            with contextlib.suppress(ValueError):  # an empty cell
+                queue.append(cell.cell_contents)
+        queue.extend(getattr(candidate, "__dict__", {}).values())
+    return None
+
+
+@contextlib.contextmanager
+def _static_shapes() -> Iterator[None]:
+    """Kernels for one shape each; without such a context torch does not keep them on disk."""
+    guards = importlib.import_module("torch._guards")
+    fake = importlib.import_module("torch._subclasses").FakeTensorMode
+    shapes = importlib.import_module("torch.fx.experimental.symbolic_shapes").ShapeEnv
+    with guards.tracing(guards.TracingContext(fake(shape_env=shapes(), static_shapes=True))):
+        yield
+
+
+def _gives(code: Callable[[list[Any]], Any], inputs: list[Any], expected: Any) -> bool:
+    """Whether the code gives the outputs expected, to the bit."""
+    try:
+        found = code(list(inputs))
+        return len(found) == len(expected) and all(
+            a.dtype == b.dtype and torch.allclose(a, b, rtol=0.0, atol=0.0, equal_nan=True)
+            for a, b in zip(found, expected, strict=True)
+        )
+    except Exception:
+        return False
 
 
 def _output_of(graph: torch.fx.GraphModule) -> Any:
