@@ -79,6 +79,10 @@ LOSSES: dict[str, list[sympy.Expr]] = {
     ],
     "equal and constant": [U[0], U[0], sympy.Integer(2)],
     "linear": [x1 + 2 * x2, x3 - x4],
+    "sums of sums": [
+        sympy.sin(sympy.sqrt(2) * (x1 + x2) + sympy.cbrt(3) * (x2 + 2 * x3) + sympy.pi * (x3 - x4)),
+        sympy.tanh(sympy.exp(sympy.Rational(1, 3)) * U[0] + sympy.log(3) * (U[1] - 2 * U[2])),
+    ],
 }
 
 

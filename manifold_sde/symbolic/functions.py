@@ -66,7 +66,7 @@ def elementary(expression: sympy.Expr) -> sympy.Expr:
         return done[node]
 
     def rewrite_once(node: sympy.Expr) -> sympy.Expr:
-        if not node.args:
+        if node.is_number or not node.args:
             return node
         name = type(node).__name__
         if not (isinstance(node, _ALGEBRAIC) or name in _REWRITES or function_name(node)):

@@ -150,9 +150,10 @@ def _normal(graph: Graph, term: Term) -> Term:
         else:
             row = int(np.argmax(entries.any(1)))
             column = int(np.argmax(entries[row]))
-            if np.array_equal(core, np.outer(core[:, column], core[row]) / core[row, column]):
+            across = core[row] / core[row, column]
+            if np.array_equal(core, np.outer(core[:, column], across)):
                 left = graph.multiply(left, graph.constant(core[:, column]))
-                right = graph.multiply(right, graph.constant(core[row] / core[row, column]))
+                right = graph.multiply(right, graph.constant(across))
                 core = None
     if core is None:
         # Numbers go to the right, so that equal directions are found equal.

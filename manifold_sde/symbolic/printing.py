@@ -297,7 +297,8 @@ class _Printer:
         for term in terms:
             number, factors = 1.0, []
             if isinstance(term.core, Node):
-                factors.append(self.assign(f"{self.matrix(term.core)}[..., {row}, {column}]"))
+                place = column if term.core.size > 1 else 0
+                factors.append(self.assign(f"{self.matrix(term.core)}[..., {row}, {place}]"))
             elif term.core is not None:
                 number = float(term.core[row, column])
             for block, index in ((term.left, row), (term.right, column)):
