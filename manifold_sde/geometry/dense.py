@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from manifold_sde.compiling import compile_function
 from manifold_sde.errors import NotOnManifoldError
+from manifold_sde.geometry.kernels import Kernels
 from manifold_sde.geometry.limit_map import LimitMap
 from manifold_sde.geometry.spectrum import Spectrum, common_rank, find_rank
 from manifold_sde.problem import Problem
@@ -19,8 +19,6 @@ ON_MANIFOLD = {torch.float64: 1e-6, torch.float32: 1e-3}
 #: Newton steps of a retraction, and the displacement at which it is content.
 _NEWTON_STEPS = 8
 _NEWTON_TOLERANCE = {torch.float64: 1e-14, torch.float32: 1e-6}
-#: Largest batch of one compiled kernel; larger ones are cut into chunks of this size.
-_MAX_CHUNK = 4096
 
 
 class DenseGeometry:
@@ -35,8 +33,8 @@ class DenseGeometry:
 
     def __init__(self, problem: Problem, *, rtol: float, max_steps: int, compiled: bool) -> None:
         self.problem = problem
-        self.compiled = compiled
-        self.limit_map = LimitMap(problem, rtol=rtol, max_steps=max_steps)
+        self.kernels = Kernels(problem, compiled)
+        self.limit_map = LimitMap(problem, self.kernels, rtol=rtol, max_steps=max_steps)
 
     def eigenvalues(self, y: Tensor) -> Tensor:
         """Eigenvalues of H, ascending: (n, D) -> (n, D)."""
@@ -44,7 +42,7 @@ class DenseGeometry:
 
     def hessian(self, y: Tensor) -> Tensor:
         """The Hessian: (n, D) -> (n, D, D)."""
-        return self._run("hessian", self.problem.pointwise.hessian, (y,), (1,))
+        return self.kernels.hessian(y)
 
     def spectrum(self, y: Tensor) -> Spectrum:
         """Eigendecomposition of H with its rank, at points that are checked to lie on Gamma.
@@ -54,7 +52,7 @@ class DenseGeometry:
             NotOnManifoldError: If a point is not on the manifold.
         """
         values, basis = torch.linalg.eigh(self.hessian(y))
-        gradient = vmap(self.problem.pointwise.gradient)(y)
+        gradient = self.kernels.gradient(y)
         self._check_rest(y, values, basis, gradient)
         return Spectrum(values, basis, common_rank(find_rank(values, self.problem.rank)))
 
@@ -92,11 +90,13 @@ class DenseGeometry:
                 self.problem.pointwise.third_derivative, point, values, basis, sigma, spectrum.rank
             )
 
-        return self._run(
+        return self.kernels.run(
             f"second_derivative_{spectrum.rank}",
             contract,
-            (y, spectrum.eigenvalues, spectrum.eigenvectors, covariance),
-            (1, 1, 2, 2),
+            y,
+            spectrum.eigenvalues,
+            spectrum.eigenvectors,
+            covariance,
         )
 
     def retract(self, x: Tensor) -> Tensor:
@@ -105,8 +105,8 @@ class DenseGeometry:
         Raises:
             NotOnManifoldError: If it does not arrive.
         """
-        gradient, hessian = vmap(self.problem.pointwise.gradient), self.hessian
-        invariant = self.limit_map._scale_invariant(x)
+        gradient, hessian = self.kernels.gradient, self.hessian
+        invariant = self.limit_map.is_scale_invariant(x)
         norms = x.norm(dim=-1, keepdim=True)
         scale = norms if invariant else torch.ones_like(norms)
         point = x / scale
@@ -136,34 +136,6 @@ class DenseGeometry:
                 remedy="geometry.limit_map(x), which follows gradient flow from any distance",
             )
         return point * scale
-
-    def _run(
-        self,
-        name: str,
-        function: Callable[..., Tensor],
-        arguments: tuple[Tensor, ...],
-        event_dims: tuple[int, ...],
-    ) -> Tensor:
-        """Evaluate a pointwise function on a flat batch, compiled in padded chunks if wanted."""
-        if not self.compiled:
-            return vmap(function)(*arguments)
-        n = len(arguments[0])
-        chunk = min(_MAX_CHUNK, max(16, 1 << (n - 1).bit_length()))
-        key = (name, chunk, arguments[0].dtype, arguments[0].device)
-        kernels = self.problem.kernels
-        pieces = []
-        for start in range(0, n, chunk):
-            piece = [a[start : start + chunk].detach() for a in arguments]
-            count = len(piece[0])
-            if count < chunk:
-                piece = [torch.cat([a, a[-1:].expand(chunk - count, *a.shape[1:])]) for a in piece]
-            # Paths last in memory: the loops over them are the ones that vectorise.
-            piece = [a.movedim(0, -1).contiguous() for a in piece]
-            if key not in kernels:
-                batched = vmap(function, in_dims=-1, out_dims=-1)
-                kernels[key] = compile_function(batched, tuple(piece))
-            pieces.append(kernels[key](*piece).movedim(-1, 0)[:count])
-        return torch.cat(pieces) if len(pieces) > 1 else pieces[0].contiguous()
 
 
 def _rough_rank(values: Tensor) -> Tensor:

@@ -37,8 +37,9 @@ class Geometry:
         >>> import torch
         >>> from manifold_sde import Geometry, problems
         >>> geometry = Geometry(problems.great_circle(noise_scale=0.3))
-        >>> geometry.limit_map(torch.tensor([3.0, 0.0, 4.0], dtype=torch.float64))
-        tensor([5., 0., 0.], dtype=torch.float64)
+        >>> x = torch.tensor([3.0, 4.0, 12.0], dtype=torch.float64)
+        >>> geometry.limit_map(x).round(decimals=12)
+        tensor([ 7.8000, 10.4000,  0.0000], dtype=torch.float64)
 
     Source: Definition 2.6, Lemmas 2.7 and 2.8.
     """

@@ -2,22 +2,58 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
-from torch.func import vmap
 
 from manifold_sde.errors import LimitMapError, RankError
-from manifold_sde.geometry.gradient_flow import FlowResult, settle
-from manifold_sde.geometry.spectrum import Spectrum, common_rank, find_rank
+from manifold_sde.geometry import differentiation
+from manifold_sde.geometry.gradient_flow import (
+    FlowResult,
+    FlowStatus,
+    FlowStep,
+    precision,
+    pull_back,
+    push_forward,
+    settle,
+)
+from manifold_sde.geometry.kernels import Kernels
+from manifold_sde.geometry.radau import BatchFunction
+from manifold_sde.geometry.spectrum import describe, find_rank
 from manifold_sde.problem import INVARIANCE_TOLERANCE, Problem
 
 #: Newton corrections after the flow has settled; the second one is at rounding level.
 _CORRECTIONS = 3
 #: Accuracy that single precision can deliver.
 _SINGLE_RTOL = 1e-5
+
+_REASONS = {
+    FlowStatus.NOT_FINITE: "the gradient or the Hessian is not finite",
+    FlowStatus.SADDLE: "stalled on a saddle",
+    FlowStatus.STALLED: "still creeping after more than any time scale of the flow: the minimum "
+    "is degenerate (Assumption 2.1 asks for a Hessian of constant rank), or lies at infinity",
+    FlowStatus.COLLAPSED: "the step size collapsed: the loss is not smooth on the way",
+}
+
+
+@dataclass
+class _Solution:
+    """Phi of a flat batch, with what its derivative needs.
+
+    Attributes:
+        directions: Unit vectors of the start points, or the points where L is not invariant.
+        limits: Limits of the flow from there, (n, D).
+        norms: Norms that were divided out, (n, 1), or ``None``.
+        tangent_projectors: P at the limits, (n, D, D).
+        steps: The recorded steps of the flow.
+    """
+
+    directions: Tensor
+    limits: Tensor
+    norms: Tensor | None
+    tangent_projectors: Tensor
+    steps: list[FlowStep]
 
 
 class LimitMap:
@@ -28,129 +64,189 @@ class LimitMap:
 
     Args:
         problem: The problem.
+        kernels: Evaluates gradients and Hessians.
         rtol: Accuracy of the limit relative to the norm.
         max_steps: Steps of the integrator after which a flow counts as failed.
     """
 
-    def __init__(self, problem: Problem, *, rtol: float, max_steps: int) -> None:
+    def __init__(self, problem: Problem, kernels: Kernels, *, rtol: float, max_steps: int) -> None:
         self.problem = problem
+        self.kernels = kernels
         self.rtol = rtol
         self.max_steps = max_steps
+        self._invariant: dict[tuple[torch.dtype, torch.device], bool] = {}
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Phi(x): (..., D) -> (..., D), differentiable in forward and reverse mode."""
-        flat = x.reshape(-1, x.shape[-1])
-        return _LimitMapFunction.apply(flat, self).reshape(x.shape)  # type: ignore[no-untyped-call]
-
-    def value(self, x: Tensor) -> Tensor:
-        """Phi of a flat batch: (n, D) -> (n, D).
+        """Phi(x): (..., D) -> (..., D), differentiable in forward and reverse mode.
 
         Raises:
             LimitMapError: If some of the flows fail; the others are in its ``partial``.
         """
-        return self._solve(x, None)[0]
+        if x.numel() == 0:
+            return x.clone()
+        try:
+            return differentiation.apply(self, x.reshape(-1, x.shape[-1])).reshape(x.shape)
+        except LimitMapError as error:
+            if error.partial.numel() == x.numel():
+                error.failed = error.failed.reshape(x.shape[:-1])
+                error.partial = error.partial.reshape(x.shape)
+            raise
 
-    def tangent_images(self, x: Tensor, tangents: Tensor) -> Tensor:
-        """The derivative of Phi at x applied to tangents: (n, D), (n, D, k) -> (n, D, k)."""
-        images = self._solve(x, tangents)[1]
-        assert images is not None
-        return images
+    def value(self, x: Tensor) -> Tensor:
+        """Phi of a flat batch: (n, D) -> (n, D)."""
+        solution = self._solve(x, record=False)
+        return _scaled(solution.limits, solution.norms)
 
-    def _solve(self, x: Tensor, tangents: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        loss = self.problem.pointwise
-        gradient, hessian = vmap(loss.gradient), vmap(loss.hessian)
+    def push(self, x: Tensor, tangents: Tensor) -> Tensor:
+        """The derivative of Phi at x times tangents: (n, D), (n, D, k) -> (n, D, k)."""
+        solution = self._solve(x, record=True)
+        directions, limits, norms = solution.directions, solution.limits, solution.norms
+        inner = tangents
+        if norms is not None:
+            radial = directions[:, None] @ tangents
+            inner = tangents - directions[..., None] * radial
+        images = push_forward(self._hessian(x), solution.steps, inner)
+        images = solution.tangent_projectors @ images
+        if norms is None:
+            return images
+        # Norms go through untouched: Phi(r u) = r Phi(u) with unit vectors u and Phi(u).
+        return images + limits[..., None] * (radial - limits[:, None] @ images)
 
-        def hessian_product(points: Tensor, columns: Tensor) -> Tensor:
-            return vmap(vmap(loss.hessian_product, in_dims=(None, 1), out_dims=1))(points, columns)
+    def pull(self, x: Tensor, cotangents: Tensor) -> Tensor:
+        """The transposed derivative of Phi at x: (n, D), (n, D, k) -> (n, D, k)."""
+        solution = self._solve(x, record=True)
+        directions, limits, norms = solution.directions, solution.limits, solution.norms
+        inner = cotangents
+        if norms is not None:
+            radial = limits[:, None] @ cotangents
+            inner = cotangents - limits[..., None] * radial
+        images = pull_back(self._hessian(x), solution.steps, solution.tangent_projectors @ inner)
+        if norms is None:
+            return images
+        return images + directions[..., None] * (radial - directions[:, None] @ images)
 
+    def is_scale_invariant(self, x: Tensor) -> bool:
+        """Whether the loss is scale-invariant, measured at fixed points (Lemma 2.5).
+
+        Args:
+            x: Any tensor of the dtype and device that matter.
+        """
+        key = (x.dtype, x.device)
+        if key not in self._invariant:
+            generator = torch.Generator().manual_seed(0)
+            points = torch.randn(4, self.problem.dim, generator=generator, dtype=torch.float64)
+            points = (points / points.norm(dim=1, keepdim=True)).to(x)
+            slopes = torch.vmap(self.problem.pointwise.gradient)(points)
+            radial, sizes = (points * slopes).sum(-1).abs(), slopes.norm(dim=-1)
+            tolerance = INVARIANCE_TOLERANCE.get(x.dtype, 1e-2)
+            self._invariant[key] = bool(radial.max() <= tolerance * sizes.max())
+        return self._invariant[key]
+
+    def _hessian(self, x: Tensor) -> BatchFunction:
+        return lambda points: self.kernels.hessian(points, size=len(x))
+
+    def _solve(self, x: Tensor, *, record: bool) -> _Solution:
         with torch.no_grad():
-            invariant = self._scale_invariant(x)
-            norms = x.norm(dim=-1, keepdim=True)
-            scale = norms if invariant else torch.ones_like(norms)
-            single = x.dtype != torch.float64
+            norms = None
+            start = x
+            if self.is_scale_invariant(x):
+                # In two steps: the square of a tiny or huge norm is out of range.
+                size = x.abs().amax(dim=-1, keepdim=True)
+                start = x / size
+                short = start.norm(dim=-1, keepdim=True)
+                start, norms = start / short, size * short
             result = settle(
-                gradient,
-                hessian,
-                x / scale,
-                rtol=max(self.rtol, _SINGLE_RTOL) if single else self.rtol,
+                lambda points: self.kernels.gradient(points, size=len(x)),
+                self._hessian(x),
+                start,
+                rtol=self.rtol if x.dtype == torch.float64 else max(self.rtol, _SINGLE_RTOL),
                 max_steps=self.max_steps,
-                rank=self.problem.rank,
-                hessian_product=hessian_product,
-                tangents=tangents,
+                record=record,
             )
-            points, images, failures = self._finish(result, hessian, gradient)
-            if invariant:
-                points = points / points.norm(dim=-1, keepdim=True)
-            points = points * scale
+            limits, projectors, failures = self._finish(result)
+            if norms is not None:
+                limits = limits / limits.norm(dim=-1, keepdim=True)
         if failures:
-            self._refuse(x, points, result, failures, gradient)
-        return points, images
+            self._refuse(_scaled(limits, norms), result, failures)
+        return _Solution(start, limits, norms, projectors, result.steps)
 
-    def _scale_invariant(self, x: Tensor) -> bool:
-        sample = x[: min(4, len(x))]
-        tolerance = INVARIANCE_TOLERANCE.get(x.dtype, 1e-2)
-        return bool(self.problem.scale_invariance_violation(sample) <= tolerance)
+    def _finish(self, result: FlowResult) -> tuple[Tensor, Tensor, dict[int, str]]:
+        """Newton corrections to rounding level, P at the limits, and what went wrong."""
+        failures = {
+            index: self._describe(result, index)
+            for index in torch.nonzero(result.status != FlowStatus.SETTLED)[:, 0].tolist()
+        }
+        small, points = precision(result.points.dtype), result.points
+        values, basis = result.values, result.basis
+        fast = values > small.slow * values.abs().amax(dim=-1, keepdim=True)
+        inverse = torch.where(fast, 1.0 / torch.where(fast, values, 1.0), 0.0)
+        for _ in range(_CORRECTIONS):
+            slope = (self.kernels.gradient(points)[:, None] @ basis)[:, 0]
+            points = points - (basis @ (inverse * slope)[..., None])[..., 0]
+        matrix = self.kernels.hessian(points)
+        finite = torch.isfinite(matrix).flatten(1).all(-1)
+        values, basis = torch.linalg.eigh(torch.where(finite[:, None, None], matrix, 0.0))
+        good = torch.nonzero((result.status == FlowStatus.SETTLED) & finite)[:, 0]
+        for index in torch.nonzero(~finite)[:, 0].tolist():
+            failures.setdefault(index, _REASONS[FlowStatus.NOT_FINITE])
+        failures |= self._misfits(values, fast.sum(-1), good)
+        order = torch.arange(values.shape[-1], device=values.device)
+        normal = order >= values.shape[-1] - fast.sum(-1, keepdim=True)
+        kernel = torch.where(normal[:, None], 0.0, basis)
+        return points, kernel @ kernel.mT, failures
 
-    def _finish(
-        self, result: FlowResult, hessian: Any, gradient: Any
-    ) -> tuple[Tensor, Tensor | None, dict[int, str]]:
-        """Newton corrections at rounding level, the rank at the limit, and what went wrong."""
-        points, images = result.points, result.tangents
-        failures: dict[int, str] = {}
-        for index in torch.nonzero(~result.settled)[:, 0].tolist():
-            finite = bool(torch.isfinite(points[index]).all())
-            failures[index] = (
-                f"not settled after {self.max_steps} steps" if finite else "the flow is not finite"
-            )
-        good = torch.nonzero(result.settled)[:, 0]
+    def _misfits(self, values: Tensor, normal: Tensor, good: Tensor) -> dict[int, str]:
+        """Why limits are not on the manifold, by the eigenvalues of H there.
+
+        Args:
+            values: Eigenvalues at the limits, ascending, (n, D).
+            normal: Number of directions that the flow took for normal, (n,).
+            good: The points to look at.
+        """
+        small, where = precision(values.dtype), "the end of the flow"
+        misfits: dict[int, str] = {}
+
+        def check(rows: Tensor) -> None:
+            ranks = find_rank(values[rows], self.problem.rank, where)
+            top = values[rows].abs().amax(dim=-1, keepdim=True)
+            nonzero = (values[rows].abs() > small.kernel * top).sum(-1)
+            if not bool(((ranks == normal[rows]) & (ranks == nonzero)).all()):
+                raise RankError(
+                    f"the minimum is degenerate, or stiffer than {1 / small.slow:.0e}, at {where}",
+                    received=f"eigenvalues {describe(values[rows].flatten())}",
+                )
+
         if len(good):
-            here = points[good]
-            values, basis = torch.linalg.eigh(hessian(here))
-            for position, index in enumerate(good.tolist()):
-                reason = _misfit(values[position], self.problem.rank)
-                if reason:
-                    failures[index] = reason
-            keep = torch.tensor([i not in failures for i in good.tolist()], device=good.device)
-            good, here, values, basis = good[keep], here[keep], values[keep], basis[keep]
-        if len(good):
-            ranks = find_rank(values, self.problem.rank, "the end of the flow")
-            if int(ranks.min()) != int(ranks.max()):
-                usual = int(ranks.mode().values)
-                odd = ranks != usual
-                for index, rank in zip(good[odd].tolist(), ranks[odd].tolist(), strict=True):
-                    failures[index] = f"the Hessian has rank {rank}, elsewhere {usual}"
-                good, here = good[~odd], here[~odd]
-                values, basis, ranks = values[~odd], basis[~odd], ranks[~odd]
-            spectrum = Spectrum(values, basis, common_rank(ranks))
-            for _ in range(_CORRECTIONS):
-                here = here - spectrum.pseudo_inverse(gradient(here))
-            points = points.clone()
-            points[good] = here
-            if images is not None:
-                images = images.clone()
-                tangent = spectrum.tangent_basis
-                images[good] = tangent @ (tangent.mT @ images[good])
-        return points, images, failures
+            try:
+                check(good)
+            except RankError:
+                for index in good.tolist():
+                    try:
+                        check(torch.tensor([index], device=good.device))
+                    except RankError as error:
+                        misfits[index] = f"{error.problem}: {error.received}"
+        return misfits
 
-    def _refuse(
-        self,
-        x: Tensor,
-        points: Tensor,
-        result: FlowResult,
-        failures: dict[int, str],
-        gradient: Any,
-    ) -> None:
-        failed = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    def _describe(self, result: FlowResult, index: int) -> str:
+        status = FlowStatus(int(result.status[index]))
+        if status == FlowStatus.FLOWING:
+            return f"not settled after {self.max_steps} steps"
+        if status == FlowStatus.SADDLE:
+            return f"{_REASONS[status]} (smallest Hessian eigenvalue {result.values[index, 0]:.3g})"
+        return _REASONS[status]
+
+    def _refuse(self, points: Tensor, result: FlowResult, failures: dict[int, str]) -> None:
+        n = len(points)
+        failed = torch.zeros(n, dtype=torch.bool, device=points.device)
         failed[list(failures)] = True
-        partial = points.clone()
-        partial[failed] = torch.nan
-        index = next(iter(failures))
-        size = float(gradient(result.points[index : index + 1]).norm())
+        partial = points.masked_fill(failed[:, None], torch.nan)
+        index = min(failures)
+        size = float(self.kernels.gradient(result.points[index : index + 1]).norm())
         raise LimitMapError(
             "gradient flow did not reach the manifold of minimisers",
             failed=failed,
             partial=partial,
-            received=f"{len(failures)} of {len(x)} points failed; point {index}: "
+            received=f"{len(failures)} of {n} points failed; point {index}: "
             f"{failures[index]}, with gradient norm {size:.3g} and distance estimate "
             f"{float(result.distances[index]):.3g} after flow time "
             f"{float(result.times[index]):.4g} (at unit norm)",
@@ -160,86 +256,5 @@ class LimitMap:
         )
 
 
-def _misfit(values: Tensor, declared: int | None) -> str | None:
-    """Why a rest point of the flow is not on the manifold, or None."""
-    top = values.abs().max()
-    if bool(values[0] < -1e-5 * top):
-        return f"stalled on a saddle (smallest Hessian eigenvalue {float(values[0]):.3g})"
-    try:
-        find_rank(values, declared, "the end of the flow")
-    except RankError as error:
-        return f"{error.problem}: {error.received}"
-    return None
-
-
-class _LimitMapFunction(torch.autograd.Function):
-    """Phi on a flat batch (n, D), with the derivative carried along the flow."""
-
-    @staticmethod
-    def forward(x: Tensor, limit_map: LimitMap) -> Tensor:
-        return limit_map.value(x)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, ctx.limit_map = inputs
-        ctx.save_for_backward(x)
-        ctx.save_for_forward(x)
-
-    @staticmethod
-    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        (x,) = ctx.saved_tensors
-        return _PullbackFunction.apply(x, cotangent, ctx.limit_map), None  # type: ignore[no-untyped-call]
-
-    @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:  # type: ignore[override]
-        (x,) = ctx.saved_tensors
-        return _PushforwardFunction.apply(x, tangent, ctx.limit_map)  # type: ignore[no-untyped-call]
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], x: Tensor, limit_map: LimitMap) -> Any:
-        x = x.movedim(in_dims[0], 0)
-        flat = _LimitMapFunction.apply(x.reshape(-1, x.shape[-1]), limit_map)  # type: ignore[no-untyped-call]
-        return flat.reshape(x.shape), 0
-
-
-class _LinearImage(torch.autograd.Function):
-    """Base of the two linear images: each batches, neither is differentiated again."""
-
-    @staticmethod
-    def setup_context(ctx: FunctionCtx, inputs: tuple[Any, ...], output: Tensor) -> None:
-        """Nothing is kept: second derivatives off the manifold are not offered."""
-
-    @classmethod
-    def _batch(cls, info: Any, in_dims: Any, x: Tensor, v: Tensor, limit_map: LimitMap) -> Any:
-        x_dim, v_dim = in_dims[0], in_dims[1]
-        size = info.batch_size
-        x = x.movedim(x_dim, 0) if x_dim is not None else x.expand(size, *x.shape)
-        v = v.movedim(v_dim, 0) if v_dim is not None else v.expand(size, *v.shape)
-        flat_x, flat_v = x.reshape(-1, x.shape[-1]), v.reshape(-1, v.shape[-1])
-        return cls.apply(flat_x, flat_v, limit_map).reshape(v.shape), 0  # type: ignore[no-untyped-call]
-
-
-class _PushforwardFunction(_LinearImage):
-    """d Phi(x) v, by transport of one tangent."""
-
-    @staticmethod
-    def forward(x: Tensor, tangent: Tensor, limit_map: LimitMap) -> Tensor:
-        return limit_map.tangent_images(x, tangent[..., None])[..., 0]
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, x: Tensor, v: Tensor, limit_map: LimitMap) -> Any:
-        return _PushforwardFunction._batch(info, in_dims, x, v, limit_map)
-
-
-class _PullbackFunction(_LinearImage):
-    """d Phi(x)^T w, by transport of a basis."""
-
-    @staticmethod
-    def forward(x: Tensor, cotangent: Tensor, limit_map: LimitMap) -> Tensor:
-        identity = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
-        images = limit_map.tangent_images(x, identity.expand(len(x), -1, -1))
-        return (images.mT @ cotangent[..., None])[..., 0]
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, x: Tensor, v: Tensor, limit_map: LimitMap) -> Any:
-        return _PullbackFunction._batch(info, in_dims, x, v, limit_map)
+def _scaled(limits: Tensor, norms: Tensor | None) -> Tensor:
+    return limits if norms is None else limits * norms

@@ -97,6 +97,8 @@ def find_rank(eigenvalues: Tensor, declared: int | None, where: str = "y") -> Te
     """
     flat = eigenvalues.reshape(-1, eigenvalues.shape[-1])
     dim = flat.shape[-1]
+    if len(flat) == 0:
+        return torch.zeros(eigenvalues.shape[:-1], dtype=torch.int64, device=flat.device)
     ratios = gap_ratios(flat)
     largest, position = ratios.max(dim=-1)
     ranks = position + 1
@@ -111,7 +113,7 @@ def find_rank(eigenvalues: Tensor, declared: int | None, where: str = "y") -> Te
             index = int(torch.nonzero(bad)[0])
             raise RankError(
                 f"the declared rank {declared} of the Hessian is not confirmed at {where}",
-                received=f"eigenvalues {_show(flat[index])}, whose largest gap is at rank "
+                received=f"eigenvalues {describe(flat[index])}, whose largest gap is at rank "
                 f"{int(ranks[index])} ({int(bad.sum())} of {len(flat)} points differ)",
                 expected=f"a drop by at least {min_gap:.0e} after the {declared} largest",
                 remedy="correct rank=..., or leave it out; if it changes along Gamma, "
@@ -124,8 +126,9 @@ def find_rank(eigenvalues: Tensor, declared: int | None, where: str = "y") -> Te
             index = int(torch.nonzero(bad)[0])
             raise RankError(
                 f"the rank of the Hessian is ambiguous at {where}",
-                received=f"eigenvalues {_show(flat[index])}, largest gap {largest[index]:.3g} at "
-                f"rank {int(ranks[index])} ({int(bad.sum())} of {len(flat)} points)",
+                received=f"eigenvalues {describe(flat[index])}, largest gap "
+                f"{largest[index]:.3g} at rank {int(ranks[index])} "
+                f"({int(bad.sum())} of {len(flat)} points)",
                 expected=f"one drop by at least {min_gap:.0e}, clearly larger than any other",
                 remedy="make sure that the point lies on Gamma (geometry.retract or limit_map); "
                 "give rank=M if you know it; work in float64",
@@ -136,7 +139,7 @@ def find_rank(eigenvalues: Tensor, declared: int | None, where: str = "y") -> Te
         index = int(torch.nonzero(negative)[0])
         raise RankError(
             f"the Hessian has a negative eigenvalue at {where}",
-            received=f"eigenvalues {_show(flat[index])}",
+            received=f"eigenvalues {describe(flat[index])}",
             expected="none below zero at a local minimiser",
             remedy="this is a saddle or a maximum: start gradient flow from another point",
         )
@@ -150,6 +153,8 @@ def common_rank(ranks: Tensor) -> int:
     Raises:
         RankError: If the rank differs between the points of the batch.
     """
+    if ranks.numel() == 0:
+        return 0
     low, high = int(ranks.min()), int(ranks.max())
     if low != high:
         raise RankError(
@@ -161,7 +166,7 @@ def common_rank(ranks: Tensor) -> int:
     return low
 
 
-def _show(values: Tensor, most: int = 6) -> str:
+def describe(values: Tensor, most: int = 6) -> str:
     """The largest and smallest eigenvalues, in descending order of size."""
     ordered = values[values.abs().argsort(descending=True)].tolist()
     if len(ordered) <= 2 * most:

@@ -1,0 +1,90 @@
+"""Pointwise functions on flat batches, eager or compiled in padded chunks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import vmap
+
+from manifold_sde.compiling import compile_function
+from manifold_sde.problem import Problem
+
+#: Smallest and largest batch of one compiled kernel; larger ones are cut into chunks.
+_MIN_CHUNK, _MAX_CHUNK = 16, 4096
+
+
+class Kernels:
+    """Evaluates functions of single points on batches, for one problem.
+
+    Compiled kernels are kept with the problem, by name, size, dtype and device.
+
+    Args:
+        problem: The problem.
+        compiled: Whether to compile.
+    """
+
+    def __init__(self, problem: Problem, compiled: bool) -> None:
+        self.problem = problem
+        self.compiled = compiled
+
+    def run(
+        self,
+        name: str,
+        function: Callable[..., Tensor],
+        *arguments: Tensor,
+        size: int | None = None,
+    ) -> Tensor:
+        """Evaluate a function of single points: each argument (n, ...) -> (n, ...).
+
+        Args:
+            name: Name of the kernel; it stands for the function.
+            function: Function of single points, composable with ``torch.func``.
+            *arguments: Tensors with one leading batch dimension.
+            size: Batch size to compile for, where the number of points will vary from call to
+                call; by default that of the arguments.
+        """
+        n = len(arguments[0])
+        if n == 0:
+            single = function(*(a.new_ones(a.shape[1:]) for a in arguments))
+            return single.new_empty(0, *single.shape)
+        if not self.compiled:
+            # Forward mode cannot write to an expanded tensor.
+            return vmap(function)(*(a.contiguous() for a in arguments))
+        chunk = min(_MAX_CHUNK, max(_MIN_CHUNK, 1 << ((size or n) - 1).bit_length()))
+        key = (name, chunk, arguments[0].dtype, arguments[0].device)
+        kernels = self.problem.kernels
+        pieces = []
+        for start in range(0, n, chunk):
+            piece = [a[start : start + chunk].detach() for a in arguments]
+            count = len(piece[0])
+            if count < chunk:
+                piece = [torch.cat([a, a[-1:].expand(chunk - count, *a.shape[1:])]) for a in piece]
+            # Paths last in memory: the loops over them are the ones that vectorise.
+            piece = [a.movedim(0, -1).contiguous() for a in piece]
+            if key not in kernels:
+                batched = vmap(function, in_dims=-1, out_dims=-1)
+                kernels[key] = _elsewhere(compile_function, batched, tuple(piece))
+            pieces.append(kernels[key](*piece).movedim(-1, 0)[:count])
+        return torch.cat(pieces) if len(pieces) > 1 else pieces[0].contiguous()
+
+    def gradient(self, x: Tensor, size: int | None = None) -> Tensor:
+        """Gradients: (n, D) -> (n, D)."""
+        return self.run("gradient", self.problem.pointwise.gradient, x, size=size)
+
+    def hessian(self, x: Tensor, size: int | None = None) -> Tensor:
+        """Hessians: (n, D) -> (n, D, D)."""
+        return self.run("hessian", self.problem.pointwise.hessian, x, size=size)
+
+
+def _elsewhere(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function in a thread of its own, and wait.
+
+    The modes of autograd and the transforms of ``torch.func`` that are active here, such as inside
+    the derivative of the limit map, belong to the thread; torch's compiler stumbles over them.
+    """
+    with ThreadPoolExecutor(1) as executor:
+        return executor.submit(function, *arguments).result()
