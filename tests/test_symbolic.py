@@ -79,9 +79,19 @@ LOSSES: dict[str, list[sympy.Expr]] = {
     ],
     "equal and constant": [U[0], U[0], sympy.Integer(2)],
     "linear": [x1 + 2 * x2, x3 - x4],
-    "sums of sums": [
-        sympy.sin(sympy.sqrt(2) * (x1 + x2) + sympy.cbrt(3) * (x2 + 2 * x3) + sympy.pi * (x3 - x4)),
+    "numbers inside": [
         sympy.tanh(sympy.exp(sympy.Rational(1, 3)) * U[0] + sympy.log(3) * (U[1] - 2 * U[2])),
+        sympy.sqrt(2) * (U[0] + U[1]) + sympy.cbrt(3) * (U[1] + 2 * U[2]),
+    ],
+    # Jacobians of single entries: as a constant column, and as a column of a product.
+    "constant column": [
+        sympy.tanh(U[0] * U[3] / 3 + sympy.Abs(1 + U[0])),
+        sympy.tanh(U[0] * (4 - 5 * U[0] / 7 - 4 * U[1] - 3 * U[2] + 5 * U[3] / 3)),
+    ],
+    "column of a product": [
+        sympy.tanh(5 * U[0] / 7 - 2 * U[1] + 4 * U[2] / 3 - 2 * U[3] + 1),
+        sympy.tanh(-6 * U[0] / 7 + 3 * U[2] + 3 * U[3] / 7),
+        sympy.tanh(sympy.exp(sympy.Abs(1 + U[0]) / 2)),
     ],
 }
 
