@@ -149,7 +149,11 @@ def compile_function(function: Kernel, arguments: tuple[Any, ...]) -> Kernel:
     try:
         with torch.no_grad():
             graph = trace(function, arguments)
-            single = not isinstance(_output_of(graph), (tuple, list))
+            single = not isinstance(_output_of(graph).args[0], (tuple, list))
+            if single:
+                # What torch gives back for one tensor that is no tuple is not always a list.
+                _output_of(graph).args = ((_output_of(graph).args[0],),)
+                graph.recompile()
             constants = _lift_constants(graph)
             with _inductor_options():
                 kernel = _compile_graph(graph, [*constants, *arguments])
@@ -255,5 +259,5 @@ def _gives(code: Callable[[list[Any]], Any], inputs: list[Any], expected: Any) -
         return False
 
 
-def _output_of(graph: torch.fx.GraphModule) -> Any:
-    return next(node for node in graph.graph.nodes if node.op == "output").args[0]
+def _output_of(graph: torch.fx.GraphModule) -> torch.fx.Node:
+    return next(node for node in graph.graph.nodes if node.op == "output")
