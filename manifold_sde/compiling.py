@@ -201,8 +201,8 @@ def _compile_graph(graph: torch.fx.GraphModule, inputs: list[Any]) -> Callable[[
     kernel a call. The code inside is taken out where it gives the same.
     """
     inductor = importlib.import_module("torch._inductor")
-    with _static_shapes():
-        whole = inductor.compile(graph, list(inputs))
+    with _static_shapes() as static:
+        whole = inductor.compile(graph, [static(a) for a in inputs])
     expected = whole(*inputs)
     inside = _code_inside(whole)
     if inside is not None and _gives(inside, inputs, expected):
@@ -236,13 +236,14 @@ def _code_inside(whole: Callable[..., Any]) -> Callable[[list[Any]], Any] | None
 
 
 @contextlib.contextmanager
-def _static_shapes() -> Iterator[None]:
-    """Kernels for one shape each; without such a context torch does not keep them on disk."""
+def _static_shapes() -> Iterator[Callable[[Tensor], Tensor]]:
+    """Stand-ins for tensors of one shape, in a context without which torch keeps no kernel."""
     guards = importlib.import_module("torch._guards")
-    fake = importlib.import_module("torch._subclasses").FakeTensorMode
-    shapes = importlib.import_module("torch.fx.experimental.symbolic_shapes").ShapeEnv
-    with guards.tracing(guards.TracingContext(fake(shape_env=shapes(), static_shapes=True))):
-        yield
+    fake_tensor_mode = importlib.import_module("torch._subclasses").FakeTensorMode
+    shape_env = importlib.import_module("torch.fx.experimental.symbolic_shapes").ShapeEnv
+    mode = fake_tensor_mode(shape_env=shape_env(), static_shapes=True)
+    with guards.tracing(guards.TracingContext(mode)):
+        yield functools.partial(mode.from_tensor, static_shapes=True)
 
 
 def _gives(code: Callable[[list[Any]], Any], inputs: list[Any], expected: Any) -> bool:
