@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from manifold_sde.derivatives import is_known_false
+from manifold_sde.errors import LimitMapError
 from manifold_sde.geometry.dense import DenseGeometry
 
 
@@ -27,7 +30,21 @@ class ClosedFormGeometry:
         Raises:
             LimitMapError: If the closed form is not finite at x.
         """
-        return self.closed_form.limit_map(x)
+        y = self.closed_form.limit_map(x)
+        if is_known_false(torch.isfinite(y).all()):
+            failed = ~torch.isfinite(y).all(-1)
+            count = int(failed.sum())
+            raise LimitMapError(
+                "the closed form of the limit map is not finite",
+                failed=failed,
+                partial=y.masked_fill(failed[..., None], torch.nan),
+                received=f"NaN or infinity at {count} of {failed.numel()} points, the first at "
+                f"x = {x[failed][0].tolist()[:8]}",
+                expected="points in the domain of the closed form, inside the attraction set U",
+                remedy='method="dense" follows gradient flow; the error\'s .partial holds the '
+                "points that arrived",
+            )
+        return y
 
     def tangent_projection(self, y: Tensor, v: Tensor) -> Tensor:
         """The exact Jacobian of Phi times v: (n, D), (n, D) -> (n, D)."""

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from manifold_sde.errors import NotOnManifoldError
+from manifold_sde.errors import NonFiniteError, NotOnManifoldError
+from manifold_sde.geometry.gradient_flow import precision
 from manifold_sde.geometry.kernels import Kernels
 from manifold_sde.geometry.limit_map import LimitMap
 from manifold_sde.geometry.spectrum import Spectrum, common_rank, find_rank
@@ -38,11 +39,24 @@ class DenseGeometry:
 
     def eigenvalues(self, y: Tensor) -> Tensor:
         """Eigenvalues of H, ascending: (n, D) -> (n, D)."""
-        return torch.linalg.eigvalsh(self.hessian(y))
+        return torch.linalg.eigvalsh(self._finite_hessian(y))
 
     def hessian(self, y: Tensor) -> Tensor:
         """The Hessian: (n, D) -> (n, D, D)."""
         return self.kernels.hessian(y)
+
+    def _finite_hessian(self, y: Tensor) -> Tensor:
+        matrix = self.hessian(y)
+        finite = torch.isfinite(matrix).flatten(1).all(-1)
+        if not bool(finite.all()):
+            raise NonFiniteError(
+                "the Hessian is not finite",
+                received=f"NaN or infinity at {int((~finite).sum())} of {len(y)} points, first at "
+                f"point {int(torch.nonzero(~finite)[0])}",
+                expected="a loss that is smooth on Gamma (Assumption 2.1)",
+                remedy="look for norms, roots or logarithms of zero in the loss at that point",
+            )
+        return matrix
 
     def spectrum(self, y: Tensor) -> Spectrum:
         """Eigendecomposition of H with its rank, at points that are checked to lie on Gamma.
@@ -51,7 +65,7 @@ class DenseGeometry:
             RankError: If the rank is ambiguous, not the declared one, or not constant.
             NotOnManifoldError: If a point is not on the manifold.
         """
-        values, basis = torch.linalg.eigh(self.hessian(y))
+        values, basis = torch.linalg.eigh(self._finite_hessian(y))
         gradient = self.kernels.gradient(y)
         self._check_rest(y, values, basis, gradient)
         return Spectrum(values, basis, common_rank(find_rank(values, self.problem.rank)))
@@ -104,21 +118,21 @@ class DenseGeometry:
 
         Raises:
             NotOnManifoldError: If it does not arrive.
+            RankError: If it arrives where the rank is ambiguous or not the declared one.
         """
-        gradient, hessian = self.kernels.gradient, self.hessian
         invariant = self.limit_map.is_scale_invariant(x)
         norms = x.norm(dim=-1, keepdim=True)
         scale = norms if invariant else torch.ones_like(norms)
-        point = x / scale
+        point, step = x / scale, x / scale
         tolerance = _NEWTON_TOLERANCE.get(x.dtype, 1e-3)
-        step = point
         for _ in range(_NEWTON_STEPS):
-            values, basis = torch.linalg.eigh(hessian(point))
-            rank = self.problem.rank
-            if rank is None:
-                # Off the manifold the gap is blurred by the distance; the mode of the batch holds.
-                rank = int(_rough_rank(values).mode().values)
-            step = Spectrum(values, basis, rank).pseudo_inverse(gradient(point))
+            matrix = self.hessian(point)
+            finite = torch.isfinite(matrix).flatten(1).all(-1)
+            values, basis = torch.linalg.eigh(torch.where(finite[:, None, None], matrix, 0.0))
+            force = (self.kernels.gradient(point)[:, None] @ basis)[:, 0]
+            normal = _normal_directions(values, force, self.problem.rank)
+            inside = torch.where(normal, force / torch.where(normal, values, 1.0), 0.0)
+            step = (basis @ torch.where(finite[:, None], inside, torch.nan)[..., None])[..., 0]
             point = point - step
             if invariant:
                 point = point / point.norm(dim=-1, keepdim=True)
@@ -126,24 +140,48 @@ class DenseGeometry:
                 break
         left = step.norm(dim=-1) / point.norm(dim=-1)
         arrived = torch.isfinite(point).all(-1) & (left <= ON_MANIFOLD.get(x.dtype, 1e-2))
+        top = values.abs().amax(dim=-1, keepdim=True)
+        arrived &= normal.sum(-1) >= (values > precision(x.dtype).slow * top).sum(-1)
         if not bool(arrived.all()):
             worst = int(torch.nonzero(~arrived)[0])
             raise NotOnManifoldError(
                 "the retraction did not arrive on the manifold of minimisers",
                 received=f"{int((~arrived).sum())} of {len(x)} points; point {worst} still moved "
                 f"by {float(left[worst]):.3g} of its norm at the last Newton step",
-                expected="points close enough to Gamma for Newton's method",
-                remedy="geometry.limit_map(x), which follows gradient flow from any distance",
+                expected="points close enough to Gamma for Newton's method, and to tell flat "
+                "normal directions from tangent ones",
+                remedy="geometry.limit_map(x), which follows gradient flow from any distance; "
+                "declare rank=M with the problem if you know it",
             )
+        find_rank(values, self.problem.rank, "the end of the retraction")
         return point * scale
 
 
-def _rough_rank(values: Tensor) -> Tensor:
-    """Rank at points near the manifold: the position of the largest gap, unchecked."""
-    sizes = values.clamp(min=0).sort(dim=-1, descending=True).values
-    floor = 1e-9 * sizes[..., :1]
-    sizes = torch.maximum(sizes, floor)
-    return (sizes[..., :-1] / sizes[..., 1:]).argmax(dim=-1) + 1
+def _normal_directions(values: Tensor, force: Tensor, rank: int | None) -> Tensor:
+    """Which eigenvectors of H near the manifold are normal to it.
+
+    At a distance d the eigenvalues of the kernel have become of order d, so that only those well
+    above d count. The smaller ones join in as d falls.
+
+    Args:
+        values: Eigenvalues (n, D), ascending.
+        force: Gradient in the eigenbasis (n, D).
+        rank: Rank M, if it is known.
+
+    Returns:
+        Boolean tensor (n, D).
+    """
+    dim = values.shape[-1]
+    if rank is not None:
+        return (torch.arange(dim, device=values.device) >= dim - rank).expand_as(values)
+    top = values.abs().amax(dim=-1, keepdim=True)
+    slow = precision(values.dtype).slow
+    normal = values > 0.1 * top
+    for _ in range(2):
+        steps = torch.where(normal, force / torch.where(normal, values, 1.0), 0.0)
+        distance = steps.norm(dim=-1, keepdim=True)
+        normal = values > (3.0 * distance).clamp(min=slow) * top
+    return normal
 
 
 def contract_second_derivative(

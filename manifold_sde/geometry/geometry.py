@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from manifold_sde.derivatives import check_point
-from manifold_sde.errors import ArgumentError, NonFiniteError, ShapeError
+from manifold_sde.derivatives import check_point, is_known_false
+from manifold_sde.errors import ArgumentError, DTypeError, NonFiniteError, ShapeError
 from manifold_sde.geometry.closed_form import ClosedFormGeometry
 from manifold_sde.geometry.dense import DenseGeometry
 from manifold_sde.geometry.spectrum import find_rank, gap_ratios
@@ -31,7 +31,9 @@ class Geometry:
         compile: Whether Hessians and third derivatives of large batches are compiled.
 
     Raises:
-        ArgumentError: If the method is unknown or does not fit the problem.
+        ArgumentError: If the method is unknown or does not fit the problem, or another argument is
+            out of range.
+        DTypeError: If the problem is not a problem.
 
     Example:
         >>> import torch
@@ -53,6 +55,13 @@ class Geometry:
         max_steps: int = 2000,
         compile: bool = False,
     ) -> None:
+        if not isinstance(problem, Problem):
+            raise DTypeError(
+                "the problem is not a problem",
+                received=type(problem).__name__,
+                expected="Problem, LeastSquaresProblem or one of manifold_sde.problems",
+                remedy="Geometry(Problem(loss, dim, noise))",
+            )
         if method not in _METHODS:
             raise ArgumentError(
                 "the method is not a route to the geometry",
@@ -60,12 +69,26 @@ class Geometry:
                 expected=", ".join(repr(m) for m in _METHODS),
                 remedy='leave it at "auto"',
             )
-        if not 1e-13 <= rtol <= 1e-2:
+        if not isinstance(rtol, (int, float)) or not 1e-13 <= rtol <= 1e-2:
             raise ArgumentError(
                 "rtol is not an accuracy of the limit map",
                 received=repr(rtol),
                 expected="a number between 1e-13 and 1e-2",
                 remedy="1e-10 is the default; float32 input is held to 1e-5",
+            )
+        if isinstance(max_steps, bool) or not isinstance(max_steps, int) or max_steps < 1:
+            raise ArgumentError(
+                "max_steps is not a number of steps",
+                received=repr(max_steps),
+                expected="a positive integer",
+                remedy="leave it at 2000; most flows settle within 50",
+            )
+        if not isinstance(compile, bool):
+            raise ArgumentError(
+                "compile is not a switch",
+                received=repr(compile),
+                expected="True or False",
+                remedy="compile=True pays off for large batches, again and again",
             )
         closed_form = getattr(problem, "closed_form", None)
         if method == "symbolic" and closed_form is None:
@@ -119,6 +142,8 @@ class Geometry:
         Source: Definition 2.6, Lemma 2.7.
         """
         check_point(x, self.problem.dim)
+        if x.is_meta:
+            return torch.empty_like(x)
         if self._closed is not None:
             return self._closed.limit_map(x)
         return self._dense.limit_map(x)
@@ -142,7 +167,11 @@ class Geometry:
         """
         check_point(v, self.problem.dim, name="v", allow_zero=True)
         check_point(y, self.problem.dim, name="y")
-        y, v = torch.broadcast_tensors(y, v)
+        _check_same_kind(y, v, "v")
+        batch = _common_batch(y.shape[:-1], v.shape[:-1], "v")
+        y, v = (a.expand(*batch, self.problem.dim) for a in (y, v))
+        if y.is_meta:
+            return torch.empty_like(v)
         flat_y, flat_v = self._flat(y, "y"), v.reshape(-1, self.problem.dim)
         route = self._closed or self._dense
         return route.tangent_projection(flat_y, flat_v).reshape(v.shape)
@@ -165,6 +194,7 @@ class Geometry:
 
         Raises:
             ArgumentError: If covariance and factor are both given, or Sigma is not symmetric.
+            ShapeError, DTypeError, NonFiniteError: If what is given cannot be used.
             NotOnManifoldError: If y is not on the manifold.
             RankError: If the rank of the Hessian is ambiguous or not the declared one.
 
@@ -172,8 +202,10 @@ class Geometry:
         """
         check_point(y, self.problem.dim, name="y")
         sigma = self._covariance(y, covariance, factor)
-        batch = torch.broadcast_shapes(y.shape[:-1], sigma.shape[:-2])
+        batch = _common_batch(y.shape[:-1], sigma.shape[:-2], "Sigma")
         dim = self.problem.dim
+        if y.is_meta:
+            return y.new_empty(*batch, dim)
         flat_y = y.expand(*batch, dim).reshape(-1, dim)
         flat_sigma = sigma.expand(*batch, dim, dim).reshape(-1, dim, dim)
         route = self._closed or self._dense
@@ -192,6 +224,7 @@ class Geometry:
             return self.problem.noise_covariance(y)
         given, name = (covariance, "covariance") if factor is None else (factor, "factor")
         assert given is not None
+        _check_same_kind(y, given, name)
         wanted = (dim, dim) if factor is None else (dim,)
         shape = given.shape[-2:] if factor is None else given.shape[-2:-1]
         if given.dim() < 2 or tuple(shape) != wanted:
@@ -201,7 +234,7 @@ class Geometry:
                 expected=f"(..., {dim}, {dim if factor is None else 'm'})",
                 remedy="put the batch in front",
             )
-        if not bool(torch.isfinite(given).all()):
+        if is_known_false(torch.isfinite(given).all()):
             raise NonFiniteError(
                 f"the {name} holds NaN or infinity",
                 received=f"{int((~torch.isfinite(given)).sum())} entries not finite",
@@ -210,11 +243,12 @@ class Geometry:
             )
         if factor is not None:
             return factor @ factor.mT
-        skew = float((given - given.mT).abs().max())
-        if skew > 1e-6 * max(float(given.abs().max()), 1e-300):
+        skew = (given - given.mT).abs()
+        size = given.abs().amax(dim=(-2, -1), keepdim=True)
+        if is_known_false((skew <= 1e-6 * size).all()):
             raise ArgumentError(
                 "the covariance is not symmetric",
-                received=f"an asymmetry of {skew:.3g}",
+                received=f"an asymmetry of {float(skew.max()):.3g}",
                 expected="Sigma = Sigma^T",
                 remedy="0.5 * (A + A.mT) contracts the same",
             )
@@ -269,6 +303,8 @@ class Geometry:
         Raises:
             NotOnManifoldError: If Newton's method does not arrive.
         """
+        if check_point(x, self.problem.dim).is_meta:
+            return torch.empty_like(x)
         return self._dense.retract(self._flat(x, "x")).reshape(x.shape)
 
     def log_pseudo_determinant(self, y: Tensor) -> Tensor:
@@ -285,3 +321,32 @@ class Geometry:
         """
         spectrum = self._dense.spectrum(self._flat(y, "y"))
         return spectrum.normal_values.log().sum(-1).reshape(y.shape[:-1])
+
+
+def _check_same_kind(y: Tensor, given: object, name: str) -> None:
+    """Refuse what is not a tensor of the dtype and device of the points."""
+    if not isinstance(given, Tensor) or (given.dtype, given.device) != (y.dtype, y.device):
+        received = (
+            f"{given.dtype} on {given.device}"
+            if isinstance(given, Tensor)
+            else type(given).__name__
+        )
+        raise DTypeError(
+            f"{name} is not of the kind of the points",
+            received=received,
+            expected=f"a tensor of {y.dtype} on {y.device}, as y",
+            remedy=f"torch.as_tensor({name}).to(y)",
+        )
+
+
+def _common_batch(points: torch.Size, others: torch.Size, name: str) -> torch.Size:
+    """Common batch shape of points and what goes with them."""
+    try:
+        return torch.broadcast_shapes(points, others)
+    except RuntimeError as error:
+        raise ShapeError(
+            f"the batches of y and {name} do not fit together",
+            received=f"{tuple(points)} and {tuple(others)}",
+            expected="batch shapes that broadcast against each other",
+            remedy="insert dimensions of size 1 with unsqueeze",
+        ) from error

@@ -51,6 +51,10 @@ class Kernels:
         if n == 0:
             single = function(*(a.new_ones(a.shape[1:]) for a in arguments))
             return single.new_empty(0, *single.shape)
+        if n == 1 and arguments[0].dtype != torch.float64:
+            # Forward mode makes some numbers of a batch of one double (torch 2.13).
+            pair = (a.expand(2, *a.shape[1:]) for a in arguments)
+            return self.run(name, function, *pair, size=size)[:1]
         if not self.compiled:
             # Forward mode cannot write to an expanded tensor.
             return vmap(function)(*(a.contiguous() for a in arguments))
