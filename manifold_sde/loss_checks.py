@@ -24,11 +24,11 @@ from manifold_sde.pointwise import Pointwise
 #: Names of the derivatives, in the order of differentiation.
 ORDERS = ("gradient", "hessian", "third")
 #: Relative difference between a derivative and the quotient of differences that is an error.
-_TOLERANCE = 1e-3
+TOLERANCE = 1e-3
 #: A derivative below this part of the lower one, at unit distance, counts as zero.
 _ZERO = 1e-8
 #: Steps of the difference quotients, relative to the norm of the point.
-_STEPS = (1e-3, 1e-4)
+STEPS = (1e-3, 1e-4)
 
 _ANY_BATCH = "a function that torch.func can batch and differentiate three times"
 #: What to write instead, by what torch says when it fails.
@@ -200,7 +200,7 @@ def derivative_errors(loss: Pointwise, x: Tensor) -> dict[str, tuple[float, bool
     for order, name in enumerate(ORDERS, start=1):
         try:
             exact = _derivative(loss, order, x, directions)
-            quotients, below = _quotients(loss, order, x, a, b, [h * size for h in _STEPS])
+            quotients, below = _quotients(loss, order, x, a, b, [h * size for h in STEPS])
         except (RuntimeError, NotImplementedError) as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
@@ -213,12 +213,25 @@ def derivative_errors(loss: Pointwise, x: Tensor) -> dict[str, tuple[float, bool
                 remedy="check square roots, norms and quotients that vanish at some x; "
                 "torch.where does not hide a branch whose derivative is infinite",
             )
-        off = [float((exact - q).norm()) for q in quotients]
-        floor = _ZERO * float(below.norm()) / size + 1e-300
-        scale = max(float(exact.norm()), *(float(q.norm()) for q in quotients), floor)
-        agreement = float((quotients[0] - quotients[1]).norm())
-        results[name] = (min(off) / scale, agreement < 0.1 * min(off))
+        results[name] = compare(exact, quotients, float(below.norm()) / size)
     return results
+
+
+def compare(exact: Tensor, quotients: list[Tensor], size: float) -> tuple[float, bool]:
+    """A derivative against difference quotients at two steps.
+
+    Args:
+        exact: The derivative.
+        quotients: The quotients.
+        size: Size of the differentiated function, over the distance on which it is smooth.
+
+    Returns:
+        Relative difference at the better step, and whether the quotients agree so well with each
+        other that it is the derivative's error: not so at a kink or in single precision.
+    """
+    off = min(float((exact - q).norm()) for q in quotients)
+    scale = max(*(float(v.norm()) for v in (exact, *quotients)), _ZERO * size, 1e-300)
+    return off / scale, float((quotients[0] - quotients[1]).norm()) < 0.1 * off
 
 
 def _derivative(loss: Pointwise, order: int, x: Tensor, directions: Tensor) -> Tensor:
@@ -276,13 +289,13 @@ def require_derivatives(loss: Pointwise, function: Callable[[Tensor], Tensor], w
     for order, (name, (error, reliable)) in enumerate(
         derivative_errors(loss, point).items(), start=1
     ):
-        if error > _TOLERANCE and reliable:
+        if error > TOLERANCE and reliable:
             raise DifferentiationError(
                 f"the {_ordinal(order)} derivative of the {what} is not the derivative of what "
                 "it computes",
                 received=f"a relative difference of {error:.2g} between automatic "
                 f"differentiation and differences, in {name!r}",
-                expected=f"at most {_TOLERANCE:g}: {_ANY_BATCH}, without cutting a derivative",
+                expected=f"at most {TOLERANCE:g}: {_ANY_BATCH}, without cutting a derivative",
                 remedy=_what_is_wrong(order, function, point),
             )
 

@@ -386,6 +386,21 @@ def test_a_factor_that_is_no_function() -> None:
         CustomNoise(torch.ones(3, 3))  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    "factor",
+    [
+        lambda x: torch.ones(DIM, 2, dtype=x.dtype),
+        lambda x: 1e-9 * (1e9 + x)[:, None],
+        lambda x: (x.float() / x.float().norm()).double()[:, None],
+        lambda x: torch.relu(x - 1.0)[:, None],
+        lambda x: torch.sin(300.0 * x)[:, None],
+    ],
+)
+def test_no_false_alarm_for_a_custom_factor(factor: Callable[[Tensor], Tensor]) -> None:
+    """Constants, tiny changes, single precision inside, kinks, fast oscillation."""
+    Problem(residuals, DIM, CustomNoise(factor))
+
+
 @each_noise
 def test_noises_pickle_and_say_what_they_are(name: str) -> None:
     p = problem(name)

@@ -250,6 +250,7 @@ def test_broken_twins_are_rejected(twin: Callable[[Tensor], Tensor], assertion: 
             assert_uncorrelated(values[..., :-1], values[..., 1:])
 
 
+@pytest.mark.slow
 @pytest.mark.compile
 def test_compiled_numbers_are_the_same() -> None:
     """To the bit, in vector loops and in their remainder, where products wrap."""

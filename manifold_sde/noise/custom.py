@@ -120,15 +120,17 @@ class CustomNoise(Noise):
                 expected="sigma(x): the randomness comes from the normals that it is applied to",
                 remedy="draw random constants once, outside",
             )
-        h = 1e-5
-        quotient = self.function(point + h * steps) - self.function(point - h * steps)
-        off = float((quotient / (2.0 * h) - derivatives[0]).norm())
-        size = float(values[0].norm() + derivatives[0].norm())
-        if off > 1e-4 * size:
+        quotients = [
+            (self.function(point + h * steps) - self.function(point - h * steps)) / (2.0 * h)
+            for h in loss_checks.STEPS
+        ]
+        size = float(values[0].norm())
+        error, reliable = loss_checks.compare(derivatives[0], quotients, size)
+        if error > loss_checks.TOLERANCE and reliable:
             raise NoiseError(
                 "the derivative of the custom noise's factor is not that of what it computes",
-                received=f"a difference of {off:.3g} from difference quotients",
-                expected=f"at most {1e-4 * size:.1g}",
+                received=f"a relative difference of {error:.2g} from difference quotients",
+                expected=f"at most {loss_checks.TOLERANCE:g}",
                 remedy="no detach(), .data or torch.no_grad() on what depends on x",
             )
 
