@@ -125,11 +125,11 @@ class CustomNoise(Noise):
             for h in loss_checks.STEPS
         ]
         size = float(values[0].norm())
-        error, reliable = loss_checks.compare(derivatives[0], quotients, size)
-        if error > loss_checks.TOLERANCE and reliable:
+        off, reliable = loss_checks.compare(derivatives[0], quotients, size)
+        if off > loss_checks.TOLERANCE and reliable:
             raise NoiseError(
                 "the derivative of the custom noise's factor is not that of what it computes",
-                received=f"a relative difference of {error:.2g} from difference quotients",
+                received=f"a relative difference of {off:.2g} from difference quotients",
                 expected=f"at most {loss_checks.TOLERANCE:g}",
                 remedy="no detach(), .data or torch.no_grad() on what depends on x",
             )
