@@ -1,0 +1,1 @@
+"""Show me: the figures of the paper, and the command line."""

@@ -1,0 +1,190 @@
+"""The command line: ``manifold-sde``."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.text import Text
+from typer.core import TyperGroup
+
+from manifold_sde import __version__
+from manifold_sde.errors import ArgumentError, ManifoldSDEError
+
+#: Exit status of wrong arguments and of everything else that fails, and of an interrupt.
+_USAGE, _FAILURE, _INTERRUPTED = 2, 1, 130
+_RESULTS = Path("results")
+
+
+class _Commands(TyperGroup):
+    """A group whose commands report the toolkit's errors as a short message."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except ManifoldSDEError as error:
+            _errors().print(Text("Error: ", style="bold red") + Text(str(error)), soft_wrap=True)
+            code = _USAGE if isinstance(error, ArgumentError) else _FAILURE
+            raise typer.Exit(code) from error
+        except KeyboardInterrupt:
+            _errors().print("Stopped.")
+            raise typer.Exit(_INTERRUPTED) from None
+
+
+app = typer.Typer(
+    cls=_Commands,
+    name="manifold-sde",
+    help="SGD with normalisation and weight decay as a diffusion on its manifold of minimisers.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+figure = typer.Typer(
+    help="Make a figure of the paper, from simulation.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+app.add_typer(figure, name="figure")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"manifold-sde {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    pass
+
+
+@figure.command("2")
+def figure2(
+    full: Annotated[
+        bool, typer.Option("--full", help="All steps of every learning rate, more runs compared.")
+    ] = False,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the files.")] = Path(
+        "results"
+    ),
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of SGD's noise.")] = 0,
+    runs: Annotated[int, typer.Option(min=1, metavar="N", help="Runs in a box.")] = 60,
+    law_runs: Annotated[
+        int | None,
+        typer.Option(
+            min=8,
+            metavar="N",
+            show_default="120; 480 if full",
+            help="Runs that are compared with the limit's law; the boxes show the first of them.",
+        ),
+    ] = None,
+    lr: Annotated[
+        list[float] | None,
+        typer.Option(
+            metavar="ETA",
+            show_default="0.01, 0.001, 0.0001",
+            help="Learning rate; give it once for each.",
+        ),
+    ] = None,
+    until: Annotated[
+        float, typer.Option(metavar="T", help="Time T that the smallest learning rate is to reach.")
+    ] = 15.58,
+    problem_seed: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            metavar="N",
+            show_default="a typical one",
+            help="Seed of the model's inputs and minimiser.",
+        ),
+    ] = None,
+    jobs: Annotated[
+        int, typer.Option(min=1, max=2, metavar="N", help="Processes: one, or one for each design.")
+    ] = 2,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Start anew, not from where a run was stopped.")
+    ] = False,
+    compile: Annotated[
+        bool, typer.Option(help="Compile the step of SGD, where there is a C++ compiler.")
+    ] = True,
+) -> None:
+    """Figure 2: SGD on the normalised linear model follows the paper's time scale.
+
+    Section 6.1 as printed, and below it the law of the angle against the exact law of the limit,
+    at the paper's setting and at a well-conditioned one. Writes PNG, PDF, the data and a table.
+    A run that was stopped goes on where it was.
+    """
+    from manifold_sde.experiments.figure2.command import make_figure2
+    from manifold_sde.experiments.figure2.settings import Settings
+
+    changes: dict[str, Any] = {
+        "seed": seed,
+        "runs": runs,
+        "horizon": until,
+        "problem_seed": problem_seed,
+        "compiled": compile,
+    }
+    if law_runs is not None:
+        changes["law_runs"] = law_runs
+    if lr:
+        changes["lrs"] = tuple(lr)
+    settings = Settings(**changes) if full else Settings.quick(**changes)
+    _one_thread()
+    try:
+        make_figure2(settings, out, Console(), jobs=jobs, restart=restart)
+    except KeyboardInterrupt:
+        _errors().print("Stopped. The same command goes on from here; --restart starts anew.")
+        raise typer.Exit(_INTERRUPTED) from None
+
+
+@app.command()
+def info(
+    problem: Annotated[
+        str, typer.Argument(metavar="FILE.py:NAME", help="The problem, or a function making it.")
+    ],
+    seed: Annotated[
+        int,
+        typer.Option(min=0, metavar="N", help="Seed of where a minimiser is sought."),
+    ] = 0,
+) -> None:
+    """What a problem is: its size, its noise, its minimisers, and whether it is scale-invariant."""
+    from manifold_sde.experiments.description import describe_problem, description_table
+    from manifold_sde.experiments.loading import load_problem
+
+    console = Console()
+    console.print(description_table(describe_problem(load_problem(problem), seed)))
+
+
+def _errors() -> Console:
+    return Console(stderr=True, highlight=False)
+
+
+def _one_thread() -> None:
+    """More threads make the small operations here slower."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def main() -> None:
+    """Entry point of the command ``manifold-sde``."""
+    try:
+        app()
+    except BrokenPipeError:
+        # The reader of the output has gone, as in `manifold-sde ... | head`.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(_FAILURE)

@@ -1,0 +1,121 @@
+"""What a problem is, measured: the answer of ``manifold-sde info``."""
+
+from __future__ import annotations
+
+import torch
+from rich.table import Table
+from torch import Tensor
+
+from manifold_sde.errors import ManifoldSDEError
+from manifold_sde.geometry import Geometry
+from manifold_sde.problem import Problem
+
+#: Violations up to here are rounding.
+_ROUNDING = 1e-9
+
+
+def describe_problem(problem: Problem, seed: int = 0) -> list[tuple[str, str]]:
+    """What a problem is: names and values, in the order to be shown.
+
+    Where the problem knows no minimiser, gradient flow from a random direction looks for one.
+
+    Args:
+        problem: The problem.
+        seed: Seed of the direction.
+
+    Returns:
+        Pairs of a name and what was found.
+    """
+    samples = "one loss, no samples" if problem.n_samples is None else str(problem.n_samples)
+    rows = [
+        ("problem", f"{problem.name} ({type(problem).__name__})"),
+        ("dimension D", str(problem.dim)),
+        ("sample losses", samples),
+        ("noise", repr(problem.noise)),
+    ]
+    invariant, found = _scale_invariance(problem)
+    rows.append(("scale invariance", found))
+    rows += _noise(problem)
+    y, where = _minimizer(problem, seed)
+    rows.append(("minimiser", where))
+    if y is not None:
+        rows += _geometry(problem, y, invariant)
+    if problem.facts is not None:
+        rows.append(("known of it", problem.facts.statement))
+    return rows
+
+
+def _scale_invariance(problem: Problem) -> tuple[bool, str]:
+    violation = float(problem.scale_invariance_violation())
+    try:
+        problem.require_scale_invariance()
+    except ManifoldSDEError as error:
+        return False, f"FAILS: {error.received}"
+    return True, _holds(violation)
+
+
+def _holds(violation: float) -> str:
+    return f"holds, to {violation:.1e}" if violation else "holds exactly"
+
+
+def _noise(problem: Problem) -> list[tuple[str, str]]:
+    try:
+        violations = problem.noise_violations()
+    except ManifoldSDEError as error:
+        return [("noise, measured", f"FAILS: {error.problem}: {error.received}")]
+    names = {"degree": "σ(ax) = σ(x)/a", "radial": "σ(x)ᵀx = 0"}
+    return [
+        (
+            names[kind],
+            _holds(value) if value <= _ROUNDING else f"FAILS: relative violation {value:.3g}",
+        )
+        for kind, value in violations.items()
+    ]
+
+
+def _minimizer(problem: Problem, seed: int) -> tuple[Tensor | None, str]:
+    if problem.facts is not None:
+        return problem.minimizer, "known"
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(problem.dim, dtype=torch.float64, generator=generator)
+    try:
+        y = Geometry(problem).limit_map(x / x.norm())
+    except ManifoldSDEError as error:
+        return None, f"none found from random direction {seed}: {error.problem}"
+    return y, f"found by gradient flow from random direction {seed}"
+
+
+def _geometry(problem: Problem, y: Tensor, invariant: bool) -> list[tuple[str, str]]:
+    rows = [("loss there", f"{float(problem.loss(y)):.4g}")]
+    try:
+        geometry = Geometry(problem)
+        rank = int(geometry.rank(y))
+        gap = float(geometry.spectral_gap(y))
+    except ManifoldSDEError as error:
+        rows.append(("rank of H", f"FAILS: {error.problem}: {error.received}"))
+    else:
+        values = torch.linalg.eigvalsh(problem.hessian(y))[problem.dim - rank :]
+        condition = f", condition number {float(values[-1] / values[0]):.4g}" if rank else ""
+        rows += [
+            ("rank M of H", f"{rank}{condition}"),
+            ("spectral gap", f"factor {gap:.3g} to the eigenvalues that count as 0"),
+        ]
+        # Without scale invariance the minimisers are no cone, and have no slice of unit norm.
+        dims = (
+            ("dim of Γ₁", problem.dim - rank - 1) if invariant else ("dim of Γ", problem.dim - rank)
+        )
+        rows.append((dims[0], str(dims[1])))
+    trace = float(problem.noise_trace(y)) * float(y.norm()) ** 2
+    empty = ": no noise, so no drift and no diffusion" if trace < _ROUNDING else ""
+    rows.append(("tr Σ at norm 1", f"{trace:.4g}{empty}"))
+    return rows
+
+
+def description_table(rows: list[tuple[str, str]]) -> Table:
+    """The rows as a table."""
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column()
+    for name, value in rows:
+        table.add_row(name, value)
+    return table

@@ -1,0 +1,143 @@
+"""Problems of the user's own, named FILE.py:NAME."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import sys
+import traceback
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from manifold_sde.errors import ArgumentError, ManifoldSDEError
+from manifold_sde.problem import Problem
+
+_EXPECTED = "FILE.py:NAME, where NAME is a Problem or a function that makes one"
+
+
+def load_problem(target: str) -> Problem:
+    """Load a problem from a Python file.
+
+    The file is run as a module, with its folder on the path, so that it may import what lies
+    beside it.
+
+    Args:
+        target: "FILE.py:NAME".
+
+    Returns:
+        The problem.
+
+    Raises:
+        ArgumentError: If there is no such file or name, the file cannot be run, or the name is
+            not a problem.
+    """
+    file, colon, name = target.rpartition(":")
+    if not colon or not file or not name.isidentifier():
+        raise ArgumentError(
+            "the problem is not named by a file and a name in it",
+            received=repr(target),
+            expected=_EXPECTED,
+            remedy="for example my_problem.py:problem",
+        )
+    path = Path(file)
+    if not path.is_file():
+        raise ArgumentError(
+            "there is no such file",
+            received=file if not path.is_dir() else f"{file}, a folder",
+            expected=_EXPECTED,
+            remedy=_beside(path),
+        )
+    if path.suffix != ".py":
+        raise ArgumentError(
+            "the file is not a Python file",
+            received=file,
+            expected=_EXPECTED,
+            remedy="give the file the ending .py",
+        )
+    module = _run(path)
+    if not hasattr(module, name):
+        raise ArgumentError(
+            f"the file has no {name!r}",
+            received=target,
+            expected=_EXPECTED,
+            remedy=_names(module, name),
+        )
+    return _problem(getattr(module, name), path, target, module)
+
+
+def _run(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"manifold_sde_user_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module.__name__] = module
+    sys.path.insert(0, str(path.resolve().parent))
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        remedy = f"python {path} shows the whole traceback"
+        raise _failed(error, path, "the file cannot be run", remedy) from error
+    finally:
+        sys.path.remove(str(path.resolve().parent))
+    return module
+
+
+def _problem(value: Any, path: Path, target: str, module: ModuleType) -> Problem:
+    if callable(value) and not isinstance(value, (Problem, type)):
+        try:
+            value = value()
+        except Exception as error:
+            remedy = "a function that makes a problem is called without arguments"
+            raise _failed(error, path, f"the function {target} raised", remedy) from error
+    if not isinstance(value, Problem):
+        raise ArgumentError(
+            f"{target} is not a problem",
+            received=type(value).__name__ if not isinstance(value, type) else repr(value),
+            expected=_EXPECTED,
+            remedy=_names(module, ""),
+        )
+    return value
+
+
+def _failed(error: Exception, path: Path, what: str, remedy: str) -> ManifoldSDEError:
+    """The error of a user's file, with the line in it."""
+    here = path.resolve()
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if Path(frame.filename).resolve() == here]
+    if isinstance(error, SyntaxError):
+        lines.append(error.lineno)
+    where = f"line {lines[-1]} of {path}" if lines else str(path)
+    if isinstance(error, ManifoldSDEError):
+        return ArgumentError(
+            f"{what}: {error.problem}",
+            received=f"{error.received}, in {where}",
+            expected=error.expected,
+            remedy=error.remedy,
+        )
+    first = str(error).splitlines()[0] if str(error) else ""
+    return ArgumentError(
+        what,
+        received=f"{type(error).__name__} in {where}: {first}",
+        expected="a file that Python can run by itself",
+        remedy=remedy,
+    )
+
+
+def _names(module: ModuleType, wanted: str) -> str:
+    problems = [n for n, v in vars(module).items() if isinstance(v, Problem)]
+    close = difflib.get_close_matches(wanted, problems or vars(module))
+    if close:
+        return f"did you mean {close[0]}?"
+    if problems:
+        return f"the problems in it: {', '.join(problems)}"
+    return "there is no Problem among its names: assign one, as in problem = Problem(...)"
+
+
+def _beside(path: Path) -> str:
+    if not path.parent.is_dir():
+        return f"there is no folder {path.parent} either; paths start where the command is run"
+    close = difflib.get_close_matches(path.name, sorted(p.name for p in path.parent.glob("*.py")))
+    if close:
+        return f"did you mean {path.parent / close[0]}?"
+    return "paths start where the command is run"

@@ -1,0 +1,162 @@
+"""The command line, in this process and as a process of its own, on a terminal of 80 columns."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+import manifold_sde
+from manifold_sde.errors import ManifoldSDEError
+from manifold_sde.experiments import cli
+from manifold_sde.experiments.figure2 import Figure2
+
+TINY = ["figure", "2", "--lr", "0.01", "--until", "0.03", "--runs", "4", "--law-runs", "8"]
+STYLE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+
+
+@pytest.fixture(autouse=True)
+def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("NO_COLOR", "1")
+
+
+def call(*arguments: str) -> Result:
+    return CliRunner().invoke(cli.app, arguments)
+
+
+def process(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "manifold_sde", *arguments]
+    return subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=300, **options
+    )  # type: ignore[call-overload]
+
+
+def narrow(text: str) -> bool:
+    return all(len(line) <= 80 for line in STYLE.sub("", text).splitlines())
+
+
+def test_version() -> None:
+    done = process("--version")
+    assert (done.returncode, done.stdout) == (0, f"manifold-sde {manifold_sde.__version__}\n")
+
+
+@pytest.mark.parametrize("arguments", [["-h"], ["figure", "--help"], ["info", "-h"], []])
+def test_help_fits_the_terminal(arguments: list[str]) -> None:
+    done = call(*arguments)
+    assert "Usage" in done.output
+    assert narrow(done.output)
+
+
+def test_commands_that_do_not_exist_yet_are_not_offered() -> None:
+    text = call("-h").output + call("figure", "-h").output
+    for name in ("verify", "simulate", "Figure 1", "Figure 3"):
+        assert name not in text
+    assert call("figure", "3").exit_code == 2
+
+
+def test_info(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text("from manifold_sde import problems\nproblem = problems.great_circle()\n")
+    done = call("info", f"{path}:problem")
+    assert done.exit_code == 0
+    assert "great circle" in done.output
+    assert re.search(r"tr Σ at norm 1 +0\.18", done.output)
+    assert narrow(done.output)
+
+
+def test_errors_are_short_and_have_a_status(tmp_path: Path) -> None:
+    done = process("info", "nothing.py:problem", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    assert done.stderr.startswith("Error: there is no such file\n  received: nothing.py\n")
+    assert len(done.stderr.splitlines()) == 4
+
+
+def test_other_errors_have_status_1(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise ManifoldSDEError("it failed", remedy="another day")
+
+    monkeypatch.setattr("manifold_sde.experiments.loading.load_problem", fail)
+    done = call("info", "a.py:b")
+    assert done.exit_code == 1
+    assert "Error: it failed" in done.stderr
+
+
+def test_interrupt_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("manifold_sde.experiments.figure2.command.simulate", stop)
+    done = call(*TINY, "--out", str(tmp_path), "--jobs", "1", "--no-compile")
+    assert done.exit_code == 130
+    assert "goes on from here" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["--lr", "0.01", "--lr", "0.01"], "do not make a Figure 2"),
+        (["--lr", "-1"], "do not make a Figure 2"),
+        (["--until", "0"], "do not make a Figure 2"),
+        (["--until", "inf"], "do not make a Figure 2"),
+        (["--law-runs", "3"], "Invalid value"),
+        (["--seed", "-1"], "Invalid value"),
+        (["--jobs", "3"], "Invalid value"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_options(arguments: list[str], part: str, tmp_path: Path) -> None:
+    done = call("figure", "2", "--out", str(tmp_path), "--no-compile", *arguments)
+    assert done.exit_code == 2
+    assert part in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.paper("Figure 2")
+def test_figure_2_in_this_process(tmp_path: Path) -> None:
+    done = call(*TINY, "--out", str(tmp_path / "new" / "folder"), "--jobs", "1", "--no-compile")
+    assert done.exit_code == 0, done.output
+    folder = tmp_path / "new" / "folder"
+    files = sorted(path.name for path in folder.iterdir())
+    assert files == [f"figure2_quick.{kind}" for kind in ("csv", "npz", "pdf", "png")]
+    assert (folder / "figure2_quick.png").read_bytes().startswith(b"\x89PNG")
+    assert (folder / "figure2_quick.pdf").read_bytes().startswith(b"%PDF")
+    assert Figure2.load(folder / "figure2_quick.npz").run("gaussian", 0.01) is not None
+    for part in ("x*, of norm 1", "gaussian", "orthogonal", "Watson", "figure 2 --full"):
+        assert part in done.output
+    paths = [line for line in done.output.splitlines() if line.startswith(str(tmp_path))]
+    assert len(paths) == 4
+    rest = [line for line in done.output.splitlines() if line not in paths]
+    assert narrow("\n".join(rest))
+
+
+@pytest.mark.slow
+@pytest.mark.paper("Figure 2")
+def test_figure_2_in_two_processes_is_the_same(tmp_path: Path) -> None:
+    """To the bit; and the full form says nothing of a quick one."""
+    environment = {**os.environ, "MPLBACKEND": "tkagg"}  # a backend of windows is not touched
+    out = [str(tmp_path / name) for name in ("one", "two")]
+    one = call(*TINY, "--full", "--out", out[0], "--jobs", "1", "--no-compile")
+    two = process(*TINY, "--full", "--out", out[1], "--no-compile", env=environment)
+    assert one.exit_code == 0, one.output
+    assert two.returncode == 0, two.stderr
+    assert "--full" not in two.stdout
+    first, second = (Figure2.load(Path(folder) / "figure2.npz") for folder in out)
+    for a, b in zip(first.runs, second.runs, strict=True):
+        assert a.plan == b.plan
+        assert a.angles.tobytes() == b.angles.tobytes()
+        assert a.boxes.tobytes() == b.boxes.tobytes()
+
+
+@pytest.mark.slow
+def test_an_error_in_a_process_is_told(tmp_path: Path) -> None:
+    arguments = ["figure", "2", "--lr", "200", "--until", "30", "--out", str(tmp_path)]
+    done = process(*arguments, "--no-compile", "--runs", "4", "--law-runs", "8")
+    assert done.returncode in (1, 2)
+    assert "Traceback" not in done.stderr
+    assert done.stderr.startswith("Error: ")
