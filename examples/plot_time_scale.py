@@ -17,7 +17,6 @@ import os
 
 import matplotlib.pyplot as plt
 import numpy as np
-import torch
 
 from manifold_sde import TimeScale, problems
 from manifold_sde.solvers import run_sgd
