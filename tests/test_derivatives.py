@@ -5,6 +5,7 @@ held against differences of eighth order of the one before, from the loss on.
 """
 
 import math
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -374,6 +375,7 @@ REFUSED: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
         "cholesky",
     ),
     "dropout": (lambda x: F.dropout(Z @ unit(x), 0.5).square(), "switch dropout off"),
+    "numbers of Python's": (lambda x: (Z @ unit(x)) * random.random(), "switch dropout off"),
     "random numbers": (lambda x: torch.randn(5, DIM, dtype=x.dtype) @ unit(x), "outside"),
 }
 
