@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from manifold_sde.compiling import compile_function
+from manifold_sde.compiling import compile_batched
 from manifold_sde.problem import Problem
 
-#: Smallest and largest batch of one compiled kernel; larger ones are cut into chunks.
-_MIN_CHUNK, _MAX_CHUNK = 16, 4096
+#: Batch sizes of compiled kernels: compiling takes seconds, so they are few. Smaller batches are
+#: filled up to the next size, larger ones are cut into chunks of the largest.
+_SIZES = (16, 64, 256, 1024, 4096)
 
 
 class Kernels:
@@ -58,7 +59,7 @@ class Kernels:
         if not self.compiled:
             # Forward mode cannot write to an expanded tensor.
             return vmap(function)(*(a.contiguous() for a in arguments))
-        chunk = min(_MAX_CHUNK, max(_MIN_CHUNK, 1 << ((size or n) - 1).bit_length()))
+        chunk = next((c for c in _SIZES if c >= (size or n)), _SIZES[-1])
         key = (name, chunk, arguments[0].dtype, arguments[0].device)
         kernels = self.problem.kernels
         pieces = []
@@ -70,8 +71,7 @@ class Kernels:
             # Paths last in memory: the loops over them are the ones that vectorise.
             piece = [a.movedim(0, -1).contiguous() for a in piece]
             if key not in kernels:
-                batched = vmap(function, in_dims=-1, out_dims=-1)
-                kernels[key] = _elsewhere(compile_function, batched, tuple(piece))
+                kernels[key] = _elsewhere(compile_batched, function, tuple(piece))
             pieces.append(kernels[key](*piece).movedim(-1, 0)[:count])
         return torch.cat(pieces) if len(pieces) > 1 else pieces[0].contiguous()
 

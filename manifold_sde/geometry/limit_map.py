@@ -25,6 +25,8 @@ from manifold_sde.problem import INVARIANCE_TOLERANCE, Problem
 
 #: Newton corrections after the flow has settled; the second one is at rounding level.
 _CORRECTIONS = 3
+#: Fewest points that a compiled kernel of the flow takes.
+_SMALLEST_KERNEL = 64
 #: Accuracy that single precision can deliver.
 _SINGLE_RTOL = 1e-5
 
@@ -105,7 +107,7 @@ class LimitMap:
         if norms is not None:
             radial = directions[:, None] @ tangents
             inner = tangents - directions[..., None] * radial
-        images = push_forward(self._hessian(x), solution.steps, inner)
+        images = push_forward(self._functions(len(x))[1], solution.steps, inner)
         images = solution.tangent_projectors @ images
         if norms is None:
             return images
@@ -120,7 +122,9 @@ class LimitMap:
         if norms is not None:
             radial = limits[:, None] @ cotangents
             inner = cotangents - limits[..., None] * radial
-        images = pull_back(self._hessian(x), solution.steps, solution.tangent_projectors @ inner)
+        images = pull_back(
+            self._functions(len(x))[1], solution.steps, solution.tangent_projectors @ inner
+        )
         if norms is None:
             return images
         return images + directions[..., None] * (radial - directions[:, None] @ images)
@@ -142,8 +146,17 @@ class LimitMap:
             self._invariant[key] = bool(radial.max() <= tolerance * sizes.max())
         return self._invariant[key]
 
-    def _hessian(self, x: Tensor) -> BatchFunction:
-        return lambda points: self.kernels.hessian(points, size=len(x))
+    def _functions(self, n: int) -> tuple[BatchFunction, BatchFunction]:
+        """Batched gradient and Hessian, for a flow of n points.
+
+        Points settle one by one, and compiled kernels of a fraction of the batch do not make the
+        others wait for the last.
+        """
+        size = max(_SMALLEST_KERNEL, n // 4)
+        return (
+            lambda points: self.kernels.gradient(points, size=size),
+            lambda points: self.kernels.hessian(points, size=size),
+        )
 
     def _solve(self, x: Tensor, *, record: bool) -> _Solution:
         with torch.no_grad():
@@ -155,22 +168,25 @@ class LimitMap:
                 start = x / size
                 short = start.norm(dim=-1, keepdim=True)
                 start, norms = start / short, size * short
+            gradient, hessian = self._functions(len(x))
             result = settle(
-                lambda points: self.kernels.gradient(points, size=len(x)),
-                self._hessian(x),
+                gradient,
+                hessian,
                 start,
                 rtol=self.rtol if x.dtype == torch.float64 else max(self.rtol, _SINGLE_RTOL),
                 max_steps=self.max_steps,
                 record=record,
             )
-            limits, projectors, failures = self._finish(result)
+            limits, projectors, failures = self._finish(result, gradient, hessian)
             if norms is not None:
                 limits = limits / limits.norm(dim=-1, keepdim=True)
         if failures:
             self._refuse(_scaled(limits, norms), result, failures)
         return _Solution(start, limits, norms, projectors, result.steps)
 
-    def _finish(self, result: FlowResult) -> tuple[Tensor, Tensor, dict[int, str]]:
+    def _finish(
+        self, result: FlowResult, gradient: BatchFunction, hessian: BatchFunction
+    ) -> tuple[Tensor, Tensor, dict[int, str]]:
         """Newton corrections to rounding level, P at the limits, and what went wrong."""
         failures = {
             index: self._describe(result, index)
@@ -181,9 +197,9 @@ class LimitMap:
         fast = values > small.slow * values.abs().amax(dim=-1, keepdim=True)
         inverse = torch.where(fast, 1.0 / torch.where(fast, values, 1.0), 0.0)
         for _ in range(_CORRECTIONS):
-            slope = (self.kernels.gradient(points)[:, None] @ basis)[:, 0]
+            slope = (gradient(points)[:, None] @ basis)[:, 0]
             points = points - (basis @ (inverse * slope)[..., None])[..., 0]
-        matrix = self.kernels.hessian(points)
+        matrix = hessian(points)
         finite = torch.isfinite(matrix).flatten(1).all(-1)
         values, basis = torch.linalg.eigh(torch.where(finite[:, None, None], matrix, 0.0))
         good = torch.nonzero((result.status == FlowStatus.SETTLED) & finite)[:, 0]

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -39,6 +39,29 @@ def assert_is_limit_map(candidate: Callable[[Tensor], Tensor], loss: RandomLoss,
 def test_limit_map_agrees_with_lsoda(case: Case) -> None:
     loss = RandomLoss(case)
     assert_is_limit_map(Geometry(loss.problem()).limit_map, loss, loss.starts(3, 0.5))
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    """Random losses: every kind, dimension and rank from 1 to D - 2."""
+    dim = draw(st.integers(3, 7))
+    return Case(
+        dim=dim,
+        rank=draw(st.integers(1, dim - 2)),
+        kind=draw(st.sampled_from(["square", "linex", "cauchy", "weighted"])),
+        curvature=draw(st.floats(0.0, 2.0)),
+        seed=draw(st.integers(0, 2**16)),
+    )
+
+
+@given(case=cases())
+@settings(max_examples=6)
+def test_limit_map_agrees_with_lsoda_on_random_losses(case: Case) -> None:
+    loss = RandomLoss(case)
+    x = loss.starts(2, 0.2)
+    ends = [loss.limit_map(point) for point in x.numpy()]
+    assume(max(float(np.abs(loss.residuals(end)).max()) for end in ends) < 1e-9)  # inside U
+    assert relative(Geometry(loss.problem()).limit_map(x), np.stack(ends)) < TOLERANCE
 
 
 @pytest.mark.parametrize("method", ["Radau", "BDF"])
