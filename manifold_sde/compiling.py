@@ -19,13 +19,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.func import vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from manifold_sde.errors import ArgumentError, CompilationWarning
+from manifold_sde.paths_last import LARGEST_PRODUCT, paths_last
 
-#: Largest inner dimension of a matrix product that is written out as multiply and add, so that
-#: it fuses with its neighbours instead of calling a library for a few numbers.
-_SMALL_PRODUCT = 32
 _UNROLL_REDUCTIONS = 16
 #: Where the search for the code inside torch's wrappers ends without success.
 _MOST_WRAPPERS = 100
@@ -69,19 +68,19 @@ def check_mode(compiled: object) -> bool | str:
 
 
 def _matrix_matrix(a: Tensor, b: Tensor) -> Tensor:
-    if a.shape[1] > _SMALL_PRODUCT:
+    if a.shape[1] > LARGEST_PRODUCT:
         return NotImplemented
     return (a.unsqueeze(-1) * b.unsqueeze(0)).sum(1)
 
 
 def _matrix_vector(a: Tensor, b: Tensor) -> Tensor:
-    if a.shape[1] > _SMALL_PRODUCT:
+    if a.shape[1] > LARGEST_PRODUCT:
         return NotImplemented
     return (a * b).sum(1)
 
 
 def _batched_matrix(a: Tensor, b: Tensor) -> Tensor:
-    if a.shape[2] > _SMALL_PRODUCT:
+    if a.shape[2] > LARGEST_PRODUCT:
         return NotImplemented
     return (a.unsqueeze(-1) * b.unsqueeze(1)).sum(2)
 
@@ -167,6 +166,42 @@ def compile_function(function: Kernel, arguments: tuple[Any, ...]) -> Kernel:
     if single:
         return lambda *inputs: kernel([*constants, *inputs])[0]
     return lambda *inputs: kernel([*constants, *inputs])
+
+
+def compile_batched(function: Kernel, arguments: tuple[Tensor, ...]) -> Kernel:
+    """Compile a function of single points for points in the last dimension.
+
+    Args:
+        function: Function of unbatched tensors; may use ``torch.func`` freely.
+        arguments: Example tensors, the points last: (..., n).
+
+    Returns:
+        Function of tensors (..., n) that returns tensors (..., n): compiled, or, with a
+        :class:`CompilationWarning` said once, ``vmap`` of the function.
+    """
+    mapped = vmap(function, in_dims=-1, out_dims=-1)
+    batched = _paths_last(function, mapped, arguments) or mapped
+    compiled = compile_function(batched, arguments)
+    return mapped if compiled is batched else compiled
+
+
+def _paths_last(function: Kernel, mapped: Kernel, arguments: tuple[Tensor, ...]) -> Kernel | None:
+    """The function with the points last, if that gives what ``vmap`` gives."""
+    try:
+        decompositions = importlib.import_module("torch._inductor.decomposition")
+        with torch.no_grad():
+            last = paths_last(function, arguments, decompositions.select_decomp_table())
+            few = [a[..., :2].contiguous() for a in arguments]
+            found, expected = last(*few), mapped(*few)
+        tolerance = 10.0 * torch.finfo(expected.dtype).eps ** 0.5
+        scale = expected.nan_to_num(posinf=0.0, neginf=0.0).abs().max()
+        same = found.shape == expected.shape and found.dtype == expected.dtype
+        if same and torch.allclose(found, expected, tolerance, tolerance * float(scale), True):
+            return last
+    except Exception:
+        # Whatever is wrong here, vmap says it, or does it.
+        return None
+    return None
 
 
 def _lift_constants(graph: torch.fx.GraphModule) -> list[Tensor]:
