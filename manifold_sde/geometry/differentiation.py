@@ -109,7 +109,7 @@ class _Image(torch.autograd.Function):
 
 def _second_derivative_error() -> DifferentiationError:
     return DifferentiationError(
-        "the limit map is differentiable once",
+        "the limit map and log pdet H are differentiable once",
         received="a derivative of its derivative",
         expected="one of torch.func.jvp, vjp, jacfwd, jacrev or one backward",
         remedy="on the manifold, geometry.second_derivative(y, Sigma) is exact; off it, take "

@@ -9,6 +9,7 @@ from manifold_sde.derivatives import check_point, is_known_false
 from manifold_sde.errors import ArgumentError, DTypeError, NonFiniteError, ShapeError
 from manifold_sde.geometry.closed_form import ClosedFormGeometry
 from manifold_sde.geometry.dense import DenseGeometry
+from manifold_sde.geometry.pseudo_determinant import LogPseudoDeterminant
 from manifold_sde.geometry.spectrum import find_rank, gap_ratios
 from manifold_sde.paper import implements
 from manifold_sde.problem import Problem
@@ -114,6 +115,7 @@ class Geometry:
         self._closed = (
             ClosedFormGeometry(closed_form, self._dense) if method == "symbolic" else None
         )
+        self._log_pseudo_determinant = LogPseudoDeterminant(self._dense)
 
     def __repr__(self) -> str:
         return f"Geometry({self.problem!r}, method={self.method!r})"
@@ -310,6 +312,10 @@ class Geometry:
     def log_pseudo_determinant(self, y: Tensor) -> Tensor:
         """Logarithm of the product of the nonzero eigenvalues of H at points of Gamma.
 
+        Least squares whose residuals vanish at y have H = J^T J / Xi: there the singular values of
+        the Jacobian J are used, which keep the digits that the eigenvalues of H lose. It is
+        differentiable along Gamma, once: the derivative in directions normal to Gamma is zero.
+
         Args:
             y: Points of Gamma, (..., D).
 
@@ -319,8 +325,10 @@ class Geometry:
         Raises:
             NotOnManifoldError, RankError: As :meth:`tangent_projection`.
         """
-        spectrum = self._dense.spectrum(self._flat(y, "y"))
-        return spectrum.normal_values.log().sum(-1).reshape(y.shape[:-1])
+        flat = self._flat(y, "y")
+        if y.is_meta:
+            return y.new_empty(y.shape[:-1])
+        return self._log_pseudo_determinant(flat).reshape(y.shape[:-1])
 
 
 def _check_same_kind(y: Tensor, given: object, name: str) -> None:

@@ -14,8 +14,9 @@ from manifold_sde.compiling import compile_batched
 from manifold_sde.problem import Problem
 
 #: Batch sizes of compiled kernels: compiling takes seconds, so they are few. Smaller batches are
-#: filled up to the next size, larger ones are cut into chunks of the largest.
-_SIZES = (16, 64, 256, 1024, 4096)
+#: filled up to the next size, larger ones are cut into chunks of the largest, which is where the
+#: numbers in between still fit into the cache of a core.
+_SIZES = (16, 64, 256)
 
 
 class Kernels:

@@ -96,7 +96,9 @@ def test_windings_are_seen_although_the_circle_hides_them() -> None:
     words = verdicts(found)[0]
     assert "not at the limit" in words
     assert "half a turn" in words
-    assert "On the circle, where whole turns do not count, no difference shows." in words
+    assert f"{last.circular_ratio:.2f} times if whole turns do not count" in words
+    assert last.circular_ratio == pytest.approx(compare(figure)[1].circular_ratio, rel=1e-9)
+    assert abs(last.circular_ratio - 1) < 0.4
 
 
 def _normal(x: float) -> float:

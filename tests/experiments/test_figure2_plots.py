@@ -129,4 +129,4 @@ def test_one_learning_rate_and_other_times_are_drawn(horizon: float) -> None:
     only = Figure2(settings, (), figure.laws, figure.conditions)
     ax = plot_boxes(only)
     assert len(ax.child_axes) == 12
-    assert 8 <= sum(line.get_linestyle() == "--" for line in ax.lines) <= 18
+    assert 6 <= sum(line.get_linestyle() == "--" for line in ax.lines) <= 12

@@ -72,8 +72,8 @@ def make_figure2(
         )
     console.print("Comparing and drawing ...")
     files = write(figure, out, name)
-    _conclude(figure, files, console)
     discard(unfinished)
+    _conclude(figure, files, console)
     return files
 
 

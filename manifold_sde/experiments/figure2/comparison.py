@@ -42,6 +42,8 @@ class Comparison:
         limit_variance: Variance of the unwrapped angle in the limit.
         variance_ratio, standard_error: The sample's variance divided by it.
         coarse_ratio: The ratio with angles unwrapped over half as many records.
+        circular_ratio: The ratio of -2 ln |E exp(i angle)|, which is the variance of a normal
+            angle: it lives on the circle, and does not depend on whole turns.
         kurtosis: 3 for the normal law of the limit.
         beyond: Part of the runs that are more than half a turn from the start.
         limit_beyond: The same part in the limit.
@@ -60,6 +62,7 @@ class Comparison:
     variance_ratio: float
     standard_error: float
     coarse_ratio: float
+    circular_ratio: float
     kurtosis: float
     beyond: float
     limit_beyond: float
@@ -124,6 +127,7 @@ def _compare(run: Run, index: int, law: WrappedNormal) -> Comparison:
         variance_ratio=ratio.value,
         standard_error=ratio.standard_error,
         coarse_ratio=variance_ratio(run.coarse_angles[index], law.variance).value,
+        circular_ratio=-2.0 * math.log(abs(np.exp(1j * angles).mean())) / law.variance,
         kurtosis=ratio.kurtosis,
         beyond=float((np.abs(angles - law.mean) > math.pi).mean()),
         limit_beyond=2.0 * float(ndtr(-math.pi / math.sqrt(law.variance))),
@@ -163,12 +167,13 @@ def _verdict(row: Comparison) -> str:
     ratio = f"{row.variance_ratio:.2f} ± {row.standard_error:.2f}"
     if not row.differs:
         return f"{text}no difference from the limit was found (variance {ratio} times its)."
-    text += f"not at the limit. The unwrapped angle has {ratio} times the limit's variance"
+    text += (
+        f"not at the limit. The unwrapped angle has {ratio} times the limit's variance, "
+        f"{row.circular_ratio:.2f} times if whole turns do not count"
+    )
     if row.beyond > 2 * row.limit_beyond + 1 / row.runs:
         text += (
             f"; {row.beyond:.1%} of the runs are more than half a turn from the start "
             f"({row.limit_beyond:.1%} in the limit)"
         )
-    if row.p_angle > 0.01:
-        text += ". On the circle, where whole turns do not count, no difference shows"
     return text + "."

@@ -62,7 +62,7 @@ def plot_boxes(figure: Figure2, ax: Axes | None = None, **kwargs: Any) -> Axes:
         _say_what_is_left_out(ax, products, level, 0 if run is None else len(run.boxes))
     ax.set_xlabel(r"learning rate × number of steps, $\eta k$")
     ax.set_ylabel(r"$\log_{10}\eta$")
-    ax.set_yticks(levels, [f"${level:g}$" for level in levels])
+    ax.set_yticks(levels, [f"${level:.3g}$" for level in levels])
     ax.set_title(
         rf"Runs of SGD on the plane of minimisers, {settings.runs} a box; "
         r"dashed: constant $T=\frac{1}{2}\ln(1+(e^{4\eta\lambda k}-1)\,\eta/2\lambda)$",
@@ -76,10 +76,13 @@ def _draw_constant_times(figure: Figure2, ax: Axes) -> None:
     settings = figure.settings
     low, high = ax.get_ylim()
     levels = np.linspace(low, high, 200)
+    labelled = -math.inf
     for T in _shown_times(settings.horizon):
         products = [10**q * float(settings.scale(10**q).tau_inverse(T)) for q in levels]
         ax.plot(products, levels, "--", color="0.6", linewidth=0.9, zorder=1)
-        if products[-1] <= ax.get_xlim()[1]:
+        room = 0.03 * (ax.get_xlim()[1] - ax.get_xlim()[0])
+        if labelled + room < products[-1] <= ax.get_xlim()[1]:
+            labelled = products[-1]
             label = f"$T={T:g}$" if T == 0 else f"{T:.4g}"
             ax.annotate(
                 label,
@@ -94,9 +97,8 @@ def _draw_constant_times(figure: Figure2, ax: Axes) -> None:
 
 def _shown_times(horizon: float) -> list[float]:
     """Round times up to the horizon, one of them early, and the horizon itself."""
-    rough = horizon / 7
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = power * max(m for m in (1, 2, 5) if m * power <= rough * (1 + 1e-9))
+    power = 10.0 ** math.floor(math.log10(horizon / 9))
+    step = power * min(m for m in (1, 2, 5, 10) if m * power >= horizon / 9)
     whole = [i * step for i in range(math.ceil(horizon / step)) if i * step < horizon - 0.4 * step]
     return [0.0, step / 2, *whole[1:], horizon]
 

@@ -23,6 +23,8 @@ from manifold_sde.experiments.figure2.simulation import Figure2, Run, collect, r
 
 #: Width of a progress bar, which goes through a pipe to the terminal.
 _COLUMNS = 76
+#: Seconds that a process has to clean up when it is told to end.
+_PATIENCE = 10
 _ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
@@ -92,7 +94,9 @@ def simulate_in_processes(settings: Settings, folder: Path, watcher: Watcher) ->
     finally:
         for _, process in running.values():
             process.terminate()
-            process.join()
+        for _, process in running.values():
+            process.join(_PATIENCE)
+            process.kill()
     return collect(settings, [run for design in DESIGNS for run in found[design]])
 
 
@@ -107,7 +111,8 @@ def _died(design: str, code: int | None) -> ManifoldSDEError:
 
 def _work(connection: Connection, settings: Settings, design: str, folder: Path) -> None:
     """What a process does: run a design, and send what happens."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides, and then terminates:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # an exit that cleans up
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     relay = _Relay(connection)
