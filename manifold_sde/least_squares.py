@@ -18,8 +18,8 @@ from manifold_sde.problem import Problem
 class LeastSquaresProblem(Problem):
     r"""Half the mean of squared residuals, L = |r(x)|^2 / (2 Xi).
 
-    Where the residuals vanish, H = J^T J / Xi: the kernel of H and its pseudo-determinant come
-    from the Jacobian J at half the digits lost.
+    Where the residuals vanish, H = J^T J / Xi, and the pseudo-determinant of H comes from the
+    singular values of the Jacobian J, which keep the digits that H loses.
 
     Args:
         residuals: Function of ONE vector x (D,) that returns the residuals (Xi,).

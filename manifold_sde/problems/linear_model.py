@@ -78,11 +78,11 @@ class NormalizedLinear(LeastSquaresProblem):
             circle = Circle(center, torch.stack([first, second / second.norm()]), radius)
 
         # At y on Gamma_1 the Jacobian is J = Z - t y^T with Z y = t, so J J^T = Z Z^T - t t^T: the
-        # nonzero eigenvalues of H = J^T J / N are the same everywhere.
-        gram = (self.inputs @ self.inputs.T - torch.outer(self.targets, self.targets)) / n_samples
-        eigenvalues = torch.linalg.eigvalsh(gram)
+        # nonzero eigenvalues of H = J^T J / N are the same everywhere. J has twice their digits.
+        singular = torch.linalg.svdvals(self.inputs - torch.outer(self.targets, minimizer))
+        log_determinant = 2.0 * float(singular.log().sum()) - n_samples * math.log(n_samples)
         sphere = "a circle" if circle else f"a sphere of dimension {dim - n_samples - 1}"
-        condition = float(eigenvalues[-1] / eigenvalues[0])
+        condition = float(singular[0] / singular[-1]) ** 2
         return Facts(
             minimizer=minimizer,
             rank=n_samples,
@@ -93,9 +93,7 @@ class NormalizedLinear(LeastSquaresProblem):
             f"{condition:.3g} on its range",
             circle=circle,
             limit_map=_KernelDirection(center, kernel, radius),
-            log_pseudo_determinant=ConstantLogDeterminant(
-                float(eigenvalues.log().sum()), n_samples
-            ),
+            log_pseudo_determinant=ConstantLogDeterminant(log_determinant, n_samples),
         )
 
 
