@@ -5,9 +5,10 @@ SC 2011) written in torch integer arithmetic. It has no state, so the noise of a
 alone or among thousands, in any order, on any device and after a resume; and it compiles together
 with the step that uses it. Every number is a function of
 
-    (seed, stream, path, step, component).
+    (seed, stream, path, step, component),
 
-Streams keep the uses apart: SGD and the SDEs never share a number.
+and where the noise belongs to the nodes of a tree, of (seed, stream, path, level, position,
+component). Streams keep the uses apart: SGD and the SDEs never share a number.
 """
 
 from __future__ import annotations
@@ -23,12 +24,19 @@ _WEYL = (0x9E3779B9, 0xBB67AE85)
 _MASK = 0xFFFFFFFF
 _ROUNDS = 10
 _STEP_BITS = 48
+# The level of a node takes the top bits of the word that counts blocks of four components.
+_LEVEL_SHIFT = 24
 
-#: Number of steps that are told apart.
+#: Number of steps that are told apart, or of positions in one level of a tree.
 STEPS = 1 << _STEP_BITS
+#: Number of levels of a tree that are told apart, and of components that a node can have.
+LEVELS = 1 << (32 - _LEVEL_SHIFT)
+NODE_COMPONENTS = 4 << _LEVEL_SHIFT
 
 STREAM_SGD_NORMAL = 1
 STREAM_SGD_UNIFORM = 2
+STREAM_SDE = 3
+STREAM_SDE_AUXILIARY = 4
 
 
 def seed_key(seed: int) -> tuple[int, int]:
@@ -82,12 +90,19 @@ def _product(word: Tensor, multiplier: int) -> tuple[Tensor, Tensor]:
 
 
 def _words(
-    key: tuple[Tensor | int, Tensor | int], stream: int, paths: Tensor, step: Tensor, blocks: int
+    key: tuple[Tensor | int, Tensor | int],
+    stream: int,
+    paths: Tensor,
+    step: Tensor,
+    blocks: int,
+    level: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Philox words for (blocks, *step, paths): component block first, path last."""
+    """Philox words for (blocks, *step): component block first; the last of step is the path's."""
     block = torch.arange(blocks, dtype=torch.int64, device=paths.device)
-    block = block.reshape(-1, *([1] * step.dim()), 1)
-    step = step.reshape(1, *step.shape, 1)
+    block = block.reshape(-1, *([1] * step.dim()))
+    step = step.unsqueeze(0)
+    if level is not None:
+        block = block + (level << _LEVEL_SHIFT)
     zero = torch.zeros_like(block) + torch.zeros_like(step) + torch.zeros_like(paths)
     counter = (
         block + zero,
@@ -129,7 +144,7 @@ def uniforms(
     Returns:
         Tensor (count, *s, n).
     """
-    words = _words(key, stream, paths, step, -(-count // 4))
+    words = _words(key, stream, paths, step.unsqueeze(-1), -(-count // 4))
     return _components([_unit_interval(w, dtype) for w in words], count)
 
 
@@ -149,14 +164,52 @@ def normals(
     Returns:
         Tensor (count, *s, n).
     """
-    words = _words(key, stream, paths, step, -(-count // 4))
+    words = _words(key, stream, paths, step.unsqueeze(-1), -(-count // 4))
+    return _components(_box_muller(words, dtype), count)
+
+
+def node_normals(
+    key: tuple[Tensor | int, Tensor | int],
+    stream: int,
+    paths: Tensor,
+    level: Tensor,
+    position: Tensor,
+    scale: Tensor,
+    count: int,
+) -> Tensor:
+    """Independent normals that belong to the nodes of a tree, drawn in double precision.
+
+    Nodes of level 0 have the numbers of the steps that are their positions. The components come
+    next to last, so that each node's numbers lie together.
+
+    Args:
+        key: From :func:`seed_key`, as ints or 0-dimensional tensors.
+        stream: Number of the stream, below 2^16.
+        paths: Path indices (n,), int64, below 2^32.
+        level: Levels of the nodes, int64, below :data:`LEVELS`; broadcasts with ``position``.
+        position: Positions of the nodes (*s, n), int64, below 2^48; (*s, 1) where they are those
+            of all paths.
+        scale: Standard deviations, which broadcast with the nodes of the paths (*s, n).
+        count: Number of components, at most :data:`NODE_COMPONENTS`.
+
+    Returns:
+        Tensor (*s, count, n).
+    """
+    words = _words(key, stream, paths, position, -(-count // 4), level)
+    # Scaled one by one: after stacking, compiled code would compute all the words four times.
+    values = [(v * scale).movedim(0, -2) for v in _box_muller(words, torch.float64)]
+    return torch.stack(values, dim=-2).flatten(-3, -2)[..., :count, :]
+
+
+def _box_muller(words: tuple[Tensor, Tensor, Tensor, Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """Four words to four independent standard normals."""
     u = [_unit_interval(w, dtype) for w in words]
     values = []
     for radius_source, angle_source in ((u[0], u[1]), (u[2], u[3])):
         radius = torch.sqrt(-2.0 * torch.log(radius_source))
         angle = (2.0 * torch.pi) * angle_source
         values += [radius * torch.cos(angle), radius * torch.sin(angle)]
-    return _components(values, count)
+    return values
 
 
 def _components(values: list[Tensor], count: int) -> Tensor:
