@@ -2,24 +2,24 @@
 
 The derivatives of two losses on a batch: the great circle of R^3, and the normalised linear model
 of section 6.1. The hand-written formulas are worked out on paper, with u = x / |x|, and need as few
-passes as the author found. Each pair is timed in turns, eager and compiled; medians are compared.
+passes as the author found. Each pair is timed in turns, eager and compiled.
 """
 
 from __future__ import annotations
 
 import random
-import statistics
-import time
 from collections.abc import Callable
-from typing import Any
 
 import sympy
 import torch
 from torch import Tensor
 
+from benchmarks.rows import Row, Timing, in_turns, one_thread
 from manifold_sde.compiling import compile_function, compiler_available
 from manifold_sde.symbolic import SymbolicPointwise
 
+TITLE = "Derivatives generated from SymPy, against hand-written torch, float64"
+PEERS: tuple[str, ...] = ()
 BATCH = 4096
 DIM, SAMPLES = 10, 8
 Function = Callable[[Tensor], Tensor]
@@ -83,8 +83,8 @@ def linear_model() -> tuple[SymbolicPointwise, dict[str, Function]]:
     return SymbolicPointwise(losses, x, False), {"gradient": gradient, "hessian": hessian}
 
 
-def compare(ours: Function, peer: Function, x: Tensor, repeats: int) -> tuple[float, float]:
-    """Median seconds of two functions, called in turns.
+def compare(ours: Function, peer: Function, x: Tensor, rounds: int) -> Timing:
+    """Time two functions in turns.
 
     Raises:
         AssertionError: If they do not compute the same.
@@ -93,33 +93,22 @@ def compare(ours: Function, peer: Function, x: Tensor, repeats: int) -> tuple[fl
     torch.testing.assert_close(
         ours(x), expected, rtol=1e-9, atol=1e-9 * float(expected.abs().max())
     )
-    times: tuple[list[float], list[float]] = ([], [])
-    for _ in range(repeats):
-        for function, record in zip((ours, peer), times, strict=True):
-            start = time.perf_counter()
-            function(x)
-            record.append(time.perf_counter() - start)
-    return statistics.median(times[0]), statistics.median(times[1])
+    return in_turns(lambda: ours(x), lambda: peer(x), rounds)
 
 
-def rows(batch: int = BATCH, repeats: int = 200, compiled: bool = True) -> list[dict[str, Any]]:
+def rows(quick: bool = False) -> list[Row]:
     """Rows of the table of benchmarks.
 
     Args:
-        batch: Number of points.
-        repeats: Calls of each function.
-        compiled: Whether to compare compiled code as well, where a C++ compiler exists.
+        quick: Few points, nothing compiled: it shows that everything runs.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    batch, rounds = (8, 2) if quick else (BATCH, 200)
+    with one_thread():
         return [
             row
-            for name, make in (("great circle", circle), ("linear model", linear_model))
-            for row in _rows(name, *make(), batch, repeats, compiled)
+            for name, make in (("circle", circle), ("linear", linear_model))
+            for row in _rows(name, *make(), batch, rounds, compiled=not quick)
         ]
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _rows(
@@ -127,11 +116,12 @@ def _rows(
     loss: SymbolicPointwise,
     by_hand: dict[str, Function],
     batch: int,
-    repeats: int,
+    rounds: int,
     compiled: bool,
-) -> list[dict[str, Any]]:
+) -> list[Row]:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(batch, loss.dim, dtype=torch.float64, generator=generator)
+    note = f"batch {batch}, D = {loss.dim}"
     found = []
     for what, peer in by_hand.items():
         ours = loss.code[what]
@@ -139,27 +129,6 @@ def _rows(
         if compiled and compiler_available():
             pairs["compiled"] = (compile_function(ours, (x,)), compile_function(peer, (x,)))
         for mode, pair in pairs.items():
-            seconds = compare(*pair, x, repeats)
-            found.append(
-                {
-                    "name": f"symbolic {what}, {name}, {mode}",
-                    "ours_seconds": seconds[0],
-                    "peer": "hand-written torch",
-                    "peer_seconds": seconds[1],
-                    "ratio": seconds[0] / seconds[1],
-                    "note": f"batch {batch}, D = {loss.dim}, float64, one thread",
-                }
-            )
+            timing = compare(*pair, x, rounds)
+            found.append(timing.row(f"{what}, {name}, {mode}", "torch", note=note))
     return found
-
-
-def main() -> None:
-    """Print the table, 80 columns wide."""
-    print(f"{'':<46}{'ours µs':>10}{'peer µs':>10}{'ratio':>8}")
-    for row in rows():
-        ours, peer = 1e6 * row["ours_seconds"], 1e6 * row["peer_seconds"]
-        print(f"{row['name']:<46}{ours:>10.1f}{peer:>10.1f}{row['ratio']:>8.2f}")
-
-
-if __name__ == "__main__":
-    main()

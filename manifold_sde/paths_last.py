@@ -4,7 +4,8 @@
 of a point the inner ones, which do not fill a vector register, and computes the factors of a matrix
 product again for every entry of the product. Here the function is traced for one point, and its
 graph is run on tensors with the points last: every inner loop is one over points, and the factors
-of products lie in memory. Second derivatives of Phi take half the time.
+of products lie in memory. Second derivatives of Phi take two thirds of
+the time.
 
 Operations without a rule here raise :class:`Unsupported`; the caller then takes ``vmap``.
 """

@@ -16,7 +16,6 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from benchmarks import bench_symbolic
 from manifold_sde import (
     CustomNoise,
     Geometry,
@@ -386,15 +385,6 @@ def test_problem_functions_agree_with_those_of_a_torch_problem() -> None:
         assert difference(getattr(problem, name)(x), getattr(twin, name)(x)) < 1e-13
     assert difference(problem.third_derivative(x, a, b), twin.third_derivative(x, a, b)) < 1e-12
     assert float(problem.scale_invariance_violation()) < 1e-14
-
-
-def test_benchmark_compares_what_is_equal() -> None:
-    rows = bench_symbolic.rows(batch=8, repeats=1, compiled=False)
-    assert len(rows) == 4
-    assert all(row["ratio"] == row["ours_seconds"] / row["peer_seconds"] for row in rows)
-    x = points(3)
-    with pytest.raises(AssertionError):
-        bench_symbolic.compare(lambda z: z, lambda z: z * (1 + 1e-8), x, 1)
 
 
 # Proofs.
