@@ -1,6 +1,16 @@
 """Exact laws: the truth that simulations are measured against."""
 
 from manifold_sde.verification.exact.angle_law import AngleLaw
+from manifold_sde.verification.exact.circle_diffusion import CircleDiffusion
+from manifold_sde.verification.exact.periodic_law import CircleNormLaw, PeriodicLaw
+from manifold_sde.verification.exact.sphere_law import SphereLaw
 from manifold_sde.verification.exact.wrapped_normal import WrappedNormal
 
-__all__ = ["AngleLaw", "WrappedNormal"]
+__all__ = [
+    "AngleLaw",
+    "CircleDiffusion",
+    "CircleNormLaw",
+    "PeriodicLaw",
+    "SphereLaw",
+    "WrappedNormal",
+]

@@ -1,0 +1,117 @@
+"""Fourier and Chebyshev collocation: functions by their values at nodes."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import scipy.linalg
+import scipy.sparse
+import scipy.sparse.linalg
+from numpy.typing import ArrayLike, NDArray
+
+Array = NDArray[np.float64]
+
+#: From this norm on the whole exponential of a matrix is faster than its action.
+_LONG = 3e4
+
+
+def fourier_nodes(n: int) -> Array:
+    """N equally spaced angles from 0, in [0, 2 pi)."""
+    return 2.0 * math.pi * np.arange(n) / n
+
+
+def fourier_derivative(n: int) -> Array:
+    """Differentiation with respect to the angle at an odd number n of nodes: (n, n).
+
+    It is exact for trigonometric polynomials of degree (n - 1) / 2, and antisymmetric.
+    """
+    index = np.arange(n)
+    apart = index[:, None] - index
+    half = np.pi * apart / n
+    np.fill_diagonal(half, 1.0)
+    matrix = np.where(apart % 2 == 0, 0.5, -0.5) / np.sin(half)
+    np.fill_diagonal(matrix, 0.0)
+    return matrix
+
+
+def fourier_cardinals(n: int, angle: ArrayLike) -> Array:
+    """The weights of the n values in the trigonometric interpolant at angles (...): (..., n)."""
+    away = np.asarray(angle, dtype=np.float64)[..., None] - fourier_nodes(n)
+    modes = np.arange(1, (n + 1) // 2)
+    return (1.0 + 2.0 * np.cos(away[..., None] * modes).sum(-1)) / n
+
+
+def fourier_tail(values: Array) -> float:
+    """The largest of the last eighth of the Fourier coefficients, relative to the largest value.
+
+    It says how well the values resolve their function: rounding level where they do.
+    """
+    size = float(np.abs(values).max())
+    if size == 0.0:
+        return 0.0
+    modes = np.abs(np.fft.rfft(values, axis=0)) / len(values)
+    last = max(2, len(modes) // 8)
+    return float(modes[-last:].max()) / size
+
+
+def chebyshev(n: int) -> tuple[Array, Array]:
+    """Nodes (n,) from -1 to 1 and differentiation matrix (n, n) of n Chebyshev-Lobatto points.
+
+    One node is at 0, and has no derivative; an odd n always has a node at 0.
+    """
+    if n == 1:
+        return np.zeros(1), np.zeros((1, 1))
+    index = np.arange(n)
+    nodes = np.sin(np.pi * (2 * index - (n - 1)) / (2 * (n - 1)))
+    weights = np.where(index % 2 == 0, 1.0, -1.0)
+    weights[[0, -1]] *= 2.0
+    apart = nodes[:, None] - nodes
+    np.fill_diagonal(apart, 1.0)
+    matrix = np.outer(weights, 1.0 / weights) / apart
+    np.fill_diagonal(matrix, 0.0)
+    np.fill_diagonal(matrix, -matrix.sum(1))
+    return nodes, matrix
+
+
+def chebyshev_size(half: float) -> int:
+    """Odd number of nodes that resolve functions of z on [1 - half, 1 + half], singular at 0."""
+    decay = math.log((1.0 + math.sqrt(1.0 - half**2)) / half)
+    return 2 * math.ceil((math.log(1e9) / decay + 4.0) / 2.0) + 1
+
+
+def propagate(row: Array, matrix: scipy.sparse.csr_array, length: float) -> Array:
+    """The row vector times exp(length * matrix)."""
+    transposed = (length * matrix).T.tocsr()
+    if abs(transposed).sum(0).max() > _LONG:
+        return row @ scipy.linalg.expm(length * matrix.toarray())
+    moved: Array = scipy.sparse.linalg.expm_multiply(
+        transposed, row, traceA=float(transposed.diagonal().sum())
+    )
+    return moved
+
+
+def invariant_row(matrix: Array) -> Array:
+    """The row of sum 1 that the matrix takes to 0."""
+    n = len(matrix)
+    bordered = np.ones((n + 1, n + 1))
+    bordered[:n, :n] = matrix.T
+    bordered[n, n] = 0.0
+    # The scale of the border is that of the matrix, for a well-conditioned system.
+    size = np.abs(matrix).max()
+    bordered[:n, n] = bordered[n, :n] = size
+    right = np.zeros(n + 1)
+    right[n] = size
+    return np.asarray(np.linalg.solve(bordered, right)[:n], dtype=np.float64)
+
+
+def slowest_eigenvalues(matrix: scipy.sparse.csr_array, count: int = 6) -> NDArray[np.complex128]:
+    """The eigenvalues nearest to 0 of a generator, 0 among them."""
+    size = float(abs(matrix).sum(1).max())
+    start = np.ones(matrix.shape[0])
+    start[::2] = 0.5
+    # Shifted to the right of the spectrum, where the matrix is not singular.
+    values = scipy.sparse.linalg.eigs(
+        matrix.tocsc(), count, sigma=1e-6 * size, v0=start, return_eigenvectors=False
+    )
+    return np.asarray(values, dtype=np.complex128)
