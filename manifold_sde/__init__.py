@@ -6,19 +6,29 @@ from manifold_sde.geometry import Geometry
 from manifold_sde.least_squares import LeastSquaresProblem
 from manifold_sde.noise import CustomNoise, LabelNoise, SamplingNoise, SphericalNoise
 from manifold_sde.problem import Problem
+from manifold_sde.sdes import (
+    DirectionDiffusion,
+    FixedRatioDiffusion,
+    LimitingDiffusion,
+    WeightDecaySDE,
+)
 from manifold_sde.time_scale import TimeScale
 
 __version__ = "0.1.0"
 
 __all__ = [
     "CustomNoise",
+    "DirectionDiffusion",
+    "FixedRatioDiffusion",
     "Geometry",
     "LabelNoise",
     "LeastSquaresProblem",
+    "LimitingDiffusion",
     "ManifoldSDEError",
     "Problem",
     "SamplingNoise",
     "SphericalNoise",
     "TimeScale",
+    "WeightDecaySDE",
     "problems",
 ]

@@ -139,6 +139,10 @@ class TimeScaleError(ArgumentError):
     """A learning rate, weight decay, time or step count is out of range."""
 
 
+class ClockRangeError(ManifoldSDEError):
+    """A moment was asked for that lies beyond what was simulated."""
+
+
 class CheckpointError(ManifoldSDEError, RuntimeError):
     """A checkpoint or solution file is corrupted or belongs to another run."""
 

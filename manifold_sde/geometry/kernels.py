@@ -57,24 +57,48 @@ class Kernels:
             # Forward mode makes some numbers of a batch of one double (torch 2.13).
             pair = (a.expand(2, *a.shape[1:]) for a in arguments)
             return self.run(name, function, *pair, size=size)[:1]
+        # Points last in memory: the loops over them are the ones that vectorise.
+        last = [a.movedim(0, -1) for a in arguments]
+        return self.run_last(name, function, *last, size=size).movedim(-1, 0).contiguous()
+
+    def run_last(
+        self,
+        name: str,
+        function: Callable[..., Any],
+        *arguments: Tensor,
+        size: int | None = None,
+    ) -> Any:
+        """Evaluate a function of single points: each argument (..., n) -> (..., n).
+
+        Args:
+            name: Name of the kernel; it stands for the function.
+            function: Function of single points that returns a tensor or a tuple of tensors.
+            *arguments: Tensors whose last dimension is that of the points, at least one point.
+            size: As in :meth:`run`.
+        """
+        n = arguments[0].shape[-1]
         if not self.compiled:
             # Forward mode cannot write to an expanded tensor.
-            return vmap(function)(*(a.contiguous() for a in arguments))
+            contiguous = (a.contiguous() for a in arguments)
+            return vmap(function, in_dims=-1, out_dims=-1)(*contiguous)
         chunk = next((c for c in _SIZES if c >= (size or n)), _SIZES[-1])
         key = (name, chunk, arguments[0].dtype, arguments[0].device)
         kernels = self.problem.kernels
-        pieces = []
+        pieces: list[Any] = []
         for start in range(0, n, chunk):
-            piece = [a[start : start + chunk].detach() for a in arguments]
-            count = len(piece[0])
-            if count < chunk:
-                piece = [torch.cat([a, a[-1:].expand(chunk - count, *a.shape[1:])]) for a in piece]
-            # Paths last in memory: the loops over them are the ones that vectorise.
-            piece = [a.movedim(0, -1).contiguous() for a in piece]
+            piece = [a[..., start : start + chunk].detach() for a in arguments]
+            missing = chunk - piece[0].shape[-1]
+            if missing:
+                piece = [
+                    torch.cat([a, a[..., -1:].expand(*a.shape[:-1], missing)], -1) for a in piece
+                ]
+            piece = [a.contiguous() for a in piece]
             if key not in kernels:
                 kernels[key] = _elsewhere(compile_batched, function, tuple(piece))
-            pieces.append(kernels[key](*piece).movedim(-1, 0)[:count])
-        return torch.cat(pieces) if len(pieces) > 1 else pieces[0].contiguous()
+            pieces.append(kernels[key](*piece))
+        if isinstance(pieces[0], Tensor):
+            return _joined(pieces, n)
+        return tuple(_joined(list(parts), n) for parts in zip(*pieces, strict=True))
 
     def gradient(self, x: Tensor, size: int | None = None) -> Tensor:
         """Gradients: (n, D) -> (n, D)."""
@@ -83,6 +107,11 @@ class Kernels:
     def hessian(self, x: Tensor, size: int | None = None) -> Tensor:
         """Hessians: (n, D) -> (n, D, D)."""
         return self.run("hessian", self.problem.pointwise.hessian, x, size=size)
+
+
+def _joined(pieces: list[Tensor], n: int) -> Tensor:
+    """Pieces one after the other, without what filled up the last."""
+    return (torch.cat(pieces, -1) if len(pieces) > 1 else pieces[0])[..., :n]
 
 
 def _elsewhere(function: Callable[..., Any], *arguments: Any) -> Any:

@@ -1,6 +1,10 @@
-"""How it is solved: SGD itself, and what comes out of a run."""
+"""How it is solved: SGD itself, the diffusions, and what comes out of a run."""
 
+from manifold_sde.solvers.brownian import BrownianPath
+from manifold_sde.solvers.direction import DirectionSolution
 from manifold_sde.solvers.runner import run_sgd
+from manifold_sde.solvers.schemes import SCHEMES
+from manifold_sde.solvers.simulation import solve
 from manifold_sde.solvers.solution import Solution
 
-__all__ = ["Solution", "run_sgd"]
+__all__ = ["SCHEMES", "BrownianPath", "DirectionSolution", "Solution", "run_sgd", "solve"]

@@ -96,7 +96,7 @@ def run_sgd(
             remedy="Problem(loss, dim, SphericalNoise(0.3))",
         )
     kept = _check_steps(steps)
-    start, batched = _starts(problem, x0, n_paths)
+    start, batched = starts(problem, x0, n_paths)
     philox.seed_key(seed)
     schedules = (Schedule.of("lr", lr), Schedule.of("weight_decay", weight_decay))
     mode = check_mode(compile)
@@ -244,24 +244,24 @@ class _Run:
         probe = self.problem.pointwise.gradient(self.start[0] + 0.125)
         return {
             **self._config(),
-            "lr": self._rate_digest(self.schedules[0]),
-            "weight_decay": self._rate_digest(self.schedules[1]),
+            "lr": self._ratedigest(self.schedules[0]),
+            "weight_decay": self._ratedigest(self.schedules[1]),
             "paths": len(self.start),
-            "kept": _digest(np.array(self.kept)),
-            "start": _digest(self.start.cpu().numpy()),
-            "gradient": _digest(probe.detach().cpu().numpy()),
+            "kept": digest(np.array(self.kept)),
+            "start": digest(self.start.cpu().numpy()),
+            "gradient": digest(probe.detach().cpu().numpy()),
             "compiled": self.compiled,
             "dtype": str(self.start.dtype),
             "torch": versions()["torch"],
         }
 
-    def _rate_digest(self, schedule: Schedule) -> str:
+    def _ratedigest(self, schedule: Schedule) -> str:
         """A number, or a digest of the first and the last values: functions have no name."""
         if schedule.constant is not None:
             return repr(schedule.constant)
         last = self.kept[-1]
         spans = ((0, min(BLOCK, last)), (max(0, last - BLOCK), last))
-        return _digest(np.concatenate([schedule.read(a, b)[0] for a, b in spans]))
+        return digest(np.concatenate([schedule.read(a, b)[0] for a, b in spans]))
 
     def _save(self, path: Path, chunk: int, step: int, state: SgdState) -> None:
         arrays = {"x": state.x, "clock": state.clock, "kept_ys": self.ys, "kept_clock": self.clock}
@@ -301,7 +301,8 @@ def _check_decay(products: Tensor, first: int) -> None:
         )
 
 
-def _digest(array: Any) -> str:
+def digest(array: Any) -> str:
+    """Short digest of an array's bytes."""
     return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()[:16]
 
 
@@ -335,7 +336,7 @@ def _check_steps(steps: object) -> list[int]:
     return [int(k) for k in listed]
 
 
-def _starts(problem: Problem, x0: Tensor, n_paths: int | None) -> tuple[Tensor, bool]:
+def starts(problem: Problem, x0: Tensor, n_paths: int | None) -> tuple[Tensor, bool]:
     """Start of each path, (n, D), and whether the result has a path dimension."""
     check_point(x0, problem.dim, name="x0")
     if n_paths is not None and (

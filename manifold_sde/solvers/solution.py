@@ -30,6 +30,7 @@ class Solution:
         clock: The intrinsic clock u at these times, (K,) or (K, n).
         stats: Counts of what happened: steps, failures, and how the run was made.
         config: What was run: seed, learning rates, problem; with the versions.
+        observed: Mean and standard error (K, ...) of the observables asked for, by name.
     """
 
     ts: Tensor
@@ -37,6 +38,7 @@ class Solution:
     clock: Tensor
     stats: Mapping[str, Any] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
+    observed: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         paths = "one path" if self.ys.dim() == 2 else f"{self.ys.shape[1]} paths"
@@ -102,8 +104,8 @@ class Solution:
         """
         header, arrays = read_archive(path, _KIND)
         try:
-            tensors = {name: torch.from_numpy(arrays[name]) for name in ("ts", "ys", "clock")}
-            return cls(**tensors, stats=header["stats"], config=header["config"])
+            ts, ys, clock = (torch.from_numpy(arrays[name]) for name in ("ts", "ys", "clock"))
+            return cls(ts, ys, clock, stats=header["stats"], config=header["config"])
         except (KeyError, TypeError) as error:
             raise CheckpointError(
                 "the solution's file is incomplete",

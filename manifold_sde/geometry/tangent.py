@@ -1,0 +1,120 @@
+"""Tangent space and pseudo-inverse at ONE point of the manifold, without eigenvectors.
+
+With T any D x (D - M) matrix whose columns have independent projections on ker H, let
+A = H + mu T T^T. Where H has exactly rank M:
+
+- the columns of A^-1 T span ker H;
+- N A^-1 N = H^+, with N the projection on the range of H.
+
+(In a basis of ker H and its complement A^-1 T = (T_k^T)^-1 / mu on ker H and 0 beside it, and the
+Schur complement of the kernel's block of A is H itself.) So one elimination gives both, exactly,
+whatever T is; a tangent basis of a point nearby makes it well conditioned. It costs a tenth of an
+eigendecomposition, and compiles. Off the manifold the same formulas are a smooth extension.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+#: Largest dimension whose elimination is written out; beyond it LAPACK is as fast.
+_WRITTEN_OUT = 32
+
+
+def solve_positive(matrix: Tensor, columns: Tensor) -> Tensor:
+    """Solve A X = B for a symmetric positive definite A: (D, D), (D, k) -> (D, k).
+
+    Up to D = 32 the elimination is written out in D rank-one updates, so that it compiles into
+    one kernel with what is before and after it.
+    """
+    dim, count = columns.shape
+    if dim > _WRITTEN_OUT:
+        return torch.cholesky_solve(columns, torch.linalg.cholesky_ex(matrix)[0])
+    rest = torch.cat([matrix, columns], dim=1)
+    rows = []
+    for _ in range(dim):
+        row = rest[0, 1:] / rest[0, 0]
+        rows.append(row)
+        rest = rest[1:, 1:] - rest[1:, :1] * row
+    solution: list[Tensor] = []
+    for k in reversed(range(dim)):
+        row = rows[k]
+        value = row[-count:]
+        for j, known in enumerate(reversed(solution)):
+            value = value - row[j] * known
+        solution.append(value)
+    return torch.stack(solution[::-1])
+
+
+def orthonormal_columns(columns: Tensor) -> Tensor:
+    """Orthonormal basis of the span of nearly orthogonal columns: (D, d) -> (D, d)."""
+    count = columns.shape[1]
+    if count > _WRITTEN_OUT:
+        return torch.linalg.qr(columns)[0]
+    basis: list[Tensor] = []
+    for k in range(count):
+        column = columns[:, k]
+        for known in basis:
+            column = column - known * (known * column).sum()
+        basis.append(column * (column * column).sum().rsqrt())
+    return torch.stack(basis, dim=1)
+
+
+def _shifted(hessian: Tensor, anchor: Tensor) -> Tensor:
+    """H + mu T T^T with mu the mean of the nonzero eigenvalues."""
+    rank = hessian.shape[0] - anchor.shape[1]
+    shift = hessian.diagonal().sum() / max(rank, 1)
+    return hessian + shift * (anchor @ anchor.T)
+
+
+def tangent_basis(hessian: Tensor, anchor: Tensor) -> Tensor:
+    """Orthonormal basis of ker H, next to the anchor's columns.
+
+    Args:
+        hessian: H (D, D), of rank M.
+        anchor: T (D, D - M), for example a tangent basis at a point nearby.
+
+    Returns:
+        Tensor (D, D - M).
+    """
+    return orthonormal_columns(solve_positive(_shifted(hessian, anchor), anchor))
+
+
+def tangent_basis_and_inverse(hessian: Tensor, anchor: Tensor) -> tuple[Tensor, Tensor]:
+    """Orthonormal basis of ker H, and the pseudo-inverse of H.
+
+    Args:
+        hessian: H (D, D), of rank M.
+        anchor: T (D, D - M).
+
+    Returns:
+        Tensors (D, D - M) and (D, D).
+    """
+    dim, count = anchor.shape
+    identity = torch.eye(dim, dtype=hessian.dtype, device=hessian.device)
+    both = solve_positive(_shifted(hessian, anchor), torch.cat([anchor, identity], dim=1))
+    basis = orthonormal_columns(both[:, :count])
+    half = both[:, count:] - basis @ (basis.T @ both[:, count:])
+    return basis, half - (half @ basis) @ basis.T
+
+
+def newton_step(hessian: Tensor, anchor: Tensor, gradient: Tensor) -> Tensor:
+    """Displacement normal to the manifold that removes the gradient to first order.
+
+    Near the manifold the part of the gradient along ker H is of second order, and is not looked
+    at: N A^-1 g in place of H^+ g.
+
+    Args:
+        hessian: H (D, D) near the manifold.
+        anchor: T (D, D - M).
+        gradient: The gradient (D,).
+
+    Returns:
+        Tensor (D,), to be subtracted.
+    """
+    count = anchor.shape[1]
+    columns = torch.cat([anchor, gradient[:, None]], dim=1)
+    both = solve_positive(_shifted(hessian, anchor), columns)
+    basis = orthonormal_columns(both[:, :count])
+    step = both[:, count]
+    return step - basis @ (basis.T @ step)

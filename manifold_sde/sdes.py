@@ -1,0 +1,448 @@
+"""The stochastic differential equations of the theory, as objects that torchsde can integrate.
+
+Each has the attributes and methods of a torchsde SDE (``sde_type``, ``noise_type``, ``f``,
+``g_prod``, ``f_and_g_prod``, ``g``) on states (B, D), and the same coefficients for the schemes of
+:mod:`manifold_sde.solvers`, which keep the state on the manifold.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+from torch.func import vmap
+
+from manifold_sde.derivatives import check_point
+from manifold_sde.errors import ArgumentError, DTypeError, NoiseError, NotOnManifoldError
+from manifold_sde.field import Field
+from manifold_sde.geometry import Geometry
+from manifold_sde.geometry.dense import DenseGeometry
+from manifold_sde.paper import implements
+from manifold_sde.problem import Problem
+
+#: Eigenvalues (D, n) and eigenvectors (D, D, n).
+Spectra = tuple[Tensor, Tensor]
+
+_CALCULI = ("ito", "stratonovich")
+#: Largest relative violation of the two properties of sigma that counts as rounding.
+_NOISE_TOLERANCE = 1e-6
+#: Smallest part of the noise's size elsewhere that counts as noise on the manifold.
+_NO_NOISE = 1e-12
+
+
+class StochasticEquation(ABC):
+    """What all equations share.
+
+    Args:
+        problem: The problem, with its noise.
+        calculus: "ito" or "stratonovich": the form whose drift ``f`` is.
+    """
+
+    #: What a unit of the equation's time is.
+    time_unit: str
+    #: torchsde's word for a diffusion matrix that depends on the state in any way.
+    noise_type = "general"
+
+    def __init__(self, problem: Problem, calculus: str = "ito") -> None:
+        if not isinstance(problem, Problem):
+            raise DTypeError(
+                "the problem is not a problem",
+                received=type(problem).__name__,
+                expected="Problem, LeastSquaresProblem or one of manifold_sde.problems",
+                remedy="Problem(loss, dim, noise)",
+            )
+        if calculus not in _CALCULI:
+            raise ArgumentError(
+                "calculus is not a form of a stochastic differential equation",
+                received=repr(calculus),
+                expected='"ito" or "stratonovich"',
+                remedy='"ito" is the form that the paper prints',
+            )
+        self.problem = problem
+        self.calculus = calculus
+
+    @property
+    def sde_type(self) -> str:
+        """The calculus, as torchsde names it."""
+        return self.calculus
+
+    @property
+    def dim(self) -> int:
+        """Dimension D of the state."""
+        return self.problem.dim
+
+    @property
+    def n_noise(self) -> int:
+        """Number m of Brownian motions."""
+        return self.problem.n_noise
+
+    @abstractmethod
+    def with_calculus(self, calculus: str) -> StochasticEquation:
+        """The same process in the other form."""
+
+    @abstractmethod
+    def f(self, t: Tensor, y: Tensor) -> Tensor:
+        """Drift: (B, D) -> (B, D)."""
+
+    @abstractmethod
+    def g_prod(self, t: Tensor, y: Tensor, v: Tensor) -> Tensor:
+        """Diffusion times v, by products: (B, D), (B, m) -> (B, D)."""
+
+    @abstractmethod
+    def g(self, t: Tensor, y: Tensor) -> Tensor:
+        """Diffusion matrix: (B, D) -> (B, D, m)."""
+
+    def f_and_g_prod(self, t: Tensor, y: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Drift, and diffusion times v."""
+        return self.f(t, y), self.g_prod(t, y, v)
+
+
+@implements("Equation (3)", "Equation (19)")
+class WeightDecaySDE(StochasticEquation):
+    r"""SGD with weight decay in continuous time, in the whole space; t counts steps.
+
+    .. math::
+
+        dX = -\eta \nabla L(X)\, dt - \eta\lambda X\, dt + \eta\, \sigma(X)\, dW
+
+    In Stratonovich form the drift has -1/2 eta^2 sum_j d sigma_j[sigma_j] besides.
+
+    Args:
+        problem: The problem.
+        lr: Learning rate eta.
+        weight_decay: Weight decay lambda of (1).
+        calculus: "ito" or "stratonovich".
+
+    Example:
+        >>> from manifold_sde import WeightDecaySDE, problems
+        >>> WeightDecaySDE(problems.great_circle(), lr=0.01, weight_decay=0.05).sde_type
+        'ito'
+
+    Source: equation (3); (19) is the same equation at the rates of (9).
+    """
+
+    time_unit = "steps of SGD"
+
+    def __init__(
+        self, problem: Problem, lr: float, weight_decay: float, calculus: str = "ito"
+    ) -> None:
+        super().__init__(problem, calculus)
+        self.lr = _number("lr", lr, positive=True)
+        self.weight_decay = _number("weight_decay", weight_decay)
+
+    def __repr__(self) -> str:
+        return (
+            f"WeightDecaySDE({self.problem!r}, lr={self.lr:g}, "
+            f"weight_decay={self.weight_decay:g}, calculus={self.calculus!r})"
+        )
+
+    def with_calculus(self, calculus: str) -> WeightDecaySDE:
+        """The same process in the other form."""
+        return WeightDecaySDE(self.problem, self.lr, self.weight_decay, calculus)
+
+    def drift_at(self, x: Tensor) -> Tensor:
+        """Drift at ONE point: (D,) -> (D,)."""
+        loss = self.problem.pointwise
+        drift = -self.lr * (loss.gradient(x) + self.weight_decay * x)
+        if self.calculus == "ito":
+            return drift
+        identity = torch.eye(len(x), dtype=x.dtype, device=x.device)
+        correction = self.problem.noise.correction(loss, x, identity)
+        return drift - 0.5 * self.lr**2 * correction
+
+    def _product(self, x: Tensor, v: Tensor) -> Tensor:
+        return self.lr * self.problem.noise.product(self.problem.pointwise, x, v)
+
+    def f(self, t: Tensor, y: Tensor) -> Tensor:
+        """Drift: (B, D) -> (B, D)."""
+        return vmap(self.drift_at)(y)
+
+    def g_prod(self, t: Tensor, y: Tensor, v: Tensor) -> Tensor:
+        """Eta sigma v: (B, D), (B, m) -> (B, D)."""
+        return vmap(self._product)(y, v)
+
+    def g(self, t: Tensor, y: Tensor) -> Tensor:
+        """Eta sigma: (B, D) -> (B, D, m)."""
+        noise, loss = self.problem.noise, self.problem.pointwise
+        return self.lr * vmap(lambda x: noise.factor(loss, x))(y)
+
+
+class ManifoldEquation(StochasticEquation):
+    """A diffusion on the manifold of minimisers.
+
+    Its coefficients are evaluated at the direction of a state and extended by homogeneity; off the
+    manifold the tangent space is the span of the D - M eigenvectors of H of smallest eigenvalue.
+    """
+
+    def __init__(self, problem: Problem, calculus: str = "ito") -> None:
+        super().__init__(problem, calculus)
+        problem.require_scale_invariance()
+        violations = problem.noise_violations()
+        wrong = {name: size for name, size in violations.items() if size > _NOISE_TOLERANCE}
+        if wrong:
+            raise NoiseError(
+                f"the noise does not have the properties that {type(self).__name__} needs",
+                received=", ".join(f"{_PROPERTY[k]} fails by {v:.2g}" for k, v in wrong.items()),
+                expected="sigma(a x) = sigma(x) / a and sigma(x)^T x = 0, which the noise of SGD "
+                "on a scale-invariant loss has",
+                remedy="divide the factor by |x| and take the part along x away from its columns",
+            )
+        self.geometry = Geometry(problem)
+        self._dense = DenseGeometry(problem, rtol=1e-10, max_steps=2000, compiled=False)
+        self._rank = problem.rank
+
+    @property
+    def rank(self) -> int:
+        """Rank M of the Hessian on the manifold; known once a point of the manifold was seen."""
+        if self._rank is None:
+            raise ArgumentError(
+                "the rank of the Hessian is not known yet",
+                received=f"{self.problem!r}",
+                expected="rank=M with the problem, or a first state on the manifold",
+                remedy="sde.require_on_manifold(y0), or declare the rank",
+            )
+        return self._rank
+
+    def field(self, *, compiled: bool = False) -> Field:
+        """The coefficients for batches with the points last."""
+        return Field(self.problem, self.rank, compiled=compiled)
+
+    def require_on_manifold(self, y: Tensor) -> None:
+        """Check that states are on the manifold, where the noise does not vanish.
+
+        Args:
+            y: States (..., D).
+
+        Raises:
+            NotOnManifoldError, RankError: If a state is not on the manifold of minimisers.
+            NoiseError: If the noise vanishes there (interpolation): nothing would move.
+        """
+        flat = check_point(y, self.dim, name="y0").reshape(-1, self.dim)
+        spectrum = self._dense.spectrum(flat)
+        self._rank = spectrum.rank
+        directions = flat / flat.norm(dim=1, keepdim=True)
+        here = float(self.problem.noise_trace(directions).max())
+        elsewhere = self.problem.noise_trace(directions + 0.5 * directions.roll(1, dims=1))
+        if here <= _NO_NOISE * float(elsewhere.max()):
+            raise NoiseError(
+                "the noise vanishes on the manifold: nothing would ever move",
+                received=f"tr Sigma = {here:.2g} at the start, {float(elsewhere.max()):.2g} off it",
+                expected="noise on the manifold",
+                remedy="every sample is fitted there (interpolation): SGD stands still. Use "
+                "LabelNoise or SphericalNoise, or a loss that its samples disagree on",
+            )
+
+    def _frame(self, y: Tensor) -> tuple[Field, Tensor, Tensor, Spectra]:
+        """Field, norms (n,), unit vectors (D, n), and the spectra there."""
+        if self._rank is None:
+            self.require_on_manifold(y)
+        field = self.field()
+        columns = y.T.contiguous()
+        norms = columns.norm(dim=0)
+        unit = columns / norms
+        return field, norms, unit, field.eigen(unit)
+
+    def f(self, t: Tensor, y: Tensor) -> Tensor:
+        """Drift: (B, D) -> (B, D)."""
+        field, norms, unit, spectrum = self._frame(y)
+        return self._drift(field, norms, unit, spectrum).T
+
+    def g_prod(self, t: Tensor, y: Tensor, v: Tensor) -> Tensor:
+        """P sigma v: (B, D), (B, m) -> (B, D)."""
+        field, norms, unit, spectrum = self._frame(y)
+        return (field.spectral_noise(unit, spectrum[1], v.T) / norms).T
+
+    def f_and_g_prod(self, t: Tensor, y: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Drift, and P sigma v, with one eigendecomposition."""
+        field, norms, unit, spectrum = self._frame(y)
+        noise = field.spectral_noise(unit, spectrum[1], v.T) / norms
+        return self._drift(field, norms, unit, spectrum).T, noise.T
+
+    def g(self, t: Tensor, y: Tensor) -> Tensor:
+        """P sigma: (B, D) -> (B, D, m)."""
+        field, norms, unit, spectrum = self._frame(y)
+        return (field.spectral_factor(unit, spectrum[1]) / norms).movedim(-1, 0)
+
+    @abstractmethod
+    def _drift(self, field: Field, norms: Tensor, unit: Tensor, spectrum: Spectra) -> Tensor:
+        """Drift from the spectra: (D, n)."""
+
+    @abstractmethod
+    def drift(self, field: Field, x: Tensor, anchor: Tensor) -> Tensor:
+        """Drift for the schemes: (D, n), (D, d, n) -> (D, n)."""
+
+    def noise(self, field: Field, x: Tensor, anchor: Tensor, w: Tensor) -> Tensor:
+        """P sigma w for the schemes: (D, n), (D, d, n), (m, n) -> (D, n)."""
+        return field.noise(x, anchor, w)
+
+
+@implements("Equation (8)")
+class FixedRatioDiffusion(ManifoldEquation):
+    r"""The limit of SGD at a fixed ratio C of weight decay to learning rate; t = eta^2 k.
+
+    .. math::
+
+        dY = -C\,Y\,dt + \tfrac12 \partial^2\Phi(Y)[\Sigma(Y)]\,dt + \partial\Phi(Y)\sigma(Y)\,dW
+
+    Args:
+        problem: The problem.
+        ratio: C = lambda / eta, not negative.
+        calculus: "ito", as printed, or "stratonovich", whose drift is tangent to the manifold.
+
+    Raises:
+        ScaleInvarianceError, NoiseError: If the loss or the noise does not have the properties
+            that the equation needs.
+
+    Source: equation (8), Theorem 3.2.
+    """
+
+    time_unit = "t = eta^2 k"
+
+    def __init__(self, problem: Problem, ratio: float, calculus: str = "ito") -> None:
+        super().__init__(problem, calculus)
+        self.ratio = _number("ratio", ratio)
+
+    def __repr__(self) -> str:
+        return (
+            f"FixedRatioDiffusion({self.problem!r}, ratio={self.ratio:g}, "
+            f"calculus={self.calculus!r})"
+        )
+
+    def with_calculus(self, calculus: str) -> FixedRatioDiffusion:
+        """The same process in the other form."""
+        return FixedRatioDiffusion(self.problem, self.ratio, calculus)
+
+    def _drift(self, field: Field, norms: Tensor, unit: Tensor, spectrum: Spectra) -> Tensor:
+        drift = field.spectral_drift(unit, *spectrum, self.calculus)
+        return (drift + 0.5 * field.trace(unit) * unit) / norms**3 - self.ratio * norms * unit
+
+    def drift(self, field: Field, x: Tensor, anchor: Tensor) -> Tensor:
+        """Drift for the schemes: (D, n), (D, d, n) -> (D, n)."""
+        return field.drift(x, anchor, self.calculus) - self.ratio * x
+
+
+@implements("Equation (13)")
+class LimitingDiffusion(FixedRatioDiffusion):
+    r"""The limiting diffusion of SGD with weight decay, in the time T of (12): (8) at C = 1/2.
+
+    .. math::
+
+        dY = -\tfrac12 Y\,dT + \tfrac12 \partial^2\Phi(Y)[\Sigma(Y)]\,dT
+             + \partial\Phi(Y)\sigma(Y)\,dW
+
+    Args:
+        problem: The problem.
+        calculus: "ito", as printed, or "stratonovich".
+
+    Raises:
+        ScaleInvarianceError, NoiseError: As for :class:`FixedRatioDiffusion`.
+
+    Source: equation (13), Theorems 4.1 and 4.4.
+    """
+
+    time_unit = "T of (12)"
+
+    def __init__(self, problem: Problem, calculus: str = "ito") -> None:
+        super().__init__(problem, 0.5, calculus)
+
+    def __repr__(self) -> str:
+        return f"LimitingDiffusion({self.problem!r}, calculus={self.calculus!r})"
+
+    def with_calculus(self, calculus: str) -> LimitingDiffusion:
+        """The same process in the other form."""
+        return LimitingDiffusion(self.problem, calculus)
+
+
+class DirectionDiffusion(ManifoldEquation):
+    r"""The direction of all these diffusions, in the intrinsic clock u, on the unit vectors.
+
+    .. math::
+
+        d\bar Y = \tfrac12\bigl(\partial^2\Phi(\bar Y)[\Sigma(\bar Y)] - V(\bar Y)\bar Y\bigr)du
+                  + P\sigma(\bar Y)\,dW_u, \qquad u = \int \|Y\|^{-4}\,dt
+
+    It knows no learning rate, no weight decay and no norm: one simulation of it answers for (8) at
+    every ratio and for (13).
+
+    Args:
+        problem: The problem.
+        calculus: "ito" or "stratonovich".
+
+    Raises:
+        ScaleInvarianceError, NoiseError: As for :class:`FixedRatioDiffusion`.
+
+    Source: the directions of (8) and (13) by Ito's formula and the time change u.
+    """
+
+    time_unit = "intrinsic clock u"
+
+    def __repr__(self) -> str:
+        return f"DirectionDiffusion({self.problem!r}, calculus={self.calculus!r})"
+
+    def with_calculus(self, calculus: str) -> DirectionDiffusion:
+        """The same process in the other form."""
+        return DirectionDiffusion(self.problem, calculus)
+
+    def require_on_manifold(self, y: Tensor) -> None:
+        """As for the others; the states also have norm 1.
+
+        Raises:
+            NotOnManifoldError: If a state is not on the manifold, or not of norm 1.
+        """
+        super().require_on_manifold(y)
+        off = float((y.norm(dim=-1) - 1.0).abs().max())
+        if off > 1e-6:
+            raise NotOnManifoldError(
+                "the direction diffusion starts from a vector that has not norm 1",
+                received=f"a norm off by {off:.3g}",
+                expected="unit vectors",
+                remedy="y0 / y0.norm(dim=-1, keepdim=True); the norm is an argument of .at",
+            )
+
+    def _drift(self, field: Field, norms: Tensor, unit: Tensor, spectrum: Spectra) -> Tensor:
+        return field.spectral_drift(unit, *spectrum, self.calculus)
+
+    def drift(self, field: Field, x: Tensor, anchor: Tensor) -> Tensor:
+        """Drift for the schemes: (D, n), (D, d, n) -> (D, n)."""
+        return field.direction_drift(x / x.norm(dim=0), anchor, self.calculus)
+
+    def noise(self, field: Field, x: Tensor, anchor: Tensor, w: Tensor) -> Tensor:
+        """P sigma w at the direction, for the schemes: (D, n), (D, d, n), (m, n) -> (D, n)."""
+        return field.noise(x / x.norm(dim=0), anchor, w)
+
+    def g_prod(self, t: Tensor, y: Tensor, v: Tensor) -> Tensor:
+        """P sigma v at the direction: (B, D), (B, m) -> (B, D)."""
+        return super().g_prod(t, y / y.norm(dim=1, keepdim=True), v)
+
+    def f_and_g_prod(self, t: Tensor, y: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Drift, and P sigma v, with one eigendecomposition."""
+        return super().f_and_g_prod(t, y / y.norm(dim=1, keepdim=True), v)
+
+    def g(self, t: Tensor, y: Tensor) -> Tensor:
+        """P sigma at the direction: (B, D) -> (B, D, m)."""
+        return super().g(t, y / y.norm(dim=1, keepdim=True))
+
+
+_PROPERTY = {"degree": "sigma(a x) = sigma(x) / a", "radial": "sigma(x)^T x = 0"}
+
+
+def _number(name: str, value: object, *, positive: bool = False) -> float:
+    """A finite number that is not negative.
+
+    Raises:
+        ArgumentError: If it is none.
+    """
+    number = float("nan")
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        number = float(value)
+    if not (number > 0.0 if positive else number >= 0.0) or number == float("inf"):
+        raise ArgumentError(
+            f"{name} cannot be used",
+            received=repr(value),
+            expected=f"a finite {'positive number' if positive else 'number, 0 or more'}",
+            remedy="a schedule belongs to solution.at_steps or run_sgd"
+            if name != "ratio"
+            else "C = weight_decay / lr",
+        )
+    return number

@@ -1,0 +1,296 @@
+"""Steps of one size for a chunk of paths, with output where it is asked for.
+
+The paths march on a fixed grid, in blocks. What is asked for between two grid points (a time, or a
+value of a sum that differs from path to path) is computed by a side step from the grid point
+before it, on the same Brownian path: it leaves the path itself untouched, so that the numbers do
+not depend on what is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from manifold_sde.solvers.bookkeeping import Book
+from manifold_sde.solvers.brownian import BrownianPath
+from manifold_sde.solvers.schemes import Motion, Noise, Scheme
+
+#: Numbers that the states of one block may hold, and the most steps of a block.
+_BLOCK_NUMBERS = 1 << 23
+_BLOCK_STEPS = 64
+#: Distance to a grid point, in steps, that counts as none.
+_ON_GRID = 1e-9
+#: Corrections of a side step whose length depends on the rate at its end.
+_CORRECTIONS = 4
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A uniform grid of steps, aligned with the dyadic intervals of the Brownian paths.
+
+    Attributes:
+        start: Time of grid point 0.
+        h: Step.
+        level: The steps are the dyadic intervals of this level.
+        cell: Length of a cell, h 2^level.
+    """
+
+    start: float
+    h: float
+    level: int
+    cell: float
+
+    @classmethod
+    def of_step(cls, start: float, h: float) -> Grid:
+        """Grid of a step, with cells of length near 1.
+
+        Steps that differ by a power of two have the same cells, and so the same paths.
+        """
+        level = 0
+        while h * 2.0**level < 0.75:
+            level += 1
+        return cls(start, h, level, h * 2.0**level)
+
+
+@dataclass
+class State:
+    """State of a chunk at a grid point, paths last.
+
+    Attributes:
+        x: States (D, n).
+        anchor: Tangent bases there (D, d, n).
+        rate: Rate of the book there (n,).
+        sums: Sums of the book (k, n).
+        position: Number of steps taken.
+    """
+
+    x: Tensor
+    anchor: Tensor
+    rate: Tensor
+    sums: Tensor
+    position: int = 0
+
+
+@dataclass(frozen=True)
+class Block:
+    """States at consecutive grid points, the first of them at ``position``.
+
+    Attributes:
+        position: Number of the first grid point.
+        x: (B + 1, D, n).
+        rate: (B + 1, n).
+        sums: (B + 1, k, n).
+    """
+
+    position: int
+    x: Tensor
+    rate: Tensor
+    sums: Tensor
+
+    @property
+    def steps(self) -> int:
+        """Number B of steps."""
+        return len(self.x) - 1
+
+
+@dataclass(frozen=True)
+class Records:
+    """What is known of paths at one moment.
+
+    Attributes:
+        x: States (D, p).
+        sums: Sums of the book (k, p).
+        time: The equation's own time (p,).
+    """
+
+    x: Tensor
+    sums: Tensor
+    time: Tensor
+
+
+class March:
+    """A scheme on a grid, for one chunk of paths.
+
+    Args:
+        motion: The equation.
+        scheme: The scheme.
+        grid: The grid.
+        book: What is added up on the way.
+        brownian: Brownian paths of any set of path indices, (p,) int64.
+        paths: Indices of the chunk's paths (n,).
+    """
+
+    def __init__(
+        self,
+        motion: Motion,
+        scheme: Scheme,
+        grid: Grid,
+        book: Book,
+        brownian: Callable[[Tensor], BrownianPath],
+        paths: Tensor,
+    ) -> None:
+        self.motion = motion
+        self.scheme = scheme
+        self.grid = grid
+        self.book = book
+        self.paths = paths
+        self._brownian = brownian
+        self._path = brownian(paths)
+
+    def begin(self, x: Tensor) -> State:
+        """State of paths at the start: (D, n)."""
+        anchor = self.motion.anchor(x)
+        return State(x, anchor, self._rate(x), self.book.start(x))
+
+    def _rate(self, x: Tensor) -> Tensor:
+        return self.book.rate(x, self.motion.trace(x))
+
+    def block_steps(self, x: Tensor) -> int:
+        """Steps that a block of these states may have."""
+        return max(1, min(_BLOCK_STEPS, _BLOCK_NUMBERS // max(1, x.numel())))
+
+    def advance(self, state: State, steps: int) -> Block:
+        """Take steps, changing the state, and return the states on the way."""
+        first = state.position
+        level = self.grid.level
+        increments = self._path.increments(level, first, steps)
+        h = torch.tensor(self.grid.h, dtype=state.x.dtype, device=state.x.device)
+        kept = [(state.x, state.rate, state.sums)]
+        for i in range(steps):
+            noise = self._noise(self._path, increments[i], first + i)
+            x, anchor = self.scheme.step(self.motion, state.x, state.anchor, h, noise)
+            rate = self._rate(x)
+            sums = self.book.advance(state.sums, h, state.rate, rate)
+            state.x, state.anchor, state.rate, state.sums = x, anchor, rate, sums
+            kept.append((x, rate, sums))
+        state.position = first + steps
+        xs, rates, sums_of = (torch.stack(parts) for parts in zip(*kept, strict=True))
+        return Block(first, xs, rates, sums_of)
+
+    def _noise(self, path: BrownianPath, dw: Tensor, position: int | Tensor) -> Noise:
+        return Noise(dw, lambda: path.auxiliary(self.grid.level, position, dw.shape[0]))
+
+    def before(self, block: Block, time: float) -> tuple[int, Tensor, Tensor]:
+        """Number of the grid point before a time in a block, states and sums there."""
+        offset = (time - self.grid.start) / self.grid.h
+        index = min(int(offset + _ON_GRID) - block.position, block.steps)
+        return block.position + index, block.x[index], block.sums[index]
+
+    def at_time(self, block: Block, time: float) -> Records:
+        """All paths of a block at a time that lies in it."""
+        offset = (time - self.grid.start) / self.grid.h
+        index = min(int(offset + _ON_GRID), block.position + block.steps) - block.position
+        x, rate, sums = block.x[index], block.rate[index], block.sums[index]
+        n = x.shape[1]
+        times = torch.full((n,), time, dtype=torch.float64, device=x.device)
+        left = offset - (block.position + index)
+        if abs(left) <= _ON_GRID:
+            return Records(x, sums, times)
+        h = torch.full((n,), left * self.grid.h, dtype=x.dtype, device=x.device)
+        position = torch.full((n,), block.position + index, device=x.device)
+        x, sums, _ = self._side_step(self.paths, x, rate, sums, position, h)
+        return Records(x, sums, times)
+
+    def at_elapsed(self, block: Block, log_elapsed: Tensor) -> tuple[Tensor, Records]:
+        """Paths that reach a value of log E in a block, each its own, (n,).
+
+        Returns:
+            Their places in the chunk (p,), and their records there.
+        """
+        course = block.sums[:, 1]
+        crossing = (course[:-1] <= log_elapsed) & (log_elapsed < course[1:])
+        places = torch.nonzero(crossing.any(0))[:, 0]
+        index = crossing[:, places].to(torch.int8).argmax(0)
+        x = block.x[index, :, places].T.contiguous()
+        rate = block.rate[index, places]
+        sums = block.sums[index, :, places].T.contiguous()
+        position = block.position + index
+        return places, self.reach(self.paths[places], x, rate, sums, position, log_elapsed[places])
+
+    def reach(
+        self,
+        paths: Tensor,
+        x: Tensor,
+        rate: Tensor,
+        sums: Tensor,
+        position: Tensor,
+        log_elapsed: Tensor,
+    ) -> Records:
+        """Side steps of the length at which E has a given value.
+
+        The length depends on the rate at the end of the step, and is found by iteration; on a
+        problem whose noise has constant trace the first guess is right.
+
+        Args:
+            paths: Path indices (p,).
+            x: States at grid points (D, p).
+            rate: Rates there (p,).
+            sums: Growth and log E there (2, p).
+            position: Numbers of the grid points (p,).
+            log_elapsed: Values of log E to be reached within the step, (p,).
+        """
+        missing = torch.exp(log_elapsed - sums[0]) - torch.exp(sums[1] - sums[0])
+        mean = rate
+        for correction in range(_CORRECTIONS):
+            h = missing / relative_growth(missing, mean)
+            x_new, sums_new, rate_new = self._side_step(paths, x, rate, sums, position, h)
+            before, mean = mean, 0.5 * (rate + rate_new)
+            if correction and bool(((mean - before).abs() <= 1e-14 * mean.abs()).all()):
+                break
+        start = self.grid.start + position.to(torch.float64) * self.grid.h
+        return Records(x_new, sums_new, start + h)
+
+    def resume(
+        self, paths: Tensor, x: Tensor, sums: Tensor, position: Tensor, log_elapsed: Tensor
+    ) -> Records:
+        """Paths from grid points of their own to values of log E of their own.
+
+        Args:
+            paths: Path indices (p,).
+            x: States at grid points (D, p).
+            sums: Growth and log E there (2, p).
+            position: Numbers of the grid points (p,).
+            log_elapsed: Values of log E to be reached (p,).
+        """
+        path = self._brownian(paths)
+        h = torch.tensor(self.grid.h, dtype=x.dtype, device=x.device)
+        anchor, rate = self.motion.anchor(x), self._rate(x)
+        level = self.grid.level
+        moving = torch.isfinite(x).all(0)
+        while bool(moving.any()):
+            dw = path.dyadic(level, position, max_level=level)
+            noise = self._noise(path, dw, position)
+            x_new, anchor_new = self.scheme.step(self.motion, x, anchor, h, noise)
+            rate_new = self._rate(x_new)
+            sums_new = self.book.advance(sums, h, rate, rate_new)
+            moving &= sums_new[1] <= log_elapsed
+            x = torch.where(moving, x_new, x)
+            anchor = torch.where(moving, anchor_new, anchor)
+            rate = torch.where(moving, rate_new, rate)
+            sums = torch.where(moving, sums_new, sums)
+            position = position + moving
+        return self.reach(paths, x, rate, sums, position, log_elapsed)
+
+    def _side_step(
+        self, paths: Tensor, x: Tensor, rate: Tensor, sums: Tensor, position: Tensor, h: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Steps of lengths (p,) from grid points: states, sums and rates at their ends."""
+        path = self._brownian(paths)
+        start = self.grid.start + position.to(torch.float64) * self.grid.h
+        dw = path.between(start, start + h.to(torch.float64))
+        noise = self._noise(path, dw, position)
+        moved, _ = self.scheme.step(self.motion, x, self.motion.anchor(x), h, noise)
+        moved = torch.where(h > 0, moved, x)
+        rate_new = self._rate(moved)
+        sums_new = self.book.advance(sums, h, rate, rate_new)
+        return moved, torch.where(h > 0, sums_new, sums), rate_new
+
+
+def relative_growth(missing: Tensor, rate: Tensor) -> Tensor:
+    """How much faster E grows than at its start: missing / (log(1 + rate missing) / rate)."""
+    z = rate * missing
+    safe = torch.where(z > 0, z, torch.ones_like(z))
+    return torch.where(z > 0, safe / torch.log1p(safe), torch.ones_like(z))

@@ -1,0 +1,28 @@
+"""Schemes on the manifold, by name."""
+
+from __future__ import annotations
+
+from manifold_sde.solvers.schemes.base import Motion, Noise, Scheme, motion_of
+from manifold_sde.solvers.schemes.euler import Euler
+from manifold_sde.solvers.schemes.heun import Heun
+from manifold_sde.solvers.schemes.midpoint import Midpoint
+from manifold_sde.solvers.schemes.phi_jet import PhiJet
+from manifold_sde.solvers.schemes.weak2 import Weak2
+
+#: All schemes, by the names that ``solve`` takes.
+SCHEMES: dict[str, Scheme] = {
+    scheme.name: scheme for scheme in (Euler(), PhiJet(), Heun(), Midpoint(), Weak2())
+}
+
+__all__ = [
+    "SCHEMES",
+    "Euler",
+    "Heun",
+    "Midpoint",
+    "Motion",
+    "Noise",
+    "PhiJet",
+    "Scheme",
+    "Weak2",
+    "motion_of",
+]

@@ -1,0 +1,28 @@
+"""Euler and Maruyama's scheme with a retraction."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from manifold_sde.solvers.schemes.base import Motion, Noise, Scheme
+
+
+class Euler(Scheme):
+    """Euler-Maruyama for the Ito form, and Newton's way back to the manifold.
+
+    The Ito drift contains d^2 Phi[Sigma] / 2, whose normal part is what keeps the mean on the
+    manifold: the retraction removes what is left, which is of higher order.
+    """
+
+    name = "euler"
+    calculus = "ito"
+    weak_order = 1
+    strong_order_commutative = 0.5
+    cost = "1 drift, 1 tangent space, retraction (3 Hessians, 6 gradients)"
+
+    def step(
+        self, motion: Motion, x: Tensor, anchor: Tensor, h: Tensor, noise: Noise
+    ) -> tuple[Tensor, Tensor]:
+        """One step."""
+        moved = x + h * motion.drift(x, anchor) + motion.noise(x, anchor, noise.dw)
+        return motion.land(moved, anchor)

@@ -1,0 +1,26 @@
+"""Heun's scheme for the Stratonovich form, with a retraction."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from manifold_sde.solvers.schemes.base import Motion, Noise, Scheme
+
+
+class Heun(Scheme):
+    """The trapezoidal predictor and corrector: the mean of the increments at both ends."""
+
+    name = "heun"
+    calculus = "stratonovich"
+    weak_order = 1
+    strong_order_commutative = 1.0
+    cost = "2 drifts, 2 tangent spaces, retraction (3 Hessians, 6 gradients)"
+
+    def step(
+        self, motion: Motion, x: Tensor, anchor: Tensor, h: Tensor, noise: Noise
+    ) -> tuple[Tensor, Tensor]:
+        """One step."""
+        first = h * motion.drift(x, anchor) + motion.noise(x, anchor, noise.dw)
+        ahead = x + first
+        second = h * motion.drift(ahead, anchor) + motion.noise(ahead, anchor, noise.dw)
+        return motion.land(x + 0.5 * (first + second), anchor)

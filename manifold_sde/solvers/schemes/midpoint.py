@@ -1,0 +1,25 @@
+"""The explicit midpoint scheme for the Stratonovich form, with a retraction."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from manifold_sde.solvers.schemes.base import Motion, Noise, Scheme, half
+
+
+class Midpoint(Scheme):
+    """The increment at a predicted middle of the step."""
+
+    name = "midpoint"
+    calculus = "stratonovich"
+    weak_order = 1
+    strong_order_commutative = 1.0
+    cost = "2 drifts, 2 tangent spaces, retraction (3 Hessians, 6 gradients)"
+
+    def step(
+        self, motion: Motion, x: Tensor, anchor: Tensor, h: Tensor, noise: Noise
+    ) -> tuple[Tensor, Tensor]:
+        """One step."""
+        middle = x + half(h) * motion.drift(x, anchor) + motion.noise(x, anchor, 0.5 * noise.dw)
+        increment = h * motion.drift(middle, anchor) + motion.noise(middle, anchor, noise.dw)
+        return motion.land(x + increment, anchor)

@@ -1,0 +1,55 @@
+r"""A scheme that moves off the manifold by the noise and comes back by gradient flow.
+
+.. math::
+
+    Y^+ = e^{-ch}\, \Phi(Y + \sigma(Y)\,\Delta W)
+
+The mean of Phi(Y + sigma dW) is Y + (h/2) d^2 Phi[Sigma] + O(h^2) (a 2-jet in the sense of
+Armstrong and Brigo, arXiv:1602.03931): the scheme has weak order 1 and shares nothing with those
+that evaluate d^2 Phi.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from manifold_sde.errors import LimitMapError
+from manifold_sde.geometry import Geometry
+from manifold_sde.sdes import DirectionDiffusion, FixedRatioDiffusion, ManifoldEquation
+from manifold_sde.solvers.schemes.base import Motion, Noise, Scheme
+
+
+class PhiJet(Scheme):
+    """The limit map of gradient flow in place of drift and projection."""
+
+    name = "phi_jet"
+    calculus = None
+    weak_order = 1
+    strong_order_commutative = 0.5
+    cost = "1 limit map (some 100 gradients and 10 Hessians)"
+
+    def step(
+        self, motion: Motion, x: Tensor, anchor: Tensor, h: Tensor, noise: Noise
+    ) -> tuple[Tensor, Tensor]:
+        """One step."""
+        moved = x + motion.noise_alone(x, noise.dw)
+        good = torch.isfinite(moved).all(dim=0)
+        points = torch.where(good, moved, x.nan_to_num(nan=1.0)).T.contiguous()
+        try:
+            limit = _geometry(motion).limit_map(points)
+        except LimitMapError as error:
+            limit = torch.full_like(points, torch.nan)
+            if error.partial is not None:
+                limit = error.partial
+        y = torch.where(good, limit.T, torch.nan)
+        if isinstance(motion.sde, DirectionDiffusion):
+            y = y / y.norm(dim=0)
+        elif isinstance(motion.sde, FixedRatioDiffusion):
+            y = y * torch.exp(-motion.sde.ratio * h)
+        return y.contiguous(), anchor
+
+
+def _geometry(motion: Motion) -> Geometry:
+    assert isinstance(motion.sde, ManifoldEquation)
+    return motion.sde.geometry
