@@ -24,7 +24,7 @@ from manifold_sde.time_scale import TimeScale
 _AT_ONCE = 8192
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class DirectionSolution(Solution):
     r"""Paths of the direction diffusion, with what turns them into all the others.
 

@@ -45,7 +45,7 @@ CHUNK = 4096
 #: Steps times paths from on which compiling pays when the choice is left to the toolkit.
 _WORTH_COMPILING = 2_000_000
 #: Step of the clock u, times the largest noise trace at the starts, when none is given.
-_DEFAULT_STEP = 1.0 / 16.0
+_DEFAULT_STEP = 1.0 / 64.0
 
 
 def solve(

@@ -43,7 +43,9 @@ class Solution:
     def __repr__(self) -> str:
         paths = "one path" if self.ys.dim() == 2 else f"{self.ys.shape[1]} paths"
         span = f"from {self.ts[0].item():g} to {self.ts[-1].item():g}"
-        return f"Solution({paths}, {len(self.ts)} times {span}, dim={self.ys.shape[-1]})"
+        return (
+            f"{type(self).__name__}({paths}, {len(self.ts)} times {span}, dim={self.ys.shape[-1]})"
+        )
 
     @property
     def norms(self) -> Tensor:
