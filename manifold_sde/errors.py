@@ -147,6 +147,10 @@ class CheckpointError(ManifoldSDEError, RuntimeError):
     """A checkpoint or solution file is corrupted or belongs to another run."""
 
 
+class WorkerError(ManifoldSDEError, RuntimeError):
+    """A worker process died, or could not be given its work."""
+
+
 class MissingDependencyError(ManifoldSDEError, ImportError):
     """An optional dependency is not installed."""
 

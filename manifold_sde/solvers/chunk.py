@@ -1,107 +1,63 @@
 """One chunk of paths from beginning to end, with checkpoints on the way.
 
 A chunk is described by plain data, so that it can be run in any process; all chunks of a run but
-the last are of one size, and no number depends on who runs them.
+the last are of one size, and it is run on one thread, so that no number depends on who runs it.
 """
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from manifold_sde.errors import CheckpointError
-from manifold_sde.sdes import StochasticEquation
 from manifold_sde.solvers.archive import read_archive, write_archive
-from manifold_sde.solvers.bookkeeping import Book, GrowthBook
-from manifold_sde.solvers.brownian import BrownianPath
-from manifold_sde.solvers.march import Block, Grid, March, Records, State
-from manifold_sde.solvers.schemes import SCHEMES, motion_of
+from manifold_sde.solvers.march import Block, Records, State
+from manifold_sde.solvers.moments import Moments, moments_of
+from manifold_sde.solvers.plan import Plan, Task
 
 _CHECKPOINT_SECONDS = 20.0
 _KIND = "chunk of a run of solve"
+_lock = threading.RLock()
 
 
-@dataclass(frozen=True)
-class Task:
-    """What a chunk is to do.
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """One thread of torch in this block, and one such block at a time in a process.
 
-    Attributes:
-        sde: The equation, in the calculus of the scheme.
-        method: Name of the scheme.
-        grid: The grid.
-        book: What is added up.
-        seed: Seed of the Brownian paths.
-        antithetic: Whether paths come in pairs of opposite noise.
-        compiled: Whether kernels are compiled.
-        first: Index of the first path.
-        start: States at the start (D, n), paths last.
-        times: Times asked for (K,), or ``None``.
-        log_elapsed: Or values of log E asked for, (K, n), increasing.
-        checkpoint: File for the state on the way, or ``None``.
-        fingerprint: What the file has to agree in with the run.
+    Where a tensor is cut for several threads decides which of its numbers go through vector
+    instructions, and so the last bits.
     """
-
-    sde: StochasticEquation
-    method: str
-    grid: Grid
-    book: Book
-    seed: int
-    antithetic: bool
-    compiled: bool
-    first: int
-    start: Tensor
-    times: tuple[float, ...] | None
-    log_elapsed: Tensor | None
-    checkpoint: Path | None
-    fingerprint: dict[str, Any]
-
-    @property
-    def moments(self) -> int:
-        """Number K of moments asked for."""
-        return len(self.times) if self.log_elapsed is None else len(self.log_elapsed)  # type: ignore[arg-type]
-
-    @property
-    def kept_grid(self) -> int:
-        """Number of grid points kept: those from which a direction can be taken up again."""
-        return self.moments if isinstance(self.book, GrowthBook) and self.times else 0
-
-    def march(self) -> March:
-        """The march of the chunk's paths."""
-        x = self.start
-
-        def brownian(paths: Tensor) -> BrownianPath:
-            return BrownianPath(
-                self.seed,
-                self.sde.n_noise,
-                paths,
-                cell=self.grid.cell,
-                start=self.grid.start,
-                dtype=x.dtype,
-                device=x.device,
-                antithetic=self.antithetic,
-            )
-
-        paths = torch.arange(self.first, self.first + x.shape[1], device=x.device)
-        motion = motion_of(self.sde, compiled=self.compiled)
-        return March(motion, SCHEMES[self.method], self.grid, self.book, brownian, paths)
+    with _lock:
+        threads = torch.get_num_threads()
+        if threads == 1:
+            yield
+            return
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
 
 
 @dataclass
 class Outcome:
-    """States of a chunk at the moments asked for, NaN where there is none.
+    """What is known of a chunk at the moments asked for, NaN where there is nothing.
 
     Attributes:
-        x: (K, D, n).
+        x: States (K, D, n).
         sums: Sums of the book (K, k, n).
-        time: The equation's own time (K, n).
+        time: The time of the equation that was simulated (K, n).
         grid_x: States at the grid points before the times asked for (K, D, n).
         grid_sums: Sums there (K, k, n).
+        moments: Moments of the observables, by name.
+        lost: Number of paths lost by these moments (K,).
         steps: Number of steps taken.
     """
 
@@ -110,7 +66,21 @@ class Outcome:
     time: Tensor
     grid_x: Tensor
     grid_sums: Tensor
+    moments: dict[str, Moments] = field(default_factory=dict)
+    lost: Tensor = field(default_factory=lambda: torch.zeros(0))
     steps: int = 0
+
+    @classmethod
+    def empty(cls, like: Tensor, moments: int, sums: int, grid: int) -> Outcome:
+        """Nothing yet, for states like these (D, n)."""
+        n = like.shape[1]
+        return cls(
+            like.new_full((moments, *like.shape), torch.nan),
+            like.new_full((moments, sums, n), torch.nan),
+            torch.full((moments, n), torch.nan, dtype=torch.float64, device=like.device),
+            like.new_full((grid, *like.shape), torch.nan),
+            like.new_full((grid, sums, n), torch.nan),
+        )
 
     def keep(self, k: int, places: Tensor | slice, records: Records) -> None:
         """Write down records of some paths."""
@@ -118,122 +88,188 @@ class Outcome:
         self.sums[k, :, places] = records.sums
         self.time[k, places] = records.time
 
+    def arrays(self) -> dict[str, Tensor]:
+        """The tensors that belong to paths, by name."""
+        return {k: getattr(self, k) for k in ("x", "sums", "time", "grid_x", "grid_sums")}
+
+    def without_paths(self) -> Outcome:
+        """The moments alone."""
+        few = {name: value[..., :0].clone() for name, value in self.arrays().items()}
+        return Outcome(**few, moments=self.moments, lost=self.lost, steps=self.steps)
+
+
+class _Chunk:
+    """One run of a chunk."""
+
+    def __init__(self, plan: Plan, task: Task) -> None:
+        self.plan = plan
+        self.task = task
+        self.targets = task.log_elapsed(plan)
+        start = task.begin(plan)
+        paths = torch.arange(task.first, task.first + task.n_paths, device=start.device)
+        self.march = plan.march(paths, start)
+        self.start = start
+
+    def run(self, report: Callable[[int], object]) -> Outcome:
+        """All steps, from the checkpoint on if there is one."""
+        state = self.march.begin(self.start)
+        moments = len(self.plan.times)
+        grid = moments if self.plan.keeps_grid else 0
+        outcome = Outcome.empty(self.start, moments, len(state.sums), grid)
+        file = self.task.checkpoint
+        if file is not None and file.exists():
+            finished = self._resume(state, outcome)
+            report(state.position)
+            if finished:
+                return outcome
+        saved = time.monotonic()
+        while not self._finished(state):
+            block = self.march.advance(state, self._next_steps(state))
+            self._keep(block, outcome)
+            report(block.steps)
+            if file is not None and time.monotonic() - saved > _CHECKPOINT_SECONDS:
+                self._save(state, outcome, finished=False)
+                saved = time.monotonic()
+        outcome = self._reduce(state, outcome)
+        if file is not None:
+            self._save(state, outcome, finished=True)
+        return outcome
+
+    def _reduce(self, state: State, outcome: Outcome) -> Outcome:
+        """The states of the equation asked for; the moments alone if only these are kept."""
+        plan = self.plan
+        outcome.steps = state.position
+        outcome.x = self.task.states(plan, outcome.x, outcome.sums)
+        outcome.lost = (~torch.isfinite(outcome.x).all(1)).sum(-1)
+        if plan.observables is None:
+            return outcome
+        states = outcome.x.movedim(1, -1)
+        outcome.moments = {
+            name: moments_of(f"the observable {name!r}", f, states, antithetic=plan.antithetic)
+            for name, f in plan.observables.items()
+        }
+        return outcome.without_paths()
+
+    # Which steps.
+
+    def _last_step(self) -> int:
+        """Number of steps to the last time asked for."""
+        grid = self.plan.grid
+        return -int(-((self.plan.times[-1] - grid.start) / grid.h - 1e-9) // 1)
+
+    def _finished(self, state: State) -> bool:
+        if self.targets is None:
+            return state.position >= max(1, self._last_step())
+        reached = state.sums[1] > self.targets[-1]
+        return state.position > 0 and bool((reached | ~torch.isfinite(state.x).all(0)).all())
+
+    def _next_steps(self, state: State) -> int:
+        steps = self.march.block_steps(state.x)
+        if self.targets is None:
+            steps = min(steps, max(1, self._last_step()) - state.position)
+        return steps
+
+    def _keep(self, block: Block, outcome: Outcome) -> None:
+        """Write down what was asked for; a grid point belongs to the block it begins."""
+        if self.targets is not None:
+            for k, targets in enumerate(self.targets):
+                places, records = self.march.at_elapsed(block, targets)
+                if len(places):
+                    outcome.keep(k, places, records)
+            return
+        grid = self.plan.grid
+        end = block.position + block.steps
+        for k, moment in enumerate(self.plan.times):
+            offset = (moment - grid.start) / grid.h + 1e-9
+            if block.position <= offset < end or (end == self._last_step() and offset >= end):
+                outcome.keep(k, slice(None), self.march.at_time(block, moment))
+                if self.plan.keeps_grid:
+                    _, outcome.grid_x[k], outcome.grid_sums[k] = self.march.before(block, moment)
+
+    # Checkpoints.
+
+    def _save(self, state: State, outcome: Outcome, *, finished: bool) -> None:
+        assert self.task.checkpoint is not None
+        arrays = {f"kept_{name}": value for name, value in outcome.arrays().items()}
+        if finished:
+            arrays["lost"] = outcome.lost
+            for number, moments in enumerate(outcome.moments.values()):
+                arrays |= {f"{k}_{number}": getattr(moments, k) for k in Moments.names()}
+        else:
+            arrays |= {f"state_{name}": value for name, value in _tensors(state).items()}
+        write_archive(
+            self.task.checkpoint,
+            _KIND,
+            {
+                "position": state.position,
+                "finished": finished,
+                "observables": list(outcome.moments),
+                "run": dict(self.task.fingerprint),
+            },
+            {name: value.cpu().numpy() for name, value in arrays.items()},
+        )
+
+    def _resume(self, state: State, outcome: Outcome) -> bool:
+        """Take up what was saved; whether it was finished."""
+        assert self.task.checkpoint is not None
+        header, arrays = read_archive(self.task.checkpoint, _KIND)
+        check_fingerprint(str(self.task.checkpoint), self.task.fingerprint, header.get("run", {}))
+        try:
+            tensors = {k: torch.from_numpy(v).to(self.start.device) for k, v in arrays.items()}
+            state.position = int(header["position"])
+            for name in outcome.arrays():
+                setattr(outcome, name, tensors[f"kept_{name}"])
+            if header["finished"]:
+                outcome.steps, outcome.lost = state.position, tensors["lost"]
+                outcome.moments = {
+                    name: Moments(*(tensors[f"{k}_{number}"] for k in Moments.names()))
+                    for number, name in enumerate(header["observables"])
+                }
+                return True
+            for name in _tensors(state):
+                setattr(state, name, tensors[f"state_{name}"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                "the checkpoint is incomplete",
+                received=f"{self.task.checkpoint} without {error}",
+                expected="a chunk as this version of the toolkit writes it",
+                remedy="delete the folder to start anew",
+            ) from error
+        return False
+
+
+def _tensors(state: State) -> dict[str, Tensor]:
+    """The tensors of a state, by name."""
+    values = {f.name: getattr(state, f.name) for f in fields(state)}
+    return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+
+
+def check_fingerprint(where: str, mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
+    """Check that a checkpoint belongs to this run.
+
+    Raises:
+        CheckpointError: If it does not; it names what differs.
+    """
+    different = [k for k, value in mine.items() if value != theirs.get(k)]
+    if different:
+        shown = "; ".join(f"{k}: {theirs.get(k)} there, {mine[k]} here" for k in different[:3])
+        raise CheckpointError(
+            "the checkpoint belongs to another run",
+            received=f"{where}: {shown}",
+            expected="the same equation, start, times, method, step, seed, observables, chunk "
+            "size and versions",
+            remedy="delete the folder to start anew, or name another checkpoint",
+        )
+
 
 @torch.no_grad()
-def run_chunk(task: Task, report: Callable[[int], object] = lambda _: None) -> Outcome:
+def run_chunk(plan: Plan, task: Task, report: Callable[[int], object] = lambda _: None) -> Outcome:
     """Run a chunk, from its checkpoint on if there is one.
 
     Args:
-        task: What to do.
+        plan: What the run does.
+        task: Which paths.
         report: Called with the number of steps just taken.
     """
-    march = task.march()
-    state = march.begin(task.start)
-    n = task.start.shape[1]
-    outcome = Outcome(
-        task.start.new_full((task.moments, *task.start.shape), torch.nan),
-        task.start.new_full((task.moments, len(state.sums), n), torch.nan),
-        torch.full((task.moments, n), torch.nan, dtype=torch.float64, device=task.start.device),
-        task.start.new_full((task.kept_grid, *task.start.shape), torch.nan),
-        task.start.new_full((task.kept_grid, len(state.sums), n), torch.nan),
-    )
-    if task.checkpoint is not None and task.checkpoint.exists():
-        _resume(task, state, outcome)
-        report(state.position)
-    saved = time.monotonic()
-    while not _finished(task, state):
-        block = march.advance(state, _next_steps(task, march, state))
-        _keep(task, march, block, outcome)
-        report(block.steps)
-        if task.checkpoint is not None and time.monotonic() - saved > _CHECKPOINT_SECONDS:
-            _save(task, state, outcome)
-            saved = time.monotonic()
-    if task.checkpoint is not None:
-        _save(task, state, outcome)
-    outcome.steps = state.position
-    return outcome
-
-
-def _last_step(task: Task) -> int:
-    """Number of steps to the last time asked for."""
-    assert task.times is not None
-    return -int(-((task.times[-1] - task.grid.start) / task.grid.h - 1e-9) // 1)
-
-
-def _finished(task: Task, state: State) -> bool:
-    if task.log_elapsed is None:
-        return state.position >= max(1, _last_step(task))
-    reached = state.sums[1] > task.log_elapsed[-1]
-    return state.position > 0 and bool((reached | ~torch.isfinite(state.x).all(0)).all())
-
-
-def _next_steps(task: Task, march: March, state: State) -> int:
-    steps = march.block_steps(state.x)
-    if task.log_elapsed is None:
-        steps = min(steps, max(1, _last_step(task)) - state.position)
-    return steps
-
-
-def _keep(task: Task, march: March, block: Block, outcome: Outcome) -> None:
-    """Write down what was asked for in a block; a grid point belongs to the block it begins."""
-    if task.log_elapsed is not None:
-        for k, targets in enumerate(task.log_elapsed):
-            places, records = march.at_elapsed(block, targets)
-            if len(places):
-                outcome.keep(k, places, records)
-        return
-    assert task.times is not None
-    end = block.position + block.steps
-    for k, moment in enumerate(task.times):
-        offset = (moment - task.grid.start) / task.grid.h + 1e-9
-        if block.position <= offset < end or (end == _last_step(task) and offset >= end):
-            outcome.keep(k, slice(None), march.at_time(block, moment))
-            if task.kept_grid:
-                _, outcome.grid_x[k], outcome.grid_sums[k] = march.before(block, moment)
-
-
-def _save(task: Task, state: State, outcome: Outcome) -> None:
-    assert task.checkpoint is not None
-    arrays = {
-        "x": state.x,
-        "anchor": state.anchor,
-        "rate": state.rate,
-        "sums": state.sums,
-        "kept_x": outcome.x,
-        "kept_sums": outcome.sums,
-        "kept_time": outcome.time,
-        "grid_x": outcome.grid_x,
-        "grid_sums": outcome.grid_sums,
-    }
-    write_archive(
-        task.checkpoint,
-        _KIND,
-        {"position": state.position, "run": task.fingerprint},
-        {name: value.cpu().numpy() for name, value in arrays.items()},
-    )
-
-
-def _resume(task: Task, state: State, outcome: Outcome) -> None:
-    assert task.checkpoint is not None
-    header, arrays = read_archive(task.checkpoint, _KIND)
-    theirs = header.get("run", {})
-    different = [k for k, mine in task.fingerprint.items() if mine != theirs.get(k)]
-    if different:
-        shown = "; ".join(
-            f"{k}: {theirs.get(k)} there, {task.fingerprint[k]} here" for k in different[:3]
-        )
-        raise CheckpointError(
-            "the checkpoint belongs to another run",
-            received=f"{task.checkpoint}: {shown}",
-            expected="the same equation, start, times, method, step, seed and versions",
-            remedy="delete the folder to start anew, or name another checkpoint",
-        )
-    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    for name in ("x", "anchor", "rate", "sums"):
-        setattr(state, name, tensors[name].to(task.start))
-    state.position = int(header["position"])
-    outcome.x[:] = tensors["kept_x"].to(task.start)
-    outcome.sums[:] = tensors["kept_sums"].to(task.start)
-    outcome.grid_x[:] = tensors["grid_x"].to(task.start)
-    outcome.grid_sums[:] = tensors["grid_sums"].to(task.start)
-    outcome.time[:] = tensors["kept_time"].to(task.start.device)
+    with one_thread():
+        return _Chunk(plan, task).run(report)

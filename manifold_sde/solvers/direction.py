@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from manifold_sde.errors import ArgumentError, ClockRangeError
+from manifold_sde.errors import ArgumentError, CheckpointError, ClockRangeError, DTypeError
 from manifold_sde.noise import LabelNoise, SamplingNoise
 from manifold_sde.paper import implements
 from manifold_sde.problem import Problem
-from manifold_sde.solvers.bookkeeping import log_time_at_zero_ratio
-from manifold_sde.solvers.chunk import Task
+from manifold_sde.sdes import DirectionDiffusion
+from manifold_sde.solvers.bookkeeping import GrowthBook, log_time_at_zero_ratio
+from manifold_sde.solvers.chunk import one_thread
+from manifold_sde.solvers.march import Grid
+from manifold_sde.solvers.plan import Plan
 from manifold_sde.solvers.solution import Solution
 from manifold_sde.time_scale import TimeScale
 
 #: Pairs of a path and a moment that are taken up again together.
 _AT_ONCE = 8192
+#: Largest relative difference of gradients and noise that counts as that of two machines.
+_SAME = {torch.float64: 1e-9, torch.float32: 1e-4}
+_FIELDS = ("growth", "log_elapsed", "grid_ys", "grid_growth", "grid_log_elapsed")
 
 
 @dataclass(frozen=True, repr=False)
@@ -35,7 +42,8 @@ class DirectionSolution(Solution):
         grid_ys: States at the grid points before the times kept, from which the paths are taken
             up again.
         grid_growth, grid_log_elapsed: The sums there.
-        task: How the paths were made.
+        plan: How the paths were made; ``None`` after loading, until :meth:`attach`.
+        origin: What a file says of it.
     """
 
     growth: Tensor = field(kw_only=True)
@@ -43,7 +51,8 @@ class DirectionSolution(Solution):
     grid_ys: Tensor = field(kw_only=True)
     grid_growth: Tensor = field(kw_only=True)
     grid_log_elapsed: Tensor = field(kw_only=True)
-    task: Task | None = field(kw_only=True, default=None)
+    plan: Plan | None = field(kw_only=True, default=None)
+    origin: dict[str, Any] = field(kw_only=True, default_factory=dict)
 
     @implements("Theorem 3.2")
     def at(
@@ -163,17 +172,150 @@ class DirectionSolution(Solution):
         return 1.0 / batch_size
 
     def _problem(self) -> Problem:
-        return self._task().sde.problem
+        return self._plan().sde.problem
 
-    def _task(self) -> Task:
-        if self.task is None:
+    def _plan(self) -> Plan:
+        self._require_paths()
+        if self.plan is None:
             raise ArgumentError(
                 "the paths cannot be taken up again",
                 received="a solution that was loaded from a file, which holds no functions",
                 expected="a solution that knows its equation",
-                remedy="solve again with the same arguments: the paths will be the same",
+                remedy="solution.attach(sde), or DirectionSolution.load(path, sde=sde), with the "
+                "equation that was solved",
             )
-        return self.task
+        return self.plan
+
+    def _equilibrium_weights(self, burn_in: float | None) -> Tensor:
+        """The fourth power of the norm, in units of 4 C times itself: e^a / E."""
+        if burn_in is not None and burn_in <= float(self.ts[0]):
+            raise ArgumentError(
+                "the start of the run does not count",
+                received=f"burn_in={burn_in!r}",
+                expected=f"a clock u after {float(self.ts[0]):g}, where the norm is forgotten",
+                remedy="leave it out for half of the run",
+            )
+        weights = torch.exp(self.growth - self.log_elapsed)
+        return torch.where(torch.isfinite(weights), weights, 0.0)
+
+    # Files.
+
+    def _arrays(self) -> dict[str, Tensor]:
+        arrays = super()._arrays() | {name: getattr(self, name) for name in _FIELDS}
+        if self.plan is not None:
+            arrays |= _probe(self.plan.sde.problem, self.ys)
+        return arrays | {k: v for k, v in self.origin.items() if isinstance(v, Tensor)}
+
+    def _header(self) -> dict[str, Any]:
+        if self.plan is None:
+            return {"plan": self.origin.get("plan")}
+        plan = self.plan
+        return {
+            "plan": {
+                "problem": repr(plan.sde.problem),
+                "calculus": plan.sde.calculus,
+                "method": plan.method,
+                "grid": asdict(plan.grid),
+                "seed": plan.seed,
+                "antithetic": plan.antithetic,
+                "compiled": plan.compiled,
+                "times": list(plan.times),
+            }
+        }
+
+    @classmethod
+    def load(cls, path: str | Path, sde: DirectionDiffusion | None = None) -> DirectionSolution:
+        """Read what :meth:`save` wrote.
+
+        Args:
+            path: The file.
+            sde: The equation that was solved, which :meth:`at` and :meth:`at_steps` need.
+
+        Raises:
+            CheckpointError: If the file is missing, corrupted, or holds something else, or the
+                equation is another one.
+        """
+        solution = Solution.load(path)
+        if not isinstance(solution, DirectionSolution):
+            raise CheckpointError(
+                "the file holds something else",
+                received=f"{path}: {solution!r}",
+                expected="a solution of a DirectionDiffusion",
+                remedy="Solution.load(path)",
+            )
+        return solution if sde is None else solution.attach(sde)
+
+    @classmethod
+    def _restored(
+        cls, header: dict[str, Any], tensors: dict[str, Tensor], common: dict[str, Any]
+    ) -> DirectionSolution:
+        origin = {name: tensors[name] for name in ("probe", "probe_gradient", "probe_noise")}
+        arguments: dict[str, Any] = {
+            name: tensors[name] for name in ("ts", "ys", "clock", *_FIELDS)
+        }
+        return cls(**arguments, **common, origin={"plan": header["plan"], **origin})
+
+    def attach(self, sde: DirectionDiffusion) -> DirectionSolution:
+        """The solution with its equation, so that its paths can be taken up again.
+
+        Args:
+            sde: The equation that was solved, in either form.
+
+        Raises:
+            CheckpointError: If it is not the equation that was solved.
+        """
+        if not isinstance(sde, DirectionDiffusion):
+            raise DTypeError(
+                "the equation is not the one that was solved",
+                received=type(sde).__name__,
+                expected="a DirectionDiffusion",
+                remedy="DirectionDiffusion(problem)",
+            )
+        self._require_paths()
+        stored = self.origin if self.plan is None else self._as_origin()
+        plan, problem = stored["plan"], sde.problem
+        fits = repr(problem) == plan["problem"]
+        if fits:
+            mine = _values_at(problem, stored["probe"])
+            fits = all(_close(mine[name], stored[name]) for name in mine)
+        if not fits:
+            raise CheckpointError(
+                "the solution belongs to another equation",
+                received=f"{problem!r}",
+                expected=f"{plan['problem']}, with the same gradient and noise",
+                remedy="make the problem with the parameters and the seed of that time",
+            )
+        equation = sde.with_calculus(plan["calculus"])
+        first = self.ys[0].reshape(-1, self.ys.shape[-1])[:1]
+        equation.require_on_manifold(first)
+        return replace(
+            self,
+            plan=Plan(
+                sde=equation,
+                method=plan["method"],
+                grid=Grid(**plan["grid"]),
+                book=GrowthBook(),
+                seed=plan["seed"],
+                antithetic=plan["antithetic"],
+                compiled=plan["compiled"],
+                times=tuple(plan["times"]),
+            ),
+            origin={},
+        )
+
+    def _as_origin(self) -> dict[str, Any]:
+        return {**self._header(), **_probe(self._problem(), self.ys)}
+
+    def _variables(self) -> dict[str, tuple[tuple[str, ...], Tensor]]:
+        variables = super()._variables()
+        dims = variables["clock"][0]
+        return variables | {
+            "growth": (dims, self.growth),
+            "log_elapsed": (dims, self.log_elapsed),
+            "grid_state": ((*dims, "component"), self.grid_ys),
+            "grid_growth": (dims, self.grid_growth),
+            "grid_log_elapsed": (dims, self.grid_log_elapsed),
+        }
 
     def _moments(
         self,
@@ -199,7 +341,8 @@ class DirectionSolution(Solution):
         n = kept.shape[1]
         log_norm = self._log_norm(norm, n)
         targets = log_time.to(kept)[:, None] + math.log(variance) - 4.0 * log_norm
-        x, growth, clock = self._reach(targets, single)
+        with one_thread():
+            x, growth, clock = self._reach(targets, single)
         log_norms = log_norm + 0.25 * growth + log_shrinkage.to(kept)[:, None]
         ys = x * log_norms.exp()[..., None]
         if single:
@@ -234,13 +377,13 @@ class DirectionSolution(Solution):
         )
         last = self.log_elapsed[:, None] if single else self.log_elapsed
         self._require_range(targets, last[-1])
-        task = self._task()
-        march = task.march()
+        plan = self._plan()
+        moments, n = targets.shape
+        march = plan.march(torch.arange(n, device=states.device), states)
         grid_points = torch.tensor(
-            [int((t - task.grid.start) / task.grid.h + 1e-9) for t in self.ts.tolist()],
+            [int((t - plan.grid.start) / plan.grid.h + 1e-9) for t in self.ts.tolist()],
             device=states.device,
         )
-        moments, n = targets.shape
         x = states.new_full((moments * n, states.shape[-1]), torch.nan)
         sums = states.new_full((2, moments * n), torch.nan)
         time = torch.full((moments * n,), torch.nan, dtype=torch.float64, device=x.device)
@@ -251,14 +394,14 @@ class DirectionSolution(Solution):
             part = slice(start, min(start + _AT_ONCE, moments * n))
             j, i = before[part], path[part]
             records = march.resume(
-                i + task.first,
+                i,
                 states[j, i].T.contiguous(),
                 torch.stack([growth[j, i], elapsed[j, i]]),
                 grid_points[j],
                 wanted[part],
             )
             x[part], sums[:, part], time[part] = records.x.T, records.sums, records.time
-        clock = (time - task.grid.start).to(x.dtype)
+        clock = (time - plan.grid.start).to(x.dtype)
         return (
             x.reshape(moments, n, -1),
             sums[0].reshape(moments, n),
@@ -282,3 +425,25 @@ class DirectionSolution(Solution):
             remedy=f"solve(sde, y0, [0.0, ..., {1.1 * needed:.4g}], ...): the paths go on as they "
             "began, with the same seed and step",
         )
+
+
+def _probe(problem: Problem, ys: Tensor) -> dict[str, Tensor]:
+    """What tells a problem apart: a point near the first state, gradient and noise there."""
+    states = ys[0].reshape(-1, ys.shape[-1])
+    point = states[0] + 0.125 if len(states) else ys.new_zeros(ys.shape[-1])
+    if not len(states):
+        return {"probe": point, "probe_gradient": point, "probe_noise": point}
+    return {"probe": point, **_values_at(problem, point)}
+
+
+def _values_at(problem: Problem, point: Tensor) -> dict[str, Tensor]:
+    gradient, noise = problem.gradient(point), problem.noise_factor(point)
+    return {"probe_gradient": gradient.detach(), "probe_noise": noise.detach()}
+
+
+def _close(mine: Tensor, stored: Tensor) -> bool:
+    """Whether two tensors agree to rounding, which differs from machine to machine."""
+    if mine.shape != stored.shape:
+        return False
+    apart = float((mine - stored.to(mine)).abs().max())
+    return apart <= _SAME.get(mine.dtype, 1e-4) * float(stored.abs().max())

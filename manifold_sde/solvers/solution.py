@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,8 @@ from torch import Tensor
 
 from manifold_sde.errors import ArgumentError, CheckpointError, MissingDependencyError
 from manifold_sde.solvers.archive import read_archive, versions, write_archive
+from manifold_sde.solvers.equilibrium import EquilibriumAverage, average
+from manifold_sde.solvers.moments import Observable, moments_of
 
 if TYPE_CHECKING:
     import xarray
@@ -20,13 +22,14 @@ if TYPE_CHECKING:
 _KIND = "solution"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Solution:
     """States at the times asked for, with the clock and what happened on the way.
 
     Attributes:
         ts: Times (K,): steps of SGD, or the SDE's own time.
-        ys: States (K, D) of one path, or (K, n, D) of n.
+        ys: States (K, D) of one path, or (K, n, D) of n; n = 0 where observables were kept
+            instead of paths.
         clock: The intrinsic clock u at these times, (K,) or (K, n).
         stats: Counts of what happened: steps, failures, and how the run was made.
         config: What was run: seed, learning rates, problem; with the versions.
@@ -42,10 +45,12 @@ class Solution:
 
     def __repr__(self) -> str:
         paths = "one path" if self.ys.dim() == 2 else f"{self.ys.shape[1]} paths"
+        if self.observed:
+            names = ", ".join(repr(name) for name in self.observed)
+            paths = f"observed {names} over {self.stats.get('paths', '?')} paths"
         span = f"from {self.ts[0].item():g} to {self.ts[-1].item():g}"
-        return (
-            f"{type(self).__name__}({paths}, {len(self.ts)} times {span}, dim={self.ys.shape[-1]})"
-        )
+        times = f"{len(self.ts)} times {span}"
+        return f"{type(self).__name__}({paths}, {times}, dim={self.ys.shape[-1]})"
 
     @property
     def norms(self) -> Tensor:
@@ -57,8 +62,11 @@ class Solution:
         """States divided by their norms: the shape of ``ys``."""
         return self.ys / self.ys.norm(dim=-1, keepdim=True)
 
-    def expectation(self, function: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    def expectation(self, function: Observable) -> tuple[Tensor, Tensor]:
         """Mean of a function over the paths, with its standard error.
+
+        Lost paths are left out; ``stats`` counts them. Antithetic paths count by pairs, whose
+        means are independent.
 
         Args:
             function: Function of states (n, D) that returns one value or tensor each, (n, ...).
@@ -68,6 +76,7 @@ class Solution:
 
         Raises:
             ArgumentError: If there are fewer than two paths.
+            ShapeError: If the function does not return a value for each state.
 
         Example:
             >>> import torch
@@ -77,6 +86,7 @@ class Solution:
             >>> solution.expectation(lambda y: y[:, 0])
             (tensor([2.]), tensor([1.]))
         """
+        self._require_paths()
         if self.ys.dim() < 3 or self.ys.shape[1] < 2:
             raise ArgumentError(
                 "an expectation needs several paths",
@@ -84,30 +94,103 @@ class Solution:
                 expected="(K, n, D) with at least 2 paths",
                 remedy="run with n_paths=...",
             )
-        values = torch.stack([function(y) for y in self.ys])
-        return values.mean(1), values.std(1) / values.shape[1] ** 0.5
+        pairs = bool(self.config.get("antithetic", False))
+        mean, error = moments_of("the function", function, self.ys, antithetic=pairs).result()
+        return mean.to(self.ys.dtype), error.to(self.ys.dtype)
+
+    def equilibrium(self, function: Observable, burn_in: float | None = None) -> EquilibriumAverage:
+        """Average of a function under the equilibrium pi, in time, that is in SGD steps.
+
+        The states kept from the burn-in on count, over all paths. They are weighted by the norm's
+        fourth power where they were kept in the clock u, which :class:`DirectionSolution` does;
+        the equilibrium of the clock is another law. The standard error comes from the paths if
+        they are 20 or more, otherwise from batches in time.
+
+        Args:
+            function: Function of states (n, D) with a value for each, (n, ...).
+            burn_in: Time of the solution from which on states count; by default half of the run.
+                Whether it is long enough is for the user to see, from two values of it.
+
+        Returns:
+            Mean, standard error and effective sample size.
+
+        Raises:
+            ArgumentError: If there are too few states, or no equilibrium: without weight decay
+                the norm grows for ever.
+
+        Source: Theorem 5.4.
+        """
+        self._require_paths()
+        if self.config.get("ratio") == 0.0:
+            raise ArgumentError(
+                "without weight decay the norm has no equilibrium",
+                received="a solution of (8) at ratio 0",
+                expected="a positive ratio",
+                remedy="the equilibrium of the direction is the same for every positive ratio",
+            )
+        return average(self, function, self._equilibrium_weights(burn_in), burn_in)
+
+    def _equilibrium_weights(self, burn_in: float | None) -> Tensor | None:
+        """What each kept state counts: equal weights here."""
+        return None
+
+    def _require_paths(self) -> None:
+        if self.observed and self.ys.dim() == 3 and self.ys.shape[1] == 0:
+            raise ArgumentError(
+                "the paths were not kept",
+                received=f"a run with the observables {', '.join(map(repr, self.observed))}",
+                expected="a solution with its paths",
+                remedy="solution.observed[name] is mean and standard error; for other functions "
+                "solve again with observables={name: function}, or without observables",
+            )
+
+    # Files.
+
+    def _arrays(self) -> dict[str, Tensor]:
+        """The tensors that a file holds, by name."""
+        return {"ts": self.ts, "ys": self.ys, "clock": self.clock}
+
+    def _header(self) -> dict[str, Any]:
+        """What a file holds beside them."""
+        return {}
 
     def save(self, path: str | Path) -> None:
         """Write everything to one file, with the versions it was made with."""
-        arrays = {"ts": self.ts, "ys": self.ys, "clock": self.clock}
+        arrays = dict(self._arrays())
+        for number, (mean, error) in enumerate(self.observed.values()):
+            arrays |= {f"observed_{number}_mean": mean, f"observed_{number}_error": error}
+        header = {
+            "class": type(self).__name__,
+            "stats": dict(self.stats),
+            "config": dict(self.config),
+            "observed": list(self.observed),
+            "versions": versions(),
+            **self._header(),
+        }
         write_archive(
             path,
             _KIND,
-            {"stats": dict(self.stats), "config": dict(self.config), "versions": versions()},
+            header,
             {name: value.detach().cpu().numpy() for name, value in arrays.items()},
         )
 
     @classmethod
     def load(cls, path: str | Path) -> Solution:
-        """Read what :meth:`save` wrote.
+        """Read what :meth:`save` wrote: a :class:`DirectionSolution` if it was one.
 
         Raises:
             CheckpointError: If the file is missing, corrupted, or holds something else.
         """
         header, arrays = read_archive(path, _KIND)
+        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
         try:
-            ts, ys, clock = (torch.from_numpy(arrays[name]) for name in ("ts", "ys", "clock"))
-            return cls(ts, ys, clock, stats=header["stats"], config=header["config"])
+            kind = _class(header.get("class", "Solution"))
+            observed = {
+                name: (tensors[f"observed_{k}_mean"], tensors[f"observed_{k}_error"])
+                for k, name in enumerate(header.get("observed", []))
+            }
+            common = {"stats": header["stats"], "config": header["config"], "observed": observed}
+            return kind._restored(header, tensors, common)
         except (KeyError, TypeError) as error:
             raise CheckpointError(
                 "the solution's file is incomplete",
@@ -116,8 +199,19 @@ class Solution:
                 remedy="take an intact copy",
             ) from error
 
+    @classmethod
+    def _restored(
+        cls, header: dict[str, Any], tensors: dict[str, Tensor], common: dict[str, Any]
+    ) -> Solution:
+        """The solution from what its file holds."""
+        return cls(tensors["ts"], tensors["ys"], tensors["clock"], **common)
+
+    # Named dimensions.
+
     def to_xarray(self) -> xarray.Dataset:
         """The solution with named dimensions: time, path, component.
+
+        Observables are ``mean_NAME`` and ``standard_error_NAME``.
 
         Raises:
             MissingDependencyError: If xarray is not installed.
@@ -131,17 +225,40 @@ class Solution:
                 expected="xarray, an optional dependency",
                 remedy='pip install "manifold_sde[io]"',
             ) from error
-        paths = ("path",) if self.ys.dim() == 3 else ()
-        plain = {k: v for k, v in {**self.config, **self.stats}.items() if _is_attribute(v)}
+        variables = {
+            name: (dims, value.detach().cpu().numpy())
+            for name, (dims, value) in self._variables().items()
+        }
+        for name, values in self.observed.items():
+            own = tuple(f"{name}_{axis}" for axis in range(1, values[0].dim()))
+            for label, value in zip(("mean", "standard_error"), values, strict=True):
+                variables[f"{label}_{name}"] = (("time", *own), value.detach().cpu().numpy())
+        known = {**self.config, **self.stats, **{f"version_{k}": v for k, v in versions().items()}}
         return xarray.Dataset(
-            {
-                "state": (("time", *paths, "component"), self.ys.detach().cpu().numpy()),
-                "norm": (("time", *paths), self.norms.detach().cpu().numpy()),
-                "clock": (("time", *paths), self.clock.detach().cpu().numpy()),
-            },
+            variables,
             coords={"time": self.ts.detach().cpu().numpy()},
-            attrs=plain,
+            attrs={name: value for name, value in known.items() if _is_attribute(value)},
         )
+
+    def _variables(self) -> dict[str, tuple[tuple[str, ...], Tensor]]:
+        """The tensors with the names of their dimensions."""
+        paths = ("path",) if self.ys.dim() == 3 else ()
+        return {
+            "state": (("time", *paths, "component"), self.ys),
+            "norm": (("time", *paths), self.norms),
+            "clock": (("time", *paths), self.clock),
+        }
+
+
+def _class(name: str) -> type[Solution]:
+    """The class of a solution, by name."""
+    if name == "DirectionSolution":
+        from manifold_sde.solvers.direction import DirectionSolution
+
+        return DirectionSolution
+    if name == "Solution":
+        return Solution
+    raise KeyError(f"a class {name!r}")
 
 
 def _is_attribute(value: object) -> bool:

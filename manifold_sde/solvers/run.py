@@ -1,0 +1,267 @@
+"""One call of ``solve``: its plan, its chunks, and the solution made of their outcomes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from manifold_sde.compiling import check_mode, compiler_available
+from manifold_sde.sdes import (
+    DirectionDiffusion,
+    FixedRatioDiffusion,
+    StochasticEquation,
+    WeightDecaySDE,
+)
+from manifold_sde.solvers.archive import versions
+from manifold_sde.solvers.bookkeeping import Book, ClockBook, GrowthBook
+from manifold_sde.solvers.chunk import Outcome
+from manifold_sde.solvers.direction import DirectionSolution
+from manifold_sde.solvers.march import Grid
+from manifold_sde.solvers.moments import Moments, Observable, evaluate
+from manifold_sde.solvers.plan import Plan, Task
+from manifold_sde.solvers.runner import digest
+from manifold_sde.solvers.solution import Solution
+
+#: Steps times paths from on which compiling pays when the choice is left to the toolkit.
+_WORTH_COMPILING = 2_000_000
+#: Step of the clock u, times the largest noise trace at the starts, when none is given.
+_DEFAULT_STEP = 1.0 / 64.0
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked for.
+
+    Attributes:
+        sde: The equation asked for.
+        equation: The equation that the scheme integrates.
+        method: Name of the method.
+        start: The one start of all paths (1, D), or one for each (n, D).
+        n_paths: Number n of paths.
+        times: Times asked for.
+        dt: Step, or ``None``.
+        seed: Seed.
+        antithetic: Whether paths come in pairs.
+        observables: Functions whose moments are kept instead of the paths, or ``None``.
+        compile: Mode of compiling.
+        chunk_size: Number of paths that are stepped together.
+        first_path: Index of the first path.
+    """
+
+    sde: StochasticEquation
+    equation: StochasticEquation
+    method: str
+    start: Tensor
+    n_paths: int
+    times: tuple[float, ...]
+    dt: float | None = None
+    seed: int = 0
+    antithetic: bool = False
+    observables: Mapping[str, Observable] | None = None
+    compile: bool | str = "auto"
+    chunk_size: int = 4096
+    first_path: int = 0
+
+
+class Run:
+    """A request with its plan.
+
+    Args:
+        request: What is asked for.
+        grid: The grid, where it is not to follow from the step.
+    """
+
+    def __init__(self, request: Request, grid: Grid | None = None) -> None:
+        self.request = r = request
+        #: Whether the direction is simulated for a diffusion with a norm.
+        self.split = r.method == "split" and isinstance(r.sde, FixedRatioDiffusion)
+        begin = 0.0 if self.split else r.times[0]
+        self.grid = grid or Grid.of_step(begin, self._step())
+        mode = check_mode(r.compile)
+        work = r.n_paths * max(1.0, (r.times[-1] - r.times[0]) / self.grid.h)
+        worth = work >= _WORTH_COMPILING and compiler_available()
+        self.plan = Plan(
+            sde=r.equation,
+            method="weak2" if r.method == "split" else r.method,
+            grid=self.grid,
+            book=self._book(),
+            seed=r.seed,
+            antithetic=r.antithetic,
+            compiled=worth if mode == "auto" else bool(mode),
+            times=r.times,
+            ratio=r.sde.ratio if self.split and isinstance(r.sde, FixedRatioDiffusion) else None,
+            observables=r.observables or None,
+        )
+
+    def _step(self) -> float:
+        """The step of the equation that is simulated."""
+        sde, dt, start = self.request.sde, self.request.dt, self.request.start
+        if isinstance(sde, WeightDecaySDE):
+            return 1.0 if dt is None else dt
+        norms4 = start.norm(dim=1) ** 4
+        trace = float(sde.problem.noise_trace(start / start.norm(dim=1, keepdim=True)).max())
+        natural = _DEFAULT_STEP / trace
+        if self.split:
+            assert isinstance(sde, FixedRatioDiffusion)
+            settled = trace / (2.0 * sde.ratio) if sde.ratio > 0 else 0.0
+            return natural if dt is None else dt / max(float(norms4.max()), settled)
+        if isinstance(sde, DirectionDiffusion):
+            return natural if dt is None else dt
+        return natural * min(float(norms4.min()), trace) if dt is None else dt
+
+    def _book(self) -> Book:
+        equation = self.request.equation
+        if isinstance(equation, DirectionDiffusion):
+            return GrowthBook()
+        if isinstance(equation, WeightDecaySDE):
+            return ClockBook(equation.lr**2)
+        return ClockBook()
+
+    @property
+    def chunks(self) -> int:
+        """Number of chunks."""
+        return -(-self.request.n_paths // self.request.chunk_size)
+
+    @property
+    def steps(self) -> int | None:
+        """Number of steps of all chunks, where it is known beforehand."""
+        if self.split:
+            return None
+        span = self.request.times[-1] - self.request.times[0]
+        return self.chunks * math.ceil(span / self.grid.h - 1e-9)
+
+    def tasks(self, checkpoint: Path | None = None) -> Iterator[Task]:
+        """The chunks, each made when it is asked for."""
+        r = self.request
+        common = {} if checkpoint is None else self._fingerprint()
+        for number, first in enumerate(range(0, r.n_paths, r.chunk_size)):
+            size = min(r.chunk_size, r.n_paths - first)
+            own = r.start[first : first + size] if len(r.start) > 1 else r.start.expand(size, -1)
+            start = own.T.contiguous()
+            if checkpoint is None:
+                yield Task(r.first_path + first, start)
+                continue
+            one = {"first path": first, "start": digest(start.cpu().numpy())}
+            file = checkpoint / f"chunk-{number:06d}.npz"
+            yield Task(r.first_path + first, start, file, common | one)
+
+    def config(self) -> dict[str, Any]:
+        """What was run, as far as it can be written down."""
+        r = self.request
+        config: dict[str, Any] = {
+            "sde": repr(r.sde),
+            "method": r.method,
+            "dt": self.grid.h,
+            "seed": r.seed,
+            "antithetic": r.antithetic,
+        }
+        if isinstance(r.sde, FixedRatioDiffusion):
+            config["ratio"] = r.sde.ratio
+        return config
+
+    def _fingerprint(self) -> dict[str, Any]:
+        r = self.request
+        probe = r.start[:1] + 0.125
+        problem = r.sde.problem
+        seen = {
+            name: digest(evaluate(name, function, probe)[0].detach().cpu().numpy())
+            for name, function in (r.observables or {}).items()
+        }
+        return {
+            **self.config(),
+            "paths": r.n_paths,
+            "chunk size": r.chunk_size,
+            "times": digest(np.array(r.times)),
+            "gradient": digest(problem.gradient(probe).detach().cpu().numpy()),
+            "noise": digest(problem.noise_factor(probe).detach().cpu().numpy()),
+            "observables": seen,
+            "compiled": self.plan.compiled,
+            "dtype": str(r.start.dtype),
+            "torch": versions()["torch"],
+        }
+
+    def collect(self, outcomes: Iterator[Outcome], batched: bool) -> Solution:
+        """The solution, from the chunks in order."""
+        collection = _Collection(self.request.n_paths if self.plan.observables is None else 0)
+        for outcome in outcomes:
+            collection.add(outcome)
+        arrays = collection.arrays
+        ys = arrays["x"].movedim(1, -1)
+        sums, time = arrays["sums"], arrays["time"]
+        clock = sums[:, 0]
+        extra: dict[str, Any] = {}
+        if self.split:
+            clock = time.to(ys.dtype)
+        elif isinstance(self.request.sde, DirectionDiffusion):
+            clock = (time - self.request.times[0]).to(ys.dtype)
+            extra = {
+                "growth": sums[:, 0].contiguous(),
+                "log_elapsed": sums[:, 1].contiguous(),
+                "grid_ys": arrays["grid_x"].movedim(1, -1).contiguous(),
+                "grid_growth": arrays["grid_sums"][:, 0].contiguous(),
+                "grid_log_elapsed": arrays["grid_sums"][:, 1].contiguous(),
+            }
+        if not batched and self.plan.observables is None:
+            ys, clock = ys[:, 0], clock[:, 0]
+            extra = {key: value[:, 0] for key, value in extra.items()}
+        assert collection.lost is not None
+        stats: dict[str, Any] = {
+            "steps": collection.steps,
+            "paths": self.request.n_paths,
+            "lost_paths": int(collection.lost[-1]),
+            "compiled": self.plan.compiled,
+        }
+        if self.plan.observables is not None:
+            stats["lost_at_times"] = collection.lost.tolist()
+        arguments: dict[str, Any] = {
+            "ts": torch.tensor(self.request.times, dtype=torch.float64),
+            "ys": ys.contiguous(),
+            "clock": clock.contiguous(),
+            "stats": stats,
+            "config": self.config(),
+            "observed": {
+                name: tuple(value.to(ys.dtype) for value in moments.result())
+                for name, moments in collection.moments.items()
+            },
+        }
+        if isinstance(self.request.sde, DirectionDiffusion):
+            return DirectionSolution(**arguments, **extra, plan=self.plan)
+        return Solution(**arguments)
+
+
+class _Collection:
+    """Outcomes of chunks, put together one after the other.
+
+    Args:
+        n_paths: Number of paths that are kept.
+    """
+
+    def __init__(self, n_paths: int) -> None:
+        self.n_paths = n_paths
+        self.arrays: dict[str, Tensor] = {}
+        self.moments: dict[str, Moments] = {}
+        self.lost: Tensor | None = None
+        self.steps = 0
+        self._filled = 0
+
+    def add(self, outcome: Outcome) -> None:
+        """The next chunk."""
+        parts = outcome.arrays()
+        if not self.arrays:
+            self.arrays = {k: v.new_empty(*v.shape[:-1], self.n_paths) for k, v in parts.items()}
+        size = parts["time"].shape[-1]
+        for name, value in parts.items():
+            self.arrays[name][..., self._filled : self._filled + size] = value
+        self._filled += size
+        for name, moments in outcome.moments.items():
+            before = self.moments.get(name)
+            self.moments[name] = moments if before is None else before.merge(moments)
+        self.lost = outcome.lost if self.lost is None else self.lost + outcome.lost
+        self.steps += outcome.steps
