@@ -16,6 +16,7 @@ Lyapunov equation: the field then does without eigenvectors.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.func import vmap
 
@@ -43,10 +44,6 @@ class Coefficients:
         """Whether the noise is that of (18), which needs no eigenvectors."""
         return isinstance(self.noise, SphericalNoise)
 
-    def trace(self, y: Tensor) -> Tensor:
-        """V = tr Sigma: (D,) -> ()."""
-        return self.noise.trace(self.loss, y)
-
     def noise_product(self, y: Tensor, w: Tensor) -> Tensor:
         """Sigma w: (D,), (m,) -> (D,)."""
         return self.noise.product(self.loss, y, w)
@@ -68,6 +65,14 @@ class Coefficients:
         """
         third = self.loss.third_derivative
         return vmap(lambda p, q: third(y, p, q), in_dims=(1, 1))(a, b).sum(0)
+
+    def turning(self, y: Tensor, inverse: Tensor) -> Tensor:
+        """Script T of H^+: (D,), (D, D) -> (D,)."""
+        return self.script_t(y, torch.eye(len(y), dtype=y.dtype, device=y.device), inverse)
+
+    def curving(self, y: Tensor, inverse: Tensor, basis: Tensor) -> Tensor:
+        """H^+ script T of P = basis basis^T: (D,), (D, D), (D, d) -> (D,)."""
+        return inverse @ self.script_t(y, basis, basis)
 
     @property
     def isotropic_variance(self) -> float:

@@ -18,6 +18,10 @@ from manifold_sde.errors import ArgumentError, DTypeError, NoiseError, NotOnMani
 from manifold_sde.field import Field
 from manifold_sde.geometry import Geometry
 from manifold_sde.geometry.dense import DenseGeometry
+from manifold_sde.hessian_field import HessianField
+from manifold_sde.interpolation import InterpolationField, interpolates
+from manifold_sde.least_squares import LeastSquaresProblem
+from manifold_sde.noise import SphericalNoise
 from manifold_sde.paper import implements
 from manifold_sde.problem import Problem
 
@@ -191,6 +195,7 @@ class ManifoldEquation(StochasticEquation):
         self.geometry = Geometry(problem)
         self._dense = DenseGeometry(problem, rtol=1e-10, max_steps=2000, compiled=False)
         self._rank = problem.rank
+        self._interpolating = False
 
     @property
     def rank(self) -> int:
@@ -206,7 +211,14 @@ class ManifoldEquation(StochasticEquation):
 
     def field(self, *, compiled: bool = False) -> Field:
         """The coefficients for batches with the points last."""
-        return Field(self.problem, self.rank, compiled=compiled)
+        problem = self.problem
+        if self._interpolating and isinstance(problem, LeastSquaresProblem):
+            needs_basis = self.calculus == "ito"
+            return InterpolationField(problem, needs_basis=needs_basis, compiled=compiled)
+        return self._hessian_field(compiled)
+
+    def _hessian_field(self, compiled: bool = False) -> HessianField:
+        return HessianField(self.problem, self.rank, compiled=compiled)
 
     def require_on_manifold(self, y: Tensor) -> None:
         """Check that states are on the manifold, where the noise does not vanish.
@@ -221,6 +233,8 @@ class ManifoldEquation(StochasticEquation):
         flat = check_point(y, self.dim, name="y0").reshape(-1, self.dim)
         spectrum = self._dense.spectrum(flat)
         self._rank = spectrum.rank
+        isotropic = isinstance(self.problem.noise, SphericalNoise)
+        self._interpolating = isotropic and interpolates(self.problem, flat, spectrum.rank)
         directions = flat / flat.norm(dim=1, keepdim=True)
         here = float(self.problem.noise_trace(directions).max())
         elsewhere = self.problem.noise_trace(directions + 0.5 * directions.roll(1, dims=1))
@@ -233,11 +247,11 @@ class ManifoldEquation(StochasticEquation):
                 "LabelNoise or SphericalNoise, or a loss that its samples disagree on",
             )
 
-    def _frame(self, y: Tensor) -> tuple[Field, Tensor, Tensor, Spectra]:
+    def _frame(self, y: Tensor) -> tuple[HessianField, Tensor, Tensor, Spectra]:
         """Field, norms (n,), unit vectors (D, n), and the spectra there."""
         if self._rank is None:
             self.require_on_manifold(y)
-        field = self.field()
+        field = self._hessian_field()
         columns = y.T.contiguous()
         norms = columns.norm(dim=0)
         unit = columns / norms
@@ -265,7 +279,7 @@ class ManifoldEquation(StochasticEquation):
         return (field.spectral_factor(unit, spectrum[1]) / norms).movedim(-1, 0)
 
     @abstractmethod
-    def _drift(self, field: Field, norms: Tensor, unit: Tensor, spectrum: Spectra) -> Tensor:
+    def _drift(self, field: HessianField, norms: Tensor, unit: Tensor, spectrum: Spectra) -> Tensor:
         """Drift from the spectra: (D, n)."""
 
     @abstractmethod
@@ -275,6 +289,12 @@ class ManifoldEquation(StochasticEquation):
     def noise(self, field: Field, x: Tensor, anchor: Tensor, w: Tensor) -> Tensor:
         """P sigma w for the schemes: (D, n), (D, d, n), (m, n) -> (D, n)."""
         return field.noise(x, anchor, w)
+
+    @abstractmethod
+    def drift_and_noise(
+        self, field: Field, x: Tensor, anchor: Tensor, w: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Drift, and P sigma w, for less than one after the other: (D, n) each."""
 
 
 @implements("Equation (8)")
@@ -313,13 +333,22 @@ class FixedRatioDiffusion(ManifoldEquation):
         """The same process in the other form."""
         return FixedRatioDiffusion(self.problem, self.ratio, calculus)
 
-    def _drift(self, field: Field, norms: Tensor, unit: Tensor, spectrum: Spectra) -> Tensor:
+    def _drift(self, field: HessianField, norms: Tensor, unit: Tensor, spectrum: Spectra) -> Tensor:
         drift = field.spectral_drift(unit, *spectrum, self.calculus)
         return (drift + 0.5 * field.trace(unit) * unit) / norms**3 - self.ratio * norms * unit
 
     def drift(self, field: Field, x: Tensor, anchor: Tensor) -> Tensor:
         """Drift for the schemes: (D, n), (D, d, n) -> (D, n)."""
         return field.drift(x, anchor, self.calculus) - self.ratio * x
+
+    def drift_and_noise(
+        self, field: Field, x: Tensor, anchor: Tensor, w: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Drift, and P sigma w, for the schemes: (D, n) each."""
+        r = x.norm(dim=0)
+        y = x / r
+        drift, noise = field.drift_and_noise(y, anchor, w, self.calculus)
+        return (drift + 0.5 * field.trace(y) * y) / r**3 - self.ratio * x, noise / r
 
 
 @implements("Equation (13)")
@@ -400,7 +429,7 @@ class DirectionDiffusion(ManifoldEquation):
                 remedy="y0 / y0.norm(dim=-1, keepdim=True); the norm is an argument of .at",
             )
 
-    def _drift(self, field: Field, norms: Tensor, unit: Tensor, spectrum: Spectra) -> Tensor:
+    def _drift(self, field: HessianField, norms: Tensor, unit: Tensor, spectrum: Spectra) -> Tensor:
         return field.spectral_drift(unit, *spectrum, self.calculus)
 
     def drift(self, field: Field, x: Tensor, anchor: Tensor) -> Tensor:
@@ -410,6 +439,12 @@ class DirectionDiffusion(ManifoldEquation):
     def noise(self, field: Field, x: Tensor, anchor: Tensor, w: Tensor) -> Tensor:
         """P sigma w at the direction, for the schemes: (D, n), (D, d, n), (m, n) -> (D, n)."""
         return field.noise(x / x.norm(dim=0), anchor, w)
+
+    def drift_and_noise(
+        self, field: Field, x: Tensor, anchor: Tensor, w: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Drift, and P sigma w, at the direction: (D, n) each."""
+        return field.drift_and_noise(x / x.norm(dim=0), anchor, w, self.calculus)
 
     def g_prod(self, t: Tensor, y: Tensor, v: Tensor) -> Tensor:
         """P sigma v at the direction: (B, D), (B, m) -> (B, D)."""

@@ -37,6 +37,10 @@ class Motion(ABC):
         """Diffusion times w: (D, n), (D, d, n), (m, n) -> (D, n)."""
 
     @abstractmethod
+    def increment(self, x: Tensor, anchor: Tensor, h: Tensor, w: Tensor) -> Tensor:
+        """Drift times h and diffusion times w: (D, n), (D, d, n), () or (n,), (m, n) -> (D, n)."""
+
+    @abstractmethod
     def land(self, x: Tensor, anchor: Tensor, fresh_steps: int = 2) -> tuple[Tensor, Tensor]:
         """The state that belongs to x, and the tangent basis there; NaN where a path is lost."""
 
@@ -91,6 +95,11 @@ class ManifoldMotion(Motion):
         """P sigma w: (D, n), (D, d, n), (m, n) -> (D, n)."""
         return self.sde.noise(self.field, x, anchor, w)
 
+    def increment(self, x: Tensor, anchor: Tensor, h: Tensor, w: Tensor) -> Tensor:
+        """Drift times h and P sigma w, which share a tangent space."""
+        drift, noise = self.sde.drift_and_noise(self.field, x, anchor, w)
+        return h * drift + noise
+
     def land(self, x: Tensor, anchor: Tensor, fresh_steps: int = 2) -> tuple[Tensor, Tensor]:
         """The retraction of x. The direction diffusion lives on unit vectors."""
         if isinstance(self.sde, DirectionDiffusion):
@@ -126,6 +135,10 @@ class AmbientMotion(Motion):
     def noise(self, x: Tensor, anchor: Tensor, w: Tensor) -> Tensor:
         """Eta sigma w: (D, n), (m, n) -> (D, n)."""
         return self.sde.lr * self.noise_alone(x, w)
+
+    def increment(self, x: Tensor, anchor: Tensor, h: Tensor, w: Tensor) -> Tensor:
+        """Drift times h and eta sigma w."""
+        return h * self.drift(x, anchor) + self.noise(x, anchor, w)
 
     def land(self, x: Tensor, anchor: Tensor, fresh_steps: int = 2) -> tuple[Tensor, Tensor]:
         """The state itself."""

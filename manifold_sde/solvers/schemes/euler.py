@@ -24,5 +24,4 @@ class Euler(Scheme):
         self, motion: Motion, x: Tensor, anchor: Tensor, h: Tensor, noise: Noise
     ) -> tuple[Tensor, Tensor]:
         """One step."""
-        moved = x + h * motion.drift(x, anchor) + motion.noise(x, anchor, noise.dw)
-        return motion.land(moved, anchor)
+        return motion.land(x + motion.increment(x, anchor, h, noise.dw), anchor)

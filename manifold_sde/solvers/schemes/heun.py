@@ -20,7 +20,6 @@ class Heun(Scheme):
         self, motion: Motion, x: Tensor, anchor: Tensor, h: Tensor, noise: Noise
     ) -> tuple[Tensor, Tensor]:
         """One step."""
-        first = h * motion.drift(x, anchor) + motion.noise(x, anchor, noise.dw)
-        ahead = x + first
-        second = h * motion.drift(ahead, anchor) + motion.noise(ahead, anchor, noise.dw)
+        first = motion.increment(x, anchor, h, noise.dw)
+        second = motion.increment(x + first, anchor, h, noise.dw)
         return motion.land(x + 0.5 * (first + second), anchor)

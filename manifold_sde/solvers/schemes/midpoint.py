@@ -20,6 +20,5 @@ class Midpoint(Scheme):
         self, motion: Motion, x: Tensor, anchor: Tensor, h: Tensor, noise: Noise
     ) -> tuple[Tensor, Tensor]:
         """One step."""
-        middle = x + half(h) * motion.drift(x, anchor) + motion.noise(x, anchor, 0.5 * noise.dw)
-        increment = h * motion.drift(middle, anchor) + motion.noise(middle, anchor, noise.dw)
-        return motion.land(x + increment, anchor)
+        middle = x + motion.increment(x, anchor, half(h), 0.5 * noise.dw)
+        return motion.land(x + motion.increment(middle, anchor, h, noise.dw), anchor)
