@@ -10,16 +10,11 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
-from manifold_sde.errors import (
-    ArgumentError,
-    CheckpointError,
-    ManifoldSDEError,
-    MissingDependencyError,
-    WorkerError,
-)
+from manifold_sde.derivatives import integer
+from manifold_sde.errors import ArgumentError, MissingDependencyError, WorkerError
+from manifold_sde.solvers.archive import prepare_folder
 from manifold_sde.solvers.chunk import Outcome, run_chunk
 from manifold_sde.solvers.plan import Plan
 from manifold_sde.solvers.run import Run
@@ -30,14 +25,14 @@ _ONE_PROCESS = "leave workers out to run in this process"
 _local = threading.local()
 
 
-def check_workers(workers: object, backend: object) -> None:
-    """Check who is to run the chunks.
+def check_workers(workers: object, backend: object) -> int | None:
+    """The number of workers, or ``None``.
 
     Raises:
         ArgumentError: If this is no number of workers, or no backend.
     """
-    whole = isinstance(workers, int) and not isinstance(workers, bool)
-    if workers is not None and not (whole and workers > 0):  # type: ignore[operator]
+    count = integer(workers)
+    if workers is not None and (count is None or count < 1):
         raise ArgumentError(
             "workers is not a number of processes",
             received=repr(workers),
@@ -51,6 +46,7 @@ def check_workers(workers: object, backend: object) -> None:
             expected='"loky", processes on this machine, or "dask", those of your Client',
             remedy='leave it at "loky"',
         )
+    return count
 
 
 def outcomes(
@@ -66,6 +62,8 @@ def outcomes(
         checkpoint: Folder, or ``None``.
     """
     alone = workers is None and backend == "loky"
+    if checkpoint is not None:
+        prepare_folder(checkpoint)
     label = progress if isinstance(progress, str) else "SDE"
     total, unit = (run.steps, "step") if alone else (run.chunks, "chunk")
     with tqdm(total=total, desc=label, unit=unit, disable=not progress) as bar:
@@ -143,8 +141,7 @@ def _require_client() -> type[BaseException]:
             "there is no Dask client",
             received='backend="dask" without one',
             expected="a distributed.Client of yours in this process",
-            remedy="from distributed import Client; client = Client(), or "
-            'Client("scheduler:8786"); threads_per_worker=1 is best',
+            remedy="client = distributed.Client(), or Client('scheduler:8786')",
         ) from error
     killed: type[BaseException] = importlib.import_module("distributed.scheduler").KilledWorker
     return killed
@@ -186,15 +183,4 @@ def _unpacked(plan: bytes) -> Plan:
 
 def _work(plan: bytes, task: bytes) -> Outcome:
     """Run a chunk in a worker."""
-    torch.set_num_threads(1)
-    try:
-        return run_chunk(_unpacked(plan), pickle.loads(task))
-    except ManifoldSDEError:
-        raise
-    except OSError as error:
-        raise CheckpointError(
-            "a worker cannot write the checkpoint",
-            received=f"{type(error).__name__}: {error}",
-            expected="a folder that this process and every worker can write to",
-            remedy="a folder on a file system that all machines share",
-        ) from error
+    return run_chunk(_unpacked(plan), pickle.loads(task))
