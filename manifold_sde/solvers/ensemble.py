@@ -7,6 +7,7 @@ import importlib
 import pickle
 import threading
 from collections.abc import Generator, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -83,28 +84,17 @@ def _distributed(
     run: Run, workers: int | None, backend: str, kept: Path | None
 ) -> Generator[Outcome, None, None]:
     joblib = _load("joblib")
-    lost: tuple[type[BaseException], ...]
-    if backend == "dask":
-        lost = (_require_client(),)
-        options: dict[str, Any] = {"n_jobs": -1}
-        options["pre_dispatch"] = "2*n_jobs" if workers is None else workers
-        context = joblib.parallel_config(backend="dask")
-    else:
-        lost = (
-            importlib.import_module("joblib.externals.loky.process_executor").BrokenProcessPool,
-        )
-        options = {"n_jobs": workers}
-        context = joblib.parallel_config(backend="loky", inner_max_num_threads=1)
-    plan = _packed(run.plan)
+    pool = (_dask if backend == "dask" else _loky)(workers, _packed(run.plan))
     # Bytes: what Dask would otherwise place on one worker beforehand is lost with that worker.
-    calls = (joblib.delayed(_work)(plan, _packed(task)) for task in run.tasks(kept))
+    calls = (joblib.delayed(_work)(pool.plan, _packed(task)) for task in run.tasks(kept))
     try:
-        with context:
-            parallel = joblib.Parallel(batch_size=1, return_as="generator", **options)
-            results = parallel(calls)
-        with contextlib.closing(results):
-            yield from results
-    except lost as error:
+        with pool.settings:
+            with joblib.parallel_config(**pool.config):
+                parallel = joblib.Parallel(batch_size=1, return_as="generator", **pool.options)
+                results = parallel(calls)
+            with contextlib.closing(results):
+                yield from results
+    except pool.lost as error:
         raise WorkerError(
             "a worker died",
             received=f"{type(error).__name__}: {str(error).splitlines()[0][:120]}",
@@ -119,6 +109,52 @@ def _distributed(
         ) from error
 
 
+@dataclass(frozen=True)
+class _Pool:
+    """How joblib is to run the chunks.
+
+    Attributes:
+        plan: What stands for the plan in a call.
+        config: Arguments of ``joblib.parallel_config``.
+        options: Arguments of ``joblib.Parallel``.
+        lost: The error that says that a worker died.
+        settings: What holds during the run.
+    """
+
+    plan: Any
+    config: dict[str, Any]
+    options: dict[str, Any]
+    lost: type[BaseException]
+    settings: contextlib.AbstractContextManager[Any] = field(default_factory=contextlib.nullcontext)
+
+
+def _loky(workers: int | None, plan: bytes) -> _Pool:
+    executor = importlib.import_module("joblib.externals.loky.process_executor")
+    config = {"backend": "loky", "inner_max_num_threads": 1}
+    return _Pool(plan, config, {"n_jobs": workers}, executor.BrokenProcessPool)
+
+
+def _dask(workers: int | None, plan: bytes) -> _Pool:
+    client = _client()
+    settings = contextlib.ExitStack()
+    # Dask warns of a message above 10 MB, and where warnings are errors the run would hang.
+    limit = {"distributed.admin.large-graph-warning-threshold": "1 PB"}
+    settings.enter_context(_load("dask").config.set(limit))
+    # Sent once; the scheduler has it made again if the workers that hold it die.
+    future = client.submit(_same, plan, pure=False)
+    return _Pool(
+        future,
+        {"backend": "dask"},
+        {"n_jobs": -1, "pre_dispatch": workers or "2*n_jobs"},
+        importlib.import_module("distributed.scheduler").KilledWorker,
+        settings,
+    )
+
+
+def _same(plan: bytes) -> bytes:
+    return plan
+
+
 def _load(name: str) -> Any:
     try:
         return importlib.import_module(name)
@@ -131,11 +167,11 @@ def _load(name: str) -> Any:
         ) from error
 
 
-def _require_client() -> type[BaseException]:
-    """Check that there is a Dask client; the error of a task that killed several workers."""
+def _client() -> Any:
+    """The Dask client of this process."""
     distributed = _load("distributed")
     try:
-        distributed.get_client()
+        return distributed.get_client()
     except ValueError as error:
         raise ArgumentError(
             "there is no Dask client",
@@ -143,8 +179,6 @@ def _require_client() -> type[BaseException]:
             expected="a distributed.Client of yours in this process",
             remedy="client = distributed.Client(), or Client('scheduler:8786')",
         ) from error
-    killed: type[BaseException] = importlib.import_module("distributed.scheduler").KilledWorker
-    return killed
 
 
 def _packed(value: Any) -> bytes:

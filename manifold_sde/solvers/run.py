@@ -149,14 +149,16 @@ class Run:
         common = {} if checkpoint is None else self._fingerprint()
         for number, first in enumerate(range(0, r.n_paths, r.chunk_size)):
             size = min(r.chunk_size, r.n_paths - first)
-            own = r.start[first : first + size] if len(r.start) > 1 else r.start.expand(size, -1)
-            start = own.T.contiguous()
+            # One start for all is sent once to a worker, not once a path.
+            one = len(r.start) == 1
+            own = r.start.expand(size, -1) if one else r.start[first : first + size].clone()
+            start = own.T
             if checkpoint is None:
                 yield Task(r.first_path + first, start)
                 continue
-            one = {"first path": r.first_path + first, "start": digest(start.cpu().numpy())}
+            parts = {"first path": r.first_path + first, "start": digest(start.cpu().numpy())}
             file = checkpoint / f"chunk-{number:06d}{SUFFIX}"
-            yield Task(r.first_path + first, start, file, common | one)
+            yield Task(r.first_path + first, start, file, common | parts)
 
     def config(self) -> dict[str, Any]:
         """What was run, as far as it can be written down."""
