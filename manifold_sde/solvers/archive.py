@@ -22,6 +22,8 @@ from numpy.typing import NDArray
 from manifold_sde.errors import CheckpointError
 
 _HEADER = "header"
+#: Ending of the files of a folder.
+SUFFIX = ".npz"
 
 
 def versions() -> dict[str, str]:
@@ -62,6 +64,30 @@ def write_archive(
         raise
 
 
+def prepare_folder(folder: Path) -> None:
+    """Make a folder for archives, without what runs that were killed while they wrote have left.
+
+    Raises:
+        CheckpointError: If it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in folder.glob(f".*{SUFFIX}.*"):
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise unwritable(error) from error
+
+
+def unwritable(error: OSError) -> CheckpointError:
+    """What is said of a checkpoint that cannot be written."""
+    return CheckpointError(
+        "the checkpoint cannot be written",
+        received=f"{type(error).__name__}: {error}",
+        expected="a folder that this process and all workers can write to",
+        remedy="checkpoint=FOLDER with room, on a file system that all machines share",
+    )
+
+
 def read_archive(path: str | Path, kind: str) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     """Read what :func:`write_archive` wrote.
 
@@ -79,7 +105,7 @@ def read_archive(path: str | Path, kind: str) -> tuple[dict[str, Any], dict[str,
     if not path.is_file():
         raise CheckpointError(
             "there is no such file",
-            received=str(path),
+            received=f"{path}, a folder" if path.is_dir() else str(path),
             expected=f"a file that holds a {kind}",
             remedy="check the path",
         )

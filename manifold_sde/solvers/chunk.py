@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from manifold_sde.errors import CheckpointError
-from manifold_sde.solvers.archive import read_archive, write_archive
+from manifold_sde.solvers.archive import read_archive, unwritable, write_archive
 from manifold_sde.solvers.march import Block, Records, State
 from manifold_sde.solvers.moments import Moments, moments_of
 from manifold_sde.solvers.plan import Plan, Task
@@ -164,10 +164,14 @@ class _Chunk:
         return state.position > 0 and bool((reached | ~torch.isfinite(state.x).all(0)).all())
 
     def _next_steps(self, state: State) -> int:
-        steps = self.march.block_steps(state.x)
+        most = self.march.block_steps(state.x)
         if self.targets is None:
-            steps = min(steps, max(1, self._last_step()) - state.position)
-        return steps
+            return min(most, max(1, self._last_step()) - state.position)
+        # As many as it takes at the present rates, and a few more.
+        growth, elapsed = state.sums
+        missing = torch.exp(self.targets[-1] - growth) - torch.exp(elapsed - growth)
+        steps = torch.log1p(state.rate * missing.clamp(min=0)) / (state.rate * self.plan.grid.h)
+        return int((1.0 + 1.05 * steps.nan_to_num(0.0, most)).clamp(max=most).max())
 
     def _keep(self, block: Block, outcome: Outcome) -> None:
         """Write down what was asked for; a grid point belongs to the block it begins."""
@@ -197,17 +201,21 @@ class _Chunk:
                 arrays |= {f"{k}_{number}": getattr(moments, k) for k in Moments.names()}
         else:
             arrays |= {f"state_{name}": value for name, value in _tensors(state).items()}
-        write_archive(
-            self.task.checkpoint,
-            _KIND,
-            {
-                "position": state.position,
-                "finished": finished,
-                "observables": list(outcome.moments),
-                "run": dict(self.task.fingerprint),
-            },
-            {name: value.cpu().numpy() for name, value in arrays.items()},
-        )
+        header = {
+            "position": state.position,
+            "finished": finished,
+            "observables": list(outcome.moments),
+            "run": dict(self.task.fingerprint),
+        }
+        try:
+            write_archive(
+                self.task.checkpoint,
+                _KIND,
+                header,
+                {name: value.cpu().numpy() for name, value in arrays.items()},
+            )
+        except OSError as error:
+            raise unwritable(error) from error
 
     def _resume(self, state: State, outcome: Outcome) -> bool:
         """Take up what was saved; whether it was finished."""

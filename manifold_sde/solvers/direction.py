@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from manifold_sde.errors import ArgumentError, CheckpointError, ClockRangeError, DTypeError
+from manifold_sde.loss_checks import fixed_directions
 from manifold_sde.noise import LabelNoise, SamplingNoise
 from manifold_sde.paper import implements
 from manifold_sde.problem import Problem
@@ -124,7 +125,9 @@ class DirectionSolution(Solution):
         log_time = np.asarray(scale.log_accumulated(whole), dtype=float)
         shrinkage = np.asarray(scale.log_shrinkage(whole), dtype=float)
         like = self.ys
-        config = {"lr": repr(scale.lr), "weight_decay": repr(scale.weight_decay)}
+        config: dict[str, Any] = {"lr": repr(scale.lr), "weight_decay": repr(scale.weight_decay)}
+        if isinstance(scale.lr, float) and isinstance(scale.weight_decay, float):
+            config["ratio"] = scale.weight_decay / scale.lr
         return self._moments(
             counts,
             torch.from_numpy(log_time).to(like),
@@ -276,8 +279,8 @@ class DirectionSolution(Solution):
         plan, problem = stored["plan"], sde.problem
         fits = repr(problem) == plan["problem"]
         if fits:
-            mine = _values_at(problem, stored["probe"])
-            fits = all(_close(mine[name], stored[name]) for name in mine)
+            mine = values_at(problem, stored["probe"])
+            fits = all(_close(mine[name], stored[f"probe_{name}"]) for name in mine)
         if not fits:
             raise CheckpointError(
                 "the solution belongs to another equation",
@@ -309,6 +312,8 @@ class DirectionSolution(Solution):
     def _variables(self) -> dict[str, tuple[tuple[str, ...], Tensor]]:
         variables = super()._variables()
         dims = variables["clock"][0]
+        if self.observed:
+            return variables
         return variables | {
             "growth": (dims, self.growth),
             "log_elapsed": (dims, self.log_elapsed),
@@ -433,12 +438,15 @@ def _probe(problem: Problem, ys: Tensor) -> dict[str, Tensor]:
     point = states[0] + 0.125 if len(states) else ys.new_zeros(ys.shape[-1])
     if not len(states):
         return {"probe": point, "probe_gradient": point, "probe_noise": point}
-    return {"probe": point, **_values_at(problem, point)}
+    found = values_at(problem, point)
+    return {"probe": point, **{f"probe_{name}": value for name, value in found.items()}}
 
 
-def _values_at(problem: Problem, point: Tensor) -> dict[str, Tensor]:
-    gradient, noise = problem.gradient(point), problem.noise_factor(point)
-    return {"probe_gradient": gradient.detach(), "probe_noise": noise.detach()}
+def values_at(problem: Problem, point: Tensor) -> dict[str, Tensor]:
+    """What tells a problem apart at a point (D,): its gradient, and sigma times one vector."""
+    weights = fixed_directions(problem.n_noise, 1)[0].to(point)
+    gradient, noise = problem.gradient(point), problem.noise_product(point, weights)
+    return {"gradient": gradient.detach(), "noise": noise.detach()}
 
 
 def _close(mine: Tensor, stored: Tensor) -> bool:

@@ -7,19 +7,15 @@ import importlib
 import pickle
 import threading
 from collections.abc import Generator, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
-from manifold_sde.errors import (
-    ArgumentError,
-    CheckpointError,
-    ManifoldSDEError,
-    MissingDependencyError,
-    WorkerError,
-)
+from manifold_sde.derivatives import integer
+from manifold_sde.errors import ArgumentError, MissingDependencyError, WorkerError
+from manifold_sde.solvers.archive import prepare_folder
 from manifold_sde.solvers.chunk import Outcome, run_chunk
 from manifold_sde.solvers.plan import Plan
 from manifold_sde.solvers.run import Run
@@ -30,14 +26,14 @@ _ONE_PROCESS = "leave workers out to run in this process"
 _local = threading.local()
 
 
-def check_workers(workers: object, backend: object) -> None:
-    """Check who is to run the chunks.
+def check_workers(workers: object, backend: object) -> int | None:
+    """The number of workers, or ``None``.
 
     Raises:
         ArgumentError: If this is no number of workers, or no backend.
     """
-    whole = isinstance(workers, int) and not isinstance(workers, bool)
-    if workers is not None and not (whole and workers > 0):  # type: ignore[operator]
+    count = integer(workers)
+    if workers is not None and (count is None or count < 1):
         raise ArgumentError(
             "workers is not a number of processes",
             received=repr(workers),
@@ -51,6 +47,7 @@ def check_workers(workers: object, backend: object) -> None:
             expected='"loky", processes on this machine, or "dask", those of your Client',
             remedy='leave it at "loky"',
         )
+    return count
 
 
 def outcomes(
@@ -66,6 +63,8 @@ def outcomes(
         checkpoint: Folder, or ``None``.
     """
     alone = workers is None and backend == "loky"
+    if checkpoint is not None:
+        prepare_folder(checkpoint)
     label = progress if isinstance(progress, str) else "SDE"
     total, unit = (run.steps, "step") if alone else (run.chunks, "chunk")
     with tqdm(total=total, desc=label, unit=unit, disable=not progress) as bar:
@@ -85,28 +84,17 @@ def _distributed(
     run: Run, workers: int | None, backend: str, kept: Path | None
 ) -> Generator[Outcome, None, None]:
     joblib = _load("joblib")
-    lost: tuple[type[BaseException], ...]
-    if backend == "dask":
-        lost = (_require_client(),)
-        options: dict[str, Any] = {"n_jobs": -1}
-        options["pre_dispatch"] = "2*n_jobs" if workers is None else workers
-        context = joblib.parallel_config(backend="dask")
-    else:
-        lost = (
-            importlib.import_module("joblib.externals.loky.process_executor").BrokenProcessPool,
-        )
-        options = {"n_jobs": workers}
-        context = joblib.parallel_config(backend="loky", inner_max_num_threads=1)
-    plan = _packed(run.plan)
+    pool = (_dask if backend == "dask" else _loky)(workers, _packed(run.plan))
     # Bytes: what Dask would otherwise place on one worker beforehand is lost with that worker.
-    calls = (joblib.delayed(_work)(plan, _packed(task)) for task in run.tasks(kept))
+    calls = (joblib.delayed(_work)(pool.plan, _packed(task)) for task in run.tasks(kept))
     try:
-        with context:
-            parallel = joblib.Parallel(batch_size=1, return_as="generator", **options)
-            results = parallel(calls)
-        with contextlib.closing(results):
-            yield from results
-    except lost as error:
+        with pool.settings:
+            with joblib.parallel_config(**pool.config):
+                parallel = joblib.Parallel(batch_size=1, return_as="generator", **pool.options)
+                results = parallel(calls)
+            with contextlib.closing(results):
+                yield from results
+    except pool.lost as error:
         raise WorkerError(
             "a worker died",
             received=f"{type(error).__name__}: {str(error).splitlines()[0][:120]}",
@@ -121,6 +109,52 @@ def _distributed(
         ) from error
 
 
+@dataclass(frozen=True)
+class _Pool:
+    """How joblib is to run the chunks.
+
+    Attributes:
+        plan: What stands for the plan in a call.
+        config: Arguments of ``joblib.parallel_config``.
+        options: Arguments of ``joblib.Parallel``.
+        lost: The error that says that a worker died.
+        settings: What holds during the run.
+    """
+
+    plan: Any
+    config: dict[str, Any]
+    options: dict[str, Any]
+    lost: type[BaseException]
+    settings: contextlib.AbstractContextManager[Any] = field(default_factory=contextlib.nullcontext)
+
+
+def _loky(workers: int | None, plan: bytes) -> _Pool:
+    executor = importlib.import_module("joblib.externals.loky.process_executor")
+    config = {"backend": "loky", "inner_max_num_threads": 1}
+    return _Pool(plan, config, {"n_jobs": workers}, executor.BrokenProcessPool)
+
+
+def _dask(workers: int | None, plan: bytes) -> _Pool:
+    client = _client()
+    settings = contextlib.ExitStack()
+    # Dask warns of a message above 10 MB, and where warnings are errors the run would hang.
+    limit = {"distributed.admin.large-graph-warning-threshold": "1 PB"}
+    settings.enter_context(_load("dask").config.set(limit))
+    # Sent once; the scheduler has it made again if the workers that hold it die.
+    future = client.submit(_same, plan, pure=False)
+    return _Pool(
+        future,
+        {"backend": "dask"},
+        {"n_jobs": -1, "pre_dispatch": workers or "2*n_jobs"},
+        importlib.import_module("distributed.scheduler").KilledWorker,
+        settings,
+    )
+
+
+def _same(plan: bytes) -> bytes:
+    return plan
+
+
 def _load(name: str) -> Any:
     try:
         return importlib.import_module(name)
@@ -133,21 +167,18 @@ def _load(name: str) -> Any:
         ) from error
 
 
-def _require_client() -> type[BaseException]:
-    """Check that there is a Dask client; the error of a task that killed several workers."""
+def _client() -> Any:
+    """The Dask client of this process."""
     distributed = _load("distributed")
     try:
-        distributed.get_client()
+        return distributed.get_client()
     except ValueError as error:
         raise ArgumentError(
             "there is no Dask client",
             received='backend="dask" without one',
             expected="a distributed.Client of yours in this process",
-            remedy="from distributed import Client; client = Client(), or "
-            'Client("scheduler:8786"); threads_per_worker=1 is best',
+            remedy="client = distributed.Client(), or Client('scheduler:8786')",
         ) from error
-    killed: type[BaseException] = importlib.import_module("distributed.scheduler").KilledWorker
-    return killed
 
 
 def _packed(value: Any) -> bytes:
@@ -186,15 +217,4 @@ def _unpacked(plan: bytes) -> Plan:
 
 def _work(plan: bytes, task: bytes) -> Outcome:
     """Run a chunk in a worker."""
-    torch.set_num_threads(1)
-    try:
-        return run_chunk(_unpacked(plan), pickle.loads(task))
-    except ManifoldSDEError:
-        raise
-    except OSError as error:
-        raise CheckpointError(
-            "a worker cannot write the checkpoint",
-            received=f"{type(error).__name__}: {error}",
-            expected="a folder that this process and every worker can write to",
-            remedy="a folder on a file system that all machines share",
-        ) from error
+    return run_chunk(_unpacked(plan), pickle.loads(task))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from manifold_sde.errors import ArgumentError, ShapeError
+from manifold_sde.errors import ArgumentError, DTypeError, ShapeError
 
 #: A function of states (n, D) with a value for each, (n, ...).
 Observable = Callable[[Tensor], Tensor]
@@ -107,6 +107,7 @@ def evaluate(name: str, function: Observable, states: Tensor) -> tuple[Tensor, T
     Raises:
         ArgumentError: If it is not a function.
         ShapeError: If it does not return one value, or one tensor, for each state.
+        DTypeError: If the values are complex numbers.
     """
     if not callable(function):
         raise ArgumentError(
@@ -126,6 +127,13 @@ def evaluate(name: str, function: Observable, states: Tensor) -> tuple[Tensor, T
             received=f"{got} for states of shape {tuple(rows.shape)}",
             expected=f"a tensor ({len(rows)},), or ({len(rows)}, ...)",
             remedy="lambda y: y[:, 0]; the function is given all states at once",
+        )
+    if found.is_complex():
+        raise DTypeError(
+            f"{name} returns complex numbers",
+            received=f"dtype {found.dtype}",
+            expected="real numbers",
+            remedy="torch.view_as_real(...) gives real and imaginary parts",
         )
     if not found.is_floating_point():
         found = found.to(states.dtype)

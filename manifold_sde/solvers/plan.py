@@ -93,7 +93,8 @@ class Task:
 
     def begin(self, plan: Plan) -> Tensor:
         """States at which the march begins: directions where only these are simulated."""
-        return self.start if plan.ratio is None else self.start / self.start.norm(dim=0)
+        start = self.start.contiguous()
+        return start if plan.ratio is None else start / start.norm(dim=0)
 
     def log_elapsed(self, plan: Plan) -> Tensor | None:
         """Values of log E at which the direction is asked for, (K, n), or ``None``."""

@@ -13,16 +13,17 @@ import torch
 from torch import Tensor
 
 from manifold_sde.compiling import check_mode, compiler_available
+from manifold_sde.loss_checks import fixed_directions
 from manifold_sde.sdes import (
     DirectionDiffusion,
     FixedRatioDiffusion,
     StochasticEquation,
     WeightDecaySDE,
 )
-from manifold_sde.solvers.archive import versions
+from manifold_sde.solvers.archive import SUFFIX, versions
 from manifold_sde.solvers.bookkeeping import Book, ClockBook, GrowthBook
-from manifold_sde.solvers.chunk import Outcome
-from manifold_sde.solvers.direction import DirectionSolution
+from manifold_sde.solvers.chunk import Outcome, one_thread
+from manifold_sde.solvers.direction import DirectionSolution, values_at
 from manifold_sde.solvers.march import Grid
 from manifold_sde.solvers.moments import Moments, Observable, evaluate
 from manifold_sde.solvers.plan import Plan, Task
@@ -33,6 +34,8 @@ from manifold_sde.solvers.solution import Solution
 _WORTH_COMPILING = 2_000_000
 #: Step of the clock u, times the largest noise trace at the starts, when none is given.
 _DEFAULT_STEP = 1.0 / 64.0
+#: Points at which observables are compared with those of a checkpoint.
+_PROBES = 16
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,8 @@ class Run:
         self.request = r = request
         #: Whether the direction is simulated for a diffusion with a norm.
         self.split = r.method == "split" and isinstance(r.sde, FixedRatioDiffusion)
+        #: Time in which the clock of the slowest path advances by 1, where it is simulated.
+        self._clock_unit = 1.0
         begin = 0.0 if self.split else r.times[0]
         self.grid = grid or Grid.of_step(begin, self._step())
         mode = check_mode(r.compile)
@@ -111,7 +116,8 @@ class Run:
         if self.split:
             assert isinstance(sde, FixedRatioDiffusion)
             settled = trace / (2.0 * sde.ratio) if sde.ratio > 0 else 0.0
-            return natural if dt is None else dt / max(float(norms4.max()), settled)
+            self._clock_unit = max(float(norms4.max()), settled)
+            return natural if dt is None else dt / self._clock_unit
         if isinstance(sde, DirectionDiffusion):
             return natural if dt is None else dt
         return natural * min(float(norms4.min()), trace) if dt is None else dt
@@ -143,14 +149,16 @@ class Run:
         common = {} if checkpoint is None else self._fingerprint()
         for number, first in enumerate(range(0, r.n_paths, r.chunk_size)):
             size = min(r.chunk_size, r.n_paths - first)
-            own = r.start[first : first + size] if len(r.start) > 1 else r.start.expand(size, -1)
-            start = own.T.contiguous()
+            # One start for all is sent once to a worker, not once a path.
+            one = len(r.start) == 1
+            own = r.start.expand(size, -1) if one else r.start[first : first + size].clone()
+            start = own.T
             if checkpoint is None:
                 yield Task(r.first_path + first, start)
                 continue
-            one = {"first path": first, "start": digest(start.cpu().numpy())}
-            file = checkpoint / f"chunk-{number:06d}.npz"
-            yield Task(r.first_path + first, start, file, common | one)
+            parts = {"first path": r.first_path + first, "start": digest(start.cpu().numpy())}
+            file = checkpoint / f"chunk-{number:06d}{SUFFIX}"
+            yield Task(r.first_path + first, start, file, common | parts)
 
     def config(self) -> dict[str, Any]:
         """What was run, as far as it can be written down."""
@@ -158,33 +166,39 @@ class Run:
         config: dict[str, Any] = {
             "sde": repr(r.sde),
             "method": r.method,
-            "dt": self.grid.h,
+            "dt": self.grid.h * self._clock_unit,
             "seed": r.seed,
             "antithetic": r.antithetic,
         }
         if isinstance(r.sde, FixedRatioDiffusion):
             config["ratio"] = r.sde.ratio
+        if isinstance(r.sde, WeightDecaySDE):
+            config["ratio"] = r.sde.weight_decay / r.sde.lr
         return config
 
     def _fingerprint(self) -> dict[str, Any]:
+        """What a checkpoint has to agree in with the run that goes on from it."""
         r = self.request
-        probe = r.start[:1] + 0.125
-        problem = r.sde.problem
-        seen = {
-            name: digest(evaluate(name, function, probe)[0].detach().cpu().numpy())
-            for name, function in (r.observables or {}).items()
-        }
+        point = r.start[:1] + 0.125
+        probes = point.norm() * fixed_directions(point.shape[1], _PROBES).to(point)
+        with one_thread():
+            seen = {
+                name: digest(evaluate(name, function, probes)[0].detach().cpu().numpy())
+                for name, function in (r.observables or {}).items()
+            }
+            values = values_at(r.sde.problem, point[0])
         return {
             **self.config(),
             "paths": r.n_paths,
             "chunk size": r.chunk_size,
             "times": digest(np.array(r.times)),
-            "gradient": digest(problem.gradient(probe).detach().cpu().numpy()),
-            "noise": digest(problem.noise_factor(probe).detach().cpu().numpy()),
+            **{name: digest(value.cpu().numpy()) for name, value in values.items()},
             "observables": seen,
             "compiled": self.plan.compiled,
             "dtype": str(r.start.dtype),
+            "device": r.start.device.type,
             "torch": versions()["torch"],
+            "manifold_sde": versions()["manifold_sde"],
         }
 
     def collect(self, outcomes: Iterator[Outcome], batched: bool) -> Solution:
@@ -225,7 +239,7 @@ class Run:
             "ys": ys.contiguous(),
             "clock": clock.contiguous(),
             "stats": stats,
-            "config": self.config(),
+            "config": {**self.config(), "versions": versions()},
             "observed": {
                 name: tuple(value.to(ys.dtype) for value in moments.result())
                 for name, moments in collection.moments.items()

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from manifold_sde import philox
 from manifold_sde.compiling import check_mode, compiler_available
-from manifold_sde.derivatives import check_point
+from manifold_sde.derivatives import check_point, integer
 from manifold_sde.errors import ArgumentError, CheckpointError, DTypeError, TimeScaleError
 from manifold_sde.paper import implements
 from manifold_sde.problem import Problem
@@ -98,6 +98,7 @@ def run_sgd(
     kept = _check_steps(steps)
     start, batched = starts(problem, x0, n_paths)
     philox.seed_key(seed)
+    seed = int(seed)
     schedules = (Schedule.of("lr", lr), Schedule.of("weight_decay", weight_decay))
     mode = check_mode(compile)
     worth = int(kept[-1]) >= _WORTH_COMPILING and compiler_available()
@@ -160,7 +161,7 @@ class _Run:
                 "non_finite_paths": int((~finite).sum()),
                 "compiled": self.compiled,
             },
-            config=self._config(),
+            config={**self._config(), "versions": versions()},
         )
 
     def _run_chunk(
@@ -231,13 +232,15 @@ class _Run:
 
     def _config(self) -> dict[str, Any]:
         """What was run, as far as it can be written down."""
-        return {
+        config = {
             "method": "sgd",
             "problem": repr(self.problem),
             "lr": repr(self.schedules[0]),
             "weight_decay": repr(self.schedules[1]),
             "seed": self.seed,
         }
+        lr, decay = (schedule.constant for schedule in self.schedules)
+        return config if not lr or decay is None else {**config, "ratio": decay / lr}
 
     def _fingerprint(self) -> dict[str, Any]:
         """What a checkpoint has to agree in with the run that goes on from it."""
@@ -336,12 +339,17 @@ def _check_steps(steps: object) -> list[int]:
     return [int(k) for k in listed]
 
 
-def starts(problem: Problem, x0: Tensor, n_paths: int | None) -> tuple[Tensor, bool]:
-    """Start of each path, (n, D), and whether the result has a path dimension."""
-    check_point(x0, problem.dim, name="x0")
-    if n_paths is not None and (
-        isinstance(n_paths, bool) or not isinstance(n_paths, int) or n_paths < 1
-    ):
+def starts(
+    problem: Problem, x0: Tensor, n_paths: int | None, *, name: str = "x0"
+) -> tuple[Tensor, bool]:
+    """Start of each path, (n, D), and whether the result has a path dimension.
+
+    Raises:
+        ArgumentError, DTypeError: If a start cannot be used, or their number is another one.
+    """
+    x0 = check_point(x0, problem.dim, name=name).detach()
+    count = integer(n_paths)
+    if n_paths is not None and (count is None or count < 1):
         raise ArgumentError(
             "n_paths is not a number of paths",
             received=repr(n_paths),
@@ -349,12 +357,12 @@ def starts(problem: Problem, x0: Tensor, n_paths: int | None) -> tuple[Tensor, b
             remedy="n_paths=60, as in Figure 2",
         )
     if x0.dim() == 1:
-        return x0.expand(n_paths or 1, -1).clone(), n_paths is not None
-    if x0.dim() != 2 or (n_paths is not None and n_paths != len(x0)):
+        return x0.expand(count or 1, -1).clone(), count is not None
+    if x0.dim() != 2 or not len(x0) or count not in (None, len(x0)):
         raise ArgumentError(
             "the starts do not fit the number of paths",
-            received=f"x0 of shape {tuple(x0.shape)}, n_paths={n_paths}",
+            received=f"{name} of shape {tuple(x0.shape)}, n_paths={n_paths}",
             expected="one start (D,), or (B, D) with n_paths left out",
-            remedy="x0.reshape(-1, D), or repeat each start as often as it is wanted",
+            remedy=f"{name}.reshape(-1, D), or repeat each start as often as it is wanted",
         )
     return x0.clone(), True

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from manifold_sde import philox
+from manifold_sde.derivatives import integer
 from manifold_sde.errors import ArgumentError, DTypeError
 from manifold_sde.sdes import (
     DirectionDiffusion,
@@ -116,8 +117,9 @@ def solve(
     times = _check_times(ts)
     start, n, batched = check_starts(sde, y0, n_paths)
     philox.seed_key(seed)
-    check_workers(workers, backend)
-    _check_chunks(chunk_size, n, antithetic)
+    workers = check_workers(workers, backend)
+    size = _check_chunks(chunk_size, n, antithetic)
+    folder = _check_folder(checkpoint)
     name, equation = choose(sde, method)
     if isinstance(equation, ManifoldEquation):
         equation.require_on_manifold(start)
@@ -129,14 +131,13 @@ def solve(
         n_paths=n,
         times=times,
         dt=check_step(dt, times),
-        seed=seed,
+        seed=int(seed),
         antithetic=bool(antithetic),
         observables=_check_observables(observables, start),
         compile=compile,
-        chunk_size=chunk_size,
+        chunk_size=size,
     )
     run = Run(request)
-    folder = None if checkpoint is None else Path(checkpoint)
     return run.collect(outcomes(run, workers, backend, progress, folder), batched)
 
 
@@ -176,17 +177,17 @@ def check_starts(
     sde: StochasticEquation, y0: Tensor, n_paths: int | None
 ) -> tuple[Tensor, int, bool]:
     """The one start of all paths (1, D), or each its own (n, D); n; and whether ys has paths."""
-    several = isinstance(n_paths, int) and not isinstance(n_paths, bool) and n_paths > 0
-    if several and isinstance(y0, Tensor) and y0.dim() == 1:
-        start, _ = starts(sde.problem, y0, None)
-        return start, int(n_paths or 1), True
-    start, batched = starts(sde.problem, y0, n_paths)
+    count = integer(n_paths)
+    if count is not None and count > 0 and isinstance(y0, Tensor) and y0.dim() == 1:
+        start, _ = starts(sde.problem, y0, None, name="y0")
+        return start, count, True
+    start, batched = starts(sde.problem, y0, n_paths, name="y0")
     return start, len(start), batched
 
 
-def _check_chunks(chunk_size: object, n_paths: int, antithetic: bool) -> None:
-    whole = isinstance(chunk_size, int) and not isinstance(chunk_size, bool)
-    if not whole or chunk_size < 1 or (antithetic and chunk_size % 2):  # type: ignore[operator]
+def _check_chunks(chunk_size: object, n_paths: int, antithetic: bool) -> int:
+    size = integer(chunk_size)
+    if size is None or size < 1 or (antithetic and size % 2):
         raise ArgumentError(
             "chunk_size is not a number of paths",
             received=repr(chunk_size),
@@ -200,6 +201,22 @@ def _check_chunks(chunk_size: object, n_paths: int, antithetic: bool) -> None:
             expected="an even number of paths",
             remedy=f"n_paths={n_paths + 1}",
         )
+    return size
+
+
+def _check_folder(checkpoint: object) -> Path | None:
+    """The folder of the checkpoints."""
+    if checkpoint is None:
+        return None
+    if not isinstance(checkpoint, (str, Path)) or Path(checkpoint).is_file():
+        known = isinstance(checkpoint, (str, Path))
+        raise ArgumentError(
+            "checkpoint is not a folder",
+            received=f"{checkpoint}, a file" if known else repr(checkpoint),
+            expected="the path of a folder, which is made: a file for each chunk goes there",
+            remedy='checkpoint="run"; the checkpoint of run_sgd, in contrast, is one file',
+        )
+    return Path(checkpoint)
 
 
 def _check_observables(observables: object, start: Tensor) -> dict[str, Observable] | None:
@@ -217,13 +234,14 @@ def _check_observables(observables: object, start: Tensor) -> dict[str, Observab
     assert isinstance(observables, Mapping)
     with torch.no_grad():
         for name, function in observables.items():
-            evaluate(f"the observable {name!r}", function, start[:1].expand(2, -1).contiguous())
+            rows = start[:1].expand(3 if start.shape[1] == 2 else 2, -1).contiguous()
+            evaluate(f"the observable {name!r}", function, rows)
     return dict(observables)
 
 
 def _check_times(ts: object) -> tuple[float, ...]:
-    if isinstance(ts, Tensor):
-        ts = ts.detach().cpu().tolist()
+    if isinstance(ts, (Tensor, np.ndarray)):
+        ts = ts.tolist()
     listed = list(ts) if isinstance(ts, Iterable) and not isinstance(ts, (str, bytes)) else [ts]
     numbers = [
         float(t) if isinstance(t, (int, float, np.number)) and not isinstance(t, bool) else math.nan
@@ -248,7 +266,7 @@ def check_step(dt: object, times: tuple[float, ...]) -> float | None:
     """
     if dt is None:
         return None
-    number = isinstance(dt, (int, float)) and not isinstance(dt, bool)
+    number = isinstance(dt, (int, float, np.number)) and not isinstance(dt, bool)
     if number and 0 < dt < math.inf and (times[-1] - times[0]) / dt < 2**40:  # type: ignore[operator]
         return float(dt)  # type: ignore[arg-type]
     raise ArgumentError(

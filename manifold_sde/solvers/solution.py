@@ -124,7 +124,7 @@ class Solution:
         if self.config.get("ratio") == 0.0:
             raise ArgumentError(
                 "without weight decay the norm has no equilibrium",
-                received="a solution of (8) at ratio 0",
+                received="a solution at weight decay 0",
                 expected="a positive ratio",
                 remedy="the equilibrium of the direction is the same for every positive ratio",
             )
@@ -233,7 +233,8 @@ class Solution:
             own = tuple(f"{name}_{axis}" for axis in range(1, values[0].dim()))
             for label, value in zip(("mean", "standard_error"), values, strict=True):
                 variables[f"{label}_{name}"] = (("time", *own), value.detach().cpu().numpy())
-        known = {**self.config, **self.stats, **{f"version_{k}": v for k, v in versions().items()}}
+        made_with = {f"version_{k}": v for k, v in self.config.get("versions", {}).items()}
+        known = {**self.config, **self.stats, **made_with}
         return xarray.Dataset(
             variables,
             coords={"time": self.ts.detach().cpu().numpy()},
