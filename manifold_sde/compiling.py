@@ -159,7 +159,9 @@ def compile_function(function: Kernel, arguments: tuple[Any, ...]) -> Kernel:
                 _output_of(graph).args = ((_output_of(graph).args[0],),)
                 graph.recompile()
             constants = _lift_constants(graph)
-            with _inductor_options():
+            with _inductor_options(), warnings.catch_warnings():
+                # torch warns of its own use of itself.
+                warnings.simplefilter("ignore")
                 kernel = _compile_graph(graph, [*constants, *arguments])
     except Exception as error:
         reason = str(error).strip().splitlines()

@@ -161,3 +161,7 @@ class ManifoldSDEWarning(UserWarning):
 
 class CompilationWarning(ManifoldSDEWarning):
     """Compiling is not possible here; the same computation runs uncompiled."""
+
+
+class LostPathsWarning(ManifoldSDEWarning):
+    """Some paths of a simulation could not be continued and are NaN from there on."""

@@ -156,8 +156,13 @@ class HessianField(Field):
         return result
 
     def eigen(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Eigenvalues (D, n) and eigenvectors (D, D, n) of H at unit vectors."""
-        values, vectors = torch.linalg.eigh(self._hessian(y).movedim(-1, 0))
+        """Eigenvalues (D, n) and eigenvectors (D, D, n) of H at unit vectors; NaN at lost ones."""
+        matrices = self._hessian(y).movedim(-1, 0)
+        lost = ~torch.isfinite(matrices).flatten(1).all(1)
+        # LAPACK refuses what is not finite.
+        values, vectors = torch.linalg.eigh(matrices.masked_fill(lost[:, None, None], 0.0))
+        values = values.masked_fill(lost[:, None], torch.nan)
+        vectors = vectors.masked_fill(lost[:, None, None], torch.nan)
         return values.T, vectors.movedim(0, -1)
 
 

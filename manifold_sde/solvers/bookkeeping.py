@@ -31,6 +31,10 @@ class Book(ABC):
     def advance(self, sums: Tensor, h: Tensor, before: Tensor, after: Tensor) -> Tensor:
         """The sums after a step of size h with these rates at its ends."""
 
+    def norm_error(self, sums: Tensor, other: Tensor) -> Tensor:
+        """By how much the logarithm of the norm differs where it is kept here: (k, n) -> (n,)."""
+        return torch.zeros_like(sums[0])
+
 
 class ClockBook(Book):
     """The intrinsic clock of the SDEs in time t, by the trapezoidal rule.
@@ -73,6 +77,10 @@ class GrowthBook(Book):
         step = h * (0.5 * (before + after))
         gained = growth + torch.log(h * relative_expm1(step))
         return torch.stack([growth + step, torch.logaddexp(log_elapsed, gained)])
+
+    def norm_error(self, sums: Tensor, other: Tensor) -> Tensor:
+        """A quarter of the difference of the growths."""
+        return 0.25 * (sums[0] - other[0]).abs()
 
 
 def relative_expm1(z: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -18,12 +18,13 @@ from torch import Tensor
 
 from manifold_sde.errors import CheckpointError
 from manifold_sde.solvers.archive import read_archive, unwritable, write_archive
-from manifold_sde.solvers.march import Block, Records, State
+from manifold_sde.solvers.march import Goal, Records, State
 from manifold_sde.solvers.moments import Moments, moments_of
 from manifold_sde.solvers.plan import Plan, Task
 
 _CHECKPOINT_SECONDS = 20.0
 _KIND = "chunk of a run of solve"
+_ARRAYS = ("x", "sums", "time", "grid_x", "grid_sums", "grid_position", "grid_level")
 _lock = threading.RLock()
 
 
@@ -54,11 +55,14 @@ class Outcome:
         x: States (K, D, n).
         sums: Sums of the book (K, k, n).
         time: The time of the equation that was simulated (K, n).
-        grid_x: States at the grid points before the times asked for (K, D, n).
+        grid_x: States where the last whole steps before ended (K, D, n).
         grid_sums: Sums there (K, k, n).
+        grid_position: Numbers of those grid points (K, n), int64.
+        grid_level: Levels of the steps that follow (K, n), int64.
         moments: Moments of the observables, by name.
         lost: Number of paths lost by these moments (K,).
-        steps: Number of steps taken.
+        steps: Number of steps taken; of all paths, where each has its own.
+        rejected: Number of steps that were tried and taken again in smaller ones.
     """
 
     x: Tensor
@@ -66,9 +70,12 @@ class Outcome:
     time: Tensor
     grid_x: Tensor
     grid_sums: Tensor
+    grid_position: Tensor
+    grid_level: Tensor
     moments: dict[str, Moments] = field(default_factory=dict)
     lost: Tensor = field(default_factory=lambda: torch.zeros(0))
     steps: int = 0
+    rejected: int = 0
 
     @classmethod
     def empty(cls, like: Tensor, moments: int, sums: int, grid: int) -> Outcome:
@@ -80,22 +87,29 @@ class Outcome:
             torch.full((moments, n), torch.nan, dtype=torch.float64, device=like.device),
             like.new_full((grid, *like.shape), torch.nan),
             like.new_full((grid, sums, n), torch.nan),
+            torch.zeros(grid, n, dtype=torch.int64, device=like.device),
+            torch.zeros(grid, n, dtype=torch.int64, device=like.device),
         )
 
-    def keep(self, k: int, places: Tensor | slice, records: Records) -> None:
-        """Write down records of some paths."""
+    def keep(self, k: int, places: Tensor, records: Records, grid: bool) -> None:
+        """Write down records of some paths, and where they can be taken up again."""
         self.x[k, :, places] = records.x
         self.sums[k, :, places] = records.sums
         self.time[k, places] = records.time
+        if grid:
+            self.grid_x[k, :, places] = records.origin.x
+            self.grid_sums[k, :, places] = records.origin.sums
+            self.grid_position[k, places] = records.origin.position
+            self.grid_level[k, places] = records.origin.level
 
     def arrays(self) -> dict[str, Tensor]:
         """The tensors that belong to paths, by name."""
-        return {k: getattr(self, k) for k in ("x", "sums", "time", "grid_x", "grid_sums")}
+        return {name: getattr(self, name) for name in _ARRAYS}
 
     def without_paths(self) -> Outcome:
         """The moments alone."""
-        few = {name: value[..., :0].clone() for name, value in self.arrays().items()}
-        return Outcome(**few, moments=self.moments, lost=self.lost, steps=self.steps)
+        few: dict[str, Any] = {name: a[..., :0].clone() for name, a in self.arrays().items()}
+        return replace(self, **few)
 
 
 class _Chunk:
@@ -104,7 +118,7 @@ class _Chunk:
     def __init__(self, plan: Plan, task: Task) -> None:
         self.plan = plan
         self.task = task
-        self.targets = task.log_elapsed(plan)
+        self.goal = Goal(plan.times, task.log_elapsed(plan))
         start = task.begin(plan)
         paths = torch.arange(task.first, task.first + task.n_paths, device=start.device)
         self.march = plan.march(paths, start)
@@ -123,9 +137,10 @@ class _Chunk:
             if finished:
                 return outcome
         saved = time.monotonic()
-        while not self._finished(state):
-            block = self.march.advance(state, self._next_steps(state))
-            self._keep(block, outcome)
+        while not self.march.finished(state, self.goal):
+            block = self.march.advance(state, self.goal)
+            for k, places, records in self.march.found(block, self.goal):
+                outcome.keep(k, places, records, grid > 0)
             report(block.steps)
             if file is not None and time.monotonic() - saved > _CHECKPOINT_SECONDS:
                 self._save(state, outcome, finished=False)
@@ -138,7 +153,7 @@ class _Chunk:
     def _reduce(self, state: State, outcome: Outcome) -> Outcome:
         """The states of the equation asked for; the moments alone if only these are kept."""
         plan = self.plan
-        outcome.steps = state.position
+        outcome.steps, outcome.rejected = state.counts()
         outcome.x = self.task.states(plan, outcome.x, outcome.sums)
         outcome.lost = (~torch.isfinite(outcome.x).all(1)).sum(-1)
         if plan.observables is None:
@@ -149,46 +164,6 @@ class _Chunk:
             for name, f in plan.observables.items()
         }
         return outcome.without_paths()
-
-    # Which steps.
-
-    def _last_step(self) -> int:
-        """Number of steps to the last time asked for."""
-        grid = self.plan.grid
-        return -int(-((self.plan.times[-1] - grid.start) / grid.h - 1e-9) // 1)
-
-    def _finished(self, state: State) -> bool:
-        if self.targets is None:
-            return state.position >= max(1, self._last_step())
-        reached = state.sums[1] > self.targets[-1]
-        return state.position > 0 and bool((reached | ~torch.isfinite(state.x).all(0)).all())
-
-    def _next_steps(self, state: State) -> int:
-        most = self.march.block_steps(state.x)
-        if self.targets is None:
-            return min(most, max(1, self._last_step()) - state.position)
-        # As many as it takes at the present rates, and a few more.
-        growth, elapsed = state.sums
-        missing = torch.exp(self.targets[-1] - growth) - torch.exp(elapsed - growth)
-        steps = torch.log1p(state.rate * missing.clamp(min=0)) / (state.rate * self.plan.grid.h)
-        return int((1.0 + 1.05 * steps.nan_to_num(0.0, most)).clamp(max=most).max())
-
-    def _keep(self, block: Block, outcome: Outcome) -> None:
-        """Write down what was asked for; a grid point belongs to the block it begins."""
-        if self.targets is not None:
-            for k, targets in enumerate(self.targets):
-                places, records = self.march.at_elapsed(block, targets)
-                if len(places):
-                    outcome.keep(k, places, records)
-            return
-        grid = self.plan.grid
-        end = block.position + block.steps
-        for k, moment in enumerate(self.plan.times):
-            offset = (moment - grid.start) / grid.h + 1e-9
-            if block.position <= offset < end or (end == self._last_step() and offset >= end):
-                outcome.keep(k, slice(None), self.march.at_time(block, moment))
-                if self.plan.keeps_grid:
-                    _, outcome.grid_x[k], outcome.grid_sums[k] = self.march.before(block, moment)
 
     # Checkpoints.
 
@@ -203,6 +178,7 @@ class _Chunk:
             arrays |= {f"state_{name}": value for name, value in _tensors(state).items()}
         header = {
             "position": state.position,
+            "steps": [outcome.steps, outcome.rejected],
             "finished": finished,
             "observables": list(outcome.moments),
             "run": dict(self.task.fingerprint),
@@ -228,7 +204,8 @@ class _Chunk:
             for name in outcome.arrays():
                 setattr(outcome, name, tensors[f"kept_{name}"])
             if header["finished"]:
-                outcome.steps, outcome.lost = state.position, tensors["lost"]
+                outcome.steps, outcome.rejected = header["steps"]
+                outcome.lost = tensors["lost"]
                 outcome.moments = {
                     name: Moments(*(tensors[f"{k}_{number}"] for k in Moments.names()))
                     for number, name in enumerate(header["observables"])

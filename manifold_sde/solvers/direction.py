@@ -20,16 +20,25 @@ from manifold_sde.problem import Problem
 from manifold_sde.sdes import DirectionDiffusion
 from manifold_sde.solvers.bookkeeping import GrowthBook, log_time_at_zero_ratio
 from manifold_sde.solvers.chunk import one_thread
-from manifold_sde.solvers.march import Grid
+from manifold_sde.solvers.march import Grid, Origin
 from manifold_sde.solvers.plan import Plan
 from manifold_sde.solvers.solution import Solution
+from manifold_sde.solvers.step_control import StepControl
 from manifold_sde.time_scale import TimeScale
 
 #: Pairs of a path and a moment that are taken up again together.
 _AT_ONCE = 8192
 #: Largest relative difference of gradients and noise that counts as that of two machines.
 _SAME = {torch.float64: 1e-9, torch.float32: 1e-4}
-_FIELDS = ("growth", "log_elapsed", "grid_ys", "grid_growth", "grid_log_elapsed")
+_FIELDS = (
+    "growth",
+    "log_elapsed",
+    "grid_ys",
+    "grid_growth",
+    "grid_log_elapsed",
+    "grid_position",
+    "grid_level",
+)
 
 
 @dataclass(frozen=True, repr=False)
@@ -43,6 +52,8 @@ class DirectionSolution(Solution):
         grid_ys: States at the grid points before the times kept, from which the paths are taken
             up again.
         grid_growth, grid_log_elapsed: The sums there.
+        grid_position, grid_level: The numbers of these grid points, and the levels of the steps
+            that follow.
         plan: How the paths were made; ``None`` after loading, until :meth:`attach`.
         origin: What a file says of it.
     """
@@ -52,6 +63,8 @@ class DirectionSolution(Solution):
     grid_ys: Tensor = field(kw_only=True)
     grid_growth: Tensor = field(kw_only=True)
     grid_log_elapsed: Tensor = field(kw_only=True)
+    grid_position: Tensor = field(kw_only=True)
+    grid_level: Tensor = field(kw_only=True)
     plan: Plan | None = field(kw_only=True, default=None)
     origin: dict[str, Any] = field(kw_only=True, default_factory=dict)
 
@@ -219,6 +232,7 @@ class DirectionSolution(Solution):
                 "calculus": plan.sde.calculus,
                 "method": plan.method,
                 "grid": asdict(plan.grid),
+                "control": None if plan.control is None else asdict(plan.control),
                 "seed": plan.seed,
                 "antithetic": plan.antithetic,
                 "compiled": plan.compiled,
@@ -302,6 +316,7 @@ class DirectionSolution(Solution):
                 antithetic=plan["antithetic"],
                 compiled=plan["compiled"],
                 times=tuple(plan["times"]),
+                control=None if plan["control"] is None else StepControl(**plan["control"]),
             ),
             origin={},
         )
@@ -376,19 +391,21 @@ class DirectionSolution(Solution):
     @torch.no_grad()
     def _reach(self, targets: Tensor, single: bool) -> tuple[Tensor, Tensor, Tensor]:
         """Directions (K, n, D), growth (K, n) and clock (K, n) at values (K, n) of log E."""
-        states, growth, elapsed = (
+        states, growth, elapsed, position, level = (
             a[:, None] if single else a
-            for a in (self.grid_ys, self.grid_growth, self.grid_log_elapsed)
+            for a in (
+                self.grid_ys,
+                self.grid_growth,
+                self.grid_log_elapsed,
+                self.grid_position,
+                self.grid_level,
+            )
         )
         last = self.log_elapsed[:, None] if single else self.log_elapsed
         self._require_range(targets, last[-1])
         plan = self._plan()
         moments, n = targets.shape
         march = plan.march(torch.arange(n, device=states.device), states)
-        grid_points = torch.tensor(
-            [int((t - plan.grid.start) / plan.grid.h + 1e-9) for t in self.ts.tolist()],
-            device=states.device,
-        )
         x = states.new_full((moments * n, states.shape[-1]), torch.nan)
         sums = states.new_full((2, moments * n), torch.nan)
         time = torch.full((moments * n,), torch.nan, dtype=torch.float64, device=x.device)
@@ -398,13 +415,13 @@ class DirectionSolution(Solution):
         for start in range(0, moments * n, _AT_ONCE):
             part = slice(start, min(start + _AT_ONCE, moments * n))
             j, i = before[part], path[part]
-            records = march.resume(
-                i,
+            origin = Origin(
                 states[j, i].T.contiguous(),
                 torch.stack([growth[j, i], elapsed[j, i]]),
-                grid_points[j],
-                wanted[part],
+                position[j, i],
+                level[j, i],
             )
+            records = march.resume(i, origin, wanted[part])
             x[part], sums[:, part], time[part] = records.x.T, records.sums, records.time
         clock = (time - plan.grid.start).to(x.dtype)
         return (

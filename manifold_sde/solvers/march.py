@@ -8,7 +8,7 @@ not depend on what is asked for.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -55,6 +55,19 @@ class Grid:
         return cls(start, h, level, h * 2.0**level)
 
 
+@dataclass(frozen=True)
+class Goal:
+    """What is asked for: times that all paths share, or values of log E, each path its own.
+
+    Attributes:
+        times: Times, increasing (K,).
+        log_elapsed: Values of log E (K, n), increasing along K, or ``None`` where times count.
+    """
+
+    times: tuple[float, ...]
+    log_elapsed: Tensor | None = None
+
+
 @dataclass
 class State:
     """State of a chunk at a grid point, paths last.
@@ -72,6 +85,10 @@ class State:
     rate: Tensor
     sums: Tensor
     position: int = 0
+
+    def counts(self) -> tuple[int, int]:
+        """Numbers of steps taken, and of steps that were tried in vain."""
+        return self.position, 0
 
 
 @dataclass(frozen=True)
@@ -97,6 +114,23 @@ class Block:
 
 
 @dataclass(frozen=True)
+class Origin:
+    """Where paths can be taken up again: states between which no step is under way.
+
+    Attributes:
+        x: States (D, p).
+        sums: Sums of the book (k, p).
+        position: Number of the grid point (p,), int64.
+        level: Level of the step that follows (p,), int64.
+    """
+
+    x: Tensor
+    sums: Tensor
+    position: Tensor
+    level: Tensor
+
+
+@dataclass(frozen=True)
 class Records:
     """What is known of paths at one moment.
 
@@ -104,11 +138,13 @@ class Records:
         x: States (D, p).
         sums: Sums of the book (k, p).
         time: The equation's own time (p,).
+        origin: Where the last whole step before ended.
     """
 
     x: Tensor
     sums: Tensor
     time: Tensor
+    origin: Origin
 
 
 class March:
@@ -152,9 +188,9 @@ class March:
         """Steps that a block of these states may have."""
         return max(1, min(_BLOCK_STEPS, _BLOCK_NUMBERS // max(1, x.numel())))
 
-    def advance(self, state: State, steps: int) -> Block:
-        """Take steps, changing the state, and return the states on the way."""
-        first = state.position
+    def advance(self, state: State, goal: Goal) -> Block:
+        """Take a block of steps, changing the state, and return the states on the way."""
+        first, steps = state.position, self._next_steps(state, goal)
         level = self.grid.level
         increments = self._path.increments(level, first, steps)
         h = torch.tensor(self.grid.h, dtype=state.x.dtype, device=state.x.device)
@@ -173,11 +209,46 @@ class March:
     def _noise(self, path: BrownianPath, dw: Tensor, position: int | Tensor) -> Noise:
         return Noise(dw, lambda: path.auxiliary(self.grid.level, position, dw.shape[0]))
 
-    def before(self, block: Block, time: float) -> tuple[int, Tensor, Tensor]:
-        """Number of the grid point before a time in a block, states and sums there."""
-        offset = (time - self.grid.start) / self.grid.h
-        index = min(int(offset + _ON_GRID) - block.position, block.steps)
-        return block.position + index, block.x[index], block.sums[index]
+    # What is asked for.
+
+    def _last_step(self, goal: Goal) -> int:
+        """Number of steps to the last time asked for."""
+        return max(1, -int(-((goal.times[-1] - self.grid.start) / self.grid.h - _ON_GRID) // 1))
+
+    def finished(self, state: State, goal: Goal) -> bool:
+        """Whether all that is asked for has been passed."""
+        if goal.log_elapsed is None:
+            return state.position >= self._last_step(goal)
+        reached = state.sums[1] > goal.log_elapsed[-1]
+        return state.position > 0 and bool((reached | ~torch.isfinite(state.x).all(0)).all())
+
+    def _next_steps(self, state: State, goal: Goal) -> int:
+        """Steps of the next block."""
+        most = self.block_steps(state.x)
+        if goal.log_elapsed is None:
+            return min(most, self._last_step(goal) - state.position)
+        # As many as it takes at the present rates, and a few more.
+        growth, elapsed = state.sums
+        missing = torch.exp(goal.log_elapsed[-1] - growth) - torch.exp(elapsed - growth)
+        steps = torch.log1p(state.rate * missing.clamp(min=0)) / (state.rate * self.grid.h)
+        return int((1.0 + 1.05 * steps.nan_to_num(0.0, most)).clamp(max=most).max())
+
+    def found(self, block: Block, goal: Goal) -> Iterator[tuple[int, Tensor, Records]]:
+        """What is asked for and lies in a block: its number, places of paths, records there."""
+        end = block.position + block.steps
+        for k, time in enumerate(goal.times):
+            if goal.log_elapsed is not None:
+                places, records = self.at_elapsed(block, goal.log_elapsed[k])
+                if len(places):
+                    yield k, places, records
+                continue
+            offset = (time - self.grid.start) / self.grid.h + _ON_GRID
+            if block.position <= offset < end or (end == self._last_step(goal) and offset >= end):
+                yield (
+                    k,
+                    torch.arange(block.x.shape[-1], device=block.x.device),
+                    self.at_time(block, time),
+                )
 
     def at_time(self, block: Block, time: float) -> Records:
         """All paths of a block at a time that lies in it."""
@@ -187,12 +258,16 @@ class March:
         n = x.shape[1]
         times = torch.full((n,), time, dtype=torch.float64, device=x.device)
         left = offset - (block.position + index)
-        if abs(left) <= _ON_GRID:
-            return Records(x, sums, times)
-        h = torch.full((n,), left * self.grid.h, dtype=x.dtype, device=x.device)
         position = torch.full((n,), block.position + index, device=x.device)
+        origin = self._origin(x, sums, position)
+        if abs(left) <= _ON_GRID:
+            return Records(x, sums, times, origin)
+        h = torch.full((n,), left * self.grid.h, dtype=x.dtype, device=x.device)
         x, sums, _ = self._side_step(self.paths, x, rate, sums, position, h)
-        return Records(x, sums, times)
+        return Records(x, sums, times, origin)
+
+    def _origin(self, x: Tensor, sums: Tensor, position: Tensor) -> Origin:
+        return Origin(x, sums, position, torch.full_like(position, self.grid.level))
 
     def at_elapsed(self, block: Block, log_elapsed: Tensor) -> tuple[Tensor, Records]:
         """Paths that reach a value of log E in a block, each its own, (n,).
@@ -240,22 +315,23 @@ class March:
             before, mean = mean, 0.5 * (rate + rate_new)
             if correction and bool(((mean - before).abs() <= 1e-14 * mean.abs()).all()):
                 break
-        start = self.grid.start + position.to(torch.float64) * self.grid.h
-        return Records(x_new, sums_new, start + h)
+        time = self._time(position) + h
+        return Records(x_new, sums_new, time, self._origin(x, sums, position))
 
-    def resume(
-        self, paths: Tensor, x: Tensor, sums: Tensor, position: Tensor, log_elapsed: Tensor
-    ) -> Records:
+    def _time(self, position: Tensor) -> Tensor:
+        """Times of grid points (p,)."""
+        return self.grid.start + position.to(torch.float64) * self.grid.h
+
+    def resume(self, paths: Tensor, origin: Origin, log_elapsed: Tensor) -> Records:
         """Paths from grid points of their own to values of log E of their own.
 
         Args:
             paths: Path indices (p,).
-            x: States at grid points (D, p).
-            sums: Growth and log E there (2, p).
-            position: Numbers of the grid points (p,).
+            origin: Where they are taken up, with growth and log E as sums.
             log_elapsed: Values of log E to be reached (p,).
         """
         path = self._brownian(paths)
+        x, sums, position = origin.x, origin.sums, origin.position
         h = torch.tensor(self.grid.h, dtype=x.dtype, device=x.device)
         anchor, rate = self.motion.anchor(x), self._rate(x)
         level = self.grid.level
@@ -279,7 +355,7 @@ class March:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Steps of lengths (p,) from grid points: states, sums and rates at their ends."""
         path = self._brownian(paths)
-        start = self.grid.start + position.to(torch.float64) * self.grid.h
+        start = self._time(position)
         dw = path.between(start, start + h.to(torch.float64))
         noise = self._noise(path, dw, position)
         moved, _ = self.scheme.step(self.motion, x, self.motion.anchor(x), h, noise)

@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from manifold_sde.sdes import StochasticEquation
+from manifold_sde.solvers.adaptive_march import AdaptiveMarch
 from manifold_sde.solvers.bookkeeping import Book, GrowthBook, log_time_at_zero_ratio
 from manifold_sde.solvers.brownian import BrownianPath
 from manifold_sde.solvers.march import Grid, March
 from manifold_sde.solvers.moments import Observable
 from manifold_sde.solvers.schemes import SCHEMES, motion_of
+from manifold_sde.solvers.step_control import StepControl
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class Plan:
         times: Times asked for (K,), in the time of the equation asked for.
         ratio: Where the direction is simulated for (8): its ratio C; else ``None``.
         observables: Functions whose moments are kept instead of the paths, or ``None``.
+        control: Tolerance and range of adaptive steps, or ``None``.
     """
 
     sde: StochasticEquation
@@ -45,6 +48,7 @@ class Plan:
     times: tuple[float, ...]
     ratio: float | None = None
     observables: Mapping[str, Observable] | None = None
+    control: StepControl | None = None
 
     @property
     def keeps_grid(self) -> bool:
@@ -67,7 +71,10 @@ class Plan:
             )
 
         motion = motion_of(self.sde, compiled=self.compiled)
-        return March(motion, SCHEMES[self.method], self.grid, self.book, brownian, paths)
+        scheme = SCHEMES[self.method]
+        if self.control is None:
+            return March(motion, scheme, self.grid, self.book, brownian, paths)
+        return AdaptiveMarch(motion, scheme, self.grid, self.book, brownian, paths, self.control)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from manifold_sde.compiling import check_mode, compiler_available
+from manifold_sde.errors import LostPathsWarning
 from manifold_sde.loss_checks import fixed_directions
 from manifold_sde.sdes import (
     DirectionDiffusion,
@@ -28,9 +30,12 @@ from manifold_sde.solvers.march import Grid
 from manifold_sde.solvers.moments import Moments, Observable, evaluate
 from manifold_sde.solvers.plan import Plan, Task
 from manifold_sde.solvers.runner import digest
+from manifold_sde.solvers.schemes import SCHEMES
 from manifold_sde.solvers.solution import Solution
+from manifold_sde.solvers.step_control import Tolerance
 
-#: Steps times paths from on which compiling pays when the choice is left to the toolkit.
+#: Steps, or steps times paths, from which on compiling pays where the choice is left to us.
+_MANY_STEPS = 400
 _WORTH_COMPILING = 2_000_000
 #: Step of the clock u, times the largest noise trace at the starts, when none is given.
 _DEFAULT_STEP = 1.0 / 64.0
@@ -49,7 +54,8 @@ class Request:
         start: The one start of all paths (1, D), or one for each (n, D).
         n_paths: Number n of paths.
         times: Times asked for.
-        dt: Step, or ``None``.
+        dt: Step, or the first one, or ``None``.
+        tolerance: Tolerance and range of adaptive steps, or ``None`` for steps of one size.
         seed: Seed.
         antithetic: Whether paths come in pairs.
         observables: Functions whose moments are kept instead of the paths, or ``None``.
@@ -65,6 +71,7 @@ class Request:
     n_paths: int
     times: tuple[float, ...]
     dt: float | None = None
+    tolerance: Tolerance | None = None
     seed: int = 0
     antithetic: bool = False
     observables: Mapping[str, Observable] | None = None
@@ -88,18 +95,25 @@ class Run:
         #: Time in which the clock of the slowest path advances by 1, where it is simulated.
         self._clock_unit = 1.0
         begin = 0.0 if self.split else r.times[0]
-        self.grid = grid or Grid.of_step(begin, self._step())
+        method = r.method
+        if method == "split":
+            method = "weak2" if r.tolerance is None else "heun"
+        h, control = self._step(), None
+        self.grid = grid or Grid.of_step(begin, h)
+        if r.tolerance is not None:
+            self.grid, control = r.tolerance.plan(begin, h, self._clock_unit, SCHEMES[method])
         mode = check_mode(r.compile)
-        work = r.n_paths * max(1.0, (r.times[-1] - r.times[0]) / self.grid.h)
-        worth = work >= _WORTH_COMPILING and compiler_available()
+        steps = max(1.0, (r.times[-1] - r.times[0]) / (h * self._clock_unit))
+        worth = steps >= _MANY_STEPS or r.n_paths * steps >= _WORTH_COMPILING
         self.plan = Plan(
             sde=r.equation,
-            method="weak2" if r.method == "split" else r.method,
+            method=method,
             grid=self.grid,
+            control=control,
             book=self._book(),
             seed=r.seed,
             antithetic=r.antithetic,
-            compiled=worth if mode == "auto" else bool(mode),
+            compiled=worth and compiler_available() if mode == "auto" else bool(mode),
             times=r.times,
             ratio=r.sde.ratio if self.split and isinstance(r.sde, FixedRatioDiffusion) else None,
             observables=r.observables or None,
@@ -130,6 +144,10 @@ class Run:
             return ClockBook(equation.lr**2)
         return ClockBook()
 
+    def _smallest_step(self) -> float:
+        assert self.plan.control is not None
+        return self.grid.cell * 2.0**-self.plan.control.deepest
+
     @property
     def chunks(self) -> int:
         """Number of chunks."""
@@ -138,7 +156,7 @@ class Run:
     @property
     def steps(self) -> int | None:
         """Number of steps of all chunks, where it is known beforehand."""
-        if self.split:
+        if self.split or self.plan.control is not None:
             return None
         span = self.request.times[-1] - self.request.times[0]
         return self.chunks * math.ceil(span / self.grid.h - 1e-9)
@@ -170,6 +188,9 @@ class Run:
             "seed": r.seed,
             "antithetic": r.antithetic,
         }
+        if r.tolerance is not None:
+            config |= {"rtol": r.tolerance.rtol, "atol": r.tolerance.atol}
+            config["smallest_dt"] = self._smallest_step() * self._clock_unit
         if isinstance(r.sde, FixedRatioDiffusion):
             config["ratio"] = r.sde.ratio
         if isinstance(r.sde, WeightDecaySDE):
@@ -221,6 +242,8 @@ class Run:
                 "grid_ys": arrays["grid_x"].movedim(1, -1).contiguous(),
                 "grid_growth": arrays["grid_sums"][:, 0].contiguous(),
                 "grid_log_elapsed": arrays["grid_sums"][:, 1].contiguous(),
+                "grid_position": arrays["grid_position"],
+                "grid_level": arrays["grid_level"],
             }
         if not batched and self.plan.observables is None:
             ys, clock = ys[:, 0], clock[:, 0]
@@ -232,6 +255,9 @@ class Run:
             "lost_paths": int(collection.lost[-1]),
             "compiled": self.plan.compiled,
         }
+        if self.plan.control is not None:
+            stats["rejected_steps"] = collection.rejected
+        _warn_of_lost_paths(stats, self.plan.control is not None)
         if self.plan.observables is not None:
             stats["lost_at_times"] = collection.lost.tolist()
         arguments: dict[str, Any] = {
@@ -250,6 +276,22 @@ class Run:
         return Solution(**arguments)
 
 
+def _warn_of_lost_paths(stats: dict[str, Any], adaptive: bool) -> None:
+    lost, paths = stats["lost_paths"], stats["paths"]
+    if not lost:
+        return
+    why, remedy = "a step too large for the retraction", "take a smaller dt"
+    if adaptive:
+        why = "a step of the smallest size did not meet the tolerance"
+        remedy = "allow smaller steps (dt_min) or a larger tolerance"
+    warnings.warn(
+        f"{lost} of {paths} paths were lost and are NaN ({why}). Those that are left are not a "
+        f"random sample: {remedy}",
+        LostPathsWarning,
+        stacklevel=4,
+    )
+
+
 class _Collection:
     """Outcomes of chunks, put together one after the other.
 
@@ -263,6 +305,7 @@ class _Collection:
         self.moments: dict[str, Moments] = {}
         self.lost: Tensor | None = None
         self.steps = 0
+        self.rejected = 0
         self._filled = 0
 
     def add(self, outcome: Outcome) -> None:
@@ -279,3 +322,4 @@ class _Collection:
             self.moments[name] = moments if before is None else before.merge(moments)
         self.lost = outcome.lost if self.lost is None else self.lost + outcome.lost
         self.steps += outcome.steps
+        self.rejected += outcome.rejected

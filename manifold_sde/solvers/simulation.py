@@ -26,6 +26,7 @@ from manifold_sde.solvers.run import Request, Run
 from manifold_sde.solvers.runner import starts
 from manifold_sde.solvers.schemes import SCHEMES
 from manifold_sde.solvers.solution import Solution
+from manifold_sde.solvers.step_control import check_tolerance, require_adaptive_scheme
 
 #: Paths of a chunk, all of them stepped together.
 CHUNK = 4096
@@ -39,6 +40,11 @@ def solve(
     n_paths: int | None = None,
     method: str = "auto",
     dt: float | None = None,
+    rtol: float | None = None,
+    atol: float | None = None,
+    adaptive: bool | None = None,
+    dt_min: float | None = None,
+    dt_max: float | None = None,
     seed: int = 0,
     antithetic: bool = False,
     observables: Mapping[str, Observable] | None = None,
@@ -64,7 +70,15 @@ def solve(
         method: Scheme: "euler" (Ito), "heun", "midpoint", "weak2" (Stratonovich), "phi_jet" (any),
             or "split": the direction in the intrinsic clock by "weak2", and the norm by its own
             equation. "auto" is "split" on the manifold.
-        dt: Step in the equation's time. "split" turns it into a step of the clock.
+        dt: Step in the equation's time; with ``adaptive=True`` the first one. "split" turns it into
+            a step of the clock.
+        rtol: Tolerance of one step relative to the norm: steps are then adaptive, each path its
+            own, for "heun", "midpoint" and "split" (whose direction then takes "heun").
+        atol: Absolute tolerance beside it; 0 where left out.
+        adaptive: Whether steps are adaptive; ``None`` where a tolerance says so.
+        dt_min: Smallest adaptive step; a path that would need a smaller one is lost. By default
+            the first one over 2^20.
+        dt_max: Largest adaptive step; by default 32 times the first one.
         seed: Seed of the Brownian paths, an integer.
         antithetic: Whether paths 2i and 2i + 1 have opposite noise, for smaller variance; the
             number of paths and ``chunk_size`` are then even, and standard errors are those of the
@@ -120,7 +134,8 @@ def solve(
     workers = check_workers(workers, backend)
     size = _check_chunks(chunk_size, n, antithetic)
     folder = _check_folder(checkpoint)
-    name, equation = choose(sde, method)
+    tolerance = check_tolerance(rtol, atol, adaptive, dt, dt_min, dt_max)
+    name, equation = choose(sde, method, adaptive=tolerance is not None)
     if isinstance(equation, ManifoldEquation):
         equation.require_on_manifold(start)
     request = Request(
@@ -131,6 +146,7 @@ def solve(
         n_paths=n,
         times=times,
         dt=check_step(dt, times),
+        tolerance=tolerance,
         seed=int(seed),
         antithetic=bool(antithetic),
         observables=_check_observables(observables, start),
@@ -141,8 +157,15 @@ def solve(
     return run.collect(outcomes(run, workers, backend, progress, folder), batched)
 
 
-def choose(sde: StochasticEquation, method: str) -> tuple[str, StochasticEquation]:
+def choose(
+    sde: StochasticEquation, method: str, *, adaptive: bool = False
+) -> tuple[str, StochasticEquation]:
     """Name of the method and the equation that its scheme integrates.
+
+    Args:
+        sde: The equation asked for.
+        method: Name, or "auto".
+        adaptive: Whether steps are adaptive.
 
     Raises:
         ArgumentError: If there is no such method, or it does not fit the equation.
@@ -150,6 +173,8 @@ def choose(sde: StochasticEquation, method: str) -> tuple[str, StochasticEquatio
     ambient = isinstance(sde, WeightDecaySDE)
     allowed = ("euler", "heun", "midpoint") if ambient else (*SCHEMES, "split")
     if method == "auto":
+        if ambient and adaptive:
+            return "heun", sde.with_calculus("stratonovich")
         if ambient:
             return ("euler" if sde.calculus == "ito" else "heun"), sde
         method = "split"
@@ -160,6 +185,8 @@ def choose(sde: StochasticEquation, method: str) -> tuple[str, StochasticEquatio
             expected=", ".join(repr(m) for m in ("auto", *allowed)),
             remedy='leave it at "auto"',
         )
+    if adaptive:
+        require_adaptive_scheme(method)
     if method == "split":
         return method, DirectionDiffusion(sde.problem, "stratonovich")
     calculus = SCHEMES[method].calculus
