@@ -156,8 +156,11 @@ class HessianField(Field):
         return result
 
     def eigen(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Eigenvalues (D, n) and eigenvectors (D, D, n) of H at unit vectors."""
-        values, vectors = torch.linalg.eigh(self._hessian(y).movedim(-1, 0))
+        """Eigenvalues (D, n) and eigenvectors (D, D, n) of H at unit vectors; NaN where y is."""
+        hessian = self._hessian(y).movedim(-1, 0)
+        lost = ~torch.isfinite(y).all(0)[:, None, None]
+        values, vectors = torch.linalg.eigh(torch.where(lost, 0.0, hessian))
+        vectors = torch.where(lost, torch.nan, vectors)
         return values.T, vectors.movedim(0, -1)
 
 

@@ -84,7 +84,7 @@ def unwritable(error: OSError) -> CheckpointError:
         "the checkpoint cannot be written",
         received=f"{type(error).__name__}: {error}",
         expected="a folder that this process and all workers can write to",
-        remedy="checkpoint=FOLDER with room, on a file system that all machines share",
+        remedy="a folder with room, on a file system that all machines share",
     )
 
 
