@@ -63,7 +63,7 @@ def check_mode(compiled: object) -> bool | str:
         "compile is not a mode of compiling",
         received=repr(compiled),
         expected='True, False or "auto"',
-        remedy='leave it at "auto": long runs are compiled where a C++ compiler exists',
+        remedy='leave it at "auto": long runs are compiled if there is a compiler',
     )
 
 

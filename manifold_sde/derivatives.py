@@ -187,7 +187,7 @@ def check_point(x: object, dim: int, *, name: str = "x", allow_zero: bool = Fals
             f"{name} holds NaN or infinity",
             received=f"{bad} of {x.shape[:-1].numel()} points not finite",
             expected="finite coordinates",
-            remedy="find where they arose; a smaller learning rate or step if a run blew up",
+            remedy="find where they arose; a smaller learning rate if a run blew up",
         )
     if not allow_zero and is_known_false((x != 0).any(dim=-1).all()):
         zero = int((x == 0).all(dim=-1).sum())

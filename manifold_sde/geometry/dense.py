@@ -85,12 +85,11 @@ class DenseGeometry:
         worst = int(distance.argmax())
         raise NotOnManifoldError(
             "a point is not on the manifold of minimisers",
-            received=f"{int((distance > tolerance).sum())} of {len(y)} points; the worst has "
-            f"gradient norm {float(gradient[worst].norm()):.3g} and distance estimate "
-            f"{float(distance[worst]):.3g} of its norm",
+            received=f"{int((distance > tolerance).sum())} of {len(y)} points; at worst "
+            f"gradient norm {float(gradient[worst].norm()):.3g}, distance estimate "
+            f"{float(distance[worst]):.3g}",
             expected=f"a distance of at most {tolerance:.0e} of the norm",
-            remedy="geometry.limit_map(x) follows gradient flow to the manifold; "
-            "geometry.retract(x) takes a nearby point there",
+            remedy="Geometry(problem).limit_map(x), the end of gradient flow from there",
         )
 
     def tangent_projection(self, y: Tensor, v: Tensor) -> Tensor:

@@ -22,6 +22,8 @@ from numpy.typing import NDArray
 from manifold_sde.errors import CheckpointError
 
 _HEADER = "header"
+#: What reading a damaged file raises; changed flags of a zip file are taken for features.
+_DAMAGED = (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 #: Ending of the files of a folder.
 SUFFIX = ".npz"
 
@@ -51,7 +53,7 @@ def write_archive(
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"kind": kind, **header}, allow_nan=True)
+    text = json.dumps({"kind": kind, "arrays": sorted(arrays), **header}, allow_nan=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
@@ -84,7 +86,7 @@ def unwritable(error: OSError) -> CheckpointError:
         "the checkpoint cannot be written",
         received=f"{type(error).__name__}: {error}",
         expected="a folder that this process and all workers can write to",
-        remedy="checkpoint=FOLDER with room, on a file system that all machines share",
+        remedy="a folder with room, on a file system that all machines share",
     )
 
 
@@ -114,7 +116,9 @@ def read_archive(path: str | Path, kind: str) -> tuple[dict[str, Any], dict[str,
             arrays = {name: file[name] for name in file.files}
         header = json.loads(str(arrays.pop(_HEADER)))
         found = header.pop("kind")
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        if header.pop("arrays") != sorted(arrays):
+            raise ValueError("some of its arrays are missing")
+    except _DAMAGED as error:
         raise CheckpointError(
             "the file is corrupted or was not written by this toolkit",
             received=f"{path}: {type(error).__name__}: {str(error)[:80]}",

@@ -125,7 +125,7 @@ def solve(
         raise DTypeError(
             "the equation is not one of this toolkit",
             received=type(sde).__name__,
-            expected="WeightDecaySDE, FixedRatioDiffusion, LimitingDiffusion, DirectionDiffusion",
+            expected="LimitingDiffusion, or another of manifold_sde's equations",
             remedy="torchsde.sdeint integrates SDEs of your own; it knows no manifold",
         )
     times = _check_times(ts)
@@ -137,7 +137,9 @@ def solve(
     tolerance = check_tolerance(rtol, atol, adaptive, dt, dt_min, dt_max)
     name, equation = choose(sde, method, adaptive=tolerance is not None)
     if isinstance(equation, ManifoldEquation):
-        equation.require_on_manifold(start)
+        # Where the direction is simulated for an equation with a norm, it is that of the start.
+        own = type(equation) is type(sde)
+        equation.require_on_manifold(start if own else start / start.norm(dim=1, keepdim=True))
     request = Request(
         sde=sde,
         equation=equation,
@@ -240,8 +242,8 @@ def _check_folder(checkpoint: object) -> Path | None:
         raise ArgumentError(
             "checkpoint is not a folder",
             received=f"{checkpoint}, a file" if known else repr(checkpoint),
-            expected="the path of a folder, which is made: a file for each chunk goes there",
-            remedy='checkpoint="run"; the checkpoint of run_sgd, in contrast, is one file',
+            expected="the path of a folder, to which a file for each chunk is written",
+            remedy='checkpoint="run" (the checkpoint of run_sgd, in contrast, is a file)',
         )
     return Path(checkpoint)
 
