@@ -122,7 +122,8 @@ def solve(
     folder = _check_folder(checkpoint)
     name, equation = choose(sde, method)
     if isinstance(equation, ManifoldEquation):
-        equation.require_on_manifold(start)
+        split = isinstance(equation, DirectionDiffusion) and equation is not sde
+        equation.require_on_manifold(start / start.norm(dim=1, keepdim=True) if split else start)
     request = Request(
         sde=sde,
         equation=equation,
