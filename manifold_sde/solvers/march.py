@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from manifold_sde.solvers.bookkeeping import Book
+from manifold_sde.solvers.bookkeeping import Book, bend
 from manifold_sde.solvers.brownian import BrownianPath
 from manifold_sde.solvers.schemes import Motion, Noise, Scheme
 
@@ -311,11 +311,12 @@ class March:
             log_elapsed: Values of log E to be reached within the step, (p,).
         """
         missing = torch.exp(log_elapsed - sums[0]) - torch.exp(sums[1] - sums[0])
-        mean = rate
+        mean, needed = rate, missing
         for correction in range(_CORRECTIONS):
-            h = missing / relative_growth(missing, mean)
+            h = needed / relative_growth(needed, mean)
             x_new, sums_new, rate_new = self._side_step(paths, x, rate, sums, position, h)
             before, mean = mean, 0.5 * (rate + rate_new)
+            needed = missing / bend(h, rate, rate_new)
             if correction and bool(((mean - before).abs() <= 1e-14 * mean.abs()).all()):
                 break
         time = self._time(position) + h
