@@ -121,8 +121,10 @@ def solve(
     size = _check_chunks(chunk_size, n, antithetic)
     folder = _check_folder(checkpoint)
     name, equation = choose(sde, method)
-    if isinstance(equation, ManifoldEquation):
-        equation.require_on_manifold(start)
+    if isinstance(sde, ManifoldEquation):
+        sde.require_on_manifold(start)
+    if isinstance(equation, DirectionDiffusion) and equation is not sde:
+        equation.require_on_manifold(start / start.norm(dim=1, keepdim=True))
     request = Request(
         sde=sde,
         equation=equation,
