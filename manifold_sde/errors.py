@@ -161,3 +161,7 @@ class ManifoldSDEWarning(UserWarning):
 
 class CompilationWarning(ManifoldSDEWarning):
     """Compiling is not possible here; the same computation runs uncompiled."""
+
+
+class StepSizeWarning(ManifoldSDEWarning):
+    """A learning rate is so large that SGD does not stay near the manifold of minimisers."""
