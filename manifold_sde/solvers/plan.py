@@ -16,6 +16,7 @@ from manifold_sde.solvers.brownian import BrownianPath
 from manifold_sde.solvers.march import Grid, March
 from manifold_sde.solvers.moments import Observable
 from manifold_sde.solvers.schemes import SCHEMES, motion_of
+from manifold_sde.solvers.torchsde_bridge import TORCHSDE, TorchsdeMarch
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,8 @@ class Plan:
             )
 
         motion = motion_of(self.sde, compiled=self.compiled)
+        if self.method in TORCHSDE:
+            return TorchsdeMarch(motion, self.method, self.grid, self.book, brownian, paths)
         return March(motion, SCHEMES[self.method], self.grid, self.book, brownian, paths)
 
 
