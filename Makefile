@@ -12,11 +12,11 @@ BIN := "$(ENVIRONMENT)/bin"
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint format docs bench clean environment bench-environment
+.PHONY: help run test verify-thorough lint format docs bench clean environment bench-environment
 
 help: ## this table
 	@printf 'make TARGET, where TARGET is\n\n'
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-15s %s\n", $$1, $$2}' Makefile
 	@printf '\nPYTHON=/path/to/python names the Python that makes .venv; '
 	@printf 'JOBS=n sets the\nnumber of test processes.\n'
 
@@ -27,6 +27,9 @@ run: environment ## Figure 2 of the paper, in its quick form, into results/
 
 test: lint ## lint, types, and all tests (README, docstrings, examples too)
 	@$(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS)
+
+verify-thorough: environment ## the checks of the theorems that take minutes
+	@$(ONE_THREAD) $(BIN)/python -m pytest -m thorough -n $(JOBS)
 
 lint: environment ## ruff (rules and format) and mypy, changing nothing
 	@$(BIN)/ruff check .

@@ -165,3 +165,7 @@ class CompilationWarning(ManifoldSDEWarning):
 
 class LostPathsWarning(ManifoldSDEWarning):
     """Some paths of a simulation could not be continued and are NaN from there on."""
+
+
+class StepSizeWarning(ManifoldSDEWarning):
+    """A learning rate is so large that SGD does not stay near the manifold of minimisers."""

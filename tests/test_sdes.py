@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import torchsde
@@ -113,6 +115,15 @@ def test_torchsde_integrates_it(equation, calculus: str, method: str) -> None:
     # for Euler and 1 for the others here. A path moves by about 0.15.
     tolerance = 2e-2 if method == "euler" else 3e-3
     torch.testing.assert_close(found[-1], ours.ys[-1], rtol=0.0, atol=tolerance)
+
+
+def test_the_start_may_have_any_norm() -> None:
+    """The norm follows its equation from there: (10), as the trace is constant."""
+    problem = problems.great_circle(noise_scale=0.3)
+    found = solve(LimitingDiffusion(problem), 1.3 * problem.minimizer, [0.0, 0.1], dt=0.05)
+    trace = 2 * 0.3**2
+    wanted = (trace + (1.3**4 - trace) * math.exp(-0.2)) ** 0.25
+    assert float(found.norms[1]) == pytest.approx(wanted, rel=1e-12)
 
 
 def test_interpolation_is_refused() -> None:

@@ -2,9 +2,19 @@
 
 from manifold_sde.solvers.brownian import BrownianPath
 from manifold_sde.solvers.direction import DirectionSolution
+from manifold_sde.solvers.finite_lr import FiniteLrError, finite_lr_error
 from manifold_sde.solvers.runner import run_sgd
 from manifold_sde.solvers.schemes import SCHEMES
 from manifold_sde.solvers.simulation import solve
 from manifold_sde.solvers.solution import Solution
 
-__all__ = ["SCHEMES", "BrownianPath", "DirectionSolution", "Solution", "run_sgd", "solve"]
+__all__ = [
+    "SCHEMES",
+    "BrownianPath",
+    "DirectionSolution",
+    "FiniteLrError",
+    "Solution",
+    "finite_lr_error",
+    "run_sgd",
+    "solve",
+]

@@ -24,6 +24,7 @@ from manifold_sde.solvers.march import Grid, Origin
 from manifold_sde.solvers.plan import Plan
 from manifold_sde.solvers.solution import Solution
 from manifold_sde.solvers.step_control import StepControl
+from manifold_sde.solvers.step_sizes import StepSizes, Terrain
 from manifold_sde.time_scale import TimeScale
 
 #: Pairs of a path and a moment that are taken up again together.
@@ -123,7 +124,16 @@ class DirectionSolution(Solution):
                 (18) counts as that of one sample.
 
         Returns:
-            Solution whose ``ts`` are the steps.
+            Solution whose ``ts`` are the steps. Its ``stats`` say how small the steps are, for the
+            norm that the mean trace gives: ``step_size``, the largest eta / |x|^2 on the way,
+            ``last_step_size``, and for constant rates ``equilibrium_step_size``; ``stability``, the
+            largest times lambda_max(H), to be below 2 and small for a good prediction; and
+            ``off_manifold``, SGD's distance from the manifold over its norm. How much a finite
+            learning rate changes an expectation says
+            :func:`~manifold_sde.solvers.finite_lr_error`.
+
+        Warns:
+            StepSizeWarning: If SGD would be unstable at these rates.
 
         Raises:
             ClockRangeError: If a path was not simulated that far, with the clock that is needed.
@@ -141,14 +151,33 @@ class DirectionSolution(Solution):
         config: dict[str, Any] = {"lr": repr(scale.lr), "weight_decay": repr(scale.weight_decay)}
         if isinstance(scale.lr, float) and isinstance(scale.weight_decay, float):
             config["ratio"] = scale.weight_decay / scale.lr
-        return self._moments(
+        variance = self._variance_factor(batch_size)
+        found = self._moments(
             counts,
             torch.from_numpy(log_time).to(like),
             torch.from_numpy(shrinkage).to(like),
             norm,
-            self._variance_factor(batch_size),
+            variance,
             config,
         )
+        sizes = self._step_sizes(scale, int(whole[-1]), norm, variance)
+        if sizes is None:
+            return found
+        sizes.warn_if_unstable()
+        return replace(found, stats={**found.stats, **sizes.stats()})
+
+    def _step_sizes(
+        self, scale: TimeScale, steps: int, norm: float | Tensor, variance: float
+    ) -> StepSizes | None:
+        """The steps of SGD from the smallest norm, on the manifold that the paths have seen."""
+        seen = self.ys.reshape(-1, self.ys.shape[-1])
+        seen = seen[torch.isfinite(seen).all(-1)]
+        if steps == 0 or not len(seen):
+            return None
+        equation = self._plan().sde
+        assert isinstance(equation, DirectionDiffusion)
+        terrain = Terrain.of(equation.problem, equation.rank, seen, variance)
+        return StepSizes.of(scale, steps, float(torch.as_tensor(norm).min()), terrain)
 
     def _times(self, times: Any) -> Tensor:
         try:

@@ -235,20 +235,33 @@ class March:
 
     def found(self, block: Block, goal: Goal) -> Iterator[tuple[int, Tensor, Records]]:
         """What is asked for and lies in a block: its number, places of paths, records there."""
+        if goal.log_elapsed is not None:
+            yield from self._found_elapsed(block, goal.log_elapsed)
+            return
         end = block.position + block.steps
+        everyone = torch.arange(block.x.shape[-1], device=block.x.device)
         for k, time in enumerate(goal.times):
-            if goal.log_elapsed is not None:
-                places, records = self.at_elapsed(block, goal.log_elapsed[k])
-                if len(places):
-                    yield k, places, records
-                continue
             offset = (time - self.grid.start) / self.grid.h + _ON_GRID
             if block.position <= offset < end or (end == self._last_step(goal) and offset >= end):
-                yield (
-                    k,
-                    torch.arange(block.x.shape[-1], device=block.x.device),
-                    self.at_time(block, time),
-                )
+                yield k, everyone, self.at_time(block, time)
+
+    def _found_elapsed(
+        self, block: Block, log_elapsed: Tensor
+    ) -> Iterator[tuple[int, Tensor, Records]]:
+        """Paths that reach values of log E in a block, each its own, (K, n)."""
+        course = block.sums[:, 1]
+        for k, wanted in enumerate(log_elapsed):
+            crossing = (course[:-1] <= wanted) & (wanted < course[1:])
+            places = torch.nonzero(crossing.any(0))[:, 0]
+            if not len(places):
+                continue
+            index = crossing[:, places].to(torch.int8).argmax(0)
+            x = block.x[index, :, places].T.contiguous()
+            rate = block.rate[index, places]
+            sums = block.sums[index, :, places].T.contiguous()
+            position = block.position + index
+            paths = self.paths[places]
+            yield k, places, self.reach(paths, x, rate, sums, position, wanted[places])
 
     def at_time(self, block: Block, time: float) -> Records:
         """All paths of a block at a time that lies in it."""
@@ -268,25 +281,6 @@ class March:
 
     def _origin(self, x: Tensor, sums: Tensor, position: Tensor) -> Origin:
         return Origin(x, sums, position, torch.full_like(position, self.grid.level))
-
-    def at_elapsed(self, block: Block, log_elapsed: Tensor) -> tuple[Tensor, Records]:
-        """Paths that reach a value of log E in a block, each its own, (n,).
-
-        Returns:
-            Their places in the chunk (p,), and their records there.
-        """
-        course = block.sums[:, 1]
-        crossing = (course[:-1] <= log_elapsed) & (log_elapsed < course[1:])
-        places = torch.nonzero(crossing.any(0))[:, 0]
-        if not len(places):
-            x, sums = block.x[0, :, :0], block.sums[0, :, :0]
-            return places, Records(x, sums, torch.zeros(0, dtype=torch.float64, device=x.device))
-        index = crossing[:, places].to(torch.int8).argmax(0)
-        x = block.x[index, :, places].T.contiguous()
-        rate = block.rate[index, places]
-        sums = block.sums[index, :, places].T.contiguous()
-        position = block.position + index
-        return places, self.reach(self.paths[places], x, rate, sums, position, log_elapsed[places])
 
     def reach(
         self,

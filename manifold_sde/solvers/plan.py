@@ -18,6 +18,7 @@ from manifold_sde.solvers.march import Grid, March
 from manifold_sde.solvers.moments import Observable
 from manifold_sde.solvers.schemes import SCHEMES, motion_of
 from manifold_sde.solvers.step_control import StepControl
+from manifold_sde.solvers.torchsde_bridge import TORCHSDE, TorchsdeMarch
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,8 @@ class Plan:
             )
 
         motion = motion_of(self.sde, compiled=self.compiled)
+        if self.method in TORCHSDE:
+            return TorchsdeMarch(motion, self.method, self.grid, self.book, brownian, paths)
         scheme = SCHEMES[self.method]
         if self.control is None:
             return March(motion, scheme, self.grid, self.book, brownian, paths)

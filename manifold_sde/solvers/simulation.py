@@ -27,6 +27,7 @@ from manifold_sde.solvers.runner import starts
 from manifold_sde.solvers.schemes import SCHEMES
 from manifold_sde.solvers.solution import Solution
 from manifold_sde.solvers.step_control import check_tolerance, require_adaptive_scheme
+from manifold_sde.solvers.torchsde_bridge import TORCHSDE, refuse_unsound
 
 #: Paths of a chunk, all of them stepped together.
 CHUNK = 4096
@@ -69,7 +70,9 @@ def solve(
         n_paths: Number of paths from one start; ``None`` for one path, or as many as starts.
         method: Scheme: "euler" (Ito), "heun", "midpoint", "weak2" (Stratonovich), "phi_jet" (any),
             or "split": the direction in the intrinsic clock by "weak2", and the norm by its own
-            equation. "auto" is "split" on the manifold.
+            equation. "auto" is "split" on the manifold. For (3) in the whole space: "euler",
+            "heun", "midpoint", or those of torchsde: "torchsde:euler" (Ito), "torchsde:heun",
+            "torchsde:midpoint", "torchsde:euler_heun" (Stratonovich).
         dt: Step in the equation's time; with ``adaptive=True`` the first one. "split" turns it into
             a step of the clock.
         rtol: Tolerance of one step relative to the norm: steps are then adaptive, each path its
@@ -173,7 +176,7 @@ def choose(
         ArgumentError: If there is no such method, or it does not fit the equation.
     """
     ambient = isinstance(sde, WeightDecaySDE)
-    allowed = ("euler", "heun", "midpoint") if ambient else (*SCHEMES, "split")
+    allowed = ("euler", "heun", "midpoint", *TORCHSDE) if ambient else (*SCHEMES, "split")
     if method == "auto":
         if ambient and adaptive:
             return "heun", sde.with_calculus("stratonovich")
@@ -181,6 +184,7 @@ def choose(
             return ("euler" if sde.calculus == "ito" else "heun"), sde
         method = "split"
     if method not in allowed:
+        refuse_unsound(str(method))
         raise ArgumentError(
             f"there is no such method for {type(sde).__name__}",
             received=repr(method),
@@ -191,7 +195,7 @@ def choose(
         require_adaptive_scheme(method)
     if method == "split":
         return method, DirectionDiffusion(sde.problem, "stratonovich")
-    calculus = SCHEMES[method].calculus
+    calculus = TORCHSDE[method] if method in TORCHSDE else SCHEMES[method].calculus
     if calculus is not None and calculus != sde.calculus:
         raise ArgumentError(
             f"{method!r} does not integrate the form of the equation that it was given",

@@ -157,12 +157,11 @@ def require_adaptive_scheme(method: str) -> None:
     """
     if method in ("split", *ADAPTIVE):
         return
-    scheme = SCHEMES[method]
-    why = (
-        "sizes that depend on the noise bias an Ito scheme: it converges to another process"
-        if scheme.calculus != "stratonovich"
-        else "it draws numbers beside the Brownian path, so that halves of a step do not refine it"
-    )
+    why = "sizes that depend on the noise bias an Ito scheme: it converges to another process"
+    if method not in SCHEMES:
+        why = "torchsde has one error for all the paths of a batch"
+    elif SCHEMES[method].calculus == "stratonovich":
+        why = "it draws numbers beside the Brownian path, so that halves of a step do not refine it"
     raise ArgumentError(
         f"{method!r} has no adaptive steps",
         received=f"method={method!r} with adaptive steps; {why}",
