@@ -203,6 +203,9 @@ class March:
         course = block.sums[:, 1]
         crossing = (course[:-1] <= log_elapsed) & (log_elapsed < course[1:])
         places = torch.nonzero(crossing.any(0))[:, 0]
+        if not len(places):
+            nobody = block.x.new_zeros(0, dtype=torch.float64)
+            return places, Records(block.x[0, :, :0], block.sums[0, :, :0], nobody)
         index = crossing[:, places].to(torch.int8).argmax(0)
         x = block.x[index, :, places].T.contiguous()
         rate = block.rate[index, places]
