@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 
-from manifold_sde import DirectionDiffusion, Problem, problems
+from manifold_sde import DirectionDiffusion, LimitingDiffusion, Problem, problems
 from manifold_sde.errors import ArgumentError, ClockRangeError
-from manifold_sde.solvers import DirectionSolution, solve
+from manifold_sde.solvers import DirectionSolution, march, solve
 
 STEP = 1.0 / 8.0
 
@@ -48,6 +48,19 @@ def test_times_asked_for_do_not_change_the_paths() -> None:
     many = direction(problem, 4, [0.0, 0.7, 1.234, 2.0, 3.0])
     torch.testing.assert_close(few.ys[-1], many.ys[-1], rtol=0.0, atol=1e-13)
     torch.testing.assert_close(few.growth[-1], many.growth[-1], rtol=0.0, atol=1e-13)
+
+
+@pytest.mark.parametrize("block", [2, 64])
+def test_split_takes_the_steps_that_it_needs(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ends within a few steps of the clock of the last path, also in many blocks."""
+    monkeypatch.setattr(march, "_BLOCK_STEPS", block)
+    problem = problems.mixed_noise_circle()
+    times = [0.0, 0.2, 1.0]
+    run = solve(LimitingDiffusion(problem), problem.minimizer, times, n_paths=3, dt=0.4)
+    needed = float(run.clock[-1].max()) / run.config["dt"]
+    assert needed <= run.stats["steps"] <= needed + 3.0
+    assert run.stats["lost_paths"] == 0
+    assert bool(torch.isfinite(run.ys).all())
 
 
 def test_states_are_on_the_manifold() -> None:
