@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from manifold_sde.errors import ArgumentError, CheckpointError, ClockRangeError, DTypeError
-from manifold_sde.loss_checks import fixed_directions
 from manifold_sde.noise import LabelNoise, SamplingNoise
 from manifold_sde.paper import implements
 from manifold_sde.problem import Problem
@@ -22,6 +21,7 @@ from manifold_sde.solvers.bookkeeping import GrowthBook, log_time_at_zero_ratio
 from manifold_sde.solvers.chunk import one_thread
 from manifold_sde.solvers.march import Grid, Origin
 from manifold_sde.solvers.plan import Plan
+from manifold_sde.solvers.probes import close, probe, values_at
 from manifold_sde.solvers.solution import Solution
 from manifold_sde.solvers.step_control import StepControl
 from manifold_sde.solvers.step_sizes import StepSizes, Terrain
@@ -29,8 +29,6 @@ from manifold_sde.time_scale import TimeScale
 
 #: Pairs of a path and a moment that are taken up again together.
 _AT_ONCE = 8192
-#: Largest relative difference of gradients and noise that counts as that of two machines.
-_SAME = {torch.float64: 1e-9, torch.float32: 1e-4}
 _FIELDS = (
     "growth",
     "log_elapsed",
@@ -248,7 +246,7 @@ class DirectionSolution(Solution):
     def _arrays(self) -> dict[str, Tensor]:
         arrays = super()._arrays() | {name: getattr(self, name) for name in _FIELDS}
         if self.plan is not None:
-            arrays |= _probe(self.plan.sde.problem, self.ys)
+            arrays |= probe(self.plan.sde.problem, self.ys)
         return arrays | {k: v for k, v in self.origin.items() if isinstance(v, Tensor)}
 
     def _header(self) -> dict[str, Any]:
@@ -323,7 +321,7 @@ class DirectionSolution(Solution):
         fits = repr(problem) == plan["problem"]
         if fits:
             mine = values_at(problem, stored["probe"])
-            fits = all(_close(mine[name], stored[f"probe_{name}"]) for name in mine)
+            fits = all(close(mine[name], stored[f"probe_{name}"]) for name in mine)
         if not fits:
             raise CheckpointError(
                 "the solution belongs to another equation",
@@ -351,7 +349,7 @@ class DirectionSolution(Solution):
         )
 
     def _as_origin(self) -> dict[str, Any]:
-        return {**self._header(), **_probe(self._problem(), self.ys)}
+        return {**self._header(), **probe(self._problem(), self.ys)}
 
     def _variables(self) -> dict[str, tuple[tuple[str, ...], Tensor]]:
         variables = super()._variables()
@@ -476,28 +474,3 @@ class DirectionSolution(Solution):
             remedy=f"solve(sde, y0, [0.0, ..., {1.1 * needed:.4g}], ...): the paths go on as they "
             "began, with the same seed and step",
         )
-
-
-def _probe(problem: Problem, ys: Tensor) -> dict[str, Tensor]:
-    """What tells a problem apart: a point near the first state, gradient and noise there."""
-    states = ys[0].reshape(-1, ys.shape[-1])
-    point = states[0] + 0.125 if len(states) else ys.new_zeros(ys.shape[-1])
-    if not len(states):
-        return {"probe": point, "probe_gradient": point, "probe_noise": point}
-    found = values_at(problem, point)
-    return {"probe": point, **{f"probe_{name}": value for name, value in found.items()}}
-
-
-def values_at(problem: Problem, point: Tensor) -> dict[str, Tensor]:
-    """What tells a problem apart at a point (D,): its gradient, and sigma times one vector."""
-    weights = fixed_directions(problem.n_noise, 1)[0].to(point)
-    gradient, noise = problem.gradient(point), problem.noise_product(point, weights)
-    return {"gradient": gradient.detach(), "noise": noise.detach()}
-
-
-def _close(mine: Tensor, stored: Tensor) -> bool:
-    """Whether two tensors agree to rounding, which differs from machine to machine."""
-    if mine.shape != stored.shape:
-        return False
-    apart = float((mine - stored.to(mine)).abs().max())
-    return apart <= _SAME.get(mine.dtype, 1e-4) * float(stored.abs().max())

@@ -25,10 +25,11 @@ from manifold_sde.sdes import (
 from manifold_sde.solvers.archive import SUFFIX, versions
 from manifold_sde.solvers.bookkeeping import Book, ClockBook, GrowthBook
 from manifold_sde.solvers.chunk import Outcome, one_thread
-from manifold_sde.solvers.direction import DirectionSolution, values_at
+from manifold_sde.solvers.direction import DirectionSolution
 from manifold_sde.solvers.march import Grid
 from manifold_sde.solvers.moments import Moments, Observable, evaluate
 from manifold_sde.solvers.plan import Plan, Task
+from manifold_sde.solvers.probes import values_at
 from manifold_sde.solvers.runner import digest
 from manifold_sde.solvers.schemes import SCHEMES
 from manifold_sde.solvers.solution import Solution
