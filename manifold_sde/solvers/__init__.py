@@ -2,7 +2,9 @@
 
 from manifold_sde.solvers.brownian import BrownianPath
 from manifold_sde.solvers.direction import DirectionSolution
+from manifold_sde.solvers.extrapolation import Extrapolation, extrapolate
 from manifold_sde.solvers.finite_lr import FiniteLrError, finite_lr_error
+from manifold_sde.solvers.levels import MultilevelEstimate, multilevel
 from manifold_sde.solvers.runner import run_sgd
 from manifold_sde.solvers.schemes import SCHEMES
 from manifold_sde.solvers.simulation import solve
@@ -12,9 +14,13 @@ __all__ = [
     "SCHEMES",
     "BrownianPath",
     "DirectionSolution",
+    "Extrapolation",
     "FiniteLrError",
+    "MultilevelEstimate",
     "Solution",
+    "extrapolate",
     "finite_lr_error",
+    "multilevel",
     "run_sgd",
     "solve",
 ]

@@ -131,18 +131,15 @@ def solve(
             expected="LimitingDiffusion, or another of manifold_sde's equations",
             remedy="torchsde.sdeint integrates SDEs of your own; it knows no manifold",
         )
-    times = _check_times(ts)
+    times = check_times(ts)
     start, n, batched = check_starts(sde, y0, n_paths)
     philox.seed_key(seed)
     workers = check_workers(workers, backend)
-    size = _check_chunks(chunk_size, n, antithetic)
+    size = check_chunks(chunk_size, n, antithetic)
     folder = _check_folder(checkpoint)
     tolerance = check_tolerance(rtol, atol, adaptive, dt, dt_min, dt_max)
     name, equation = choose(sde, method, adaptive=tolerance is not None)
-    if isinstance(equation, ManifoldEquation):
-        # Where the direction is simulated for an equation with a norm, it is that of the start.
-        own = type(equation) is type(sde)
-        equation.require_on_manifold(start if own else start / start.norm(dim=1, keepdim=True))
+    require_start(sde, equation, start)
     request = Request(
         sde=sde,
         equation=equation,
@@ -206,6 +203,18 @@ def choose(
     return method, sde
 
 
+def require_start(sde: StochasticEquation, equation: StochasticEquation, start: Tensor) -> None:
+    """Check that starts are on the manifold, where the equation that is integrated lives on it.
+
+    Raises:
+        NotOnManifoldError, RankError, NoiseError: If one is not, or the noise vanishes there.
+    """
+    if isinstance(equation, ManifoldEquation):
+        # Where the direction is simulated for an equation with a norm, it is that of the start.
+        own = type(equation) is type(sde)
+        equation.require_on_manifold(start if own else start / start.norm(dim=1, keepdim=True))
+
+
 def check_starts(
     sde: StochasticEquation, y0: Tensor, n_paths: int | None
 ) -> tuple[Tensor, int, bool]:
@@ -218,7 +227,12 @@ def check_starts(
     return start, len(start), batched
 
 
-def _check_chunks(chunk_size: object, n_paths: int, antithetic: bool) -> int:
+def check_chunks(chunk_size: object, n_paths: int, antithetic: bool) -> int:
+    """The number of paths that are stepped together.
+
+    Raises:
+        ArgumentError: If it is none, or does not fit pairs of paths.
+    """
     size = integer(chunk_size)
     if size is None or size < 1 or (antithetic and size % 2):
         raise ArgumentError(
@@ -272,7 +286,12 @@ def _check_observables(observables: object, start: Tensor) -> dict[str, Observab
     return dict(observables)
 
 
-def _check_times(ts: object) -> tuple[float, ...]:
+def check_times(ts: object) -> tuple[float, ...]:
+    """Times as numbers.
+
+    Raises:
+        ArgumentError: If they do not increase.
+    """
     if isinstance(ts, (Tensor, np.ndarray)):
         ts = ts.tolist()
     listed = list(ts) if isinstance(ts, Iterable) and not isinstance(ts, (str, bytes)) else [ts]

@@ -1,0 +1,289 @@
+r"""Expectations to a given error by the multilevel Monte Carlo method.
+
+.. math::
+
+    E_{h/2^L} = E_h + \sum_{l=1}^{L} \bigl(E_{h/2^l} - E_{h/2^{l-1}}\bigr),
+
+each term from paths of its own, as many as its variance is worth; the two steps of a term run on
+the same Brownian paths (Giles, Operations Research 56, 2008). Most paths then have the largest
+steps.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from manifold_sde.errors import ArgumentError
+from manifold_sde.sdes import StochasticEquation
+from manifold_sde.solvers.coupling import coupled_values, moments_at, request_of
+from manifold_sde.solvers.moments import Moments, Observable
+from manifold_sde.solvers.run import Request
+from manifold_sde.solvers.schemes import SCHEMES
+from manifold_sde.solvers.simulation import CHUNK
+from manifold_sde.solvers.step_control import ADAPTIVE
+
+#: Indices of paths that a level has: levels do not share paths.
+_PATHS_OF_LEVEL = 1 << 27
+_PILOT = 256
+_FIRST_LEVELS = 3
+_MOST_LEVELS = 12
+#: Growth of a sample from one round to the next, at most.
+_MOST_GROWTH = 8
+
+
+@dataclass(frozen=True)
+class Level:
+    """One level of a multilevel estimate.
+
+    Attributes:
+        dt: Its step.
+        paths: Number of paths.
+        mean: Mean of what it adds, (...).
+        variance: Variance of what it adds, for one path, (...).
+        steps: Steps of one path, those of the larger step that it is compared with included.
+    """
+
+    dt: float
+    paths: int
+    mean: Tensor
+    variance: Tensor
+    steps: float
+
+
+@dataclass(frozen=True)
+class MultilevelEstimate:
+    """An expectation at one time by the multilevel estimator.
+
+    Attributes:
+        mean: The expectation (...).
+        standard_error: Its standard error (...).
+        bias: Estimate of what the smallest step leaves, (...).
+        levels: The levels, from the largest step on.
+        lost: Number of paths lost.
+    """
+
+    mean: Tensor
+    standard_error: Tensor
+    bias: Tensor
+    levels: tuple[Level, ...]
+    lost: int
+
+    @property
+    def steps(self) -> float:
+        """Number of steps of all paths of all levels."""
+        return sum(level.paths * level.steps for level in self.levels)
+
+    def __str__(self) -> str:
+        """A table of the levels, and the result."""
+        rows = [f"{'step':>10} {'paths':>10} {'mean':>12} {'variance':>12}"]
+        for level in self.levels:
+            mean, variance = level.mean.reshape(-1)[0], level.variance.reshape(-1)[0]
+            rows.append(
+                f"{level.dt:>10.3g} {level.paths:>10d} {float(mean):>12.4g} "
+                f"{float(variance):>12.4g}"
+            )
+        first = [float(v.reshape(-1)[0]) for v in (self.mean, self.standard_error, self.bias)]
+        rows.append(f"{first[0]:.6g} +- {first[1]:.2g}, bias about {first[2]:.1g}")
+        return "\n".join(rows)
+
+
+def multilevel(
+    sde: StochasticEquation,
+    y0: Tensor,
+    time: float,
+    function: Observable,
+    *,
+    tolerance: float,
+    dt: float,
+    start: float = 0.0,
+    method: str = "heun",
+    seed: int = 0,
+    compile: bool | str = "auto",
+    chunk_size: int = CHUNK,
+    max_paths: int = 10_000_000,
+) -> MultilevelEstimate:
+    """An expectation to a given root mean square error, by the multilevel Monte Carlo method.
+
+    Half of the square of the tolerance is spent on the variance and half on the bias. The number
+    of levels follows from the differences that the last ones make, under the scheme's weak order.
+
+    Args:
+        sde: The equation, in either form: the scheme takes the one that it needs.
+        y0: Start (D,) on the manifold.
+        time: Time at which the expectation is asked for.
+        function: Function of states (n, D) with a value for each, (n, ...).
+        tolerance: Root mean square error aimed at, in units of the function.
+        dt: The largest step.
+        start: Time at the start.
+        method: "heun" or "midpoint", whose paths at two steps are close.
+        seed: Seed of the Brownian paths.
+        compile: As in ``solve``.
+        chunk_size: Number of paths that are stepped together.
+        max_paths: Number of paths of a level beyond which it is given up.
+
+    Returns:
+        The estimate, with its levels.
+
+    Raises:
+        ArgumentError: If an argument is out of range, or the tolerance is out of reach.
+        NotOnManifoldError, RankError, NoiseError: As in ``solve``.
+
+    Example:
+        >>> from manifold_sde import DirectionDiffusion, problems
+        >>> from manifold_sde.solvers import multilevel
+        >>> problem = problems.great_circle()
+        >>> sde = DirectionDiffusion(problem)
+        >>> found = multilevel(
+        ...     sde, problem.minimizer, 1.0, lambda y: y[:, 0], tolerance=0.02, dt=0.5
+        ... )
+        >>> len(found.levels) >= 2
+        True
+    """
+    if method not in ADAPTIVE:
+        raise ArgumentError(
+            "the paths of this method at two steps are not close to each other",
+            received=repr(method),
+            expected=" or ".join(repr(name) for name in ADAPTIVE),
+            remedy='leave it at "heun"; extrapolate takes every scheme',
+        )
+    if not 0.0 < tolerance < math.inf:
+        raise ArgumentError(
+            "tolerance is not an error",
+            received=repr(tolerance),
+            expected="a positive number, in units of the function",
+            remedy="tolerance=1e-3",
+        )
+    sde = sde.with_calculus("stratonovich")
+    request = request_of(
+        sde,
+        y0,
+        [start, time],
+        _PILOT,
+        dt,
+        method,
+        seed=seed,
+        compile=compile,
+        chunk_size=chunk_size,
+    )
+    if len(request.start) > 1:
+        raise ArgumentError(
+            "a multilevel estimate begins at one start",
+            received=f"y0 of shape {tuple(y0.shape)}",
+            expected="(D,)",
+            remedy="one call for each start",
+        )
+    order = SCHEMES[method].weak_order
+    run = _Multilevel(request, function, tolerance, order, max_paths)
+    return run.estimate()
+
+
+class _Multilevel:
+    """One multilevel estimate on its way."""
+
+    def __init__(
+        self,
+        request: Request,
+        function: Observable,
+        tolerance: float,
+        order: int,
+        max_paths: int,
+    ) -> None:
+        self.request = request
+        self.function = function
+        self.tolerance = tolerance
+        self.order = order
+        self.max_paths = max_paths
+        self.moments: list[Moments] = []
+        self._drawn: list[int] = []
+        self.lost = 0
+
+    def estimate(self) -> MultilevelEstimate:
+        """Add levels and paths until both halves of the error are small enough."""
+        for _ in range(_FIRST_LEVELS):
+            self._add_level()
+        while True:
+            self._fill()
+            bias = self._bias()
+            if float(bias.max()) <= self.tolerance / math.sqrt(2.0):
+                break
+            if len(self.moments) == _MOST_LEVELS:
+                raise self._out_of_reach(f"a bias of {float(bias.max()):.2g} at the smallest step")
+            self._add_level()
+        levels = tuple(
+            Level(self._step(k), int(m.count[0]), m.mean[0], m.variance[0], self._cost(k))
+            for k, m in enumerate(self.moments)
+        )
+        mean = torch.stack([level.mean for level in levels]).sum(0)
+        variance = torch.stack([level.variance / level.paths for level in levels]).sum(0)
+        return MultilevelEstimate(mean, variance.sqrt(), bias, levels, self.lost)
+
+    def _step(self, level: int) -> float:
+        assert self.request.dt is not None
+        return self.request.dt * 2.0**-level
+
+    def _cost(self, level: int) -> float:
+        span = self.request.times[-1] - self.request.times[0]
+        return span / self._step(level) * (1.5 if level else 1.0)
+
+    def _bias(self) -> Tensor:
+        """What the smallest step leaves, from the last two differences."""
+        factor = 2.0**self.order
+        last = torch.maximum(
+            self.moments[-1].mean[0].abs(), self.moments[-2].mean[0].abs() / factor
+        )
+        return last / (factor - 1.0)
+
+    def _add_level(self) -> None:
+        self._drawn.append(_PILOT)
+        self.moments.append(self._sample(len(self.moments), 0, _PILOT))
+
+    def _sample(self, level: int, first: int, count: int) -> Moments:
+        """Moments of what a level adds, from new paths."""
+        request = replace(
+            self.request,
+            n_paths=count,
+            dt=self._step(level) * (2.0 if level else 1.0),
+            first_path=level * _PATHS_OF_LEVEL + first,
+        )
+        total: Moments | None = None
+        for values, valid in coupled_values(request, self.function, (0, 1) if level else (0,)):
+            self.lost += int((~valid[-1]).sum())
+            adds = values[1] - values[0] if level else values[0]
+            new = moments_at(adds[-1:], valid[-1:])
+            total = new if total is None else total.merge(new)
+        assert total is not None
+        return total
+
+    def _fill(self) -> None:
+        """Draw paths until the variance is within its half of the error."""
+        while True:
+            costs = [self._cost(k) for k in range(len(self.moments))]
+            variances = [float(m.variance[0].max()) for m in self.moments]
+            total = sum(math.sqrt(v * c) for v, c in zip(variances, costs, strict=True))
+            wanted = [
+                math.ceil(2.0 / self.tolerance**2 * math.sqrt(v / c) * total)
+                for v, c in zip(variances, costs, strict=True)
+            ]
+            counts = [int(m.count[0]) for m in self.moments]
+            if all(have >= want for have, want in zip(counts, wanted, strict=True)):
+                return
+            for k, (have, want) in enumerate(zip(counts, wanted, strict=True)):
+                if want > self.max_paths:
+                    raise self._out_of_reach(f"{want} paths at the step {self._step(k):.3g}")
+                drawn = self._drawn[k]
+                more = min(want - have, (_MOST_GROWTH - 1) * drawn)
+                if more > 0:
+                    self._drawn[k] += more
+                    self.moments[k] = self.moments[k].merge(self._sample(k, drawn, more))
+
+    def _out_of_reach(self, received: str) -> ArgumentError:
+        return ArgumentError(
+            "the tolerance is out of reach",
+            received=f"tolerance={self.tolerance:g}, which would need {received}",
+            expected=f"at most {self.max_paths} paths of a level and {_MOST_LEVELS} levels",
+            remedy="a larger tolerance, or a larger max_paths",
+        )
