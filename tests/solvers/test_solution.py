@@ -225,6 +225,8 @@ def test_weights_are_the_fourth_powers_of_the_norms():
         grid_ys=ys,
         grid_growth=zeros,
         grid_log_elapsed=zeros,
+        grid_position=zeros,
+        grid_level=zeros,
     )
     result = found.equilibrium(lambda y: y[:, 0], burn_in=1.0)
     expected = (ys[1:, :, 0] * weights[1:]).sum(0) / 7
