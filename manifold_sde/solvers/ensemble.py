@@ -1,13 +1,14 @@
-"""Chunks of paths in other processes, through joblib, or one after the other in this one."""
+"""Chunks of paths in other processes, of loky or of Dask, or one after the other in this one."""
 
 from __future__ import annotations
 
 import contextlib
 import importlib
+import itertools
 import pickle
 import threading
+from collections import deque
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from manifold_sde.derivatives import integer
 from manifold_sde.errors import ArgumentError, MissingDependencyError, WorkerError
 from manifold_sde.solvers.archive import prepare_folder
 from manifold_sde.solvers.chunk import Outcome, run_chunk
-from manifold_sde.solvers.plan import Plan
+from manifold_sde.solvers.plan import Plan, Task
 from manifold_sde.solvers.run import Run
 
 BACKENDS = ("loky", "dask")
@@ -83,76 +84,102 @@ def outcomes(
 def _distributed(
     run: Run, workers: int | None, backend: str, kept: Path | None
 ) -> Generator[Outcome, None, None]:
-    joblib = _load("joblib")
-    pool = (_dask if backend == "dask" else _loky)(workers, _packed(run.plan))
-    # Bytes: what Dask would otherwise place on one worker beforehand is lost with that worker.
-    calls = (joblib.delayed(_work)(pool.plan, _packed(task)) for task in run.tasks(kept))
+    tasks = run.tasks(kept)
     try:
-        with pool.settings:
-            with joblib.parallel_config(**pool.config):
-                parallel = joblib.Parallel(batch_size=1, return_as="generator", **pool.options)
-                results = parallel(calls)
-            with contextlib.closing(results):
-                yield from results
-    except pool.lost as error:
+        if backend == "dask":
+            yield from _on_dask(run.plan, tasks, workers)
+        else:
+            yield from _on_loky(run.plan, tasks, workers)
+    except _LostWorker as error:
         raise WorkerError(
             "a worker died",
-            received=f"{type(error).__name__}: {str(error).splitlines()[0][:120]}",
+            received=str(error),
             expected="workers that live; one that is killed often ran out of memory",
             remedy=(
-                "the same call again: the chunks that were finished are in the checkpoint "
-                f"{kept}, and are not run again"
+                f"the same call again: what was finished is in {kept}"
                 if kept is not None
-                else "checkpoint=FOLDER keeps the chunks that are finished; fewer workers, or a "
-                "smaller chunk_size, need less memory"
+                else "checkpoint=FOLDER keeps finished chunks; a smaller chunk_size, or fewer "
+                "workers, need less memory"
             ),
-        ) from error
+        ) from error.__cause__
 
 
-@dataclass(frozen=True)
-class _Pool:
-    """How joblib is to run the chunks.
+class _LostWorker(Exception):
+    """A worker died; the cause is what the backend says of it."""
 
-    Attributes:
-        plan: What stands for the plan in a call.
-        config: Arguments of ``joblib.parallel_config``.
-        options: Arguments of ``joblib.Parallel``.
-        lost: The error that says that a worker died.
-        settings: What holds during the run.
-    """
-
-    plan: Any
-    config: dict[str, Any]
-    options: dict[str, Any]
-    lost: type[BaseException]
-    settings: contextlib.AbstractContextManager[Any] = field(default_factory=contextlib.nullcontext)
+    def __init__(self, cause: BaseException) -> None:
+        super().__init__(f"{type(cause).__name__}: {_first_line(cause)}")
+        self.__cause__ = cause
 
 
-def _loky(workers: int | None, plan: bytes) -> _Pool:
+def _on_loky(
+    plan: Plan, tasks: Iterator[Task], workers: int | None
+) -> Generator[Outcome, None, None]:
+    """Chunks in processes of this machine, through joblib."""
+    joblib = _load("joblib")
     executor = importlib.import_module("joblib.externals.loky.process_executor")
-    config = {"backend": "loky", "inner_max_num_threads": 1}
-    return _Pool(plan, config, {"n_jobs": workers}, executor.BrokenProcessPool)
+    data = _packed(plan)
+    calls = (joblib.delayed(_work)(data, _packed(task)) for task in tasks)
+    try:
+        with joblib.parallel_config(backend="loky", inner_max_num_threads=1):
+            parallel = joblib.Parallel(n_jobs=workers, batch_size=1, return_as="generator")
+            results = parallel(calls)
+        with contextlib.closing(results):
+            yield from results
+    except executor.BrokenProcessPool as error:
+        raise _LostWorker(error) from error
 
 
-def _dask(workers: int | None, plan: bytes) -> _Pool:
-    client = _client()
-    settings = contextlib.ExitStack()
-    # Dask warns of a message above 10 MB, and where warnings are errors the run would hang.
-    limit = {"distributed.admin.large-graph-warning-threshold": "1 PB"}
-    settings.enter_context(_load("dask").config.set(limit))
-    # Sent once; the scheduler has it made again if the workers that hold it die.
-    future = client.submit(_same, plan, pure=False)
-    return _Pool(
-        future,
-        {"backend": "dask"},
-        {"n_jobs": -1, "pre_dispatch": workers or "2*n_jobs"},
-        importlib.import_module("distributed.scheduler").KilledWorker,
-        settings,
-    )
+def _on_dask(
+    plan: Plan, tasks: Iterator[Task], workers: int | None
+) -> Generator[Outcome, None, None]:
+    """Chunks on the workers of a Dask client.
+
+    Not through joblib, whose backend for Dask waits for ever for a chunk that Dask has given up,
+    and for one whose message Dask warns of where warnings are errors.
+    """
+    distributed = _load("distributed")
+    client = _client(distributed)
+    killed = importlib.import_module("distributed.scheduler").KilledWorker
+    config = importlib.import_module("dask").config
+    large = {"distributed.admin.large-graph-warning-threshold": "1 PB"}
+
+    def submit(*call: Any) -> Any:
+        with config.set(large):
+            return client.submit(*call, pure=False)
+
+    # The plan is sent once. Bytes that are submitted, unlike what is scattered, are known to the
+    # scheduler, which has them made again if the workers that hold them die.
+    data = submit(_same, _packed(plan))
+    under_way: deque[Any] = deque()
+
+    def fill() -> None:
+        most = workers or 2 * max(1, sum(client.ncores().values()))
+        free = most - sum(not future.done() for future in under_way)
+        for task in itertools.islice(tasks, max(0, free)):
+            under_way.append(submit(_work, data, _packed(task)))
+
+    try:
+        fill()
+        while under_way:
+            if under_way[0].done():
+                yield under_way.popleft().result()
+            else:
+                unfinished = [future for future in under_way if not future.done()]
+                distributed.wait(unfinished, return_when="FIRST_COMPLETED")
+            fill()
+    except (killed, distributed.CancelledError) as error:
+        raise _LostWorker(error) from error
+    finally:
+        client.cancel(list(under_way))
 
 
 def _same(plan: bytes) -> bytes:
     return plan
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [""])[0][:120]
 
 
 def _load(name: str) -> Any:
@@ -167,9 +194,8 @@ def _load(name: str) -> Any:
         ) from error
 
 
-def _client() -> Any:
+def _client(distributed: Any) -> Any:
     """The Dask client of this process."""
-    distributed = _load("distributed")
     try:
         return distributed.get_client()
     except ValueError as error:
@@ -189,7 +215,7 @@ def _packed(value: Any) -> bytes:
     except Exception as error:
         raise WorkerError(
             "the run cannot be sent to a worker",
-            received=f"{type(error).__name__}: {str(error).splitlines()[0][:120]}",
+            received=f"{type(error).__name__}: {_first_line(error)}",
             expected="a loss, a noise and observables that can be pickled",
             remedy=f"functions without open files, locks or generators; or {_ONE_PROCESS}",
         ) from error

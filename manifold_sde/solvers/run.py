@@ -213,6 +213,8 @@ class Run:
             **self.config(),
             "paths": r.n_paths,
             "chunk size": r.chunk_size,
+            "grid": repr(self.grid),
+            "step control": repr(self.plan.control),
             "times": digest(np.array(r.times)),
             **{name: digest(value.cpu().numpy()) for name, value in values.items()},
             "observables": seen,

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from manifold_sde import DirectionDiffusion, LimitingDiffusion, WeightDecaySDE, problems
-from manifold_sde.errors import ArgumentError
+from manifold_sde.errors import ArgumentError, LostPathsWarning
 from manifold_sde.solvers import Solution, solve
 from manifold_sde.solvers.chunk import run_chunk
 from manifold_sde.solvers.run import Request, Run
@@ -88,8 +88,10 @@ def test_lost_paths_are_left_out_and_counted() -> None:
     problem = problems.mixed_noise_circle()
     arguments: Any = (DirectionDiffusion(problem), problem.minimizer, [0.0, 20.0, 40.0])
     options: Any = {"n_paths": 30, "method": "euler", "dt": 20.0, "compile": False, "chunk_size": 8}
-    kept = solve(*arguments, **options)
-    observed = solve(*arguments, **options, observables=FUNCTIONS)
+    with pytest.warns(LostPathsWarning):
+        kept = solve(*arguments, **options)
+    with pytest.warns(LostPathsWarning):
+        observed = solve(*arguments, **options, observables=FUNCTIONS)
     lost = torch.isnan(kept.ys).any(-1).sum(1)
     assert 0 < int(lost[1]) < int(lost[2]) < 28, "choose another step"
     assert observed.stats["lost_at_times"] == lost.tolist()

@@ -24,6 +24,7 @@ from manifold_sde.errors import (
     ArgumentError,
     CheckpointError,
     DTypeError,
+    LostPathsWarning,
     ManifoldSDEError,
     NoiseError,
     NonFiniteError,
@@ -303,7 +304,8 @@ def test_lost_paths_do_not_stop_the_others() -> None:
 
     def directions(y0: Tensor) -> Tensor:
         options: Any = {"method": "euler", "dt": 20.0, "n_paths": 10, "seed": 1}
-        return run(sde=DirectionDiffusion(problem), y0=y0, ts=[0, 20, 40], **options).ys
+        with pytest.warns(LostPathsWarning):
+            return run(sde=DirectionDiffusion(problem), y0=y0, ts=[0, 20, 40], **options).ys
 
     found = directions(problem.minimizer)
     lost = torch.isnan(found).any(-1)

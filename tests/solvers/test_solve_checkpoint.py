@@ -113,11 +113,24 @@ def limit(**options: Any) -> Solution:
     return solve(sde, problem.minimizer, [0.0, 0.1, 0.25], **({"dt": 0.1} | options))
 
 
+def adaptive(**options: Any) -> Solution:
+    problem = problems.great_circle()
+    sde = WeightDecaySDE(problem, lr=0.1, weight_decay=0.1, calculus="stratonovich")
+    options = {"n_paths": 6, "chunk_size": 4, "seed": 5, "compile": False, **options}
+    return solve(sde, problem.minimizer, [0.0, 1.3, 2.0], method="heun", rtol=0.01, **options)
+
+
+def torchsde(**options: Any) -> Solution:
+    return weights(method="torchsde:euler", **options)
+
+
 RUNS: dict[str, Callable[..., Solution]] = {
     "weights": weights,
     "observed": observed,
     "direction": direction,
     "limit": limit,
+    "adaptive": adaptive,
+    "torchsde": torchsde,
 }
 
 
@@ -284,6 +297,30 @@ def test_a_checkpoint_of_another_run_is_refused_and_says_what_differs(
     assert named in caught.value.received
     assert str(tmp_path) in caught.value.received
     run(checkpoint=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"rtol": 0.02}, "rtol: 0.01 there, 0.02 here"),
+        ({"atol": 0.02}, "atol"),
+        ({"dt_max": 0.25}, "grid"),
+        ({"dt_min": 1e-4}, "smallest_dt"),
+        ({"dt": 0.125, "adaptive": True}, "dt"),
+        ({"rtol": None, "dt": 0.5}, "step control"),
+    ],
+)
+def test_adaptive_steps_are_told_apart(tmp_path: Path, changes: dict[str, Any], named: str) -> None:
+    def run(**changed: Any) -> None:
+        sde = WeightDecaySDE(PROBLEM, lr=0.1, weight_decay=0.1, calculus="stratonovich")
+        options = {"method": "heun", "rtol": 0.01, "compile": False, **changed}
+        solve(sde, PROBLEM.minimizer, [0.0, 1.0], checkpoint=tmp_path, **options)
+
+    run()
+    run()
+    with pytest.raises(CheckpointError, match="belongs to another run") as caught:
+        run(**changes)
+    assert named in caught.value.received
 
 
 def test_problems_of_the_same_name_are_told_apart(tmp_path: Path) -> None:
