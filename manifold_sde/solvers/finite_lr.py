@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from manifold_sde.derivatives import integer
 from manifold_sde.errors import ArgumentError, LimitMapError, ShapeError
 from manifold_sde.geometry import Geometry
 from manifold_sde.paper import implements
@@ -150,7 +151,8 @@ def finite_lr_error(
     """
     scale = TimeScale(lr, weight_decay)
     counts = _check_counts(steps)
-    if isinstance(n_paths, bool) or not isinstance(n_paths, int) or n_paths < 2 or n_paths % 2:
+    size = integer(n_paths)
+    if size is None or size < 2 or size % 2:
         raise ArgumentError(
             "n_paths is not a number of paths with a standard error",
             received=repr(n_paths),
@@ -176,12 +178,12 @@ def finite_lr_error(
     sizes = StepSizes.of(scale, int(counts[-1]), norm, terrain)
     merges = _check_merge(merge, sizes, counts)
     if limit is None:
-        limit = _limit(equation, y0, scale, counts, f, n_paths, seed, compile)
+        limit = _limit(equation, y0, scale, counts, f, size, seed, compile)
     mean, error = limit
     measured, errors, coarseness = [], [], []
     for number, m in enumerate(merges):
         coarser = coarser_rates(scale, counts, m)
-        weights = _weights(problem, x0, coarser, phi, n_paths, (seed + number) % 2**64, compile, m)
+        weights = _weights(problem, x0, coarser, phi, size, (seed + number) % 2**64, compile, m)
         found, spread = moments_of("f", f, weights).result()
         if mean.shape != found.shape or error.shape != found.shape:
             raise ShapeError(
@@ -235,29 +237,31 @@ def _check_merge(merge: object, sizes: StepSizes, counts: np.ndarray) -> list[in
         coarsest = largest_merge(sizes.stability, first, limit=_LIMIT, fewest=_FEWEST)
         return [coarsest // 4, coarsest] if coarsest >= 8 else [1]
     listed: list[Any] = list(merge) if isinstance(merge, Sequence) else [merge]
-    whole = all(isinstance(m, int) and not isinstance(m, bool) and m >= 1 for m in listed)
-    if not whole or sorted(set(listed)) != listed or not (len(listed) > 1 or listed == [1]):
+    found = [integer(m) for m in listed]
+    merges = [m for m in found if m is not None and m >= 1]
+    increasing = len(merges) == len(listed) and sorted(set(merges)) == merges
+    if not increasing or not (len(merges) > 1 or merges == [1]):
         raise ArgumentError(
             "merge is not the numbers of steps that become one",
             received=repr(merge)[:80],
             expected="two or more increasing positive integers, or [1]",
             remedy="merge=[4, 16], or leave it out",
         )
-    if listed[-1] > first:
+    if merges[-1] > first:
         raise ArgumentError(
             "there are too few steps for the coarser runs",
-            received=f"{listed[-1]} steps in one, where {first} are asked for",
+            received=f"{merges[-1]} steps in one, where {first} are asked for",
             expected="several steps of the coarser run up to the first count",
             remedy="a smaller merge, or later counts",
         )
-    if math.sqrt(listed[-1]) * sizes.stability > STABLE:
+    if math.sqrt(merges[-1]) * sizes.stability > STABLE:
         raise ArgumentError(
             "the coarser runs of SGD would be unstable",
-            received=f"steps of {math.sqrt(listed[-1]) * sizes.stability:.3g} / lambda_max(H)",
+            received=f"steps of {math.sqrt(merges[-1]) * sizes.stability:.3g} / lambda_max(H)",
             expected=f"less than {STABLE:g}, and below 0.3 for an estimate of use",
             remedy=f"merge up to {largest_merge(sizes.stability, first, limit=0.3, fewest=1)}",
         )
-    return listed
+    return merges
 
 
 def _pilot(

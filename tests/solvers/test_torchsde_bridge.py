@@ -115,6 +115,12 @@ def test_unsound_methods_are_refused_by_their_reason(name: str, reason: str) -> 
         solve(sde("stratonovich"), PROBLEM.minimizer, [0.0, 1.0], method=f"torchsde:{name}")
 
 
+@pytest.mark.parametrize("method", sorted(TORCHSDE))
+def test_adaptive_steps_of_torchsde_are_refused(method: str) -> None:
+    with pytest.raises(ArgumentError, match="has no adaptive steps"):
+        solve(sde(TORCHSDE[method]), PROBLEM.minimizer, [0.0, 1.0], method=method, rtol=1e-3)
+
+
 def test_unknown_methods_and_diffusions_on_the_manifold_are_refused() -> None:
     with pytest.raises(ArgumentError, match="no such method"):
         solve(sde("ito"), PROBLEM.minimizer, [0.0, 1.0], method="torchsde:magic")
