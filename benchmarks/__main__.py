@@ -20,8 +20,19 @@ from typing import Any
 
 from benchmarks.rows import Row, installed
 
-NAMES = ("sgd", "second_derivative", "symbolic", "limit_map", "brownian")
-PACKAGES = ("manifold_sde", "torch", "numpy", "scipy", "sympy", "jax", "jaxlib", "torchdiffeq")
+NAMES = ("sgd", "second_derivative", "symbolic", "limit_map", "brownian", "diffusion")
+PACKAGES = (
+    "manifold_sde",
+    "torch",
+    "torchsde",
+    "numpy",
+    "scipy",
+    "sympy",
+    "jax",
+    "jaxlib",
+    "diffrax",
+    "torchdiffeq",
+)
 OUTPUT = Path("results/benchmarks.json")
 WIDTH = 80
 

@@ -63,6 +63,11 @@ class Timing:
     low: float
     high: float
 
+    def with_peer_times(self, factor: float) -> Timing:
+        """The same where the peer has this many times the work that was timed."""
+        parts = (self.ratio, self.low, self.high)
+        return Timing(self.ours, self.peer * factor, *(part / factor for part in parts))
+
     def row(
         self,
         name: str,

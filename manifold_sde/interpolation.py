@@ -32,7 +32,7 @@ from manifold_sde.noise import SphericalNoise
 from manifold_sde.problem import Problem
 
 #: Gauss-Newton steps of a retraction beyond those that the scheme asks for.
-_MORE_STEPS = 2
+_MORE_STEPS = 4
 #: Residuals that two steps of Gauss and Newton leave, in units of rounding of |J| |y|, that count
 #: as none; and points at which they are looked at.
 _ROUNDING_UNITS = 1e3
@@ -133,7 +133,7 @@ class InterpolationField(Field):
         Args:
             x: Points near the manifold (D, n).
             anchor: Tangent bases nearby, or none.
-            fresh_steps: Steps, besides two more.
+            fresh_steps: Steps, besides four more.
 
         Returns:
             Points (D, n), tangent bases there, and whether the point arrived, (n,): one that did

@@ -12,6 +12,7 @@ from torch import Tensor
 from benchmarks import (
     __main__,
     bench_brownian,
+    bench_diffusion,
     bench_limit_map,
     bench_second_derivative,
     bench_sgd,
@@ -28,6 +29,7 @@ MODULES = {
     "symbolic": bench_symbolic,
     "limit_map": bench_limit_map,
     "brownian": bench_brownian,
+    "diffusion": bench_diffusion,
 }
 needs_jax = pytest.mark.skipif(not rows.installed("jax"), reason="no JAX (make bench-environment)")
 STEPS = 40
