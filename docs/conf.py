@@ -23,6 +23,7 @@ extensions = [
     "exports",
     "paper_table",
     "plain_mathematics",
+    "schemes_table",
 ]
 exclude_patterns = ["_build", "gallery/*.ipynb", "gallery/*.py", "gallery/*.md5"]
 templates_path = ["_templates"]

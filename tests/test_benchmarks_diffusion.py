@@ -1,4 +1,4 @@
-"""The benchmark of the diffusion: its biases are right, and it refuses what computes another thing."""
+"""The benchmark of the diffusion: its biases are right, and what is not the same is refused."""
 
 from __future__ import annotations
 
@@ -46,9 +46,7 @@ def exact_in_clock(x: Tensor, dw: Tensor, extra: Tensor, h: float) -> Tensor:
 
 def tangent_in_clock(x: Tensor, dw: Tensor, extra: Tensor, h: float) -> Tensor:
     """A step along the tangent, and back to the circle by the shortest way."""
-    return turned(
-        x, torch.atan(setting().scale / setting().circle.radius * tangent_noise(x, dw))
-    )
+    return turned(x, torch.atan(setting().scale / setting().circle.radius * tangent_noise(x, dw)))
 
 
 def exact_norm(x: Tensor, dw: Tensor, extra: Tensor, h: float) -> Tensor:

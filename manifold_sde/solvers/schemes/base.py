@@ -175,8 +175,9 @@ class Scheme(ABC):
         weak_order: Weak order.
         strong_order: Strong order for noise that does not commute.
         strong_order_commutative: Strong order for noise that does.
-        cost: What a step costs, in evaluations of the tangent space (a Hessian each), of the
-            drift (a Hessian and D third derivatives each), and of the gradient.
+        cost: What a step costs in evaluations of the gradient, for D dimensions, of which the
+            cone of minimisers has d, by the general route: a Hessian counts D, and so does a sum
+            of D third derivatives. Least squares that interpolates puts its M residuals for D.
     """
 
     name: str

@@ -14,7 +14,7 @@ class Midpoint(Scheme):
     calculus = "stratonovich"
     weak_order = 1
     strong_order_commutative = 1.0
-    cost = "2 drifts, 2 tangent spaces, retraction (3 Hessians, 6 gradients)"
+    cost = "7 D + 6"
 
     def step(
         self, motion: Motion, x: Tensor, anchor: Tensor, h: Tensor, noise: Noise

@@ -27,7 +27,7 @@ class PhiJet(Scheme):
     calculus = None
     weak_order = 1
     strong_order_commutative = 0.5
-    cost = "1 limit map (some 100 gradients and 10 Hessians)"
+    cost = "the limit map: some 100 + 10 D"
 
     def step(
         self, motion: Motion, x: Tensor, anchor: Tensor, h: Tensor, noise: Noise
