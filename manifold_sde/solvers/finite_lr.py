@@ -135,17 +135,19 @@ def finite_lr_error(
 
     Example:
         >>> import torch
-        >>> from manifold_sde import problems
+        >>> from manifold_sde import TimeScale, problems
         >>> from manifold_sde.solvers import finite_lr_error
-        >>> problem = problems.great_circle()
+        >>> problem = problems.great_circle(noise_scale=0.3)
         >>> def first(y):
         ...     return y[:, 0] / y.norm(dim=1)
-        >>> limit = torch.tensor([0.9088], dtype=torch.float64), torch.zeros(1)
+        >>> clock = TimeScale(0.01, 0.05).clock(400, 0.18, 1.0)
+        >>> limit = torch.tensor([-0.045 * clock]).exp(), torch.zeros(1)
         >>> found = finite_lr_error(
-        ...     problem, problem.minimizer, 0.04, 0.2, 130, first, limit=limit, n_paths=64
+        ...     problem, problem.minimizer, 0.01, 0.05, 400, first,
+        ...     limit=limit, n_paths=64, merge=[4, 16],
         ... )
-        >>> found.coarseness.shape, float(found.standard_error) < 0.02
-        (torch.Size([2, 1]), True)
+        >>> found.coarseness.round().tolist(), float(found.standard_error) < 0.02
+        ([[2.0], [4.0]], True)
 
     Source: Theorem 4.4; Richardson's extrapolation.
     """
