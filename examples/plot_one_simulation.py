@@ -1,0 +1,105 @@
+r"""
+One simulation answers for all
+==============================
+
+The direction of the weights, in the intrinsic clock :math:`u = \int \|Y\|^{-4}\,dt`, is a diffusion
+that knows no learning rate, no weight decay and no norm. It is simulated once, and then asked: for
+the law at several ratios of weight decay to learning rate, for SGD under a schedule that it has
+never seen, and for the equilibrium. The problem is a circle whose sampling noise varies along it,
+small enough for the exact law to be known.
+"""
+
+# %%
+# Simulate the direction once. Nothing is said of a learning rate here.
+
+import os
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+
+from manifold_sde import DirectionDiffusion, Geometry, problems
+from manifold_sde.solvers import run_sgd, solve
+from manifold_sde.verification.exact import CircleDiffusion
+
+quick = "MANIFOLD_SDE_QUICK" in os.environ
+n_paths, n_sgd, horizon, dt = (64, 64, 12.0, 1.0) if quick else (2000, 2000, 120.0, 0.5)
+
+problem = problems.mixed_noise_circle()
+circle, law = problem.facts.circle, CircleDiffusion.of(problem)
+clocks = np.linspace(0.0, horizon, 17 if quick else 81)
+paths = solve(DirectionDiffusion(problem), problem.minimizer, clocks, n_paths=n_paths, dt=dt)
+
+# %%
+# Ask for the mean of :math:`\cos\theta` at three ratios :math:`C = \lambda/\eta`, each in its own
+# time; the paths are stepped again to the moments asked for, never interpolated.
+
+
+def cosine(y):
+    return torch.cos(circle.angle(y))
+
+
+figure, (left, middle, right) = plt.subplots(1, 3, figsize=(12.0, 3.6), layout="constrained")
+for ratio, marker in ((0.1, "o"), (1.0, "s"), (10.0, "^")):
+    last = np.log1p(4 * ratio * (3.0 if quick else 60.0)) / (4 * ratio)
+    times = np.geomspace(last / 30, last, 4 if quick else 8)
+    mean, error = paths.at(ratio=ratio, times=times).expectation(cosine)
+    points = left.errorbar(times, mean, 2 * error, marker=marker, lw=0, elinewidth=1, ms=4)
+    fine = np.geomspace(last / 30, last, 8 if quick else 40)
+    exact = [law.at(t, ratio=ratio).angle.expectation(np.cos) for t in fine]
+    left.plot(fine, exact, color=points[0].get_color(), lw=1, label=f"$C = {ratio:g}$")
+left.set(xscale="log", xlabel="time $t = \\eta^2 k$ of (8)", ylabel="mean of $\\cos\\theta$")
+left.set_title("three ratios, one run")
+left.legend()
+
+# %%
+# Now SGD itself, with a learning rate that is cut to a quarter half-way. ``at_steps`` predicts its
+# law from the same run; no other simulation is needed. SGD is compared by :math:`\Phi(x)`.
+
+
+def rate(step):
+    return 0.04 if step < 400 else 0.01
+
+
+steps = [0, 200, 400, 800] if quick else [0, 100, 200, 300, 400, 600, 800, 1200]
+decay = 0.05
+predicted = paths.at_steps(rate, decay, steps).expectation(cosine)
+weights = run_sgd(problem, problem.minimizer, rate, decay, steps, n_paths=n_sgd, seed=1)
+limits = Geometry(problem).limit_map(weights.ys)
+values = cosine(limits)
+middle.plot(steps, predicted[0], color="black", lw=1, label="diffusion")
+middle.errorbar(
+    steps, values.mean(1), 2 * values.std(1) / n_sgd**0.5, marker="o", lw=0, elinewidth=1, ms=4,
+    label="SGD",
+)  # fmt: skip
+middle.axvline(400, color="0.8", zorder=0)
+middle.set(xlabel="step $k$", title="a schedule: $\\eta = 0.04$, then $0.01$")
+middle.legend()
+
+# %%
+# The equilibrium of SGD counts steps. The direction's own equilibrium, in the clock, is another
+# law: where the noise is strong the norm is large, and SGD takes longer there. ``equilibrium``
+# weighs for that.
+
+angles = np.linspace(-np.pi, np.pi, 200)
+right.plot(angles, law.equilibrium.density(angles), "k", lw=1, label="exact, in steps")
+right.plot(
+    angles, law.equilibrium_in_clock.density(angles), "k:", lw=1, label="exact, in the clock"
+)
+edges = np.linspace(-np.pi, np.pi, 13)
+
+
+def bins(y):
+    inside = np.digitize(circle.angle(y).numpy(), edges[1:-1])
+    return torch.nn.functional.one_hot(torch.from_numpy(inside), len(edges) - 1).double()
+
+
+found = paths.equilibrium(bins)
+width = edges[1] - edges[0]
+right.errorbar(
+    edges[:-1] + width / 2, found.mean / width, 2 * found.standard_error / width, marker="o",
+    lw=0, elinewidth=1, ms=4, label="weighted run",
+)  # fmt: skip
+right.set(xlabel="angle $\\theta$", ylabel="density", title="equilibrium", ylim=(0, None))
+right.legend()
+plt.show()
