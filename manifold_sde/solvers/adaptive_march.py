@@ -18,7 +18,7 @@ from manifold_sde.solvers.march import Goal, Grid, March, Origin, Records, State
 from manifold_sde.solvers.schemes import Motion, Noise, Scheme
 from manifold_sde.solvers.step_control import StepControl
 
-#: Tries of a block, after which the paths that are done are left out.
+#: Most tries of a block, after which the paths that are done are left out.
 _TRIES = 16
 #: Levels by which a block may go deeper than any path was at its beginning.
 _DEEPER = 4
@@ -128,12 +128,26 @@ class AdaptiveMarch(March):
         assert isinstance(state, AdaptiveState)
         return state.position > 0 and not bool(self._moving(state, goal).any())
 
-    def _moving(self, state: AdaptiveState, goal: Goal) -> Tensor:
+    def _moving(self, state: AdaptiveState, goal: Goal, places: Tensor | None = None) -> Tensor:
+        """Which paths, those at these places of the chunk or all, have more steps to take."""
         if goal.log_elapsed is None:
             passed = self._time(state.tick) > goal.times[-1]
         else:
-            passed = state.sums[1] > goal.log_elapsed[-1]
+            last = goal.log_elapsed[-1]
+            passed = state.sums[1] > (last if places is None else last[places])
         return ~passed & torch.isfinite(state.x).all(0)
+
+    def _tries(self, state: AdaptiveState, goal: Goal, places: Tensor) -> int:
+        """Steps of the next block: as many as the present size makes of what is left."""
+        if goal.log_elapsed is None:
+            left = goal.times[-1] - self._time(state.tick)
+        else:
+            growth, elapsed = state.sums
+            last = goal.log_elapsed[-1, places]
+            missing = torch.exp(last - growth) - torch.exp(elapsed - growth)
+            left = torch.log1p(state.rate * missing.clamp(min=0)) / state.rate
+        steps = left * torch.pow(2.0, state.level.to(torch.float64)) / self.grid.cell
+        return int((steps + 1.0).nan_to_num(1.0).clamp(1.0, _TRIES).max())
 
     def advance(self, state: State, goal: Goal) -> AdaptiveBlock:  # type: ignore[override]
         """Try a block of steps, changing the state, and return the states on the way."""
@@ -142,12 +156,12 @@ class AdaptiveMarch(March):
         part = _taken(state, places)
         path = self._brownian(self.paths[places])
         deepest = min(self.control.deepest, int(part.level.max()) + _DEEPER)
-        kept = [part]
-        for _ in range(_TRIES):
-            part = self._try(part, path, deepest, self._moving(part, goal))
+        kept, tries = [part], self._tries(part, goal, places)
+        for _ in range(tries):
+            part = self._try(part, path, deepest, self._moving(part, goal, places))
             kept.append(part)
         _put(state, places, part)
-        state.position += _TRIES
+        state.position += tries
         return AdaptiveBlock(
             places,
             *(
