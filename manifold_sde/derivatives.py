@@ -33,7 +33,8 @@ def gradient(function: ScalarFunction, x: Tensor) -> Tensor:
 
 def hessian_product(function: ScalarFunction, x: Tensor, v: Tensor) -> Tensor:
     """Hessian-vector product at one point, forward over reverse: (D,), (D,) -> (D,)."""
-    return jvp(grad(function), (x,), (v,))[1]
+    # Forward mode makes some numbers of single precision double: x[0] - 0.5, say.
+    return jvp(grad(function), (x,), (v,))[1].to(x.dtype)
 
 
 def hessian(function: ScalarFunction, x: Tensor) -> Tensor:
@@ -62,7 +63,7 @@ def third_derivative(function: ScalarFunction, x: Tensor, a: Tensor, b: Tensor) 
     def first(z: Tensor) -> Tensor:
         return jvp(grad(function), (z,), (a,))[1]
 
-    return jvp(first, (x,), (b,))[1]
+    return jvp(first, (x,), (b,))[1].to(x.dtype)
 
 
 def batched(

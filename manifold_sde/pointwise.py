@@ -66,7 +66,7 @@ class Pointwise:
 
     def sample_derivatives(self, x: Tensor, v: Tensor) -> Tensor:
         """Directional derivatives <grad L_xi(x), v>, one forward mode: (D,), (D,) -> (Xi,)."""
-        return jvp(self.sample_losses, (x,), (v,))[1]
+        return jvp(self.sample_losses, (x,), (v,))[1].to(x.dtype)
 
     def sample_gradients(self, x: Tensor) -> Tensor:
         """Gradients of all sample losses: (D,) -> (Xi, D)."""
@@ -94,7 +94,7 @@ class LeastSquaresPointwise(Pointwise):
 
     def residual_product(self, x: Tensor, v: Tensor) -> Tensor:
         """Jacobian of the residuals times v: (D,), (D,) -> (Xi,)."""
-        return jvp(self.residuals, (x,), (v,))[1]
+        return jvp(self.residuals, (x,), (v,))[1].to(x.dtype)
 
     def residual_transposed_product(self, x: Tensor, w: Tensor) -> Tensor:
         """Transposed Jacobian of the residuals times w: (D,), (Xi,) -> (D,)."""

@@ -511,3 +511,18 @@ def test_integers_of_any_kind(value: object) -> None:
     assert derivatives.integer(value) == (3 if type(value) is int else None)
     assert derivatives.integer(np.int32(3)) == 3
     assert derivatives.integer(np.True_) is None
+
+
+def test_single_precision_stays_single() -> None:
+    """Forward mode of torch 2.13 makes a number less a Python number double."""
+
+    def loss(x: Tensor) -> Tensor:
+        return (x[2] / x.norm() - 0.6) ** 2 * (1.0 + 0.5 * x[0] / x.norm())
+
+    problem = Problem(loss, 3, SphericalNoise(0.1))
+    x = torch.tensor([[0.3, -0.4, 0.9], [1.0, 0.2, 0.1]])
+    for points in (x, x[0]):
+        assert problem.hessian(points).dtype == torch.float32
+    assert derivatives.third_derivative(loss, x[0], x[1], x[1]).dtype == torch.float32
+    exact = problem.hessian(x.double())
+    torch.testing.assert_close(problem.hessian(x).double(), exact, rtol=1e-4, atol=1e-5)
