@@ -2,8 +2,8 @@
 
 Eight expectations are compared: the first two Fourier modes of the angle, the logarithm of the norm
 and its square, and the products of the logarithm with the first mode. The false-alarm rate is
-LEVEL for all eight together (Bonferroni). A shift of one of them by ``resolution`` is missed with
-probability of at most 1 % (for the smaller shifts of twins, and so on, see the tests).
+LEVEL for all eight together (Bonferroni); a shift of one of them by ``resolution`` is found with
+probability of at least 99 %.
 """
 
 from __future__ import annotations

@@ -13,6 +13,8 @@ from manifold_sde.solvers import DirectionSolution, solve
 from manifold_sde.solvers.equilibrium import EquilibriumAverage, average
 from manifold_sde.verification.exact import CircleDiffusion, PeriodicLaw
 
+pytestmark = pytest.mark.slow
+
 PROBLEM = problems.mixed_noise_circle()
 LEVEL = 1e-4
 #: Standard errors that one of four averages exceeds with probability LEVEL.

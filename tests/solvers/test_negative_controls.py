@@ -38,6 +38,9 @@ class BrokenMotion(ManifoldMotion):
     def drift(self, x: Tensor, anchor: Tensor) -> Tensor:
         return super().drift(x, anchor) + vmap(self.fault, 1, 1)(x / x.norm(dim=0))
 
+    def increment(self, x: Tensor, anchor: Tensor, h: Tensor, w: Tensor) -> Tensor:
+        return h * self.drift(x, anchor) + self.noise(x, anchor, w)
+
 
 def normal(y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The one eigenvalue off the kernel, its eigenvector n, P = I - n n^T, and Sigma."""

@@ -20,6 +20,8 @@ from manifold_sde.solvers import DirectionSolution, Solution, run_sgd, solve
 from manifold_sde.verification.exact import CircleDiffusion
 from tests.solvers.laws import Comparison, against, against_sample, expected, scale_of, values
 
+pytestmark = pytest.mark.slow
+
 STEPS = 1000
 KEPT = (STEPS // 2, STEPS)
 NORM = 1.0
