@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 #: Independent parts from which a standard error is taken: paths, or else batches in time.
 _FEWEST = 20
+#: Consecutive moments of a batch in time, at least.
+_SHORTEST_BATCH = 10
 
 
 @dataclass(frozen=True)
@@ -75,11 +77,13 @@ def average(
     moments, paths = states.shape[:2]
     units = paths // 2 if pairs else paths
     batches = 1 if units >= _FEWEST else -(-_FEWEST // max(1, units))
-    if not units or batches > moments:
+    shortest = 1 if batches == 1 else _SHORTEST_BATCH
+    if not units or batches * shortest > moments:
         raise ArgumentError(
             "there are too few states for an average with a standard error",
             received=f"{paths} paths that were not lost, {moments} kept times from {begin:g} on",
-            expected=f"{_FEWEST} paths or more (pairs, if antithetic), or as many kept times",
+            expected=f"{_FEWEST} paths or more (pairs, if antithetic), or paths times kept times "
+            f"of {_FEWEST * _SHORTEST_BATCH} or more",
             remedy="n_paths=100, or ts=torch.linspace(0, T, 1000); observables keep no paths",
         )
     values = torch.stack([evaluate("f", function, y)[0] for y in states])

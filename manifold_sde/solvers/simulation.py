@@ -135,6 +135,13 @@ def solve(
     start, n, batched = check_starts(sde, y0, n_paths)
     philox.seed_key(seed)
     workers = check_workers(workers, backend)
+    if not isinstance(antithetic, bool):
+        raise ArgumentError(
+            "antithetic is neither yes nor no",
+            received=repr(antithetic),
+            expected="True or False",
+            remedy="antithetic=True for pairs of paths with opposite noise",
+        )
     size = check_chunks(chunk_size, n, antithetic)
     folder = _check_folder(checkpoint)
     tolerance = check_tolerance(rtol, atol, adaptive, dt, dt_min, dt_max)
@@ -150,7 +157,7 @@ def solve(
         dt=check_step(dt, times),
         tolerance=tolerance,
         seed=int(seed),
-        antithetic=bool(antithetic),
+        antithetic=antithetic,
         observables=_check_observables(observables, start),
         compile=compile,
         chunk_size=size,

@@ -186,6 +186,7 @@ def test_pairs_stay_together() -> None:
     refused(ArgumentError, "even, as pairs", chunk_size=3, n_paths=4, antithetic=True)
     refused(ArgumentError, "n_paths=4", n_paths=3, antithetic=True)
     refused(ArgumentError, "come in pairs", antithetic=True)
+    refused(ArgumentError, "neither yes nor no", antithetic="no")
 
 
 @pytest.mark.parametrize(
