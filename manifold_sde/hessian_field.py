@@ -10,7 +10,9 @@ from manifold_sde.field import ARRIVED, Field
 from manifold_sde.geometry.tangent import newton_step, tangent_basis, tangent_basis_and_inverse
 from manifold_sde.problem import Problem
 
-#: Newton steps of a retraction that share the last Hessian.
+#: Newton steps of a retraction with a Hessian of their own, beyond those that the scheme asks for,
+#: and those that share the last Hessian.
+_MORE_STEPS = 1
 _SHARED_STEPS = 4
 
 
@@ -103,7 +105,8 @@ class HessianField(Field):
         Args:
             x: Points near the manifold (D, n).
             anchor: Tangent bases nearby (D, d, n).
-            fresh_steps: Newton steps with a Hessian of their own, before those that share one.
+            fresh_steps: Newton steps with a Hessian of their own, besides one more and those that
+                share one.
 
         Returns:
             Points (D, n), tangent bases there (D, d, n), and whether the point arrived, (n,):
@@ -111,7 +114,7 @@ class HessianField(Field):
         """
         r = x.norm(dim=0)
         y = x / r
-        for _ in range(fresh_steps):
+        for _ in range(fresh_steps + _MORE_STEPS):
             arguments = (self._hessian(y), anchor, self._gradient(y))
             y = _unit(y - self.kernels.run_last("newton_step", newton_step, *arguments))
         basis, inverse = self._basis_and_inverse(y, anchor)
