@@ -18,7 +18,7 @@ class Euler(Scheme):
     calculus = "ito"
     weak_order = 1
     strong_order_commutative = 0.5
-    cost = "5 D + d + 6"
+    cost = "6 D + d + 7"
 
     def step(
         self, motion: Motion, x: Tensor, anchor: Tensor, h: Tensor, noise: Noise

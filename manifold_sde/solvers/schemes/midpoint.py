@@ -14,7 +14,7 @@ class Midpoint(Scheme):
     calculus = "stratonovich"
     weak_order = 1
     strong_order_commutative = 1.0
-    cost = "7 D + 6"
+    cost = "8 D + 7"
 
     def step(
         self, motion: Motion, x: Tensor, anchor: Tensor, h: Tensor, noise: Noise

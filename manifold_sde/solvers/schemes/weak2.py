@@ -34,7 +34,7 @@ class Weak2(Scheme):
     calculus = "stratonovich"
     weak_order = 2
     strong_order_commutative = 1.0
-    cost = "18 D + 5"
+    cost = "19 D + 6"
 
     def step(
         self, motion: Motion, x: Tensor, anchor: Tensor, h: Tensor, noise: Noise
