@@ -187,9 +187,9 @@ def node_normals(
         stream: Number of the stream, below 2^16.
         paths: Path indices (n,), int64, below 2^32.
         level: Levels of the nodes, int64, below :data:`LEVELS`; broadcasts with ``position``.
-        position: Positions of the nodes (*s, n), int64, below 2^48; (*s, 1) where they are those
-            of all paths.
-        scale: Standard deviations, which broadcast with the nodes of the paths (*s, n).
+        position: Positions of the nodes, int64, below 2^48: ``(*s, n)``, or ``(*s, 1)`` where they
+            are those of all paths.
+        scale: Standard deviations, which broadcast with the nodes of the paths, ``(*s, n)``.
         count: Number of components, at most :data:`NODE_COMPONENTS`.
 
     Returns:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import sys
+from types import ModuleType
 from typing import Any
 
 from docutils import nodes
 from paper_table import reference, table
 from sphinx.application import Sphinx
+from sphinx.pycode import ModuleAnalyzer
 from sphinx.util.docutils import SphinxDirective
 
 
@@ -22,13 +25,30 @@ class Exports(SphinxDirective):
         package = importlib.import_module(self.arguments[0])
         rows = []
         for name in getattr(package, "__all__", []):
-            target = getattr(package, name)
-            summary = (inspect.getdoc(target) or "").partition("\n\n")[0].replace("\n", " ")
-            home = f"{getattr(target, '__module__', '')}.{getattr(target, '__qualname__', name)}"
-            path = target.__name__ if inspect.ismodule(target) else home
+            path, text = described(package, name)
+            summary = text.partition("\n\n")[0].replace("\n", " ").replace("``", "")
             link = nodes.paragraph("", "", reference(path, self.env.docname))
-            rows.append((link, nodes.paragraph(text=summary.replace("``", ""))))
+            rows.append((link, nodes.paragraph(text=summary)))
         return [table(("Name", "What it is"), (30, 70), rows)] if rows else []
+
+
+def described(package: ModuleType, name: str) -> tuple[str, str]:
+    """Full path and description of what a package exports by a name.
+
+    A class, a function or a module knows both. A value has them in its module, in the comment
+    ``#:`` before it.
+    """
+    target = getattr(package, name)
+    text = inspect.getdoc(target) or ""
+    if inspect.ismodule(target):
+        return target.__name__, text
+    if hasattr(target, "__qualname__"):
+        return f"{target.__module__}.{target.__qualname__}", text
+    for module in [key for key in sys.modules if key.startswith(package.__name__)]:
+        comments = ModuleAnalyzer.for_module(module).find_attr_docs()
+        if ("", name) in comments and getattr(sys.modules[module], name) is target:
+            return f"{module}.{name}", "\n".join(comments["", name])
+    raise ValueError(f"{package.__name__} exports {name}, which has no comment '#:'")
 
 
 def setup(app: Sphinx) -> dict[str, Any]:

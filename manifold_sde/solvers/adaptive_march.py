@@ -15,7 +15,7 @@ from torch import Tensor
 from manifold_sde.solvers.bookkeeping import Book
 from manifold_sde.solvers.brownian import BrownianPath
 from manifold_sde.solvers.march import Goal, Grid, March, Origin, Records, State
-from manifold_sde.solvers.schemes import Motion, Noise, Scheme
+from manifold_sde.solvers.schemes import Motion, Scheme, StepNoise
 from manifold_sde.solvers.step_control import StepControl
 
 #: Most tries of a block, after which the paths that are done are left out.
@@ -118,8 +118,8 @@ class AdaptiveMarch(March):
     def _time(self, position: Tensor) -> Tensor:
         return self.grid.start + position.to(torch.float64) * self._tick
 
-    def _noise(self, path: BrownianPath, dw: Tensor, position: int | Tensor) -> Noise:
-        return Noise(dw, _no_more)
+    def _noise(self, path: BrownianPath, dw: Tensor, position: int | Tensor) -> StepNoise:
+        return StepNoise(dw, _no_more)
 
     # Steps.
 
@@ -180,10 +180,10 @@ class AdaptiveMarch(March):
         halves = path.halve(dw, level, position)
         h = (self.grid.cell * torch.pow(2.0, -level.to(torch.float64))).to(state.x.dtype)
         x, anchor, rate, sums = state.x, state.anchor, state.rate, state.sums
-        coarse, _ = self.scheme.step(self.motion, x, anchor, h, Noise(dw, _no_more))
+        coarse, _ = self.scheme.step(self.motion, x, anchor, h, StepNoise(dw, _no_more))
         coarse_sums = self.book.advance(sums, h, rate, self._rate(coarse))
         for half in halves:
-            x, anchor = self.scheme.step(self.motion, x, anchor, 0.5 * h, Noise(half, _no_more))
+            x, anchor = self.scheme.step(self.motion, x, anchor, 0.5 * h, StepNoise(half, _no_more))
             new_rate = self._rate(x)
             sums = self.book.advance(sums, 0.5 * h, rate, new_rate)
             rate = new_rate

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from manifold_sde.solvers.bookkeeping import Book, bend
 from manifold_sde.solvers.brownian import BrownianPath
-from manifold_sde.solvers.schemes import Motion, Noise, Scheme
+from manifold_sde.solvers.schemes import Motion, Scheme, StepNoise
 
 #: Numbers that the states of one block may hold, and the most steps of a block.
 _BLOCK_NUMBERS = 1 << 23
@@ -206,8 +206,8 @@ class March:
         xs, rates, sums_of = (torch.stack(parts) for parts in zip(*kept, strict=True))
         return Block(first, xs, rates, sums_of)
 
-    def _noise(self, path: BrownianPath, dw: Tensor, position: int | Tensor) -> Noise:
-        return Noise(dw, lambda: path.auxiliary(self.grid.level, position, dw.shape[0]))
+    def _noise(self, path: BrownianPath, dw: Tensor, position: int | Tensor) -> StepNoise:
+        return StepNoise(dw, lambda: path.auxiliary(self.grid.level, position, dw.shape[0]))
 
     # What is asked for.
 

@@ -21,7 +21,7 @@ from scipy.special import eval_legendre
 from torch import Tensor
 
 from manifold_sde import DirectionDiffusion, Problem, problems
-from manifold_sde.solvers.schemes import Motion, Noise, PhiJet, Scheme, Weak2
+from manifold_sde.solvers.schemes import Motion, PhiJet, Scheme, StepNoise, Weak2
 from manifold_sde.verification.exact import CircleDiffusion
 from manifold_sde.verification.exact.spectral import fourier_cardinals, fourier_nodes
 
@@ -99,7 +99,7 @@ def rule(scheme: Scheme, directions: Tensor, quadrature: int) -> tuple[Tensor, T
 
 def moved(scheme: Scheme, motion: Motion, x: Tensor, h: float, normals: Tensor) -> Tensor:
     """Points (D, n) after one step from x (D, n) with normals (2, m, n)."""
-    noise = Noise(h**0.5 * normals[0], lambda: normals[1])
+    noise = StepNoise(h**0.5 * normals[0], lambda: normals[1])
     end, _ = scheme.step(motion, x, motion.anchor(x), torch.tensor(h, dtype=x.dtype), noise)
     assert bool(torch.isfinite(end).all())
     return end

@@ -23,7 +23,7 @@ from manifold_sde.solvers.adaptive_march import AdaptiveMarch
 from manifold_sde.solvers.bookkeeping import ClockBook
 from manifold_sde.solvers.brownian import BrownianPath
 from manifold_sde.solvers.march import Goal, Grid
-from manifold_sde.solvers.schemes import Motion, Noise, Scheme
+from manifold_sde.solvers.schemes import Motion, Scheme, StepNoise
 from manifold_sde.solvers.step_control import StepControl
 from manifold_sde.verification.exact import CircleDiffusion
 
@@ -44,7 +44,7 @@ class _Sum(Scheme):
     cost = "nothing"
 
     def step(
-        self, motion: Motion, x: Tensor, anchor: Tensor, h: Tensor, noise: Noise
+        self, motion: Motion, x: Tensor, anchor: Tensor, h: Tensor, noise: StepNoise
     ) -> tuple[Tensor, Tensor]:
         """The first components add up; the last one makes errors of the square of the step."""
         moved = x[:-1] + noise.dw

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from manifold_sde.sdes import DirectionDiffusion
-from manifold_sde.solvers.schemes import SCHEMES, Motion, Noise, PhiJet, Scheme, motion_of
+from manifold_sde.solvers.schemes import SCHEMES, Motion, PhiJet, Scheme, StepNoise, motion_of
 from manifold_sde.solvers.schemes.base import ManifoldMotion
 from tests.solvers.operators import direction, law, one_step, problem, slopes, weak_error
 
@@ -102,7 +102,7 @@ class WithoutDrift(Scheme):
     cost = "1 tangent space, retraction"
 
     def step(
-        self, motion: Motion, x: Tensor, anchor: Tensor, h: Tensor, noise: Noise
+        self, motion: Motion, x: Tensor, anchor: Tensor, h: Tensor, noise: StepNoise
     ) -> tuple[Tensor, Tensor]:
         return motion.land(x + motion.noise(x, anchor, noise.dw), anchor)
 
@@ -111,7 +111,7 @@ class NearestPoint(PhiJet):
     """The nearest point of the circle in place of Phi."""
 
     def step(
-        self, motion: Motion, x: Tensor, anchor: Tensor, h: Tensor, noise: Noise
+        self, motion: Motion, x: Tensor, anchor: Tensor, h: Tensor, noise: StepNoise
     ) -> tuple[Tensor, Tensor]:
         circle = problem("mixed").facts.circle
         moved = x + motion.noise_alone(x, noise.dw)

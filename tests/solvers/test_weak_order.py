@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from manifold_sde.solvers.schemes import SCHEMES, Motion, Noise, Weak2, motion_of
+from manifold_sde.solvers.schemes import SCHEMES, Motion, StepNoise, Weak2, motion_of
 from manifold_sde.verification.exact import AngleLaw, SphereLaw
 from manifold_sde.verification.exact.spectral import fourier_nodes
 from tests.solvers.operators import (
@@ -134,11 +134,11 @@ class _Independent(Weak2):
     """The two flows with independent increments: weak order 1 for what does not commute."""
 
     def step(
-        self, motion: Motion, x: Tensor, anchor: Tensor, h: Tensor, noise: Noise
+        self, motion: Motion, x: Tensor, anchor: Tensor, h: Tensor, noise: StepNoise
     ) -> tuple[Tensor, Tensor]:
         """One step, with S^1 and S^2 of half the variance each."""
         return super().step(
-            motion, x, anchor, h, Noise(noise.dw, lambda: math.sqrt(0.5) * noise.extra())
+            motion, x, anchor, h, StepNoise(noise.dw, lambda: math.sqrt(0.5) * noise.extra())
         )
 
 

@@ -154,7 +154,7 @@ def motion_of(sde: StochasticEquation, *, compiled: bool = False) -> Motion:
 
 
 @dataclass(frozen=True)
-class Noise:
+class StepNoise:
     """Random numbers of one step.
 
     Attributes:
@@ -189,7 +189,7 @@ class Scheme(ABC):
 
     @abstractmethod
     def step(
-        self, motion: Motion, x: Tensor, anchor: Tensor, h: Tensor, noise: Noise
+        self, motion: Motion, x: Tensor, anchor: Tensor, h: Tensor, noise: StepNoise
     ) -> tuple[Tensor, Tensor]:
         """One step of size h.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from manifold_sde.solvers.schemes.base import Motion, Noise, Scheme
+from manifold_sde.solvers.schemes.base import Motion, Scheme, StepNoise
 
 
 class Euler(Scheme):
@@ -21,7 +21,7 @@ class Euler(Scheme):
     cost = "6 D + d + 7"
 
     def step(
-        self, motion: Motion, x: Tensor, anchor: Tensor, h: Tensor, noise: Noise
+        self, motion: Motion, x: Tensor, anchor: Tensor, h: Tensor, noise: StepNoise
     ) -> tuple[Tensor, Tensor]:
         """One step."""
         return motion.land(x + motion.increment(x, anchor, h, noise.dw), anchor)

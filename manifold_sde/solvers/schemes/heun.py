@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from manifold_sde.solvers.schemes.base import Motion, Noise, Scheme
+from manifold_sde.solvers.schemes.base import Motion, Scheme, StepNoise
 
 
 class Heun(Scheme):
@@ -17,7 +17,7 @@ class Heun(Scheme):
     cost = "8 D + 7"
 
     def step(
-        self, motion: Motion, x: Tensor, anchor: Tensor, h: Tensor, noise: Noise
+        self, motion: Motion, x: Tensor, anchor: Tensor, h: Tensor, noise: StepNoise
     ) -> tuple[Tensor, Tensor]:
         """One step."""
         first = motion.increment(x, anchor, h, noise.dw)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from manifold_sde.solvers.schemes.base import Motion, Noise, Scheme, half
+from manifold_sde.solvers.schemes.base import Motion, Scheme, StepNoise, half
 
 
 class Midpoint(Scheme):
@@ -17,7 +17,7 @@ class Midpoint(Scheme):
     cost = "8 D + 7"
 
     def step(
-        self, motion: Motion, x: Tensor, anchor: Tensor, h: Tensor, noise: Noise
+        self, motion: Motion, x: Tensor, anchor: Tensor, h: Tensor, noise: StepNoise
     ) -> tuple[Tensor, Tensor]:
         """One step."""
         middle = x + motion.increment(x, anchor, half(h), 0.5 * noise.dw)

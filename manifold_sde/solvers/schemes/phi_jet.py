@@ -17,7 +17,7 @@ from torch import Tensor
 from manifold_sde.errors import LimitMapError
 from manifold_sde.geometry import Geometry
 from manifold_sde.sdes import DirectionDiffusion, FixedRatioDiffusion, ManifoldEquation
-from manifold_sde.solvers.schemes.base import Motion, Noise, Scheme
+from manifold_sde.solvers.schemes.base import Motion, Scheme, StepNoise
 
 
 class PhiJet(Scheme):
@@ -30,7 +30,7 @@ class PhiJet(Scheme):
     cost = "the limit map: some 100 + 10 D"
 
     def step(
-        self, motion: Motion, x: Tensor, anchor: Tensor, h: Tensor, noise: Noise
+        self, motion: Motion, x: Tensor, anchor: Tensor, h: Tensor, noise: StepNoise
     ) -> tuple[Tensor, Tensor]:
         """One step."""
         moved = x + motion.noise_alone(x, noise.dw)

@@ -24,7 +24,7 @@ import math
 
 from torch import Tensor
 
-from manifold_sde.solvers.schemes.base import Motion, Noise, Scheme, half
+from manifold_sde.solvers.schemes.base import Motion, Scheme, StepNoise, half
 
 
 class Weak2(Scheme):
@@ -37,7 +37,7 @@ class Weak2(Scheme):
     cost = "19 D + 6"
 
     def step(
-        self, motion: Motion, x: Tensor, anchor: Tensor, h: Tensor, noise: Noise
+        self, motion: Motion, x: Tensor, anchor: Tensor, h: Tensor, noise: StepNoise
     ) -> tuple[Tensor, Tensor]:
         """One step."""
         across = math.sqrt(2.0) * h.sqrt() * noise.extra()
