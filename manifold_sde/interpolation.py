@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.func import jvp, vmap
+from torch.func import jvp, vjp, vmap
 
 from manifold_sde.field import ARRIVED, Field
 from manifold_sde.geometry.row_space import (
@@ -162,15 +162,8 @@ class InterpolationField(Field):
 
     def _force(self, y: Tensor, dual: Tensor) -> Tensor:
         """Sum over i of the Hessian of r_i times X_i."""
-        each = torch.eye(len(dual), dtype=y.dtype, device=y.device)
-
-        def product(one: Tensor, v: Tensor) -> Tensor:
-            def gradient(z: Tensor) -> Tensor:
-                return self.loss.residual_transposed_product(z, one)
-
-            return jvp(gradient, (y,), (v,))[1]
-
-        return vmap(product)(each, dual).sum(0)
+        force: Tensor = vjp(self.loss.jacobian, y)[1](dual)[0]
+        return force
 
     def _drift(self, y: Tensor, rows: Tensor, force: Tensor) -> Tensor:
         """-(s^2 / 4) P T[H^+] without its part along y."""

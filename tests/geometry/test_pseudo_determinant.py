@@ -131,7 +131,7 @@ def test_shapes_and_dtypes() -> None:
 def test_errors_are_those_of_the_hessian() -> None:
     loss = RandomLoss(Case(dim=6, rank=3, seed=1))
     geometry, y = Geometry(loss.problem()), torch.from_numpy(loss.minimizer)
-    with pytest.raises(NotOnManifoldError, match="1 of 2 points; the worst has gradient norm"):
+    with pytest.raises(NotOnManifoldError, match="1 of 2 points; at worst gradient norm"):
         geometry.log_pseudo_determinant(torch.stack([y, loss.starts(1, 1e-3)[0]]))
     wrong = LeastSquaresProblem(loss.torch_residuals, 6, NOISE, rank=2)
     with pytest.raises(RankError, match=r"declared rank 2 .*\n.* largest gap is at rank 3"):
