@@ -39,18 +39,19 @@ def cosine(y):
     return torch.cos(circle.angle(y))
 
 
-figure, (left, middle, right) = plt.subplots(1, 3, figsize=(12.0, 3.6), layout="constrained")
+figure, ax = plt.subplots(figsize=(6.0, 3.6), layout="constrained")
 for ratio, marker in ((0.1, "o"), (1.0, "s"), (10.0, "^")):
     last = np.log1p(4 * ratio * (3.0 if quick else 60.0)) / (4 * ratio)
     times = np.geomspace(last / 30, last, 4 if quick else 8)
     mean, error = paths.at(ratio=ratio, times=times).expectation(cosine)
-    points = left.errorbar(times, mean, 2 * error, marker=marker, lw=0, elinewidth=1, ms=4)
+    points = ax.errorbar(times, mean, 2 * error, marker=marker, lw=0, elinewidth=1, ms=4)
     fine = np.geomspace(last / 30, last, 8 if quick else 40)
     exact = [law.at(t, ratio=ratio).angle.expectation(np.cos) for t in fine]
-    left.plot(fine, exact, color=points[0].get_color(), lw=1, label=f"$C = {ratio:g}$")
-left.set(xscale="log", xlabel="time $t = \\eta^2 k$ of (8)", ylabel="mean of $\\cos\\theta$")
-left.set_title("three ratios, one run")
-left.legend()
+    ax.plot(fine, exact, color=points[0].get_color(), lw=1, label=f"$C = {ratio:g}$")
+ax.set(xscale="log", xlabel="time $t = \\eta^2 k$ of (8)", ylabel="mean of $\\cos\\theta$")
+ax.set_title("Three ratios from one run (points), and the exact law (lines)")
+ax.legend()
+plt.show()
 
 # %%
 # Now SGD itself, with a learning rate that is cut to a quarter half-way. ``at_steps`` predicts its
@@ -67,14 +68,17 @@ predicted = paths.at_steps(rate, decay, steps).expectation(cosine)
 weights = run_sgd(problem, problem.minimizer, rate, decay, steps, n_paths=n_sgd, seed=1)
 limits = Geometry(problem).limit_map(weights.ys)
 values = cosine(limits)
-middle.plot(steps, predicted[0], color="black", lw=1, label="diffusion")
-middle.errorbar(
+figure, ax = plt.subplots(figsize=(6.0, 3.6), layout="constrained")
+ax.plot(steps, predicted[0], color="black", lw=1, label="diffusion")
+ax.errorbar(
     steps, values.mean(1), 2 * values.std(1) / n_sgd**0.5, marker="o", lw=0, elinewidth=1, ms=4,
     label="SGD",
 )  # fmt: skip
-middle.axvline(400, color="0.8", zorder=0)
-middle.set(xlabel="step $k$", title="a schedule: $\\eta = 0.04$, then $0.01$")
-middle.legend()
+ax.axvline(400, color="0.8", zorder=0)
+ax.set(xlabel="step $k$", ylabel="mean of $\\cos\\theta$")
+ax.set_title("A schedule: $\\eta = 0.04$, then $0.01$")
+ax.legend()
+plt.show()
 
 # %%
 # The equilibrium of SGD counts steps. The direction's own equilibrium, in the clock, is another
@@ -82,10 +86,9 @@ middle.legend()
 # weighs for that.
 
 angles = np.linspace(-np.pi, np.pi, 200)
-right.plot(angles, law.equilibrium.density(angles), "k", lw=1, label="exact, in steps")
-right.plot(
-    angles, law.equilibrium_in_clock.density(angles), "k:", lw=1, label="exact, in the clock"
-)
+figure, ax = plt.subplots(figsize=(6.0, 3.6), layout="constrained")
+ax.plot(angles, law.equilibrium.density(angles), "k", lw=1, label="exact, in steps")
+ax.plot(angles, law.equilibrium_in_clock.density(angles), "k:", lw=1, label="exact, in the clock")
 edges = np.linspace(-np.pi, np.pi, 13)
 
 
@@ -96,10 +99,10 @@ def bins(y):
 
 found = paths.equilibrium(bins)
 width = edges[1] - edges[0]
-right.errorbar(
+ax.errorbar(
     edges[:-1] + width / 2, found.mean / width, 2 * found.standard_error / width, marker="o",
     lw=0, elinewidth=1, ms=4, label="weighted run",
 )  # fmt: skip
-right.set(xlabel="angle $\\theta$", ylabel="density", title="equilibrium", ylim=(0, None))
-right.legend()
+ax.set(xlabel="angle $\\theta$", ylabel="density", title="Equilibrium", ylim=(0, None))
+ax.legend()
 plt.show()

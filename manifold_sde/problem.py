@@ -106,7 +106,9 @@ class Problem:
         if not isinstance(noise, Noise):
             raise NoiseError(
                 "the noise is not a noise model",
-                received=type(noise).__name__,
+                received=f"the class {noise.__name__}"
+                if isinstance(noise, type)
+                else type(noise).__name__,
                 expected="SphericalNoise, SamplingNoise, LabelNoise or CustomNoise",
                 remedy="SphericalNoise(0.3), or CustomNoise(factor) for a sigma of your own",
             )

@@ -351,7 +351,7 @@ class FixedRatioDiffusion(ManifoldEquation):
         return (drift + 0.5 * field.trace(y) * y) / r**3 - self.ratio * x, noise / r
 
 
-@implements("Equation (13)")
+@implements("Equation (13)", "Theorem 4.1")
 class LimitingDiffusion(FixedRatioDiffusion):
     r"""The limiting diffusion of SGD with weight decay, in the time T of (12): (8) at C = 1/2.
 

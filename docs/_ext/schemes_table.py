@@ -29,8 +29,9 @@ class SchemesTable(SphinxDirective):
 
     def _row(self, scheme: Scheme) -> tuple[nodes.Node, ...]:
         kind = type(scheme)
-        name = nodes.paragraph()
-        name += reference(f"{kind.__module__}.{kind.__qualname__}", self.env.docname)
+        link = reference(f"{kind.__module__}.{kind.__qualname__}", self.env.docname)
+        link.children = [nodes.literal(text=f'"{scheme.name}"')]
+        name = nodes.paragraph("", "", link)
         return (name, *(nodes.paragraph(text=cell) for cell in cells(scheme)))
 
 

@@ -178,6 +178,7 @@ class Geometry:
         route = self._closed or self._dense
         return route.tangent_projection(flat_y, flat_v).reshape(v.shape)
 
+    @implements("Equation (5)")
     def second_derivative(
         self, y: Tensor, covariance: Tensor | None = None, *, factor: Tensor | None = None
     ) -> Tensor:

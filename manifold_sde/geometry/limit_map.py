@@ -258,6 +258,15 @@ class LimitMap:
         partial = points.masked_fill(failed[:, None], torch.nan)
         index = min(failures)
         size = float(self.kernels.gradient(result.points[index : index + 1]).norm())
+        remedy = (
+            "start closer to Gamma, or train first; raise Geometry(max_steps=...) if the "
+            "distance was still falling; the error's .partial holds the points that arrived"
+        )
+        if not self.is_scale_invariant(points):
+            remedy = (
+                "the loss is not scale-invariant, and need not have minimisers: "
+                "problem.require_scale_invariance() names what breaks it; or " + remedy
+            )
         raise LimitMapError(
             "gradient flow did not reach the manifold of minimisers",
             failed=failed,
@@ -267,8 +276,7 @@ class LimitMap:
             f"{float(result.distances[index]):.3g} after flow time "
             f"{float(result.times[index]):.4g} (at unit norm)",
             expected="points of the attraction set U, from which the flow ends on Gamma",
-            remedy="start closer to Gamma, or train first; raise Geometry(max_steps=...) if the "
-            "distance was still falling; the error's .partial holds the points that arrived",
+            remedy=remedy,
         )
 
 

@@ -464,8 +464,11 @@ class DirectionSolution(Solution):
         growth = self.growth if self.growth.dim() > 1 else self.growth[:, None]
         clock = float(self.ts[-1] - self.ts[0])
         rate = growth[-1] / clock
-        missing = torch.exp(targets.max(0).values - growth[-1]) - torch.exp(last - growth[-1])
-        needed = clock + float((torch.log1p(rate * missing) / rate)[beyond].max())
+        # log(1 + rate (e^target - e^last)) of the elapsed time at unit norm, which can overflow.
+        target, last = targets.max(0).values - growth[-1], last - growth[-1]
+        missing = target + torch.log(-torch.expm1(last - target))
+        more = torch.logaddexp(torch.zeros_like(missing), missing + torch.log(rate)) / rate
+        needed = clock + float(more[beyond].max())
         raise ClockRangeError(
             "the paths were not simulated that far",
             received=f"a clock u up to {clock:.6g}; {int(beyond.sum())} of {len(beyond)} paths "

@@ -127,9 +127,9 @@ def solve(
     if not isinstance(sde, StochasticEquation):
         raise DTypeError(
             "the equation is not one of this toolkit",
-            received=type(sde).__name__,
-            expected="LimitingDiffusion, or another of manifold_sde's equations",
-            remedy="torchsde.sdeint integrates SDEs of your own; it knows no manifold",
+            received=f"the class {sde.__name__}" if isinstance(sde, type) else type(sde).__name__,
+            expected="DirectionDiffusion(problem), LimitingDiffusion(problem), ...",
+            remedy="DirectionDiffusion(problem); torchsde.sdeint is for SDEs of your own",
         )
     times = check_times(ts)
     start, n, batched = check_starts(sde, y0, n_paths)

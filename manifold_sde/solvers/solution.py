@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from manifold_sde.errors import ArgumentError, CheckpointError, MissingDependencyError
+from manifold_sde.paper import implements
 from manifold_sde.solvers.archive import read_archive, versions, write_archive
 from manifold_sde.solvers.equilibrium import EquilibriumAverage, average
 from manifold_sde.solvers.moments import Observable, moments_of
@@ -48,8 +49,9 @@ class Solution:
         if self.observed:
             names = ", ".join(repr(name) for name in self.observed)
             paths = f"observed {names} over {self.stats.get('paths', '?')} paths"
-        span = f"from {self.ts[0].item():g} to {self.ts[-1].item():g}"
-        times = f"{len(self.ts)} times {span}"
+        times = f"{len(self.ts)} times from {self.ts[0].item():g} to {self.ts[-1].item():g}"
+        if len(self.ts) == 1:
+            times = f"at {self.ts[0].item():g}"
         return f"{type(self).__name__}({paths}, {times}, dim={self.ys.shape[-1]})"
 
     @property
@@ -98,6 +100,7 @@ class Solution:
         mean, error = moments_of("the function", function, self.ys, antithetic=pairs).result()
         return mean.to(self.ys.dtype), error.to(self.ys.dtype)
 
+    @implements("Theorem 5.4")
     def equilibrium(self, function: Observable, burn_in: float | None = None) -> EquilibriumAverage:
         """Average of a function under the equilibrium pi, in time, that is in SGD steps.
 

@@ -101,6 +101,8 @@ def test_flow_that_does_not_end_on_the_manifold(name: str) -> None:
     for word in ("gradient norm", "distance estimate", "flow time"):
         assert word in text
     assert "max_steps" in error.remedy
+    broken = float(problem.scale_invariance_violation()) > 1e-9
+    assert ("the loss is not scale-invariant" in error.remedy) == broken
     assert error.failed.shape == ()
     assert bool(error.partial.isnan().all())
 

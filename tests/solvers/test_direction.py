@@ -79,6 +79,10 @@ def test_moments_beyond_the_run_are_refused_with_the_clock_that_is_needed() -> N
     trace = 2 * 0.3**2
     needed = math.log1p(2 * trace * math.expm1(6.0) / 2) / (2 * trace)
     assert f"{1.1 * needed:.4g}" in str(caught.value)
+    # At T = 1000 the clock is linear in T, although no double holds exp(2 T).
+    needed = (2000.0 + math.log(trace)) / (2 * trace)
+    with pytest.raises(ClockRangeError, match=f"about u = {1.1 * needed:.4g}"):
+        run.at(ratio=0.5, times=[1000.0])
     for arguments in ({"ratio": -1.0}, {"norm": 0.0}, {"times": [1.0, 0.5]}):
         with pytest.raises(ArgumentError):
             run.at(**{"ratio": 0.5, "times": [0.1], **arguments})

@@ -208,6 +208,7 @@ def test_observables(observables: Any, error: type[ManifoldSDEError], words: str
 
 def test_equations() -> None:
     refused(DTypeError, "LeastSquaresProblem", sde=PROBLEM)
+    refused(DTypeError, "the class LimitingDiffusion", sde=LimitingDiffusion)
 
 
 def test_checkpoints_are_folders(tmp_path: Path) -> None:

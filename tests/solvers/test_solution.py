@@ -97,7 +97,7 @@ def test_a_file_of_an_unknown_class_is_named(solution, tmp_path):
 def test_one_path_says_so():
     problem = problems.great_circle()
     one = run_sgd(problem, problem.minimizer, 0.1, 0.1, 5, compile=False)
-    assert repr(one) == "Solution(one path, 1 times from 5 to 5, dim=3)"
+    assert repr(one) == "Solution(one path, at 5, dim=3)"
 
 
 def test_a_missing_file_is_named(tmp_path):
