@@ -140,7 +140,15 @@ class TimeScaleError(ArgumentError):
 
 
 class ClockRangeError(ManifoldSDEError):
-    """A moment was asked for that lies beyond what was simulated."""
+    """A moment was asked for that lies beyond what was simulated.
+
+    Attributes:
+        needed: Clock u up to which to simulate, with a tenth to spare, or ``None``.
+    """
+
+    def __init__(self, problem: str, *, needed: float | None = None, **parts: str) -> None:
+        super().__init__(problem, **parts)
+        self.needed = needed
 
 
 class CheckpointError(ManifoldSDEError, RuntimeError):

@@ -12,9 +12,11 @@ from manifold_sde import philox
 from manifold_sde.pointwise import Pointwise
 
 #: Largest dimension in which the coordinates that break scale invariance are solved for.
-_SOLVED_DIM = 512
+SOLVED_DIM = 512
 #: Relative Euler defect below which a scaling counts as a symmetry, above rounding.
 _SYMMETRY = {torch.float64: 1e-11, torch.float32: 1e-5}
+#: Part of 1/D from which on two coordinates belong to the same group of scalings.
+_TOGETHER = 0.1
 
 
 def euler_products(loss: Pointwise, points: Tensor) -> tuple[Tensor, Tensor]:
@@ -53,8 +55,19 @@ def guilty_coordinates(loss: Pointwise, points: Tensor) -> tuple[int, ...]:
         Indices, ascending.
     """
     dim = loss.dim
-    if dim > _SOLVED_DIM:
+    if dim > SOLVED_DIM:
         return _dependent_coordinates(loss, points)
+    values, basis = _scalings(loss, points)
+    # Symmetries have singular value 0 up to rounding; the rest is weighted out smoothly.
+    level = _SYMMETRY[points.dtype] ** 2
+    solution = basis.T @ (level / (values**2 + level) * basis.sum(1))
+    off = (1.0 - solution).abs()
+    return tuple(int(i) for i in torch.nonzero(off > 0.1 * off.max())[:, 0])
+
+
+def _scalings(loss: Pointwise, points: Tensor) -> tuple[Tensor, Tensor]:
+    """Scalings c of the coordinates, (D, D) as rows, by how much they change the loss (D,)."""
+    dim = loss.dim
     rows_each = loss.n_samples or 1
     count = -(-2 * dim // rows_each) + 4
     paths = torch.arange(count, device=points.device)
@@ -66,11 +79,38 @@ def guilty_coordinates(loss: Pointwise, points: Tensor) -> tuple[int, ...]:
     largest = size.max()
     rows = (terms / torch.where(largest > 0, largest, torch.ones_like(largest))).reshape(-1, dim)
     _, values, basis = torch.linalg.svd(rows / len(rows) ** 0.5, full_matrices=False)
-    # Symmetries have singular value 0 up to rounding; the rest is weighted out smoothly.
-    level = _SYMMETRY[rows.dtype] ** 2
-    solution = basis.T @ (level / (values**2 + level) * basis.sum(1))
-    off = (1.0 - solution).abs()
-    return tuple(int(i) for i in torch.nonzero(off > 0.1 * off.max())[:, 0])
+    return values, basis
+
+
+def scaling_groups(loss: Pointwise, points: Tensor) -> tuple[tuple[int, ...], ...]:
+    """The groups of coordinates under whose separate scaling a loss does not change.
+
+    A scale-invariant loss has one group, all coordinates, unless it is invariant under scaling
+    parts of them, as a network is whose filters each feed a normalisation. The scalings that leave
+    it alone are a linear space; where it is spanned by groups, it is read off which coordinates
+    go together. A coordinate of which the loss does not depend is a group of its own.
+
+    Args:
+        loss: A scale-invariant loss, of at most 512 coordinates.
+        points: Points (n, D) near which it is looked at.
+
+    Returns:
+        The groups, each with its coordinates ascending.
+    """
+    values, basis = _scalings(loss, points)
+    symmetries = basis[values <= 10.0 * _SYMMETRY[points.dtype]]
+    together = (symmetries.T @ symmetries).abs() > _TOGETHER / loss.dim
+    groups: list[tuple[int, ...]] = []
+    left = set(range(loss.dim))
+    while left:
+        group, new = set[int](), {min(left)}
+        while new:
+            group |= new
+            near = together[sorted(new)].any(0).nonzero()[:, 0].tolist()
+            new = set(near) - group
+        groups.append(tuple(sorted(group)))
+        left -= group
+    return tuple(groups)
 
 
 def _dependent_coordinates(loss: Pointwise, points: Tensor) -> tuple[int, ...]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
@@ -140,6 +141,25 @@ class Problem:
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"kernels": {}}
+
+    def with_noise(self, noise: Noise) -> Self:
+        """The same loss with another noise.
+
+        Args:
+            noise: The noise, such as that of another batch size.
+
+        Raises:
+            NoiseError: If it is no noise, or does not fit the loss.
+
+        Example:
+            >>> from manifold_sde import SphericalNoise, problems
+            >>> problems.great_circle().with_noise(SphericalNoise(0.1)).noise
+            SphericalNoise(scale=0.1)
+        """
+        other = copy.copy(self)
+        other._setup(self.pointwise, noise, self.rank, self.name)
+        other.facts = self.facts
+        return other
 
     @property
     def minimizer(self) -> Tensor:

@@ -169,6 +169,109 @@ def info(
     console.print(description_table(describe_problem(load_problem(problem), seed)))
 
 
+@app.command()
+def simulate(
+    problem: Annotated[
+        str, typer.Argument(metavar="FILE.py:NAME", help="The problem, or a function making it.")
+    ],
+    lr: Annotated[
+        float | None, typer.Option(metavar="ETA", help="Learning rate of SGD.", show_default=False)
+    ] = None,
+    weight_decay: Annotated[
+        float | None, typer.Option(metavar="LAMBDA", help="Its weight decay.", show_default=False)
+    ] = None,
+    steps: Annotated[
+        str | None,
+        typer.Option(metavar="K,K,...", help="Step counts of SGD.", show_default=False),
+    ] = None,
+    ratio: Annotated[
+        float | None,
+        typer.Option(
+            metavar="C", help="Instead: (8) at this ratio; (13) is 0.5.", show_default=False
+        ),
+    ] = None,
+    times: Annotated[
+        str | None,
+        typer.Option(metavar="T,T,...", help="Times of (8) or (13).", show_default=False),
+    ] = None,
+    x0: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Weights at step 0, .npy or .pt.",
+            show_default="the known minimiser",
+        ),
+    ] = None,
+    norm: Annotated[
+        float | None,
+        typer.Option(metavar="R", help="Norm to scale them to.", show_default="their own"),
+    ] = None,
+    paths: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Paths.", show_default="1000")
+    ] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="B", help="Samples of a step.", show_default="the noise's"),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of the paths.")] = 0,
+    dt: Annotated[
+        float | None,
+        typer.Option(metavar="H", help="Step in T, or in t of (8).", show_default="chosen"),
+    ] = None,
+    rtol: Annotated[
+        float | None,
+        typer.Option(metavar="TOL", help="Tolerance of adaptive steps.", show_default="none"),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Processes.", show_default="this one")
+    ] = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder from which a stopped run goes on."),
+    ] = None,
+    output: Annotated[
+        Path, typer.Option(metavar="FILE", help="The solution; the figure is beside it.")
+    ] = _RESULTS / "simulate.npz",
+    compare_sgd: Annotated[
+        bool, typer.Option("--compare-sgd", help="Run SGD too, for the same steps and paths.")
+    ] = False,
+) -> None:
+    """The law that the theory predicts for the weights of SGD, without running SGD.
+
+    Prints norm, log pdet H and spread of the direction after each number of steps, and writes the
+    paths and a figure.
+    """
+    from manifold_sde.experiments.simulate.command import Settings, simulate_law
+
+    settings = Settings(
+        target=problem,
+        lr=lr,
+        weight_decay=weight_decay,
+        steps=steps,
+        ratio=ratio,
+        times=times,
+        x0=x0,
+        norm=norm,
+        paths=paths,
+        batch_size=batch_size,
+        seed=seed,
+        dt=dt,
+        rtol=rtol,
+        workers=workers,
+        checkpoint=checkpoint,
+        output=output,
+        compare_sgd=compare_sgd,
+    )
+    _one_thread()
+    try:
+        simulate_law(settings, Console(), _errors())
+    except KeyboardInterrupt:
+        if checkpoint is None:
+            raise
+        _errors().print("Stopped. The same command goes on from here.")
+        raise typer.Exit(_INTERRUPTED) from None
+
+
 def _errors() -> Console:
     return Console(stderr=True, highlight=False)
 

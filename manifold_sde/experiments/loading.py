@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import os
 import sys
 import traceback
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from manifold_sde.errors import ArgumentError, ManifoldSDEError
+from manifold_sde.errors import ArgumentError, ManifoldSDEError, MissingDependencyError
 from manifold_sde.problem import Problem
 
 _EXPECTED = "FILE.py:NAME, where NAME is a Problem or a function that makes one"
@@ -66,8 +67,38 @@ def load_problem(target: str) -> Problem:
     return _problem(getattr(module, name), path, target, module)
 
 
+def make_known_to_workers(target: str) -> None:
+    """Let processes that are started from now on have the problem of a file that was loaded.
+
+    The file's own functions travel by value; what lies beside it is imported by its name.
+
+    Args:
+        target: "FILE.py:NAME", which was loaded.
+
+    Raises:
+        MissingDependencyError: If cloudpickle is not installed.
+    """
+    try:
+        cloudpickle = importlib.import_module("cloudpickle")
+    except ImportError as error:
+        raise MissingDependencyError(
+            "runs in several processes need joblib and cloudpickle",
+            received="no module cloudpickle",
+            expected="cloudpickle, an optional dependency",
+            remedy='pip install "manifold_sde[cluster]", or leave --workers out',
+        ) from error
+    path = Path(target.rpartition(":")[0])
+    cloudpickle.register_pickle_by_value(sys.modules[_module_name(path)])
+    folders = [str(path.resolve().parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    os.environ["PYTHONPATH"] = os.pathsep.join(folders)
+
+
+def _module_name(path: Path) -> str:
+    return f"manifold_sde_user_{path.stem}"
+
+
 def _run(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"manifold_sde_user_{path.stem}", path)
+    spec = importlib.util.spec_from_file_location(_module_name(path), path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

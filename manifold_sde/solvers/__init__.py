@@ -5,6 +5,7 @@ from manifold_sde.solvers.direction import DirectionSolution
 from manifold_sde.solvers.extrapolation import Extrapolation, extrapolate
 from manifold_sde.solvers.finite_lr import FiniteLrError, finite_lr_error
 from manifold_sde.solvers.levels import MultilevelEstimate, multilevel
+from manifold_sde.solvers.prediction import predict_sgd
 from manifold_sde.solvers.runner import run_sgd
 from manifold_sde.solvers.schemes import SCHEMES
 from manifold_sde.solvers.simulation import solve
@@ -21,6 +22,7 @@ __all__ = [
     "extrapolate",
     "finite_lr_error",
     "multilevel",
+    "predict_sgd",
     "run_sgd",
     "solve",
 ]

@@ -107,3 +107,25 @@ def log_time_at_zero_ratio(time: Tensor, ratio: float) -> Tensor:
     safe = torch.where(z > 0, z, torch.ones_like(z))
     log_factor = torch.where(z > 0, safe + torch.log(-torch.expm1(-safe) / safe), 0.0 * z)
     return torch.log(time) + log_factor
+
+
+def clock_at(log_elapsed: Tensor, trace: Tensor) -> Tensor:
+    r"""Clock u at which E reaches a value, where V is constant: log(1 + 2 V E) / 2V.
+
+    For another V the clock lies between its values at the extremes of V along the path: E grows
+    the faster the larger V is.
+
+    Args:
+        log_elapsed: log E, any shape.
+        trace: V, not negative, broadcast against it.
+
+    Returns:
+        u, the broadcast shape, without overflow.
+
+    Source: E(u) = (e^{2Vu} - 1) / 2V.
+    """
+    rate = 2.0 * trace
+    safe = torch.where(rate > 0, rate, torch.ones_like(rate))
+    log_product = log_elapsed + safe.log()
+    clock = torch.logaddexp(torch.zeros_like(log_product), log_product) / safe
+    return torch.where(rate > 0, clock, log_elapsed.exp())

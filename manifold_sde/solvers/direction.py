@@ -17,7 +17,7 @@ from manifold_sde.noise import LabelNoise, SamplingNoise
 from manifold_sde.paper import implements
 from manifold_sde.problem import Problem
 from manifold_sde.sdes import DirectionDiffusion
-from manifold_sde.solvers.bookkeeping import GrowthBook, log_time_at_zero_ratio
+from manifold_sde.solvers.bookkeeping import GrowthBook, clock_at, log_time_at_zero_ratio
 from manifold_sde.solvers.chunk import one_thread
 from manifold_sde.solvers.march import Grid, Origin
 from manifold_sde.solvers.plan import Plan
@@ -461,19 +461,18 @@ class DirectionSolution(Solution):
         beyond = targets.max(0).values > last
         if not bool(beyond.any()):
             return
-        growth = self.growth if self.growth.dim() > 1 else self.growth[:, None]
+        growth = (self.growth if self.growth.dim() > 1 else self.growth[:, None])[-1][beyond]
+        most, last = targets.max(0).values[beyond], last[beyond]
         clock = float(self.ts[-1] - self.ts[0])
-        rate = growth[-1] / clock
-        # log(1 + rate (e^target - e^last)) of the elapsed time at unit norm, which can overflow.
-        target, last = targets.max(0).values - growth[-1], last - growth[-1]
-        missing = target + torch.log(-torch.expm1(last - target))
-        more = torch.logaddexp(torch.zeros_like(missing), missing + torch.log(rate)) / rate
-        needed = clock + float(more[beyond].max())
+        # At the mean trace of each path so far.
+        missing = most - growth + torch.log1p(-torch.exp(last - most))
+        needed = 1.1 * (clock + float(clock_at(missing, growth / (2.0 * clock)).max()))
         raise ClockRangeError(
             "the paths were not simulated that far",
             received=f"a clock u up to {clock:.6g}; {int(beyond.sum())} of {len(beyond)} paths "
             "need more",
-            expected=f"about u = {1.1 * needed:.4g}",
-            remedy=f"solve(sde, y0, [0.0, ..., {1.1 * needed:.4g}], ...): the paths go on as they "
+            expected=f"about u = {needed:.4g}",
+            remedy=f"solve(sde, y0, [0.0, ..., {needed:.4g}], ...): the paths go on as they "
             "began, with the same seed and step",
+            needed=needed,
         )

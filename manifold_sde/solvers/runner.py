@@ -95,7 +95,7 @@ def run_sgd(
             expected="a Problem, which has a loss and a noise",
             remedy="Problem(loss, dim, SphericalNoise(0.3))",
         )
-    kept = _check_steps(steps)
+    kept = check_steps(steps)
     start, batched = starts(problem, x0, n_paths)
     philox.seed_key(seed)
     seed = int(seed)
@@ -309,7 +309,12 @@ def digest(array: Any) -> str:
     return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()[:16]
 
 
-def _check_steps(steps: object) -> list[int]:
+def check_steps(steps: object) -> list[int]:
+    """Step counts.
+
+    Raises:
+        ArgumentError: If they are none, or do not increase.
+    """
     if isinstance(steps, Tensor):
         steps = steps.tolist()
     if isinstance(steps, (int, np.integer)):

@@ -1,0 +1,160 @@
+"""What ``manifold-sde simulate`` is given, checked."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from manifold_sde.derivatives import check_point
+from manifold_sde.errors import ArgumentError
+from manifold_sde.noise import LabelNoise, SamplingNoise, SphericalNoise
+from manifold_sde.problem import Problem
+
+
+def numbers(option: str, text: str, kind: type[int] | type[float]) -> list[Any]:
+    """Numbers with commas between them, increasing.
+
+    Args:
+        option: Name of the option, for messages.
+        text: What was given, such as "1000,5000".
+        kind: ``int`` or ``float``.
+
+    Raises:
+        ArgumentError: If they are none, do not increase, or are below 0.
+    """
+    try:
+        found = [kind(part) for part in text.split(",")]
+    except ValueError:
+        found = []
+    increasing = all(a < b for a, b in itertools.pairwise(found))
+    if not found or not increasing or not 0 <= found[0] < float("inf") or found[-1] == 0:
+        whole = "whole numbers" if kind is int else "numbers"
+        raise ArgumentError(
+            f"{option} is not a list that can be used",
+            received=repr(text),
+            expected=f"increasing {whole}, 0 or more, with commas between them",
+            remedy=f"{option} " + ("1000,5000" if kind is int else "0.1,0.5"),
+        )
+    return found
+
+
+def load_start(problem: Problem, file: Path | None, norm: float | None) -> Tensor:
+    """The weights at step 0, in double precision: (D,), or (B, D) for B starts.
+
+    Args:
+        problem: The problem.
+        file: A file .npy or .pt, or ``None`` for the minimiser that the problem knows.
+        norm: Norm to which they are scaled, or ``None``.
+
+    Raises:
+        ArgumentError: If there is no start, or it cannot be used.
+    """
+    if file is None:
+        if problem.facts is None:
+            raise ArgumentError(
+                "the problem knows no minimiser to start from",
+                received=f"{problem.name!r} without --x0",
+                expected=f"the weights at step 0, a file with a vector of {problem.dim} numbers",
+                remedy="--x0 x0.npy, written by numpy.save, or --x0 x0.pt, by torch.save; they "
+                "need not be a minimiser: gradient flow leads from them to one",
+            )
+        x = problem.minimizer.clone()
+    else:
+        x = check_point(_read(file), problem.dim, name="--x0")
+        if x.dim() > 2:
+            raise ArgumentError(
+                "--x0 holds too many dimensions",
+                received=f"shape {tuple(x.shape)}",
+                expected=f"({problem.dim},), or (B, {problem.dim}) for B starts",
+                remedy=f"x0.reshape(-1, {problem.dim})",
+            )
+    if norm is None:
+        return x
+    if not 0 < norm < float("inf"):
+        raise ArgumentError(
+            "--norm is not the norm of weights",
+            received=f"{norm:g}",
+            expected="a positive number",
+            remedy="leave it out for the norm of the start",
+        )
+    return norm * x / x.norm(dim=-1, keepdim=True)
+
+
+def _read(file: Path) -> Tensor:
+    remedy = "numpy.save(FILE, x0) or torch.save(x0, FILE), with x0 the weights as one vector"
+    expected = "a file .npy or .pt with one array of numbers"
+    if not file.is_file():
+        raise ArgumentError(
+            "there is no such file", received=f"--x0 {file}", expected=expected, remedy=remedy
+        )
+    try:
+        if file.suffix == ".npy":
+            found: Any = torch.from_numpy(np.load(file, allow_pickle=False))
+        else:
+            found = torch.load(file, map_location="cpu", weights_only=True)
+        return torch.as_tensor(found).detach().to(torch.float64)
+    except Exception as error:
+        # Whatever a damaged or a foreign file makes the readers raise.
+        lines = str(error).splitlines() or [""]
+        raise ArgumentError(
+            "the start cannot be read",
+            received=f"--x0 {file}: {type(error).__name__}: {lines[0][:80]}",
+            expected=expected,
+            remedy=remedy,
+        ) from error
+
+
+def at_batch_size(problem: Problem, batch_size: int | None) -> Problem:
+    """The problem with the noise of another batch size; that of (18) counts as one sample's.
+
+    Raises:
+        ArgumentError, NoiseError: If its noise has no batches, or not of this size.
+    """
+    if batch_size is None:
+        return problem
+    noise = problem.noise
+    if isinstance(noise, SamplingNoise):
+        return problem.with_noise(SamplingNoise(batch_size, replacement=noise.replacement))
+    if isinstance(noise, LabelNoise):
+        return problem.with_noise(LabelNoise(noise.scale, batch_size))
+    if isinstance(noise, SphericalNoise):
+        return problem.with_noise(SphericalNoise(noise.scale / batch_size**0.5))
+    raise ArgumentError(
+        "the noise of the problem has no batch size",
+        received=f"--batch-size {batch_size} with {noise!r}",
+        expected="SamplingNoise, LabelNoise or SphericalNoise",
+        remedy="divide the factor of the noise by the root of the batch size, in the file",
+    )
+
+
+def check_output(file: Path) -> None:
+    """Check that the solution can be written, before it is computed.
+
+    Raises:
+        ArgumentError: If it cannot.
+    """
+    what = ""
+    if file.suffix != ".npz":
+        what = "a file that does not end in .npz"
+    elif file.is_dir():
+        what = "a folder"
+    else:
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            probe = file.with_name(f".{file.name}.probe")
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            what = f"{type(error).__name__}: {error.strerror}"
+    if what:
+        raise ArgumentError(
+            "the solution cannot be written there",
+            received=f"--output {file}, {what}",
+            expected="a path that ends in .npz, in a folder that can be written to",
+            remedy="--output results/simulate.npz",
+        )

@@ -1,0 +1,105 @@
+"""The predicted law drawn: norm and spread of the direction, with SGD beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from manifold_sde.experiments.simulate.summary import QUANTILES, Row
+
+#: Okabe and Ito's blue and vermilion.
+_LAW, _SGD = "#0072B2", "#D55E00"
+
+
+def plot_norm(
+    law: Sequence[Row], sgd: Sequence[Row] = (), ax: Axes | None = None, **kwargs: Any
+) -> Axes:
+    """Mean and quantiles of the norm.
+
+    Args:
+        law: What is predicted.
+        sgd: The same of SGD, or nothing.
+        ax: Axes to draw in; by default new ones.
+        **kwargs: Passed on to ``plot``.
+
+    Returns:
+        The axes.
+    """
+    ax = ax or Figure(figsize=(5.0, 3.6), layout="constrained").subplots()
+    x = [row.moment for row in law]
+    low, high = zip(*(row.quantiles for row in law), strict=True)
+    several = law[-1].paths > 1
+    if several:
+        label = f"{100 * (QUANTILES[1] - QUANTILES[0]):.0f} % of the paths"
+        ax.fill_between(x, low, high, color=_LAW, alpha=0.2, linewidth=0, label=label)
+    options = {"color": _LAW, "label": "mean, predicted" if several else "predicted", **kwargs}
+    ax.plot(x, [row.norm[0] for row in law], **options)
+    if sgd:
+        at = [row.moment for row in sgd]
+        mean = [row.norm[0] for row in sgd]
+        bars = (
+            [m - row.quantiles[0] for m, row in zip(mean, sgd, strict=True)],
+            [row.quantiles[1] - m for m, row in zip(mean, sgd, strict=True)],
+        )
+        style: dict[str, Any] = {"fmt": "o", "markersize": 4, "capsize": 3, "linewidth": 1}
+        # A mean can lie outside the quantiles by rounding where all norms are equal.
+        sizes = [[max(0.0, b) for b in side] for side in bars]
+        ax.errorbar(at, mean, yerr=sizes, color=_SGD, label="SGD: the same", **style)
+    ax.set_ylabel(r"norm of the weights, $\|x\|$")
+    ax.legend(frameon=False)
+    return ax
+
+
+def plot_spread(
+    law: Sequence[Row], sgd: Sequence[Row] = (), ax: Axes | None = None, **kwargs: Any
+) -> Axes:
+    """Spread of the direction, 1 - |mean direction|: 0 for one point, 1 for the whole sphere.
+
+    Args:
+        law: What is predicted.
+        sgd: The same of SGD, or nothing.
+        ax: Axes to draw in; by default new ones.
+        **kwargs: Passed on to ``plot``.
+
+    Returns:
+        The axes.
+    """
+    ax = ax or Figure(figsize=(5.0, 3.6), layout="constrained").subplots()
+    options = {"color": _LAW, "label": "predicted", **kwargs}
+    ax.plot([row.moment for row in law], [row.spread for row in law], **options)
+    if sgd:
+        points = [(row.moment, row.spread) for row in sgd]
+        ax.plot(*zip(*points, strict=True), "o", color=_SGD, markersize=4, label="SGD")
+        ax.legend(frameon=False)
+    ax.set_ylim(bottom=0.0)
+    ax.set_ylabel(r"spread of the direction, $1-|E\,\bar{x}|$")
+    return ax
+
+
+def plot_law(law: Sequence[Row], sgd: Sequence[Row], title: str, xlabel: str) -> Figure:
+    """Norm and spread beside each other; the spread only where there are several paths.
+
+    Args:
+        law: What is predicted.
+        sgd: The same of SGD, or nothing.
+        title: Title.
+        xlabel: What the moments are.
+
+    Returns:
+        The figure; ``savefig`` writes it.
+    """
+    several = law[-1].paths > 1
+    panels = 2 if several else 1
+    figure = Figure(figsize=(5.0 * panels, 3.8), layout="constrained")
+    axes = figure.subplots(1, panels, squeeze=False)[0]
+    plot_norm(law, sgd, axes[0])
+    if several:
+        plot_spread(law, sgd, axes[1])
+    for ax in axes:
+        ax.set_xlabel(xlabel)
+        ax.margins(x=0.02)
+    figure.suptitle(title, fontsize="medium")
+    return figure

@@ -1,0 +1,164 @@
+"""The law of SGD's weights after given numbers of steps, in one call and without running SGD."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from manifold_sde.errors import ArgumentError, NotOnManifoldError
+from manifold_sde.paper import implements
+from manifold_sde.problem import Problem
+from manifold_sde.sdes import LimitingDiffusion, ManifoldEquation
+from manifold_sde.solvers.runner import check_steps, starts
+from manifold_sde.solvers.simulation import CHUNK, solve
+from manifold_sde.solvers.solution import Solution
+from manifold_sde.solvers.step_sizes import StepSizes, Terrain
+from manifold_sde.time_scale import TimeScale
+
+
+@implements("Theorem 4.4")
+def predict_sgd(
+    problem: Problem,
+    x0: Tensor,
+    lr: Any,
+    weight_decay: Any,
+    steps: Any,
+    *,
+    n_paths: int | None = None,
+    dt: float | None = None,
+    rtol: float | None = None,
+    seed: int = 0,
+    antithetic: bool = False,
+    compile: bool | str = "auto",
+    progress: bool | str = False,
+    checkpoint: str | Path | None = None,
+    workers: int | None = None,
+    chunk_size: int = CHUNK,
+) -> Solution:
+    r"""The law that the theory predicts for SGD's weights, where ``run_sgd`` would run them.
+
+    With t_0 and a_k of :class:`~manifold_sde.TimeScale`, (13) is simulated from Phi(x0) to the
+    times :math:`T_k = \tfrac12\ln(1 + 2 t_0(k))` by "split", and
+
+    .. math::
+
+        x_k \approx a_k\, e^{T_k/2}\, Y(T_k) .
+
+    Each path is simulated as far as it has to be, and no clock has to be chosen beforehand. If
+    several rates are of interest, one run of a :class:`~manifold_sde.DirectionDiffusion` with
+    :meth:`~manifold_sde.solvers.DirectionSolution.at_steps` answers for all of them.
+
+    Args:
+        problem: The problem.
+        x0: Weights at step 0: (D,), or (B, D) for B paths. Where they are not on the manifold of
+            minimisers, the law is that of a start from Phi(x0), to which SGD goes first.
+        lr: Learning rate eta: a number, a sequence, a callable of the step, or a schedule.
+        weight_decay: Weight decay lambda, likewise.
+        steps: Step counts, increasing.
+        n_paths: Number of paths from one start.
+        dt: Step in the time T of (13); as :func:`~manifold_sde.solvers.solve` takes it.
+        rtol: Tolerance of adaptive steps, likewise.
+        seed: Seed of the Brownian paths.
+        antithetic: Whether paths come in pairs of opposite noise.
+        compile: Whether kernels are compiled.
+        progress: Whether to show a progress bar, or its label.
+        checkpoint: Folder from which a run that was stopped goes on.
+        workers: Number of processes.
+        chunk_size: Number of paths that are stepped together.
+
+    Returns:
+        Solution whose ``ts`` are the steps; ``ys`` is (K, D) or (K, n, D). ``stats`` has the
+        dimensionless steps of SGD, as for ``at_steps``.
+
+    Warns:
+        StepSizeWarning: If SGD would be unstable at these rates.
+
+    Raises:
+        ArgumentError, TimeScaleError: If an argument is out of range.
+        LimitMapError: If gradient flow from x0 does not arrive at the manifold.
+        NoiseError: If the noise vanishes on the manifold, or does not have the properties needed.
+
+    Example:
+        >>> from manifold_sde import problems
+        >>> from manifold_sde.solvers import predict_sgd
+        >>> problem = problems.great_circle()
+        >>> predict_sgd(problem, problem.minimizer, 0.01, 0.05, [100, 500], n_paths=8)
+        Solution(8 paths, 2 times from 100 to 500, dim=3)
+
+    Source: Theorem 4.4 and Theorem 3.2, with schedules by the exact reduction to no weight decay.
+    """
+    kept = check_steps(steps)
+    if kept[-1] == 0:
+        raise ArgumentError(
+            "there is no step to predict",
+            received=repr(steps)[:80],
+            expected="at least one step count above 0",
+            remedy="steps=[1000, 2000]",
+        )
+    scale = TimeScale(lr, weight_decay)
+    counts = np.array(kept)
+    log_shrinkage = np.asarray(scale.log_shrinkage(counts), dtype=float)
+    # T is ln(1 + 2 t0) / 2; the logarithm of t0 does not overflow.
+    log_time = np.asarray(scale.log_accumulated(counts), dtype=float)
+    T = 0.5 * np.logaddexp(0.0, math.log(2.0) + log_time)
+    sde = LimitingDiffusion(problem)
+    start = on_manifold(sde, starts(problem, x0, None)[0])
+    y0 = start[0] if x0.dim() == 1 else start
+    times, place = np.unique(np.concatenate([[0.0], T]), return_inverse=True)
+    run = solve(
+        sde,
+        y0,
+        times.tolist(),
+        n_paths=n_paths,
+        dt=dt,
+        rtol=rtol,
+        seed=seed,
+        antithetic=antithetic,
+        compile=compile,
+        progress=progress,
+        checkpoint=checkpoint,
+        workers=workers,
+        chunk_size=chunk_size,
+    )
+    rows = torch.from_numpy(place[1:].copy())
+    factor = torch.from_numpy(np.exp(log_shrinkage + 0.5 * T)).to(run.ys)
+    ys = run.ys[rows] * factor.reshape(-1, *(1,) * (run.ys.dim() - 1))
+    config: dict[str, Any] = {"lr": repr(scale.lr), "weight_decay": repr(scale.weight_decay)}
+    # The ratio of (13) is that of its own equation, and not of these weights.
+    config |= {k: v for k, v in run.config.items() if k not in ("ratio", *config)}
+    if isinstance(scale.lr, float) and isinstance(scale.weight_decay, float):
+        config["ratio"] = scale.weight_decay / scale.lr
+    found = Solution(
+        torch.tensor(kept, dtype=torch.float64), ys, run.clock[rows], run.stats, config
+    )
+    directions = run.directions.reshape(-1, problem.dim)
+    seen = directions[torch.isfinite(directions).all(-1)]
+    terrain = Terrain.of(problem, sde.rank, seen)
+    sizes = StepSizes.of(scale, kept[-1], float(start.norm(dim=1).min()), terrain)
+    sizes.warn_if_unstable()
+    return replace(found, stats={**found.stats, **sizes.stats()})
+
+
+def on_manifold(sde: ManifoldEquation, x: Tensor) -> Tensor:
+    """The points themselves where they are on the manifold, and Phi of them where they are not.
+
+    Args:
+        sde: The equation, which then knows its rank.
+        x: Points (n, D).
+
+    Raises:
+        LimitMapError: If gradient flow does not arrive.
+        RankError, NoiseError: As :meth:`~manifold_sde.sdes.ManifoldEquation.require_on_manifold`.
+    """
+    try:
+        sde.require_on_manifold(x)
+    except NotOnManifoldError:
+        x = sde.geometry.limit_map(x)
+        sde.require_on_manifold(x)
+    return x
