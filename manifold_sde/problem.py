@@ -22,6 +22,7 @@ from manifold_sde.errors import (
     ShapeError,
 )
 from manifold_sde.noise import Noise
+from manifold_sde.noise.base import check_noise
 from manifold_sde.paper import implements
 from manifold_sde.pointwise import Pointwise
 
@@ -104,15 +105,7 @@ class Problem:
     def _setup(
         self, pointwise: Pointwise, noise: Noise, rank: int | None, name: str | None
     ) -> None:
-        if not isinstance(noise, Noise):
-            raise NoiseError(
-                "the noise is not a noise model",
-                received=f"the class {noise.__name__}"
-                if isinstance(noise, type)
-                else type(noise).__name__,
-                expected="SphericalNoise, SamplingNoise, LabelNoise or CustomNoise",
-                remedy="SphericalNoise(0.3), or CustomNoise(factor) for a sigma of your own",
-            )
+        check_noise(noise)
         dim = pointwise.dim
         declared = integer(rank)
         if rank is not None and (declared is None or not 0 <= declared < dim):

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.func import grad, jvp, vmap
 
 from manifold_sde.derivatives import integer
-from manifold_sde.errors import ArgumentError
+from manifold_sde.errors import ArgumentError, NoiseError
 from manifold_sde.pointwise import Pointwise
 
 
@@ -109,6 +109,22 @@ class GradientNoise(Noise):
             return ((projection @ factor) * factor).sum()
 
         return 0.5 * grad(projected_trace)(x)
+
+
+def check_noise(noise: object) -> None:
+    """Check that this is a noise model.
+
+    Raises:
+        NoiseError: If it is none.
+    """
+    if not isinstance(noise, Noise):
+        known = isinstance(noise, type)
+        raise NoiseError(
+            "the noise is not a noise model",
+            received=f"the class {noise.__name__}" if known else type(noise).__name__,
+            expected="SphericalNoise, SamplingNoise, LabelNoise or CustomNoise",
+            remedy="SphericalNoise(0.3), or CustomNoise(factor) for a sigma of your own",
+        )
 
 
 def check_scale(scale: object, name: str = "scale") -> float:
