@@ -21,8 +21,7 @@ from manifold_sde.errors import (
     ScaleInvarianceError,
     ShapeError,
 )
-from manifold_sde.noise import Noise
-from manifold_sde.noise.base import check_noise
+from manifold_sde.noise.base import Noise, check_noise
 from manifold_sde.paper import implements
 from manifold_sde.pointwise import Pointwise
 

@@ -118,10 +118,10 @@ def check_noise(noise: object) -> None:
         NoiseError: If it is none.
     """
     if not isinstance(noise, Noise):
-        known = isinstance(noise, type)
+        kind = noise if isinstance(noise, type) else type(noise)
         raise NoiseError(
             "the noise is not a noise model",
-            received=f"the class {noise.__name__}" if known else type(noise).__name__,
+            received=f"the class {kind.__name__}" if kind is noise else kind.__name__,
             expected="SphericalNoise, SamplingNoise, LabelNoise or CustomNoise",
             remedy="SphericalNoise(0.3), or CustomNoise(factor) for a sigma of your own",
         )
