@@ -44,7 +44,9 @@ def test_version() -> None:
     assert (done.returncode, done.stdout) == (0, f"manifold-sde {manifold_sde.__version__}\n")
 
 
-@pytest.mark.parametrize("arguments", [["-h"], ["figure", "--help"], ["info", "-h"], ["simulate", "-h"], []])
+@pytest.mark.parametrize(
+    "arguments", [["-h"], ["figure", "--help"], ["info", "-h"], ["simulate", "-h"], []]
+)
 def test_help_fits_the_terminal(arguments: list[str]) -> None:
     done = call(*arguments)
     assert "Usage" in done.output
