@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.text import Text
 from torch import Tensor
 
+from manifold_sde.compiling import compiler_available
 from manifold_sde.degeneracy import Degeneracy
 from manifold_sde.errors import ArgumentError, LimitMapError, ManifoldSDEWarning
 from manifold_sde.experiments.loading import load_problem, make_known_to_workers
@@ -29,6 +30,7 @@ from manifold_sde.experiments.simulate.summary import Row, law_table, summarize
 from manifold_sde.geometry import Geometry
 from manifold_sde.problem import Problem
 from manifold_sde.sdes import FixedRatioDiffusion, LimitingDiffusion
+from manifold_sde.solvers.bookkeeping import clock_at, log_time_at_zero_ratio
 from manifold_sde.solvers.prediction import on_manifold, predict_sgd
 from manifold_sde.solvers.runner import run_sgd
 from manifold_sde.solvers.simulation import CHUNK, solve
@@ -39,6 +41,8 @@ from manifold_sde.time_scale import TimeScale
 PATHS = 1000
 #: Moments that the figure shows beside those asked for.
 _DRAWN = 9
+#: Clock times trace at the start from which on kernels are compiled: some 200 steps.
+_LONG = 3.0
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,17 @@ class Settings:
         )
 
     @property
+    def moments(self) -> list[Any]:
+        """The step counts or times asked for.
+
+        Raises:
+            ArgumentError: If they are none.
+        """
+        if self.in_steps:
+            return numbers("--steps", self.steps or "", int)
+        return numbers("--times", self.times or "", float)
+
+    @property
     def rates(self) -> tuple[float, float]:
         """Learning rate and weight decay, where moments are steps."""
         assert self.lr is not None
@@ -114,8 +129,7 @@ def simulate_law(settings: Settings, console: Console, notes: Console) -> list[P
     steps = settings.in_steps
     if steps:
         TimeScale(*settings.rates)
-    asked = numbers("--steps", settings.steps or "", int) if steps else []
-    asked = asked or numbers("--times", settings.times or "", float)
+    asked = settings.moments
     check_output(settings.output)
     problem = at_batch_size(load_problem(settings.target), settings.batch_size)
     if settings.workers is not None:
@@ -179,7 +193,22 @@ class _Run:
             "checkpoint": settings.checkpoint,
             "workers": workers,
             "chunk_size": size,
+            "compile": True if self._long() and compiler_available() else "auto",
         }
+
+    def _long(self) -> bool:
+        """Whether the clock asks for so many steps that compiling them is sooner done."""
+        s = self.settings
+        asked = s.moments[-1]
+        if s.in_steps:
+            log_time = torch.tensor(float(TimeScale(*s.rates).log_accumulated(asked)))
+        else:
+            assert s.ratio is not None
+            log_time = log_time_at_zero_ratio(torch.tensor(float(asked)), s.ratio)
+        start = self.y0.reshape(-1, self.problem.dim)[:1]
+        trace = self.problem.noise_trace(start / start.norm())
+        clock = clock_at(log_time - 4.0 * start.norm().log(), trace)
+        return bool((trace * clock > _LONG).all())
 
     def in_steps(self, steps: Sequence[int]) -> Solution:
         """The law of SGD's weights after these steps."""
