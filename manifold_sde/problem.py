@@ -135,18 +135,10 @@ class Problem:
         return self.__dict__ | {"kernels": {}}
 
     def with_noise(self, noise: Noise) -> Self:
-        """The same loss with another noise.
-
-        Args:
-            noise: The noise, such as that of another batch size.
+        """The same loss with another noise, such as that of another batch size.
 
         Raises:
             NoiseError: If it is no noise, or does not fit the loss.
-
-        Example:
-            >>> from manifold_sde import SphericalNoise, problems
-            >>> problems.great_circle().with_noise(SphericalNoise(0.1)).noise
-            SphericalNoise(scale=0.1)
         """
         other = copy.copy(self)
         other._setup(self.pointwise, noise, self.rank, self.name)
