@@ -141,6 +141,13 @@ class DirectionSolution(Solution):
         Source: Theorem 4.4, with schedules by the exact reduction to no weight decay.
         """
         counts = self._times([steps] if isinstance(steps, int) else steps)
+        if bool((counts != counts.round()).any()):
+            raise ArgumentError(
+                "these are not step counts",
+                received=repr(steps)[:80],
+                expected="whole numbers, 0 or more, increasing",
+                remedy="steps=[1000, 2000]",
+            )
         scale = TimeScale(lr, weight_decay)
         whole = counts.to(torch.int64).numpy()
         log_time = np.asarray(scale.log_accumulated(whole), dtype=float)

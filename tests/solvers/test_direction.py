@@ -86,5 +86,7 @@ def test_moments_beyond_the_run_are_refused_with_the_clock_that_is_needed() -> N
     for arguments in ({"ratio": -1.0}, {"norm": 0.0}, {"times": [1.0, 0.5]}):
         with pytest.raises(ArgumentError):
             run.at(**{"ratio": 0.5, "times": [0.1], **arguments})
+    with pytest.raises(ArgumentError, match="not step counts"):
+        run.at_steps(0.01, 0.05, [10.5])
     with pytest.raises(ArgumentError, match="batch_size"):
         run.at_steps(0.01, 0.05, [10], batch_size=0)
