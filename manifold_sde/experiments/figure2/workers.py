@@ -141,6 +141,8 @@ def _work(connection: Connection, settings: Settings, design: str, folder: Path)
         connection.send(("end", result))
     finally:
         sys.stderr = sys.__stderr__
+        # Nothing is left to clean up; an exit inside what Python does at its end would be told.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def describe(plan: Plan) -> str:
