@@ -23,7 +23,7 @@ from manifold_sde.solvers import run_sgd, solve
 from manifold_sde.verification.exact import CircleDiffusion
 
 quick = "MANIFOLD_SDE_QUICK" in os.environ
-n_paths, n_sgd, horizon, dt = (64, 64, 12.0, 1.0) if quick else (2000, 2000, 120.0, 0.5)
+n_paths, n_sgd, horizon, dt = (64, 64, 12.0, 1.0) if quick else (2000, 2000, 320.0, 0.5)
 
 problem = problems.mixed_noise_circle()
 circle, law = problem.facts.circle, CircleDiffusion.of(problem)
@@ -83,8 +83,10 @@ plt.show()
 # %%
 # The equilibrium of SGD counts steps. The direction's own equilibrium, in the clock, is another
 # law: where the noise is strong the norm is large, and SGD takes longer there. ``equilibrium``
-# weighs for that.
+# weighs for that. It leaves out the first half of the run, which has to be several relaxation times
+# long: here six.
 
+print(f"relaxation time {law.relaxation_time:.1f}, burn-in {horizon / 2:.0f}")
 angles = np.linspace(-np.pi, np.pi, 200)
 figure, ax = plt.subplots(figsize=(6.0, 3.6), layout="constrained")
 ax.plot(angles, law.equilibrium.density(angles), "k", lw=1, label="exact, in steps")
