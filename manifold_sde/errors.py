@@ -177,3 +177,7 @@ class LostPathsWarning(ManifoldSDEWarning):
 
 class StepSizeWarning(ManifoldSDEWarning):
     """A learning rate is so large that SGD does not stay near the manifold of minimisers."""
+
+
+class NotMixedWarning(ManifoldSDEWarning):
+    """An average over a run that is not in equilibrium: its halves differ."""

@@ -9,13 +9,14 @@ C > 0 is proportional to :math:`e^{a} / E` once (direction, norm) is in its join
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from manifold_sde.errors import ArgumentError
+from manifold_sde.errors import ArgumentError, NotMixedWarning
 from manifold_sde.solvers.moments import Observable, evaluate
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 _FEWEST = 20
 #: Consecutive moments of a batch in time, at least.
 _SHORTEST_BATCH = 10
+#: Standard errors by which two halves of a run in equilibrium are never apart (6e-7).
+_DRIFT = 5.0
 
 
 @dataclass(frozen=True)
@@ -90,17 +93,65 @@ def average(
     w = weights.to(torch.float64)
     w = (w / w.mean()).reshape(moments, paths, *(1,) * (values.dim() - 2))
     mean = (w * values).sum((0, 1)) / w.sum()
-    residual = w * (values - mean)
-    parts = torch.stack([part.sum(0) for part in residual.tensor_split(batches)])
-    if pairs:
-        parts = parts.reshape(batches, units, 2, *parts.shape[2:]).sum(2)
-    parts = parts.reshape(batches * units, *parts.shape[2:])
-    n = len(parts)
-    error = (parts.square().sum(0) * (n / (n - 1.0))).sqrt() / w.sum()
+    parts = _parts(w, values, batches, units)
+    error = _error(parts.flatten(0, 1))
+    _warn_of_drift(w, values, batches, units)
     spread = (w * (values - mean).square()).sum((0, 1)) / w.sum()
-    size = torch.where(error > 0, spread / error.square(), math.inf)
+    size = torch.where(error > 0, spread / error.square(), math.inf).clamp(max=moments * paths)
     like = solution.ys.dtype
     return EquilibriumAverage(mean.to(like), error.to(like), size.to(like), begin, paths)
+
+
+def _parts(w: Tensor, values: Tensor, batches: int, units: int) -> Tensor:
+    """What batches in time of independent units add to the error of a weighted mean.
+
+    Args:
+        w: Weights (K, n, ...).
+        values: Values (K, n, ...).
+        batches: Number of batches.
+        units: Number of units: paths, or pairs of consecutive ones.
+
+    Returns:
+        Tensor (batches, units, ...), whose sum is 0.
+    """
+    mean = (w * values).sum((0, 1)) / w.sum()
+    residual = w * (values - mean) / w.sum()
+    parts = torch.stack([part.sum(0) for part in residual.tensor_split(batches)])
+    return parts.reshape(batches, units, -1, *parts.shape[2:]).sum(2)
+
+
+def _error(parts: Tensor) -> Tensor:
+    """Standard error of a mean from its independent parts (n, ...)."""
+    n = len(parts)
+    return (parts.square().sum(0) * (n / (n - 1.0))).sqrt()
+
+
+def _warn_of_drift(w: Tensor, values: Tensor, batches: int, units: int) -> None:
+    """Warn if the two halves of what is counted do not have the same mean."""
+    half, each = len(w) // 2, max(1, batches // 2)
+    if half < each:
+        return
+    sides = [(w[:half], values[:half]), (w[half:], values[half:])]
+    first, last = (((a * v).sum((0, 1)) / a.sum()) for a, v in sides)
+    before, after = (_parts(a, v, each, units) for a, v in sides)
+    if batches == 1:
+        error = _error((after - before)[0])
+    else:
+        error = (
+            _error(before.flatten(0, 1)).square() + _error(after.flatten(0, 1)).square()
+        ).sqrt()
+    apart = (last - first).abs()
+    if not bool((apart > _DRIFT * error).any()):
+        return
+    worst = int((apart / error.clamp(min=1e-300)).argmax())
+    a, b, e = (float(v.reshape(-1)[worst]) for v in (first, last, error))
+    warnings.warn(
+        f"the run has not reached its equilibrium: an average of {a:.4g} in the first half of what "
+        f"is counted, {b:.4g} in the second, apart by {abs(b - a) / max(e, 1e-300):.0f} standard "
+        "errors. Run longer, or begin later (burn_in)",
+        NotMixedWarning,
+        stacklevel=4,
+    )
 
 
 def _burn_in(ts: Tensor, burn_in: float | None) -> float:

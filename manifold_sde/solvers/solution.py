@@ -112,7 +112,8 @@ class Solution:
         Args:
             function: Function of states (n, D) with a value for each, (n, ...).
             burn_in: Time of the solution from which on states count; by default half of the run.
-                Whether it is long enough is for the user to see, from two values of it.
+                A ``NotMixedWarning`` says if the two halves of what counts differ by 5 standard
+                errors; a slower drift than that is not seen.
 
         Returns:
             Mean, standard error and effective sample size.

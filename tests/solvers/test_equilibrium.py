@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +12,8 @@ from scipy import stats
 from torch import Tensor
 
 from manifold_sde import DirectionDiffusion, problems
-from manifold_sde.solvers import DirectionSolution, solve
+from manifold_sde.errors import NotMixedWarning
+from manifold_sde.solvers import DirectionSolution, Solution, run_sgd, solve
 from manifold_sde.solvers.equilibrium import EquilibriumAverage, average
 from manifold_sde.verification.exact import CircleDiffusion, PeriodicLaw
 
@@ -80,3 +84,28 @@ def test_averages_that_are_not_weighted_are_those_of_the_clock(
     assert np.abs(scores(unweighted, law.equilibrium_in_clock)).max() < THRESHOLD
     assert np.abs(scores(unweighted, law.equilibrium)).max() > THRESHOLD
     assert float(unweighted.mean[3]) - law.equilibrium.moment(2).imag > 0.08
+
+
+def test_a_run_that_has_not_mixed_is_told() -> None:
+    """SGD near its start: the two halves of what is counted differ."""
+    problem = problems.great_circle()
+    run = run_sgd(problem, problem.minimizer, 0.05, 0.05, list(range(0, 401, 20)), n_paths=400)
+    with pytest.warns(NotMixedWarning, match="has not reached its equilibrium"):
+        found = run.equilibrium(lambda x: x[:, 0] / x.norm(dim=1))
+    assert float(found.effective_sample_size) <= 11 * 400
+
+
+@pytest.mark.parametrize("paths", [1, 40])
+def test_a_run_in_equilibrium_is_not(paths: int) -> None:
+    """Independent states: a false alarm has the probability 6e-7."""
+    generator = torch.Generator().manual_seed(2)
+    ys = torch.randn(800, paths, 3, generator=generator, dtype=torch.float64)
+    times = torch.arange(800, dtype=torch.float64)
+    run = Solution(times, ys, torch.zeros(800, paths), stats={}, config={})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = run.equilibrium(lambda x: x[:, :2])
+    assert bool((found.mean.abs() < 5.0 * found.standard_error).all())
+    drifting = dataclasses.replace(run, ys=ys + times[:, None, None] / 100.0)
+    with pytest.warns(NotMixedWarning):
+        drifting.equilibrium(lambda x: x[:, :2])
