@@ -20,7 +20,7 @@ from manifold_sde.solvers.schemes import Motion, Scheme, StepNoise
 
 #: Numbers that the states of one block may hold, and the most steps of a block.
 _BLOCK_NUMBERS = 1 << 23
-_BLOCK_STEPS = 64
+_BLOCK_STEPS = 16
 #: Distance to a grid point, in steps, that counts as none.
 _ON_GRID = 1e-9
 #: Corrections of a side step whose length depends on the rate at its end.
