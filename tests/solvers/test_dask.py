@@ -30,7 +30,7 @@ def client() -> Iterator[Any]:
             n_workers=2,
             threads_per_worker=1,
             processes=True,
-            dashboard_address=None,
+            dashboard_address="127.0.0.1:0",  # any free port: several clusters may be running
             silence_logs=50,
         ) as cluster,
         distributed.Client(cluster) as found,
