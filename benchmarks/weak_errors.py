@@ -27,7 +27,11 @@ from manifold_sde.noise import SphericalNoise
 from manifold_sde.problems.facts import Circle
 from manifold_sde.solvers.schemes import SCHEMES, StepNoise, motion_of
 from manifold_sde.verification.exact import CircleDiffusion
-from manifold_sde.verification.exact.spectral import fourier_cardinals, fourier_nodes
+from manifold_sde.verification.exact.spectral import (
+    fourier_cardinals,
+    fourier_nodes,
+    gauss_hermite,
+)
 
 Array = np.ndarray
 #: A step (x, dw, extra, h) of points (D, n), increments and further normals (m, n).
@@ -209,16 +213,6 @@ def _cardinals(nodes: Array, values: Array) -> Array:
     return np.stack(
         [BarycentricInterpolator(nodes, row)(inside) for row in np.eye(len(nodes))], axis=1
     )
-
-
-def gauss_hermite(dim: int, nodes: int) -> tuple[Tensor, Tensor]:
-    """Tensor rule for independent standard normals: points (dim, q), weights (q,)."""
-    points, weights = np.polynomial.hermite_e.hermegauss(nodes)
-    weights = weights / weights.sum()
-    grid = np.array(list(itertools.product(points, repeat=dim))).T
-    masses = np.array(list(itertools.product(weights, repeat=dim))).prod(1)
-    kept = masses > 1e-15
-    return torch.from_numpy(grid[:, kept].copy()), torch.from_numpy(masses[kept])
 
 
 def fewest_steps(bias_of: Callable[[int], float], largest: float, most: int = 4096) -> int:

@@ -82,11 +82,7 @@ class Field(ABC):
 
     def trace(self, x: Tensor) -> Tensor:
         """V = tr Sigma at the direction: (D, n) -> (n,)."""
-        noise, loss = self.problem.noise, self.problem.pointwise
-        result: Tensor = self.kernels.run_last(
-            "trace", lambda y: noise.trace(loss, y), x / x.norm(dim=0)
-        )
-        return result
+        return self.kernels.noise_trace(x)
 
     def drift(self, x: Tensor, anchor: Tensor, calculus: str) -> Tensor:
         """Drift of (8) at ratio 0: (D, n), (D, d, n) -> (D, n).

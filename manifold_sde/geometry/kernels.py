@@ -100,6 +100,12 @@ class Kernels:
             return _joined(pieces, n)
         return tuple(_joined(list(parts), n) for parts in zip(*pieces, strict=True))
 
+    def noise_trace(self, x: Tensor) -> Tensor:
+        """V = tr Sigma at the directions of points: (D, n) -> (n,)."""
+        noise, loss = self.problem.noise, self.problem.pointwise
+        result: Tensor = self.run_last("trace", lambda y: noise.trace(loss, y), x / x.norm(dim=0))
+        return result
+
     def gradient(self, x: Tensor, size: int | None = None) -> Tensor:
         """Gradients: (n, D) -> (n, D)."""
         return self.run("gradient", self.problem.pointwise.gradient, x, size=size)

@@ -14,7 +14,16 @@ from torch import Tensor
 
 from manifold_sde.solvers.bookkeeping import Book
 from manifold_sde.solvers.brownian import BrownianPath
-from manifold_sde.solvers.march import Goal, Grid, March, Origin, Records, State
+from manifold_sde.solvers.march import (
+    Goal,
+    Grid,
+    March,
+    Origin,
+    Records,
+    State,
+    clock_left,
+    crossings,
+)
 from manifold_sde.solvers.schemes import Motion, Scheme, StepNoise
 from manifold_sde.solvers.step_control import StepControl
 
@@ -142,10 +151,7 @@ class AdaptiveMarch(March):
         if goal.log_elapsed is None:
             left = goal.times[-1] - self._time(state.tick)
         else:
-            growth, elapsed = state.sums
-            last = goal.log_elapsed[-1, places]
-            missing = torch.exp(last - growth) - torch.exp(elapsed - growth)
-            left = torch.log1p(state.rate * missing.clamp(min=0)) / state.rate
+            left = clock_left(state, goal.log_elapsed[-1, places])
         steps = left * torch.pow(2.0, state.level.to(torch.float64)) / self.grid.cell
         return int((steps + 1.0).nan_to_num(1.0).clamp(1.0, _TRIES).max())
 
@@ -218,11 +224,9 @@ class AdaptiveMarch(March):
                 if goal.log_elapsed is None
                 else goal.log_elapsed[k, block.places]
             )
-            crossing = (course[:-1] <= wanted) & (wanted < course[1:])
-            among = torch.nonzero(crossing.any(0))[:, 0]
+            among, index = crossings(course, wanted)
             if not len(among):
                 continue
-            index = crossing[:, among].to(torch.int8).argmax(0)
             x = block.x[index, :, among].T.contiguous()
             sums = block.sums[index, :, among].T.contiguous()
             rate, position = block.rate[index, among], block.tick[index, among]

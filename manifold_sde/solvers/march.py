@@ -228,9 +228,7 @@ class March:
         if goal.log_elapsed is None:
             return min(most, self._last_step(goal) - state.position)
         # As many as it takes at the present rates, and a few more.
-        growth, elapsed = state.sums
-        missing = torch.exp(goal.log_elapsed[-1] - growth) - torch.exp(elapsed - growth)
-        steps = torch.log1p(state.rate * missing.clamp(min=0)) / (state.rate * self.grid.h)
+        steps = clock_left(state, goal.log_elapsed[-1]) / self.grid.h
         return int((1.0 + 1.05 * steps.nan_to_num(0.0, most)).clamp(max=most).max())
 
     def found(self, block: Block, goal: Goal) -> Iterator[tuple[int, Tensor, Records]]:
@@ -251,11 +249,9 @@ class March:
         """Paths that reach values of log E in a block, each its own, (K, n)."""
         course = block.sums[:, 1]
         for k, wanted in enumerate(log_elapsed):
-            crossing = (course[:-1] <= wanted) & (wanted < course[1:])
-            places = torch.nonzero(crossing.any(0))[:, 0]
+            places, index = crossings(course, wanted)
             if not len(places):
                 continue
-            index = crossing[:, places].to(torch.int8).argmax(0)
             x = block.x[index, :, places].T.contiguous()
             rate = block.rate[index, places]
             sums = block.sums[index, :, places].T.contiguous()
@@ -361,6 +357,28 @@ class March:
         rate_new = self._rate(moved)
         sums_new = self.book.advance(sums, h, rate, rate_new)
         return moved, torch.where(h > 0, sums_new, sums), rate_new
+
+
+def crossings(course: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    """Where increasing courses pass values.
+
+    Args:
+        course: Values at B + 1 moments (B + 1, n).
+        wanted: Value that each is to pass (n,).
+
+    Returns:
+        Places of the courses that do (p,), and the last moments before (p,).
+    """
+    crossing = (course[:-1] <= wanted) & (wanted < course[1:])
+    places = torch.nonzero(crossing.any(0))[:, 0]
+    return places, crossing[:, places].to(torch.int8).argmax(0)
+
+
+def clock_left(state: State, log_elapsed: Tensor) -> Tensor:
+    """Clock until log E reaches values (n,), at the present rates: (n,); 0 where it has."""
+    growth, elapsed = state.sums
+    missing = torch.exp(log_elapsed - growth) - torch.exp(elapsed - growth)
+    return torch.log1p(state.rate * missing.clamp(min=0)) / state.rate
 
 
 def relative_growth(missing: Tensor, rate: Tensor) -> Tensor:

@@ -23,7 +23,11 @@ from torch import Tensor
 from manifold_sde import DirectionDiffusion, Problem, problems
 from manifold_sde.solvers.schemes import Motion, PhiJet, Scheme, StepNoise, Weak2
 from manifold_sde.verification.exact import CircleDiffusion
-from manifold_sde.verification.exact.spectral import fourier_cardinals, fourier_nodes
+from manifold_sde.verification.exact.spectral import (
+    fourier_cardinals,
+    fourier_nodes,
+    gauss_hermite,
+)
 
 Array = np.ndarray
 
@@ -73,19 +77,6 @@ def acting(name: str, scheme: Scheme) -> Tensor:
     # the curvature is constant, and otherwise along curves that end elsewhere.
     whole = name == "varying" and isinstance(scheme, PhiJet)
     return torch.eye(made.dim, dtype=torch.float64)[:, : made.dim - 1 + whole]
-
-
-def gauss_hermite(dim: int, nodes: int) -> tuple[Tensor, Tensor]:
-    """Tensor rule for independent standard normals: points (dim, q), weights (q,).
-
-    Points whose weight is below rounding are left out.
-    """
-    points, weights = np.polynomial.hermite_e.hermegauss(nodes)
-    weights = weights / weights.sum()
-    grid = np.array(list(itertools.product(points, repeat=dim))).T
-    masses = np.array(list(itertools.product(weights, repeat=dim))).prod(1)
-    kept = masses > 1e-15
-    return torch.from_numpy(grid[:, kept].copy()), torch.from_numpy(masses[kept])
 
 
 def rule(scheme: Scheme, directions: Tensor, quadrature: int) -> tuple[Tensor, Tensor]:

@@ -57,13 +57,7 @@ class Motion(ABC):
 
     def trace(self, x: Tensor) -> Tensor:
         """V = tr Sigma at the directions: (D, n) -> (n,)."""
-        problem = self.sde.problem
-
-        def trace(y: Tensor) -> Tensor:
-            return problem.noise.trace(problem.pointwise, y)
-
-        result: Tensor = self.kernels.run_last("trace", trace, x / x.norm(dim=0))
-        return result
+        return self.kernels.noise_trace(x)
 
 
 class ManifoldMotion(Motion):

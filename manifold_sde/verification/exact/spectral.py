@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
 import scipy.linalg
 import scipy.sparse
 import scipy.sparse.linalg
+import torch
 from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
 
 Array = NDArray[np.float64]
 
@@ -115,3 +118,16 @@ def slowest_eigenvalues(matrix: scipy.sparse.csr_array, count: int = 6) -> NDArr
         matrix.tocsc(), count, sigma=1e-6 * size, v0=start, return_eigenvectors=False
     )
     return np.asarray(values, dtype=np.complex128)
+
+
+def gauss_hermite(dim: int, nodes: int) -> tuple[Tensor, Tensor]:
+    """Tensor rule for independent standard normals: points (dim, q), weights (q,).
+
+    Points whose weight is below rounding are left out.
+    """
+    points, weights = np.polynomial.hermite_e.hermegauss(nodes)
+    weights = weights / weights.sum()
+    grid = np.array(list(itertools.product(points, repeat=dim))).T
+    masses = np.array(list(itertools.product(weights, repeat=dim))).prod(1)
+    kept = masses > 1e-15
+    return torch.from_numpy(grid[:, kept].copy()), torch.from_numpy(masses[kept])
