@@ -26,8 +26,8 @@ from manifold_sde.problem import Problem
 from manifold_sde.sdes import LimitingDiffusion
 from manifold_sde.solvers.coarser_rates import CoarserRates, coarser_rates, largest_merge
 from manifold_sde.solvers.moments import Observable, moments_of
+from manifold_sde.solvers.prediction import weights_of_limit
 from manifold_sde.solvers.runner import Rate, run_sgd
-from manifold_sde.solvers.simulation import solve
 from manifold_sde.solvers.step_sizes import STABLE, StepSizes, Terrain
 from manifold_sde.time_scale import TimeScale
 
@@ -294,20 +294,17 @@ def _limit(
     compile: bool | str,
 ) -> tuple[Tensor, Tensor]:
     """Mean and standard error of f under the limit, (K, ...) each."""
-    times = np.asarray(scale.discrete_time(counts), dtype=float)
-    solution = solve(
+    weights = weights_of_limit(
         equation,
         y0,
-        [0.0, *times.tolist()],
+        scale,
+        counts,
         n_paths=n_paths,
         seed=seed,
         antithetic=True,
         compile=compile,
     )
-    # e^{T/2} takes the norm of (13) to that of ratio 0, and a to that of the weights.
-    scales = np.exp(np.asarray(scale.log_shrinkage(counts), dtype=float) + 0.5 * times)
-    states = solution.ys[1:] * torch.from_numpy(scales).to(y0)[:, None, None]
-    return moments_of("f", f, states, antithetic=True).result()
+    return moments_of("f", f, weights.ys, antithetic=True).result()
 
 
 def _weights(

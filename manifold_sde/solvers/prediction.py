@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -102,19 +101,14 @@ def predict_sgd(
             remedy="steps=[1000, 2000]",
         )
     scale = TimeScale(lr, weight_decay)
-    counts = np.array(kept)
-    log_shrinkage = np.asarray(scale.log_shrinkage(counts), dtype=float)
-    # T is ln(1 + 2 t0) / 2; the logarithm of t0 does not overflow.
-    log_time = np.asarray(scale.log_accumulated(counts), dtype=float)
-    T = 0.5 * np.logaddexp(0.0, math.log(2.0) + log_time)
     sde = LimitingDiffusion(problem)
     start = on_manifold(sde, starts(problem, x0, None)[0])
     y0 = start[0] if x0.dim() == 1 else start
-    times, place = np.unique(np.concatenate([[0.0], T]), return_inverse=True)
-    run = solve(
+    run = weights_of_limit(
         sde,
         y0,
-        times.tolist(),
+        scale,
+        np.array(kept),
         n_paths=n_paths,
         dt=dt,
         rtol=rtol,
@@ -126,23 +120,47 @@ def predict_sgd(
         workers=workers,
         chunk_size=chunk_size,
     )
-    rows = torch.from_numpy(place[1:].copy())
-    factor = torch.from_numpy(np.exp(log_shrinkage + 0.5 * T)).to(run.ys)
-    ys = run.ys[rows] * factor.reshape(-1, *(1,) * (run.ys.dim() - 1))
     config: dict[str, Any] = {"lr": repr(scale.lr), "weight_decay": repr(scale.weight_decay)}
     # The ratio of (13) is that of its own equation, and not of these weights.
     config |= {k: v for k, v in run.config.items() if k not in ("ratio", *config)}
     if isinstance(scale.lr, float) and isinstance(scale.weight_decay, float):
         config["ratio"] = scale.weight_decay / scale.lr
-    found = Solution(
-        torch.tensor(kept, dtype=torch.float64), ys, run.clock[rows], run.stats, config
-    )
     directions = run.directions.reshape(-1, problem.dim)
     seen = directions[torch.isfinite(directions).all(-1)]
     terrain = Terrain.of(problem, sde.rank, seen)
     sizes = StepSizes.of(scale, kept[-1], float(start.norm(dim=1).min()), terrain)
     sizes.warn_if_unstable()
-    return replace(found, stats={**found.stats, **sizes.stats()})
+    return replace(run, stats={**run.stats, **sizes.stats()}, config=config)
+
+
+def weights_of_limit(
+    sde: LimitingDiffusion, y0: Tensor, scale: TimeScale, counts: np.ndarray, **options: Any
+) -> Solution:
+    """Weights a_k e^{T/2} Y(T) of SGD in the limit, with (13) solved to the times of step counts.
+
+    Args:
+        sde: The equation (13).
+        y0: Start on the manifold, as for ``solve``.
+        scale: Learning rate and weight decay.
+        counts: Step counts, increasing, 0 or more, the last above 0, (K,).
+        **options: Options of ``solve``.
+
+    Returns:
+        Solution whose ``ts`` are the counts.
+    """
+    T = np.asarray(scale.discrete_time(counts), dtype=float)
+    times, place = np.unique(np.concatenate([[0.0], T]), return_inverse=True)
+    run = solve(sde, y0, times.tolist(), **options)
+    rows = torch.from_numpy(place[1:].copy())
+    # e^{T/2} takes the norm of (13) to that of ratio 0, and a to that of the weights.
+    log_shrinkage = np.asarray(scale.log_shrinkage(counts), dtype=float)
+    factor = torch.from_numpy(np.exp(log_shrinkage + 0.5 * T)).to(run.ys)
+    return replace(
+        run,
+        ts=torch.from_numpy(counts.astype(float)),
+        ys=run.ys[rows] * factor.reshape(-1, *(1,) * (run.ys.dim() - 1)),
+        clock=run.clock[rows],
+    )
 
 
 def on_manifold(sde: ManifoldEquation, x: Tensor) -> Tensor:
