@@ -235,14 +235,19 @@ class AdaptiveMarch(March):
             if goal.log_elapsed is None:
                 records = self._at(paths, origin, rate, time)
             else:
-                records = self.reach(paths, x, rate, sums, position, wanted[among])
+                step = self._time(block.tick[index + 1, among]) - self._time(position)
+                rates = rate, block.rate[index + 1, among]
+                records = self.reach(paths, origin, rates, step.to(rate), wanted[among])
             yield k, block.places[among], replace(records, origin=origin)
+
+    def _place(self, origin: Origin) -> Tensor:
+        return origin.position >> (self.control.deepest - origin.level)
 
     def _at(self, paths: Tensor, origin: Origin, rate: Tensor, time: float) -> Records:
         """Side steps to a time that all paths share."""
         times = torch.full_like(self._time(origin.position), time)
         h = (times - self._time(origin.position)).to(origin.x.dtype)
-        x, sums, _ = self._side_step(paths, origin.x, rate, origin.sums, origin.position, h)
+        x, sums = self._side_step(paths, origin, rate, h)
         return Records(x, sums, times, origin)
 
     def resume(self, paths: Tensor, origin: Origin, log_elapsed: Tensor) -> Records:

@@ -17,7 +17,6 @@ Wong, Chen and Duvenaud, AISTATS 2020).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 import torch
@@ -30,13 +29,13 @@ from manifold_sde.solvers.brownian_nodes import (
     CELL,
     DEEPEST,
     Nodes,
-    bad_time,
     check_cell,
     check_dtype,
     check_integer,
     check_paths,
-    check_time,
+    halves,
 )
+from manifold_sde.solvers.brownian_times import cell_ticks_of, check_time, ticks_of
 
 _TICKS = 1 << DEEPEST
 _BLOCKS_KEPT = 4
@@ -162,7 +161,7 @@ class BrownianPath:
                 remedy="a method that needs increments alone, as euler, midpoint or heun",
             )
         first, last = (self.start, ta) if tb is None else (ta, tb)
-        a, b = self._ticks(first), self._ticks(last)
+        a, b = (ticks_of(time, self.start, self.cell) for time in (first, last))
         if a > b:
             raise ArgumentError(
                 "the times are in the wrong order",
@@ -199,21 +198,6 @@ class BrownianPath:
         first = check_integer("first", first, 0, philox.STEPS - 1)
         count = check_integer("count", count, 1, philox.STEPS - first)
         return self._increments(level, first, count).to(self.dtype, copy=True)
-
-    def _ticks(self, time: float | Tensor) -> int:
-        """Time since start in 2^-40 cells, read as the class says."""
-        try:
-            x = (float(time) - self.start) / self.cell
-            whole = math.floor(x)
-        except (TypeError, ValueError, OverflowError, RuntimeError):
-            raise bad_time(time, self.start) from None
-        if not -1 <= whole < _TICKS:
-            raise bad_time(time, self.start)
-        coarse = max(whole, 0).bit_length()
-        ticks = (whole << DEEPEST) + (round((x - whole) * (_TICKS >> coarse)) << coarse)
-        if ticks < 0:
-            raise bad_time(time, self.start)
-        return ticks
 
     def _pieces(self, a: int, b: int) -> Iterator[Tensor]:
         """Increments that add up to the one between two times, the largest that fit.
@@ -278,7 +262,7 @@ class BrownianPath:
                 values = values.clone() if noise else values  # kept: no part of a larger one
                 self._pairs[0] = (first >> level, values)
         for j, bridge in enumerate(noise, known):
-            values = _halves(values, bridge)
+            values = halves(values, bridge)
             begin = 2 * spans[j][0]
             if j < single:
                 self._pairs[j + 1] = (begin, values)
@@ -385,6 +369,32 @@ class BrownianPath:
         left = 0.5 * value + torch.where(usable, bridge, torch.nan)
         return left.to(self.dtype), (value - left).to(self.dtype)
 
+    def beginning(self, level: int | Tensor, position: Tensor, part: Tensor) -> Tensor:
+        """Increment of each path over the first part of a dyadic interval of its own.
+
+        Args:
+            level: Level of each path's interval, (n,) int64, or one for all.
+            position: Its position, (n,) int64.
+            part: Part of its length, in [0, 1], (n,) float64; read to 2^-40 cells.
+
+        Returns:
+            Tensor (m, n); NaN for paths whose interval does not exist, or whose part is not one.
+
+        Raises:
+            ArgumentError, DTypeError, ShapeError: If an argument cannot be used.
+        """
+        level, _ = self._nodes.check_levels(level, DEEPEST)
+        position = self._nodes.check_own("position", position, torch.int64)
+        part = self._nodes.check_own("part", part, torch.float64)
+        usable = (level >= 0) & (level <= DEEPEST) & (position >= 0) & (position < philox.STEPS)
+        usable = usable & (part >= 0) & (part <= 1)
+        level = level.clamp(0, DEEPEST)
+        length = _TICKS >> level
+        ticks = torch.round(torch.where(usable, part, 0.0) * length).to(torch.int64)
+        begin = (position << (DEEPEST - level)) & (_TICKS - 1)
+        total = self._within(position >> level, begin, level, ticks)
+        return torch.where(usable, total, torch.nan).to(self.dtype)
+
     def between(self, ta: Tensor, tb: Tensor, *, cells: int | None = None) -> Tensor:
         """W(tb) - W(ta) at times of each path's own.
 
@@ -406,8 +416,7 @@ class BrownianPath:
         ta = self._nodes.check_own("ta", ta, torch.float64)
         tb = self._nodes.check_own("tb", tb, torch.float64)
         (cell_a, within_a, good_a), (cell_b, within_b, good_b) = (
-            self._cell_ticks(ta),
-            self._cell_ticks(tb),
+            cell_ticks_of(time, self.start, self.cell) for time in (ta, tb)
         )
         apart = cell_b - cell_a
         if cells is None:
@@ -415,7 +424,9 @@ class BrownianPath:
         cells = check_integer("cells", cells, 0, philox.STEPS - 1)
         order = (apart > 0) | ((apart == 0) & (within_a <= within_b))
         usable = good_a & good_b & order & (apart <= cells)
-        total = self._within(cell_b, within_b) - self._within(cell_a, within_a)
+        zero = torch.zeros_like(within_a)
+        total = self._within(cell_b, zero, zero, within_b)
+        total = total - self._within(cell_a, zero, zero, within_a)
         for begin in range(0, cells, _CELLS_AT_ONCE):
             steps = torch.arange(begin, min(begin + _CELLS_AT_ONCE, cells), device=self.device)
             steps = steps.unsqueeze(-1)
@@ -427,21 +438,11 @@ class BrownianPath:
             total = total + torch.where(inside, whole, 0.0).sum(0)
         return torch.where(usable, total, torch.nan).to(self.dtype)
 
-    def _cell_ticks(self, time: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Cell, 2^-40 cells since its beginning, and whether the time can be used; each (n,)."""
-        x = (time - self.start) / self.cell
-        whole = torch.floor(x)
-        good = (whole >= -1) & (whole < _TICKS)
-        whole = torch.where(good, whole, 0.0)
-        cell = whole.to(torch.int64)
-        bits = torch.frexp(whole.clamp(min=0)).exponent.to(torch.int64)
-        part = torch.where(good, x - whole, 0.0) * (_TICKS >> bits).to(torch.float64)
-        ticks = torch.round(part).to(torch.int64) << bits
-        cell, ticks = cell + (ticks >> DEEPEST), ticks & (_TICKS - 1)
-        return cell.clamp(min=0), ticks, good & (cell >= 0)
-
-    def _within(self, cell: Tensor, ticks: Tensor) -> Tensor:
-        """Increment from the beginning of a cell on, (m, n)."""
+    def _within(self, cell: Tensor, begin: Tensor, level: Tensor, part: Tensor) -> Tensor:
+        """Increment over the first ticks, at most all, of an interval in a cell, (m, n)."""
+        length = _TICKS >> level
+        whole = part >= length
+        ticks = begin + part.clamp(min=0).minimum(length - 1)
         levels = torch.arange(DEEPEST, dtype=torch.int64, device=self.device).unsqueeze(-1)
         path_down = (cell << levels) + (ticks >> (DEEPEST - levels))
         # Far out the deepest positions do not exist; times there have no such bits.
@@ -449,12 +450,13 @@ class BrownianPath:
         tree = torch.arange(DEEPEST + 1, dtype=torch.int64, device=self.device).unsqueeze(-1)
         noise = self._nodes.each(philox.STREAM_SDE, self._m, tree.expand_as(nodes), nodes)
         value = next(noise)
-        total = torch.zeros_like(value)
+        total = torch.where(whole & (level == 0), value, 0.0)
         for j, bridge in enumerate(noise):
             right = ((ticks >> (DEEPEST - 1 - j)) & 1).bool()
             left = 0.5 * value + bridge
-            total = torch.where(right, total + left, total)
+            total = torch.where(right & ~whole & (level <= j), total + left, total)
             value = torch.where(right, value - left, left)
+            total = torch.where(whole & (level == j + 1), value, total)
         return total
 
     # Numbers that are independent of W.
@@ -489,11 +491,3 @@ class BrownianPath:
             philox.STREAM_SDE_AUXILIARY, count, levels.unsqueeze(0), positions.unsqueeze(0)
         )[0]
         return torch.where(usable, drawn, torch.nan).to(self.dtype)
-
-
-def _halves(values: Tensor, bridge: Tensor) -> Tensor:
-    """Increments (c, m, n) to those of the halves, (2 c, m, n)."""
-    both = values.new_empty(len(values), 2, *values.shape[1:])
-    torch.add(bridge, values, alpha=0.5, out=both[:, 0])
-    torch.sub(values, both[:, 0], out=both[:, 1])
-    return both.flatten(0, 1)

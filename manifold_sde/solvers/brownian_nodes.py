@@ -12,9 +12,8 @@ from manifold_sde import philox
 from manifold_sde.compiling import compile_function
 from manifold_sde.derivatives import integer, is_known_false
 from manifold_sde.errors import ArgumentError, DTypeError, ShapeError
+from manifold_sde.solvers.brownian_times import DEEPEST, check_time
 
-#: Deepest level of dyadic intervals.
-DEEPEST = 40
 #: Level of a node that stands for the increment over a whole cell. The bridge that halves an
 #: interval of level l has level 1 + l, so that no two numbers are the same.
 CELL = 0
@@ -177,22 +176,6 @@ def check_integer(name: str, value: object, low: int, high: int) -> int:
     return number
 
 
-def check_time(name: str, value: object) -> float:
-    """A finite number, or an error that names it."""
-    try:
-        number = math.nan if isinstance(value, (str, bool)) else float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError, RuntimeError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise ArgumentError(
-            f"{name} is not a time",
-            received=repr(value),
-            expected="a finite number",
-            remedy=f"{name}=1.0",
-        )
-    return number
-
-
 def check_cell(value: object) -> float:
     """A length of time, or an error."""
     cell = check_time("cell", value)
@@ -247,11 +230,9 @@ def check_paths(paths: int | Tensor, device: torch.device | str | None) -> Tenso
     return (paths if device is None else paths.to(device)).contiguous()
 
 
-def bad_time(time: object, start: float) -> ArgumentError:
-    """The error of a time at which W is not defined."""
-    return ArgumentError(
-        "W is not defined at this time",
-        received=repr(time),
-        expected=f"a time from start={start} on, less than 2**40 cells later",
-        remedy="BrownianPath(..., start=...) no later than the first time that is asked for",
-    )
+def halves(values: Tensor, bridge: Tensor) -> Tensor:
+    """Increments (c, m, n) to those of the halves, (2 c, m, n)."""
+    both = values.new_empty(len(values), 2, *values.shape[1:])
+    torch.add(bridge, values, alpha=0.5, out=both[:, 0])
+    torch.sub(values, both[:, 0], out=both[:, 1])
+    return both.flatten(0, 1)

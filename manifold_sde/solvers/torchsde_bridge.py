@@ -17,7 +17,7 @@ from torch import Tensor
 from manifold_sde.errors import ArgumentError
 from manifold_sde.solvers.bookkeeping import Book
 from manifold_sde.solvers.brownian import BrownianPath
-from manifold_sde.solvers.march import Block, Goal, Grid, March, State
+from manifold_sde.solvers.march import Block, Goal, Grid, March, Origin, State
 from manifold_sde.solvers.schemes import SCHEMES, Motion
 
 #: What the names of its methods begin with.
@@ -115,15 +115,11 @@ class TorchsdeMarch(March):
         state.position = first + steps
         return Block(first, xs, torch.stack(rates), torch.stack(sums))
 
-    def _side_step(
-        self, paths: Tensor, x: Tensor, rate: Tensor, sums: Tensor, position: Tensor, h: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """One step of one length from one grid point: states, sums and rates at its end."""
-        start = self.grid.start + int(position[0]) * self.grid.h
+    def _moved(self, paths: Tensor, origin: Origin, h: Tensor) -> Tensor:
+        """States after one step of one length from one grid point."""
+        start = self.grid.start + int(origin.position[0]) * self.grid.h
         times = torch.tensor([start, start + float(h[0])], dtype=torch.float64)
-        moved = self._integrate(self._brownian(paths), x, times)[-1]
-        rate_new = self._rate(moved)
-        return moved, self.book.advance(sums, h, rate, rate_new), rate_new
+        return self._integrate(self._brownian(paths), origin.x, times)[-1]
 
     def _integrate(self, path: BrownianPath, x: Tensor, times: Tensor) -> Tensor:
         """States at equally spaced times, one step from each to the next: (D, n) -> (k, D, n)."""

@@ -178,6 +178,25 @@ def test_each_path_between_its_own_times(options: dict[str, float]) -> None:
     assert bool((got[:, :2] == 0).all())
 
 
+@pytest.mark.parametrize("options", [{}, {"cell": 0.3, "start": -2.0}])
+def test_each_path_from_the_beginning_of_an_interval(options: dict[str, float]) -> None:
+    n = 40
+    path = make(n, **options)
+    generator = torch.Generator().manual_seed(3)
+    level = torch.arange(n) % 8
+    position = torch.randint(0, 300, (n,), generator=generator)
+    length = path.cell * 2.0 ** -level.double()
+    # Exact in ticks, however far out the time is.
+    part = torch.randint(0, 2**20, (n,), generator=generator).double() / 2**20
+    part[:9], part[9:12], part[12:15] = 1.0, 0.0, 0.5
+    ta = path.start + position * length
+    got = path.beginning(level, position, part)
+    assert close(got, path.between(ta, ta + part * length))
+    whole = path.dyadic(level, position, max_level=8)
+    assert torch.equal(got[:, :9], whole[:, :9])
+    assert bool((got[:, 9:12] == 0).all())
+
+
 def test_the_order_of_queries_does_not_matter() -> None:
     """What is kept between calls saves work alone: to the bit."""
     grid = [(level, p) for level in (0, 1, 2, 5, 9, 33) for p in range(2 * 2 ** min(level, 5))]
@@ -377,7 +396,7 @@ def independent_halves(patch: pytest.MonkeyPatch) -> None:
         other = bridge.flip(-1)
         return torch.stack((0.5 * values + bridge, 0.5 * values + other), 1).flatten(0, 1)
 
-    patch.setattr(brownian, "_halves", halves)
+    patch.setattr(brownian, "halves", halves)
 
 
 def one_number_at_two_levels(patch: pytest.MonkeyPatch) -> None:
@@ -658,6 +677,10 @@ def test_paths_that_cannot_be_served_are_nan() -> None:
         values = path.between(ta, tb, cells=cells)
         assert torch.equal(values.isnan(), bad.expand_as(values))
     assert bool(path.between(ta, tb + 8.0, cells=2).isnan().all())
+    level, position = torch.tensor([2, 2, 41, 2]), torch.tensor([1, 1, 1, -1])
+    part = torch.tensor([1.0, 1.1, 0.5, 0.5], dtype=torch.float64)
+    values = path.beginning(level, position, part)
+    assert torch.equal(values.isnan(), bad.expand_as(values))
 
 
 def test_what_it_says_of_itself() -> None:
