@@ -59,16 +59,18 @@ class Plan:
     def march(self, paths: Tensor, like: Tensor) -> March:
         """The march of the paths with these indices (n,), in the dtype of a tensor."""
 
-        def brownian(paths: Tensor) -> BrownianPath:
+        def brownian(some: Tensor) -> BrownianPath:
             return BrownianPath(
                 self.seed,
                 self.sde.n_noise,
-                paths,
+                some,
                 cell=self.grid.cell,
                 start=self.grid.start,
                 dtype=like.dtype,
                 device=like.device,
                 antithetic=self.antithetic,
+                # Some of the paths are another number each time.
+                compiled=self.compiled and some is paths,
             )
 
         motion = motion_of(self.sde, compiled=self.compiled)
