@@ -1,0 +1,53 @@
+"""How much a verification does: numbers of points, and what its statistics must find."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from manifold_sde.errors import ArgumentError
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is done.
+
+    Attributes:
+        name: Its name.
+        points: Points at which properties are checked.
+        departure: Smallest relative departure that statistical checks must find: of a time
+            scale, a variance, a rate or a probability.
+        false_alarm: False-alarm rate of each statistical check.
+        miss: Rate at which that departure may be missed.
+        step_size: Largest eta / |x|^2 of the runs of SGD; the bias of SGD is of this order, and is
+            extrapolated from two values of it.
+    """
+
+    name: str
+    points: int
+    departure: float
+    false_alarm: float = 1e-4
+    miss: float = 0.01
+    step_size: float = 0.02
+
+
+QUICK = Effort("quick", points=32, departure=0.25)
+THOROUGH = Effort("thorough", points=256, departure=0.1, step_size=0.01)
+EFFORTS = {effort.name: effort for effort in (QUICK, THOROUGH)}
+
+
+def effort_of(effort: str | Effort) -> Effort:
+    """An effort by its name.
+
+    Raises:
+        ArgumentError: If there is none of this name.
+    """
+    if isinstance(effort, Effort):
+        return effort
+    if effort not in EFFORTS:
+        raise ArgumentError(
+            "there is no such effort",
+            received=repr(effort),
+            expected=" or ".join(repr(name) for name in EFFORTS),
+            remedy='effort="quick" takes about a minute, effort="thorough" some',
+        )
+    return EFFORTS[effort]

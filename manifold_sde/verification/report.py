@@ -1,0 +1,189 @@
+"""The report of a verification: a table to read, and the same as data."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from manifold_sde.errors import ArgumentError
+from manifold_sde.solvers.archive import versions
+from manifold_sde.verification.result import VERDICTS, Result, Verdict, worst
+
+_WIDTH = 80
+_MARKS = {"holds": "ok", "fails": "FAILS", "undecided": "?"}
+_HEADINGS = {
+    "assumption": "Assumptions",
+    "property": "Properties",
+    "statistics": "Limit theorems and laws",
+}
+
+
+@dataclass(frozen=True)
+class Report:
+    """Outcome of all checks of a problem; iterates over its results.
+
+    Attributes:
+        problem: The problem, in words.
+        results: The results.
+        title: What the report is.
+        seed: Seed of all that was drawn.
+        effort: Name of the effort, or empty.
+        seconds: Time that it took.
+
+    Example:
+        >>> from manifold_sde.verification.result import Result
+        >>> report = Report("a toy", (Result("Euler", "holds", "defect 1e-16"),))
+        >>> report.passed, report.verdict, [result.name for result in report]
+        (True, 'holds', ['Euler'])
+    """
+
+    problem: str
+    results: tuple[Result, ...]
+    title: str = "Verification"
+    seed: int = 0
+    effort: str = ""
+    seconds: float = 0.0
+
+    @property
+    def verdict(self) -> Verdict:
+        """The worst verdict of all: "holds", "undecided" or "fails"."""
+        return worst([result.verdict for result in self.results])
+
+    @property
+    def passed(self) -> bool:
+        """Whether no check failed. What is undecided does not count as failed."""
+        return self.verdict != "fails"
+
+    def __iter__(self) -> Iterator[Result]:
+        return iter(self.results)
+
+    def __len__(self) -> int:
+        return len(self.results)
+
+    def __getitem__(self, name: str) -> Result:
+        """The result of a check, by its name.
+
+        Raises:
+            ArgumentError: If there is none of this name.
+        """
+        found = next((result for result in self.results if result.name == name), None)
+        if found is None:
+            raise ArgumentError(
+                "the report has no check of this name",
+                received=repr(name),
+                expected=", ".join(repr(result.name) for result in self.results),
+                remedy="[result.name for result in report]",
+            )
+        return found
+
+    @property
+    def false_alarm(self) -> float:
+        """Bound of the probability that any statistical check fails where all is true."""
+        return sum(result.design.false_alarm for result in self.results if result.design)
+
+    @property
+    def summary(self) -> str:
+        """How many checks hold, are undecided and fail."""
+        count = Counter(result.verdict for result in self.results)
+        parts = [f"{count[verdict]} {verdict}" for verdict in VERDICTS if count[verdict]]
+        return f"{len(self.results)} checks: {', '.join(parts)}"
+
+    def __str__(self) -> str:
+        how = ", ".join(
+            part
+            for part in (
+                self.effort and f"effort {self.effort}",
+                f"seed {self.seed}",
+                self.seconds and f"{self.seconds:.0f} s",
+            )
+            if part
+        )
+        lines = [f"{self.title}: {self.problem}", f"({how})"]
+        for kind, heading in _HEADINGS.items():
+            results = [result for result in self.results if result.kind == kind]
+            if results:
+                lines += ["", heading, *(line for result in results for line in _lines(result))]
+        lines += ["", *_wrapped(f"{self.summary}."), *_wrapped(self.conclusion)]
+        return "\n".join(lines)
+
+    @property
+    def conclusion(self) -> str:
+        """What the verdicts come to, in words."""
+        failed = [result for result in self.results if result.verdict == "fails"]
+        if failed:
+            what = "an assumption" if failed[0].kind == "assumption" else "a check"
+            return f"The theory does not hold as it stands: {what} fails ({failed[0].name})."
+        rate = self.false_alarm
+        alarms = f" A report like this has a false alarm with probability {rate:.1g}."
+        return "Nothing speaks against the theory here." + (alarms if rate else "")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain data, without the pictures."""
+        return {
+            "title": self.title,
+            "problem": self.problem,
+            "verdict": self.verdict,
+            "passed": self.passed,
+            "effort": self.effort,
+            "seed": self.seed,
+            "seconds": self.seconds,
+            "versions": versions(),
+            "results": [result.to_dict() for result in self.results],
+        }
+
+    def to_json(self) -> str:
+        """The same as JSON."""
+        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False)
+
+    def to_html(self) -> str:
+        """A self-contained page with the plots behind the verdicts."""
+        from manifold_sde.verification.page import page
+
+        return page(self)
+
+    def save(self, path: str | Path) -> None:
+        """Write the report to a file, whose ending says in which form.
+
+        Args:
+            path: A file that ends in .html, .json or .txt.
+
+        Raises:
+            ArgumentError: If it has another ending.
+        """
+        target = Path(path)
+        forms = {".html": self.to_html, ".json": self.to_json, ".txt": self.__str__}
+        if target.suffix not in forms:
+            raise ArgumentError(
+                "the form of the report is not known",
+                received=str(path),
+                expected=f"a file that ends in {', '.join(forms)}",
+                remedy='report.save("report.html")',
+            )
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(forms[target.suffix]() + "\n", encoding="utf-8")
+
+
+def _lines(result: Result) -> Sequence[str]:
+    mark = f"  {_MARKS[result.verdict]:<6}"
+    about = f" [{', '.join(_short(name) for name in result.statements)}]"
+    head = textwrap.wrap(
+        result.name + (about if result.statements else ""),
+        _WIDTH,
+        initial_indent=mark,
+        subsequent_indent=" " * 10,
+    )
+    said = [result.detail, result.meaning]
+    return [*head, *(line for text in said if text for line in _wrapped(text, 10))]
+
+
+def _short(statement: str) -> str:
+    return statement.replace("Equation ", "").replace("Assumption ", "A")
+
+
+def _wrapped(text: str, indent: int = 0) -> list[str]:
+    return textwrap.wrap(text, _WIDTH, initial_indent=" " * indent, subsequent_indent=" " * indent)

@@ -1,0 +1,157 @@
+"""What a check finds: its verdict, the number behind it, and what that means for the user."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from manifold_sde.errors import ArgumentError
+from manifold_sde.paper import STATEMENTS
+
+Verdict = Literal["holds", "fails", "undecided"]
+
+#: The verdicts, from the best to the worst.
+VERDICTS: tuple[Verdict, ...] = ("holds", "undecided", "fails")
+
+
+@dataclass(frozen=True)
+class Design:
+    """What a statistical test declares before anything is drawn.
+
+    Attributes:
+        hypothesis: The null hypothesis, in words.
+        false_alarm: Probability of rejecting it where it is true.
+        departure: The smallest departure that is to be found, in words with its size.
+        miss: Probability of not finding that departure.
+        sample_size: Number of independent runs that follow from these.
+    """
+
+    hypothesis: str
+    false_alarm: float
+    departure: str
+    miss: float
+    sample_size: int
+
+    def __post_init__(self) -> None:
+        rates = (self.false_alarm, self.miss)
+        if not all(0 < rate < 1 for rate in rates) or self.sample_size < 1:
+            raise ArgumentError(
+                "this is not the design of a test",
+                received=f"false_alarm={self.false_alarm!r}, miss={self.miss!r}, "
+                f"sample_size={self.sample_size!r}",
+                expected="two probabilities, and a positive number of runs",
+                remedy="false_alarm=1e-4, miss=0.01",
+            )
+
+    def __str__(self) -> str:
+        return (
+            f"Hypothesis: {self.hypothesis}. False alarms: {self.false_alarm:.2g}. "
+            f"To be found: {self.departure}, missed with probability {self.miss:.2g}. "
+            f"Runs: {self.sample_size}."
+        )
+
+
+@dataclass(frozen=True)
+class Series:
+    """A curve, points with errors, or steps of a picture.
+
+    Attributes:
+        label: Label.
+        x, y: Values (n,) each.
+        style: "line", "points", "steps" or "dashed".
+        error: Standard errors of y, or ``None``.
+    """
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float]
+    style: Literal["line", "points", "steps", "dashed"] = "line"
+    error: Sequence[float] | None = None
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What the plot behind a verdict shows.
+
+    Attributes:
+        title: Title.
+        xlabel, ylabel: Labels of the axes, with units.
+        series: What is drawn.
+        logx, logy: Whether the axes are logarithmic.
+    """
+
+    title: str
+    xlabel: str
+    ylabel: str
+    series: tuple[Series, ...]
+    logx: bool = False
+    logy: bool = False
+
+
+@dataclass(frozen=True)
+class Result:
+    """Outcome of one check.
+
+    Attributes:
+        name: Name of the check, a few words.
+        verdict: "holds", "fails", or "undecided" where the check cannot tell.
+        detail: The numbers behind the verdict, in a sentence.
+        statistic: The number that decides.
+        limit: What it is compared with: the verdict is "fails" where the statistic is larger; of
+            a statistical test, the level of its p-value.
+        p_value: Probability under the hypothesis of a statistic as extreme, or ``None`` where the
+            check is not statistical.
+        statements: The statements of the paper that it is about, as in
+            :data:`manifold_sde.paper.STATEMENTS`.
+        kind: "assumption", "property" or "statistics".
+        meaning: What the verdict means for the user; empty where all is well.
+        design: Of a statistical test, what was declared before anything was drawn.
+        pictures: Plots behind the verdict.
+        seconds: Time that it took.
+    """
+
+    name: str
+    verdict: Verdict
+    detail: str
+    statistic: float = math.nan
+    limit: float = math.nan
+    p_value: float | None = None
+    statements: tuple[str, ...] = ()
+    kind: Literal["assumption", "property", "statistics"] = "property"
+    meaning: str = ""
+    design: Design | None = None
+    pictures: tuple[Picture, ...] = field(default=(), repr=False)
+    seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.statements if name not in STATEMENTS]
+        if self.verdict not in VERDICTS or unknown:
+            raise ArgumentError(
+                "this is not the result of a check",
+                received=f"verdict={self.verdict!r}, statements={self.statements!r}",
+                expected=f"one of {', '.join(VERDICTS)}, and statements of the paper",
+                remedy="see manifold_sde.paper.STATEMENTS",
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The result as plain data, without the pictures."""
+        design = None if self.design is None else vars(self.design).copy()
+        plain = {
+            name: value
+            for name, value in vars(self).items()
+            if name not in ("design", "pictures", "statements")
+        }
+        for name in ("statistic", "limit"):
+            plain[name] = None if math.isnan(plain[name]) else plain[name]
+        return {**plain, "statements": list(self.statements), "design": design}
+
+
+def worst(verdicts: Sequence[Verdict]) -> Verdict:
+    """The worst of some verdicts; "holds" where there is none.
+
+    >>> worst(["holds", "fails", "undecided"])
+    'fails'
+    """
+    return max(verdicts, key=VERDICTS.index, default="holds")

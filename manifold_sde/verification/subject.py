@@ -1,0 +1,177 @@
+"""What is verified: a problem, and the code that answers for it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from manifold_sde.derivatives import check_point
+from manifold_sde.errors import ArgumentError, DTypeError, LimitMapError
+from manifold_sde.geometry import Geometry
+from manifold_sde.problem import Problem
+from manifold_sde.solvers import run_sgd, solve
+from manifold_sde.time_scale import TimeScale
+
+#: Directions from which gradient flow is followed where no start is known.
+_TRIES = 64
+#: Steps of the walk over the manifold, and their length in radians.
+_WALK = (24, 0.35)
+#: Norms of the points of the cone.
+_NORMS = (1e-6, 1e6)
+#: Largest part of the norm by which a point of the attraction set is off the manifold.
+_AWAY = 0.3
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A problem and the code that answers for it, all of which a check may find wrong.
+
+    Checks use these and nothing else of the toolkit, so that a broken part can be put in place of
+    any: the tests of the checks do.
+
+    Attributes:
+        problem: The problem.
+        geometry: Phi and its derivatives.
+        x_init: Where the user's training starts (D,), or ``None``.
+        seed: Seed of all that is drawn.
+        run_sgd: SGD.
+        solve: The solver.
+        time_scale: The time scale.
+    """
+
+    problem: Problem
+    geometry: Geometry
+    x_init: Tensor | None = None
+    seed: int = 0
+    run_sgd: Callable[..., Any] = field(default=run_sgd, repr=False)
+    solve: Callable[..., Any] = field(default=solve, repr=False)
+    time_scale: Callable[..., Any] = field(default=TimeScale, repr=False)
+
+    @classmethod
+    def of(
+        cls, problem: Problem | Subject, *, x_init: Tensor | None = None, seed: int = 0
+    ) -> Subject:
+        """The subject of a problem; a subject is returned as it is.
+
+        Raises:
+            DTypeError: If it is no problem.
+            ArgumentError, ShapeError: If the start or the seed cannot be used.
+        """
+        if isinstance(problem, Subject):
+            return problem
+        if not isinstance(problem, Problem):
+            raise DTypeError(
+                "what is to be verified is not a Problem",
+                received=type(problem).__name__,
+                expected="a Problem, which has a loss and a noise",
+                remedy="Problem(loss, dim, SphericalNoise(0.3))",
+            )
+        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+            raise ArgumentError(
+                "the seed is not usable",
+                received=repr(seed),
+                expected="an integer in [0, 2**63)",
+                remedy="seed=0",
+            )
+        if x_init is not None:
+            x_init = check_point(x_init, problem.dim)
+        return cls(problem, Geometry(problem), x_init, seed)
+
+    def generator(self, use: int) -> torch.Generator:
+        """Random numbers for one use."""
+        return torch.Generator().manual_seed((self.seed << 8) % 2**63 + use)
+
+    def normals(self, use: int, *shape: int) -> Tensor:
+        """Standard normals for one use, float64."""
+        return torch.randn(*shape, dtype=torch.float64, generator=self.generator(use))
+
+    # Points.
+
+    def limits(self, x: Tensor) -> Tensor:
+        """Phi at points (n, D), with NaN where the flow does not reach the manifold."""
+        try:
+            return self.geometry.limit_map(x)
+        except LimitMapError as error:
+            if error.partial is None:
+                return torch.full_like(x, math.nan)
+            partial: Tensor = error.partial
+            return partial
+
+    @cached_property
+    def start(self) -> Tensor:
+        """A unit vector on the manifold (D,): from the start, what the problem knows, or a search.
+
+        Raises:
+            ArgumentError: If gradient flow from none of 64 random directions ends on a manifold.
+        """
+        if self.x_init is not None:
+            point = self.geometry.limit_map(self.x_init)
+            return point / point.norm()
+        if self.problem.facts is not None:
+            return self.problem.facts.minimizer
+        directions = self.normals(1, _TRIES, self.problem.dim)
+        found = self.limits(directions / directions.norm(dim=1, keepdim=True))
+        found = found[torch.isfinite(found).all(1)]
+        if not len(found):
+            raise ArgumentError(
+                f"no minimiser of {self.problem.name!r} was found",
+                received=f"gradient flow from {_TRIES} random directions, none of which ends on a "
+                "manifold of minimisers",
+                expected="a point that flows to the manifold",
+                remedy="x_init=x, with x where your training starts or has come to",
+            )
+        lowest = self.problem.loss(found).argmin()
+        return found[lowest] / found[lowest].norm()
+
+    @cached_property
+    def walks(self) -> Tensor:
+        """Walks over Gamma_1 from the start, (K, n, D): normal steps of all directions, and Phi.
+
+        They do not depend on the noise of the problem, and go where it does not reach.
+        """
+        steps, length = _WALK
+        n, dim = 64, self.problem.dim
+        noise = self.normals(2, steps, n, dim)
+        y = self.start.expand(n, dim).contiguous()
+        kept = [y]
+        for z in noise:
+            z = z - y * (z * y).sum(1, keepdim=True)
+            z = self.geometry.tangent_projection(y, z)
+            size = z.norm(dim=1, keepdim=True).clamp(min=1e-12)
+            moved = self.limits(y + length * z / size)
+            moved = moved / moved.norm(dim=1, keepdim=True)
+            y = torch.where(torch.isfinite(moved).all(1, keepdim=True), moved, y)
+            kept.append(y)
+        return torch.stack(kept)
+
+    def manifold_points(self, n: int) -> Tensor:
+        """Points of Gamma_1, (n, D): the start, and what the walks have reached, spread out."""
+        later = self.walks[len(self.walks) // 3 :].flatten(0, 1)
+        chosen = torch.randperm(len(later), generator=self.generator(3))[: max(n - 1, 0)]
+        return torch.cat([self.start[None], later[chosen]])
+
+    def cone_points(self, n: int) -> Tensor:
+        """Points of R^D without 0, (n, D): random directions, norms from 1e-6 to 1e6."""
+        directions = self.normals(4, n, self.problem.dim)
+        return directions / directions.norm(dim=1, keepdim=True) * self.norms(n)
+
+    def norms(self, n: int) -> Tensor:
+        """Norms from 1e-6 to 1e6, spread evenly on the logarithmic scale: (n, 1)."""
+        low, high = (math.log(norm) for norm in _NORMS)
+        places = torch.rand(n, 1, dtype=torch.float64, generator=self.generator(5))
+        return torch.exp(low + (high - low) * places)
+
+    def attraction_points(self, n: int) -> Tensor:
+        """Points of unit norm off the manifold that flow to it, (at most n, D)."""
+        y = self.manifold_points(n)
+        away = self.normals(6, len(y), self.problem.dim)
+        sizes = torch.rand(len(y), 1, dtype=torch.float64, generator=self.generator(7))
+        x = y + _AWAY * sizes * away / away.norm(dim=1, keepdim=True)
+        x = x / x.norm(dim=1, keepdim=True)
+        return x[torch.isfinite(self.limits(x)).all(1)]
