@@ -3,57 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
 
 from torch import Tensor
 from tqdm import tqdm
 
-from manifold_sde.errors import ManifoldSDEError
 from manifold_sde.problem import Problem
+from manifold_sde.verification.check import Check
 from manifold_sde.verification.effort import Effort, effort_of
 from manifold_sde.verification.report import Report
 from manifold_sde.verification.result import Result
 from manifold_sde.verification.subject import Subject
-
-
-@dataclass(frozen=True)
-class Check:
-    """A check, or several that share their work.
-
-    Attributes:
-        name: Its name; that of its result if it has one.
-        kind: "assumption", "property" or "statistics".
-        statements: The statements of the paper that it is about.
-        run: Function of a subject and an effort that returns the results; none where the check
-            does not apply to the problem.
-    """
-
-    name: str
-    kind: str
-    statements: tuple[str, ...]
-    run: Callable[[Subject, Effort], Sequence[Result]]
-
-    def __call__(self, subject: Subject, effort: Effort) -> list[Result]:
-        """Run it. What cannot be computed is undecided, and says why."""
-        begin = time.perf_counter()
-        try:
-            results = list(self.run(subject, effort))
-        except ManifoldSDEError as error:
-            detail = f"{error.problem}: {error.received}" if error.received else error.problem
-            meaning = f"The check could not be made. {error.remedy}".strip()
-            results = [
-                Result(
-                    self.name,
-                    "undecided",
-                    detail,
-                    statements=self.statements,
-                    kind=self.kind,  # type: ignore[arg-type]
-                    meaning=meaning,
-                )
-            ]
-        seconds = (time.perf_counter() - begin) / max(len(results), 1)
-        return [replace(result, seconds=seconds) for result in results]
 
 
 def all_checks() -> tuple[Check, ...]:
