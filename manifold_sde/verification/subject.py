@@ -21,7 +21,7 @@ from manifold_sde.time_scale import TimeScale
 #: Directions from which gradient flow is followed where no start is known.
 _TRIES = 64
 #: Steps of the walk over the manifold, and their length in radians.
-_WALK = (24, 0.35)
+_WALK = (12, 0.5)
 #: Norms of the points of the cone.
 _NORMS = (1e-6, 1e6)
 #: Largest part of the norm by which a point of the attraction set is off the manifold.
