@@ -272,6 +272,45 @@ def simulate(
         raise typer.Exit(_INTERRUPTED) from None
 
 
+@app.command()
+def verify(
+    problem: Annotated[
+        str, typer.Argument(metavar="FILE.py:NAME", help="The problem, or a function making it.")
+    ],
+    effort: Annotated[
+        str, typer.Option(metavar="quick|thorough", help="About a minute, or several.")
+    ] = "quick",
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of all that is drawn.")] = 0,
+    x0: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Weights where training starts, .npy or .pt.",
+            show_default="a minimiser, known or found",
+        ),
+    ] = None,
+    assumptions: Annotated[
+        bool, typer.Option("--assumptions", help="The assumptions alone.")
+    ] = False,
+    output: Annotated[
+        Path, typer.Option(metavar="FILE", help="The page; the numbers are beside it as .json.")
+    ] = _RESULTS / "verify.html",
+) -> None:
+    """Whether the theory holds for a problem: its assumptions, its statements, its laws.
+
+    Prints a table and writes a page with the plots behind the verdicts. The exit status is 0 if
+    nothing failed, and 1 otherwise.
+    """
+    from manifold_sde.experiments.verify import verify_problem
+
+    _one_thread()
+    report = verify_problem(problem, effort, seed, x0, assumptions, output)
+    typer.echo(str(report))
+    typer.echo(f"\nWith the plots behind the verdicts: {output}")
+    if not report.passed:
+        raise typer.Exit(_FAILURE)
+
+
 def _errors() -> Console:
     return Console(stderr=True, highlight=False)
 

@@ -1,5 +1,39 @@
-"""Is it true: exact laws, and the statistics that compare samples with them."""
+"""Is it true: checks of the assumptions and of the theory on a problem, and exact laws."""
+
+from typing import TYPE_CHECKING, Any
 
 from manifold_sde.verification import exact
+from manifold_sde.verification.effort import Effort
+from manifold_sde.verification.pictures import plot_picture
+from manifold_sde.verification.report import Report
+from manifold_sde.verification.result import Design, Picture, Result, Series
+from manifold_sde.verification.subject import Subject
+from manifold_sde.verification.suite import verify
+from manifold_sde.verification.testing import VerificationTests
 
-__all__ = ["exact"]
+if TYPE_CHECKING:
+    from manifold_sde.verification import strategies
+
+__all__ = [
+    "Design",
+    "Effort",
+    "Picture",
+    "Report",
+    "Result",
+    "Series",
+    "Subject",
+    "VerificationTests",
+    "exact",
+    "plot_picture",
+    "strategies",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # Hypothesis is an optional dependency, and slow to import.
+    if name == "strategies":
+        import importlib
+
+        return importlib.import_module("manifold_sde.verification.strategies")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

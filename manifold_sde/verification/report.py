@@ -12,15 +12,10 @@ from typing import Any
 
 from manifold_sde.errors import ArgumentError
 from manifold_sde.solvers.archive import versions
-from manifold_sde.verification.result import VERDICTS, Result, Verdict, worst
+from manifold_sde.verification.result import KINDS, VERDICTS, Result, Verdict, worst
 
 _WIDTH = 80
 _MARKS = {"holds": "ok", "fails": "FAILS", "undecided": "?"}
-_HEADINGS = {
-    "assumption": "Assumptions",
-    "property": "Properties",
-    "statistics": "Limit theorems and laws",
-}
 
 
 @dataclass(frozen=True)
@@ -104,7 +99,7 @@ class Report:
             if part
         )
         lines = [f"{self.title}: {self.problem}", f"({how})"]
-        for kind, heading in _HEADINGS.items():
+        for kind, heading in KINDS.items():
             results = [result for result in self.results if result.kind == kind]
             if results:
                 lines += ["", heading, *(line for result in results for line in _lines(result))]

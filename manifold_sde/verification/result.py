@@ -15,6 +15,13 @@ Verdict = Literal["holds", "fails", "undecided"]
 #: The verdicts, from the best to the worst.
 VERDICTS: tuple[Verdict, ...] = ("holds", "undecided", "fails")
 
+#: The kinds of checks, in the order of a report, with their headings.
+KINDS = {
+    "assumption": "Assumptions",
+    "property": "Properties",
+    "statistics": "Limit theorems and laws",
+}
+
 
 @dataclass(frozen=True)
 class Design:

@@ -18,10 +18,10 @@ from torch import Tensor
 from manifold_sde.compiling import compiler_available
 from manifold_sde.degeneracy import Degeneracy
 from manifold_sde.errors import ArgumentError, LimitMapError, ManifoldSDEWarning
+from manifold_sde.experiments.files import check_output
 from manifold_sde.experiments.loading import load_problem, make_known_to_workers
 from manifold_sde.experiments.simulate.inputs import (
     at_batch_size,
-    check_output,
     load_start,
     numbers,
 )
@@ -130,7 +130,7 @@ def simulate_law(settings: Settings, console: Console, notes: Console) -> list[P
     if steps:
         TimeScale(*settings.rates)
     asked = settings.moments
-    check_output(settings.output)
+    check_output(settings.output, ".npz", "results/simulate.npz")
     problem = at_batch_size(load_problem(settings.target), settings.batch_size)
     if settings.workers is not None:
         make_known_to_workers(settings.target)

@@ -6,12 +6,11 @@ import itertools
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from manifold_sde.derivatives import check_point
 from manifold_sde.errors import ArgumentError
+from manifold_sde.experiments.files import read_array
 from manifold_sde.noise import LabelNoise, SamplingNoise, SphericalNoise
 from manifold_sde.problem import Problem
 
@@ -65,7 +64,7 @@ def load_start(problem: Problem, file: Path | None, norm: float | None) -> Tenso
             )
         x = problem.minimizer.clone()
     else:
-        x = check_point(_read(file), problem.dim, name="--x0")
+        x = check_point(read_array(file), problem.dim, name="--x0")
         if x.dim() > 2:
             raise ArgumentError(
                 "--x0 holds too many dimensions",
@@ -83,30 +82,6 @@ def load_start(problem: Problem, file: Path | None, norm: float | None) -> Tenso
             remedy="leave it out for the norm of the start",
         )
     return norm * x / x.norm(dim=-1, keepdim=True)
-
-
-def _read(file: Path) -> Tensor:
-    remedy = "numpy.save(FILE, x0) or torch.save(x0, FILE), with x0 the weights as one vector"
-    expected = "a file .npy or .pt with one array of numbers"
-    if not file.is_file():
-        raise ArgumentError(
-            "there is no such file", received=f"--x0 {file}", expected=expected, remedy=remedy
-        )
-    try:
-        if file.suffix == ".npy":
-            found: Any = torch.from_numpy(np.load(file, allow_pickle=False))
-        else:
-            found = torch.load(file, map_location="cpu", weights_only=True)
-        return torch.as_tensor(found).detach().to(torch.float64)
-    except Exception as error:
-        # Whatever a damaged or a foreign file makes the readers raise.
-        lines = str(error).splitlines() or [""]
-        raise ArgumentError(
-            "the start cannot be read",
-            received=f"--x0 {file}: {type(error).__name__}: {lines[0][:80]}",
-            expected=expected,
-            remedy=remedy,
-        ) from error
 
 
 def at_batch_size(problem: Problem, batch_size: int | None) -> Problem:
@@ -130,31 +105,3 @@ def at_batch_size(problem: Problem, batch_size: int | None) -> Problem:
         expected="SamplingNoise, LabelNoise or SphericalNoise",
         remedy="divide the factor of the noise by the root of the batch size, in the file",
     )
-
-
-def check_output(file: Path) -> None:
-    """Check that the solution can be written, before it is computed.
-
-    Raises:
-        ArgumentError: If it cannot.
-    """
-    what = ""
-    if file.suffix != ".npz":
-        what = "a file that does not end in .npz"
-    elif file.is_dir():
-        what = "a folder"
-    else:
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            probe = file.with_name(f".{file.name}.probe")
-            probe.touch()
-            probe.unlink()
-        except OSError as error:
-            what = f"{type(error).__name__}: {error.strerror}"
-    if what:
-        raise ArgumentError(
-            "the solution cannot be written there",
-            received=f"--output {file}, {what}",
-            expected="a path that ends in .npz, in a folder that can be written to",
-            remedy="--output results/simulate.npz",
-        )

@@ -1,0 +1,77 @@
+"""Files that commands read and write, checked before anything is computed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from manifold_sde.errors import ArgumentError
+
+
+def read_array(file: Path) -> Tensor:
+    """The weights of the option --x0, in double precision.
+
+    Args:
+        file: A file .npy, or .pt with one tensor.
+
+    Raises:
+        ArgumentError: If it is not there or cannot be read.
+    """
+    remedy = "numpy.save(FILE, x0) or torch.save(x0, FILE), with x0 the weights as one vector"
+    expected = "a file .npy or .pt with one array of numbers"
+    if not file.is_file():
+        raise ArgumentError(
+            "there is no such file", received=f"--x0 {file}", expected=expected, remedy=remedy
+        )
+    try:
+        if file.suffix == ".npy":
+            found: Any = torch.from_numpy(np.load(file, allow_pickle=False))
+        else:
+            found = torch.load(file, map_location="cpu", weights_only=True)
+        return torch.as_tensor(found).detach().to(torch.float64)
+    except Exception as error:
+        # Whatever a damaged or a foreign file makes the readers raise.
+        lines = str(error).splitlines() or [""]
+        raise ArgumentError(
+            "the start cannot be read",
+            received=f"--x0 {file}: {type(error).__name__}: {lines[0][:80]}",
+            expected=expected,
+            remedy=remedy,
+        ) from error
+
+
+def check_output(file: Path, suffix: str, example: str) -> None:
+    """Check that the file of the option --output can be written, before anything is computed.
+
+    Args:
+        file: The file.
+        suffix: The ending that it must have.
+        example: A path that would do.
+
+    Raises:
+        ArgumentError: If it cannot.
+    """
+    what = ""
+    if file.suffix != suffix:
+        what = f"a file that does not end in {suffix}"
+    elif file.is_dir():
+        what = "a folder"
+    else:
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            probe = file.with_name(f".{file.name}.probe")
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            what = f"{type(error).__name__}: {error.strerror}"
+    if what:
+        raise ArgumentError(
+            "the output cannot be written there",
+            received=f"--output {file}, {what}",
+            expected=f"a path that ends in {suffix}, in a folder that can be written to",
+            remedy=f"--output {example}",
+        )

@@ -1,0 +1,67 @@
+"""The plots behind the verdicts."""
+
+from __future__ import annotations
+
+import base64
+import io
+from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from manifold_sde.verification.result import Picture, Series
+
+#: Okabe and Ito's colours, which the colour-blind tell apart.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_SIZE = (5.2, 3.3)
+
+
+def plot_picture(picture: Picture, ax: Axes | None = None, **kwargs: Any) -> Axes:
+    """Draw what is behind a verdict.
+
+    Args:
+        picture: The picture, of ``result.pictures``.
+        ax: Axes to draw in; by default new ones.
+        **kwargs: Passed on to each of the curves.
+
+    Returns:
+        The axes.
+    """
+    ax = ax or Figure(figsize=_SIZE, layout="constrained").subplots()
+    for number, series in enumerate(picture.series):
+        _draw(ax, series, {"color": _COLOURS[number % len(_COLOURS)], **kwargs})
+    ax.set_title(picture.title, fontsize="medium")
+    ax.set_xlabel(picture.xlabel)
+    ax.set_ylabel(picture.ylabel)
+    if picture.logx:
+        ax.set_xscale("log")
+    if picture.logy:
+        ax.set_yscale("log")
+    if any(series.label for series in picture.series):
+        ax.legend(frameon=False, fontsize="small")
+    return ax
+
+
+def _draw(ax: Axes, series: Series, style: dict[str, Any]) -> None:
+    style = {"label": series.label or None, **style}
+    x, y = list(series.x), list(series.y)
+    if series.error is not None:
+        form = "o" if series.style == "points" else "-"
+        ax.errorbar(x, y, yerr=list(series.error), fmt=form, markersize=4, capsize=3, **style)
+    elif series.style == "points":
+        ax.plot(x, y, "o", markersize=4, **style)
+    elif series.style == "steps":
+        ax.step(x, y, where="mid", **style)
+    else:
+        ax.plot(x, y, "--" if series.style == "dashed" else "-", **style)
+
+
+def picture_as_svg(picture: Picture) -> str:
+    """A picture as the address of an image that holds itself."""
+    figure = plot_picture(picture).figure
+    assert isinstance(figure, Figure)
+    buffer = io.BytesIO()
+    with rc_context({"svg.hashsalt": picture.title}):  # the same page for the same report
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -1,0 +1,70 @@
+"""The page of a report in a real browser, without a screen."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.verification.reports import FAILS, HOLDS, UNDECIDED, report
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+DRIVER = shutil.which("chromedriver")
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="there is no Chromium with its driver"),
+]
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    webdriver = pytest.importorskip("selenium.webdriver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    profile = tmp_path_factory.mktemp("profile")
+    for argument in (
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-background-networking",
+        "--no-first-run",
+        f"--user-data-dir={profile}",
+    ):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    service = webdriver.ChromeService(executable_path=DRIVER)
+    driver = webdriver.Chrome(options=options, service=service)
+    yield driver
+    driver.quit()
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_page_shows_what_it_says(browser: Any, tmp_path: Path, width: int) -> None:
+    path = tmp_path / "report.html"
+    report(HOLDS, UNDECIDED, FAILS).save(path)
+    browser.set_window_size(width, 900)
+    browser.get(path.as_uri())
+    assert browser.get_log("browser") == []
+    assert "a toy <x>" in browser.title
+    # Nothing is wider than the window.
+    inner, outer = browser.execute_script(
+        "return [document.documentElement.scrollWidth, window.innerWidth]"
+    )
+    assert inner <= outer
+    # Every plot is really drawn.
+    sizes = browser.execute_script(
+        "return [...document.images].map(i => [i.complete, i.naturalWidth, i.alt])"
+    )
+    assert len(sizes) == 2
+    assert all(done and size > 100 and alt for done, size, alt in sizes)
+    # What failed lies open, what holds opens on a click.
+    shown = browser.find_element("tag name", "body").text
+    assert FAILS.detail in shown
+    assert UNDECIDED.meaning in shown
+    assert HOLDS.detail not in shown
+    browser.find_element("css selector", "details:not([open]) summary").click()
+    assert HOLDS.detail in browser.find_element("tag name", "body").text

@@ -1,0 +1,148 @@
+"""Results, reports, and what is printed and written of them."""
+
+from __future__ import annotations
+
+import json
+import xml.etree.ElementTree
+from pathlib import Path
+
+import pytest
+from matplotlib.figure import Figure
+
+from manifold_sde import errors, problems
+from manifold_sde.verification import Design, Effort, Result, Subject, plot_picture, verify
+from manifold_sde.verification.check import Check
+from manifold_sde.verification.pictures import picture_as_svg
+from tests.verification.reports import DESIGN, FAILS, HOLDS, PICTURE, UNDECIDED, report
+
+
+@pytest.mark.parametrize(
+    ("results", "verdict", "passed"),
+    [
+        ((), "holds", True),
+        ((HOLDS,), "holds", True),
+        ((HOLDS, UNDECIDED), "undecided", True),
+        ((UNDECIDED, FAILS, HOLDS), "fails", False),
+    ],
+)
+def test_the_verdict_is_the_worst(results: tuple[Result, ...], verdict: str, passed: bool) -> None:
+    made = report(*results)
+    assert (made.verdict, made.passed) == (verdict, passed)
+    assert list(made) == list(results)
+    assert len(made) == len(results)
+
+
+def test_what_is_printed_fits_a_terminal_and_says_all() -> None:
+    text = str(report(HOLDS, UNDECIDED, FAILS))
+    assert max(map(len, text.splitlines())) <= 80
+    flat = " ".join(text.split())
+    for result in (HOLDS, UNDECIDED, FAILS):
+        assert result.name in flat
+        assert result.detail in flat
+        assert result.meaning in flat
+    assert "3 checks: 1 holds, 1 undecided, 1 fails" in flat
+    assert "does not hold as it stands" in flat
+    assert "false alarm with probability 0.0001" in " ".join(str(report(FAILS_NOT)).split())
+
+
+FAILS_NOT = Result("law", "holds", "p = 0.3", p_value=0.3, kind="statistics", design=DESIGN)
+
+
+def test_the_report_as_data() -> None:
+    made = report(HOLDS, FAILS)
+    data = json.loads(made.to_json())
+    assert data["verdict"] == "fails"
+    assert data["results"][0]["statistic"] == HOLDS.statistic
+    assert data["results"][1]["design"]["sample_size"] == 2000
+    assert data["results"][1]["statements"] == ["Theorem 3.2", "Equation (8)"]
+    assert json.loads(report(UNDECIDED).to_json())["results"][0]["statistic"] is None
+    assert data["versions"]["torch"]
+    assert made["Euler's theorem"] is HOLDS
+    with pytest.raises(errors.ArgumentError, match="no check of this name"):
+        made["nothing"]
+
+
+def test_files(tmp_path: Path) -> None:
+    made = report(HOLDS, FAILS)
+    for name in ("a/report.html", "report.json", "report.txt"):
+        made.save(tmp_path / name)
+        assert "a toy" in (tmp_path / name).read_text(encoding="utf-8")
+    with pytest.raises(errors.ArgumentError, match="form of the report"):
+        made.save(tmp_path / "report.pdf")
+
+
+def test_the_page_holds_everything_and_names_no_other_place() -> None:
+    page = report(HOLDS, UNDECIDED, FAILS).to_html()
+    assert "<script" not in page
+    assert "http" not in page
+    assert "law of the direction &lt;b&gt;" in page
+    assert page.count("<details open") == 2
+    assert page.count("<details>") == 1
+    assert page.count("<img ") == 2
+    body = page[page.index("<main>") : page.index("</main>") + len("</main>")]
+    assert len(list(xml.etree.ElementTree.fromstring(body).iter("details"))) == 3
+
+
+def test_a_picture_draws_each_of_its_series() -> None:
+    axes = Figure().subplots()
+    assert plot_picture(PICTURE, axes) is axes
+    assert len(axes.lines) + len(axes.containers) >= 4
+    assert axes.get_title() == PICTURE.title
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == [
+        "exact",
+        "counts",
+        "runs",
+    ]
+    assert picture_as_svg(PICTURE).startswith("data:image/svg+xml;base64,")
+    assert picture_as_svg(PICTURE) == picture_as_svg(PICTURE)
+
+
+@pytest.mark.parametrize(
+    ("false_alarm", "miss", "runs"), [(0.0, 0.1, 10), (0.1, 1.0, 10), (0.1, 0.1, 0)]
+)
+def test_a_design_that_declares_nothing(false_alarm: float, miss: float, runs: int) -> None:
+    with pytest.raises(errors.ArgumentError, match="not the design of a test"):
+        Design("equal", false_alarm, "a tenth", miss, runs)
+
+
+def test_results_name_statements_of_the_paper() -> None:
+    with pytest.raises(errors.ArgumentError, match="not the result"):
+        Result("x", "holds", "y", statements=("Lemma 99",))
+    with pytest.raises(errors.ArgumentError, match="not the result"):
+        Result("x", "passes", "y")  # type: ignore[arg-type]
+
+
+# The suite.
+
+
+def stops(subject: Subject, effort: Effort) -> list[Result]:
+    raise errors.RankError("the rank jumps", received="1 and 2", remedy="another loss")
+
+
+CHECKS = (
+    Check("good", "property", ("Lemma 2.5",), lambda subject, effort: [HOLDS]),
+    Check("stops", "assumption", ("Assumption 2.1",), stops),
+    Check("nothing", "statistics", (), lambda subject, effort: []),
+)
+
+
+def test_what_stops_a_check_is_undecided_and_says_why() -> None:
+    made = verify(problems.great_circle(), checks=CHECKS, seed=3)
+    assert [result.verdict for result in made] == ["holds", "undecided"]
+    found = made["stops"]
+    assert "the rank jumps: 1 and 2" in found.detail
+    assert "another loss" in found.meaning
+    assert found.statements == ("Assumption 2.1",)
+    assert (made.seed, made.effort) == (3, "quick")
+
+
+def test_what_cannot_be_verified() -> None:
+    problem = problems.great_circle()
+    with pytest.raises(errors.DTypeError, match="not a Problem"):
+        verify(lambda x: x)  # type: ignore[arg-type]
+    with pytest.raises(errors.ArgumentError, match="no such effort"):
+        verify(problem, effort="lazy", checks=())
+    with pytest.raises(errors.ArgumentError, match="seed"):
+        verify(problem, seed=-1, checks=())
+    with pytest.raises(errors.ShapeError):
+        verify(problem, x_init=problem.minimizer[:2], checks=())
