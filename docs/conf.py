@@ -24,6 +24,7 @@ extensions = [
     "paper_table",
     "plain_mathematics",
     "schemes_table",
+    "twins_table",
 ]
 exclude_patterns = ["_build", "gallery/*.ipynb", "gallery/*.py", "gallery/*.md5"]
 templates_path = ["_templates"]

@@ -1,4 +1,4 @@
-"""Find the tests that carry the marker ``paper``, without importing them."""
+"""Find the tests that carry the markers ``paper`` and ``twin``, without importing them."""
 
 from __future__ import annotations
 
@@ -24,27 +24,57 @@ def marked_tests(folder: Path) -> dict[str, list[str]]:
         ValueError: A marker's argument is not a string written out in full.
     """
     found: dict[str, list[str]] = {}
-    for path in sorted(folder.rglob("*.py")):
-        file = path.relative_to(folder).as_posix()
-        tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
-        for place, call in _markers(tree, ()):
-            for statement in _names(call, f"{file}:{call.lineno}"):
-                tests = found.setdefault(statement, [])
-                test = "::".join((file, *place))
-                if test not in tests:
-                    tests.append(test)
+    for test, names in _marked(folder, "pytest.mark.paper"):
+        for statement in names:
+            tests = found.setdefault(statement, [])
+            if test not in tests:
+                tests.append(test)
     return found
 
 
-def _markers(node: ast.AST, place: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], ast.Call]]:
+def marked_twins(folder: Path) -> dict[str, dict[str, list[str]]]:
+    """Scan a folder of tests for ``pytest.mark.twin("name of the check", "what is broken")``.
+
+    Args:
+        folder: The folder, searched with all its subfolders.
+
+    Returns:
+        For each check, for each thing broken that it rejects, the tests that show it.
+
+    Raises:
+        ValueError: A marker has not two strings written out in full.
+    """
+    found: dict[str, dict[str, list[str]]] = {}
+    for test, names in _marked(folder, "pytest.mark.twin"):
+        if len(names) != 2:
+            raise ValueError(f"{test}: a twin has the name of a check, and what is broken")
+        check, broken = names
+        tests = found.setdefault(check, {}).setdefault(broken, [])
+        if test not in tests:
+            tests.append(test)
+    return found
+
+
+def _marked(folder: Path, marker: str) -> Iterator[tuple[str, list[str]]]:
+    """Tests with a marker, as ``file::name``, and its arguments."""
+    for path in sorted(folder.rglob("*.py")):
+        file = path.relative_to(folder).as_posix()
+        tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+        for place, call in _markers(tree, (), marker):
+            yield "::".join((file, *place)), list(_names(call, f"{file}:{call.lineno}"))
+
+
+def _markers(
+    node: ast.AST, place: tuple[str, ...], marker: str
+) -> Iterator[tuple[tuple[str, ...], ast.Call]]:
     """Every marker below a node, with the names of the classes and functions it belongs to."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            yield from _markers(child, (*place, child.name))
-        elif isinstance(child, ast.Call) and ast.unparse(child.func) == "pytest.mark.paper":
+            yield from _markers(child, (*place, child.name), marker)
+        elif isinstance(child, ast.Call) and ast.unparse(child.func) == marker:
             yield place, child
         else:
-            yield from _markers(child, place)
+            yield from _markers(child, place, marker)
 
 
 def _names(call: ast.Call, where: str) -> Iterator[str]:

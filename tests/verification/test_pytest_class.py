@@ -1,0 +1,72 @@
+"""The three lines that turn the checks of a problem into tests of pytest."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CHECKS = """
+import pytest
+from manifold_sde import errors, problems
+
+from manifold_sde.verification import Result, VerificationTests, testing
+from manifold_sde.verification.check import Check
+
+def stops(subject, effort):
+    raise errors.RankError("the rank jumps")
+
+def seen(subject, effort):
+    assert subject.seed == 5
+    assert effort.name == "thorough"
+    seen.subjects.append(subject)
+    return [Result("good", "holds", "zero")]
+
+seen.subjects = []
+BAD = Result("bad", "fails", "seven", meaning="Mend it.")
+testing.all_checks = lambda: (
+    Check("good", "property", (), seen),
+    Check("good again", "property", (), seen),
+    Check("bad", "property", (), lambda s, e: [BAD]),
+    Check("unknown", "property", (), stops),
+    Check("nothing", "property", (), lambda s, e: []),
+)
+"""
+
+THREE_LINES = """
+class TestMine(VerificationTests):
+    problem = {problem}
+    effort, seed = "thorough", 5
+
+def test_the_subject_is_shared():
+    assert len(set(map(id, seen.subjects))) == 1
+"""
+
+
+def outcome(folder: Path, text: str) -> str:
+    """What pytest says of a test file."""
+    file = folder / "test_mine.py"
+    file.write_text(CHECKS + text)
+    command = [sys.executable, "-m", "pytest", "-q", "-rfs", "-p", "no:cacheprovider", str(file)]
+    found = subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
+    return found.stdout + found.stderr
+
+
+@pytest.mark.parametrize(
+    "problem",
+    ["problems.great_circle()", "problems.great_circle", "lambda: problems.great_circle()"],
+)
+def test_each_check_is_a_test(tmp_path: Path, problem: str) -> None:
+    said = outcome(tmp_path, THREE_LINES.format(problem=problem))
+    assert "1 failed, 3 passed, 2 skipped" in said
+    assert "FAILED test_mine.py::TestMine::test_check[bad]" in said
+    assert "bad: seven Mend it." in said
+    assert "the rank jumps" in said
+    assert "does not apply to this problem" in said
+
+
+def test_a_class_without_a_problem(tmp_path: Path) -> None:
+    said = outcome(tmp_path, "\nclass TestMine(VerificationTests):\n    problem = 3\n")
+    assert "TestMine has no problem" in said
