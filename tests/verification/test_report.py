@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import xml.etree.ElementTree
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -33,11 +34,15 @@ def test_the_verdict_is_the_worst(results: tuple[Result, ...], verdict: str, pas
 
 
 def test_what_is_printed_fits_a_terminal_and_says_all() -> None:
-    text = str(report(HOLDS, UNDECIDED, FAILS))
-    assert max(map(len, text.splitlines())) <= 80
+    made = replace(report(HOLDS, UNDECIDED, FAILS), problem="a problem of many words " * 9)
+    short, text = str(made), made.text(full=True)
+    for printed in (short, text):
+        assert max(map(len, printed.splitlines())) <= 80
+    assert HOLDS.detail not in short
+    assert "Euler's theorem [Lemma 2.5] 1.2e-16 / 1.0e-12" in " ".join(short.split())
+    assert "p = 2e-09" in short
     flat = " ".join(text.split())
     for result in (HOLDS, UNDECIDED, FAILS):
-        assert result.name in flat
         assert result.detail in flat
         assert result.meaning in flat
     assert "3 checks: 1 holds, 1 undecided, 1 fails" in flat
