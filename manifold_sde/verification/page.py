@@ -24,11 +24,13 @@ h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; }
 .how { opacity: .75; }
 .conclusion { border-left: .3rem solid var(--line); padding: .3rem .8rem; }
 details { border-top: 1px solid var(--line); padding: .5rem 0; }
-summary { cursor: pointer; display: grid; grid-template-columns: 6.5rem 1fr auto; gap: .6rem;
+summary { cursor: pointer; display: grid; grid-template-columns: 7.2rem 1fr auto; gap: .6rem;
           list-style: none; }
 summary::-webkit-details-marker { display: none; }
 summary:focus-visible { outline: 2px solid currentColor; outline-offset: 2px; }
 .verdict { font-weight: 600; }
+summary .verdict::before { content: "\\25b8\\a0"; opacity: .6; }
+details[open] .verdict::before { content: "\\25be\\a0"; }
 .holds { color: var(--holds); } .fails { color: var(--fails); }
 .undecided { color: var(--undecided); }
 .statement { opacity: .75; font-size: .9em; text-align: right; }
@@ -39,7 +41,7 @@ img { background: #fff; border-radius: .3rem; display: block; height: auto; marg
       max-width: 100%; }
 footer { border-top: 1px solid var(--line); font-size: .85em; margin-top: 2rem; opacity: .75;
          overflow-wrap: anywhere; padding-top: .5rem; }
-@media (max-width: 40rem) { summary { grid-template-columns: 6.5rem 1fr; }
+@media (max-width: 40rem) { summary { grid-template-columns: 7.2rem 1fr; }
   .statement { grid-column: 2; text-align: left; } .inside { margin-left: 0; } }
 """
 
