@@ -24,7 +24,7 @@ h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; }
 .how { opacity: .75; }
 .conclusion { border-left: .3rem solid var(--line); padding: .3rem .8rem; }
 details { border-top: 1px solid var(--line); padding: .5rem 0; }
-summary { cursor: pointer; display: grid; grid-template-columns: 7.2rem 1fr auto; gap: .6rem;
+summary { cursor: pointer; display: grid; grid-template-columns: 8rem 1fr auto; gap: .6rem;
           list-style: none; }
 summary::-webkit-details-marker { display: none; }
 summary:focus-visible { outline: 2px solid currentColor; outline-offset: 2px; }
@@ -41,7 +41,7 @@ img { background: #fff; border-radius: .3rem; display: block; height: auto; marg
       max-width: 100%; }
 footer { border-top: 1px solid var(--line); font-size: .85em; margin-top: 2rem; opacity: .75;
          overflow-wrap: anywhere; padding-top: .5rem; }
-@media (max-width: 40rem) { summary { grid-template-columns: 7.2rem 1fr; }
+@media (max-width: 40rem) { summary { grid-template-columns: 8rem 1fr; }
   .statement { grid-column: 2; text-align: left; } .inside { margin-left: 0; } }
 """
 
