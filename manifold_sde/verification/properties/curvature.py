@@ -19,7 +19,7 @@ from manifold_sde.verification.properties.defect import (
     property_check,
     rounding,
 )
-from manifold_sde.verification.properties.projector import NEAR_ACCURACY, Kernel
+from manifold_sde.verification.properties.tangent_space import NEAR_ACCURACY, Kernel
 from manifold_sde.verification.subject import Subject
 
 #: Most columns of a factor along which differences are taken.

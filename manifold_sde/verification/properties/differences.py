@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import torch
@@ -59,7 +60,7 @@ def _extrapolated(quotients: list[Tensor], rounding: float) -> tuple[Tensor, Ten
     while len(columns[-1]) > 1:
         factor = 4.0 ** len(columns)
         last = columns[-1]
-        columns.append([b + (b - a) / (factor - 1.0) for a, b in zip(last, last[1:], strict=False)])
+        columns.append([b + (b - a) / (factor - 1.0) for a, b in itertools.pairwise(last)])
     best, before = columns[-1][-1], columns[-2][-1]
     truncation = (best - before).flatten(2).norm(dim=2)
     return best, truncation + rounding
