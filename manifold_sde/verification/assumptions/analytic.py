@@ -32,7 +32,9 @@ def check_analyticity(subject: Subject, effort: Effort) -> Sequence[Result]:
     if isinstance(problem.noise, CustomNoise):
         detail = "the losses are analytic, and so is Gamma; of sigma SymPy does not see the inside"
         return [_result("undecided", detail, _WHAT_IT_MEANS)]
-    return [_result("holds", f"{proof.verdict} for each loss, by its {proof.method}: {proof.detail}")]
+    return [
+        _result("holds", f"{proof.verdict} for each loss, by its {proof.method}: {proof.detail}")
+    ]
 
 
 def _result(verdict: str, detail: str, meaning: str = "") -> Result:

@@ -47,7 +47,8 @@ def check_attraction(subject: Subject, effort: Effort) -> Sequence[Result]:
     )
     detail = (
         f"|x - Phi(x)| / |x| = {distance:.3g}, Phi(x) / |x| = {show_point(limit / norm)}; of "
-        f"{effort.points} points around x there flow to minimisers of the same loss: {spread} of |x|"
+        f"{effort.points} points around x there flow to minimisers of the same loss: {spread} of "
+        "|x|"
     )
     if shares[0] < 1.0:
         meaning = (
@@ -61,9 +62,7 @@ def check_attraction(subject: Subject, effort: Effort) -> Sequence[Result]:
     return [_result("holds", detail, 0.0, 0.0, meaning)]
 
 
-def _result(
-    verdict: str, detail: str, statistic: float, limit: float, meaning: str = ""
-) -> Result:
+def _result(verdict: str, detail: str, statistic: float, limit: float, meaning: str = "") -> Result:
     return Result(
         _NAME,
         verdict,  # type: ignore[arg-type]

@@ -120,8 +120,8 @@ def check_diffusion(subject: Subject, effort: Effort) -> Sequence[Result]:
             "of that: all noise is across the manifold"
         )
         meaning = (
-            "This is no diffusion but a deterministic flow, for label noise towards small tr H, "
-            "and there need not be one equilibrium."
+            "This is no diffusion but a deterministic flow (of label noise: towards small tr H), and "
+            "there need not be one equilibrium."
         )
         return [_result(_DIFFUSION, "fails", detail, 1.0, 0.0, meaning)]
     detail = (
@@ -208,13 +208,10 @@ def _not_unique(dims: int) -> str:
 
 def _picture(values: Tensor) -> Picture:
     ranks = [float(k + 1) for k in range(values.shape[1])]
-    curves = (
-        ("largest over the points", values.amax(0), "points"),
-        ("smallest over the points", values.amin(0), "line"),
-    )
-    series = tuple(
-        Series(label, ranks, row.clamp(min=1e-300).tolist(), style)  # type: ignore[arg-type]
-        for label, row, style in curves
+    values = values.clamp(min=1e-300)
+    series = (
+        Series("largest over the points", ranks, values.amax(0).tolist(), "points"),
+        Series("smallest over the points", ranks, values.amin(0).tolist(), "line"),
     )
     return Picture(
         "Noise along Gamma_1", "number", "singular value of T^T sigma", series, logy=True

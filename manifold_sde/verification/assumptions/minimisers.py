@@ -199,12 +199,9 @@ def _picture(values: Tensor) -> Picture:
         "Nonzero eigenvalues of H on Gamma_1",
         "number",
         "eigenvalue",
-        tuple(
-            Series(label, ranks, row.tolist(), style)
-            for label, row, style in (
-                ("largest over the points", ordered.amax(0), "points"),
-                ("smallest over the points", ordered.amin(0), "line"),
-            )
+        (
+            Series("largest over the points", ranks, ordered.amax(0).tolist(), "points"),
+            Series("smallest over the points", ranks, ordered.amin(0).tolist(), "line"),
         ),
         logy=True,
     )

@@ -49,7 +49,7 @@ def check_invariance(subject: Subject, effort: Effort) -> Sequence[Result]:
             "the run as long as its effect is."
         )
         return [_result(_INVARIANCE, "fails", detail, worst, _LIMIT, meaning)]
-    losses = "the loss is" if problem.n_samples is None else f"{problem.n_samples} losses are"
+    losses = "the loss is" if problem.n_samples in (None, 1) else f"{problem.n_samples} losses are"
     detail = f"{losses} constant along rays to {worst:.1g}, at {len(defects)} points"
     if isinstance(problem, SymbolicProblem):
         detail += f"; symbolically {problem.scale_invariance.verdict}"

@@ -38,7 +38,7 @@ def line_derivatives(problem: Problem, x: Tensor, v: Tensor) -> Tensor:
         def third(y: Tensor) -> Tensor:
             return (loss.third_derivative(y, a, a) * a).sum()
 
-        cubic, quartic = jvp(third, (z,), (a,))
+        cubic, quartic = jvp(third, (z,), (a,))[:2]
         first = (loss.gradient(z) * a).sum()
         return torch.stack([first, (loss.hessian_product(z, a) * a).sum(), cubic, quartic])
 
@@ -77,7 +77,7 @@ def find_jumps(problem: Problem, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     inside = torch.arange(1, _PARTS, dtype=x.dtype)
     for _ in range(_ROUNDS):
         width /= _PARTS
-        middles = (x[:, None, None] + (low[..., None] + inside * width)[..., None] * v[:, None, None])
+        middles = x[:, None, None] + (low[..., None] + inside * width)[..., None] * v[:, None, None]
         along = v[:, None, None].expand_as(middles)
         found = line_derivatives(problem, middles.flatten(0, 2), along.flatten(0, 2))
         found = found.reshape(len(x), 4, _PARTS - 1, 4)[:, order, :, order].transpose(0, 1)
@@ -152,9 +152,7 @@ def _against_differences(problem: Problem, points: Tensor) -> tuple[float, str, 
     """The largest error of a derivative that is one for sure, its name, and the place."""
     worst, name, where = 0.0, "gradient", points[0]
     for x in points:
-        for order, (error, reliable) in loss_checks.derivative_errors(
-            problem.pointwise, x
-        ).items():
+        for order, (error, reliable) in loss_checks.derivative_errors(problem.pointwise, x).items():
             if error > worst and (reliable or error <= loss_checks.TOLERANCE):
                 worst, name, where = error, order, x
     return worst, name, where

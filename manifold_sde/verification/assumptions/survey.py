@@ -150,7 +150,9 @@ class Survey:
     def groups(self) -> tuple[tuple[int, ...], ...] | None:
         """Groups of coordinates that the loss can be scaled by separately; ``None`` if unknown."""
         problem = self.subject.problem
-        invariant = float(problem.scale_invariance_violation()) <= INVARIANCE_TOLERANCE[torch.float64]
+        invariant = (
+            float(problem.scale_invariance_violation()) <= INVARIANCE_TOLERANCE[torch.float64]
+        )
         if problem.dim > SOLVED_DIM or not invariant:
             return None
         return scaling_groups(problem.pointwise, self.points[:8])
