@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 from torch.func import grad, vmap
 
+from manifold_sde.degeneracy import tangent_noise
 from manifold_sde.paper import implements
 from manifold_sde.problem import Problem
 from manifold_sde.verification.assumptions.minimisers import searches
 from manifold_sde.verification.assumptions.movement import Valued, descend
-from manifold_sde.verification.assumptions.survey import Survey, radial_vectors, show_point
+from manifold_sde.verification.assumptions.survey import Survey, show_point
 from manifold_sde.verification.check import Check
 from manifold_sde.verification.effort import Effort
 from manifold_sde.verification.result import Picture, Result, Series
@@ -27,46 +28,6 @@ _NONE = 1e-12
 _VANISHES, _SMALL = 1e-7, 1e-4
 #: Starts of the search for the smallest one.
 _SEARCHES = 8
-#: Entries of the factors that are in memory at once.
-_ENTRIES = 2**24
-
-
-def tangent_noise(
-    problem: Problem, y: Tensor, rank: int, groups: Sequence[Sequence[int]]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The noise along Gamma_1, orthogonal to the groups' radial vectors, by its singular values.
-
-    Args:
-        problem: The problem.
-        y: Points of Gamma_1 (n, D).
-        rank: Rank M of H.
-        groups: Groups of coordinates; one of all of them for Assumption 5.2 itself.
-
-    Returns:
-        Singular values of T^T sigma, descending (n, d); and of the smallest one the left vector
-        in R^D, (n, D), and the right one, (n, m). T is an orthonormal basis of the tangent space.
-    """
-    size = max(1, _ENTRIES // (problem.dim * max(problem.n_noise, problem.dim)))
-    pieces = [_tangent_noise(problem, part, rank, groups) for part in y.split(size)]
-    values, left, right = (torch.cat(part) for part in zip(*pieces, strict=True))
-    return values, left, right
-
-
-def _tangent_noise(
-    problem: Problem, y: Tensor, rank: int, groups: Sequence[Sequence[int]]
-) -> tuple[Tensor, Tensor, Tensor]:
-    dim = problem.dim
-    kernel = torch.linalg.eigh(problem.hessian(y))[1][..., : dim - rank]
-    radial = kernel.mT @ radial_vectors(y, groups)
-    rest = torch.linalg.svd(radial, full_matrices=True)[0][..., len(groups) :]
-    tangent = kernel @ rest
-    noise = tangent.mT @ problem.noise_factor(y)
-    missing = noise.shape[-2] - noise.shape[-1]
-    if missing > 0:
-        noise = torch.cat([noise, noise.new_zeros(*noise.shape[:-1], missing)], dim=-1)
-    left, values, right = torch.linalg.svd(noise, full_matrices=False)
-    least = (tangent @ left[..., -1:])[..., 0]
-    return values, least, right[:, -1, : problem.n_noise]
 
 
 def smallest_noise(problem: Problem, rank: int, groups: Sequence[Sequence[int]]) -> Valued:
@@ -120,8 +81,8 @@ def check_diffusion(subject: Subject, effort: Effort) -> Sequence[Result]:
             "of that: all noise is across the manifold"
         )
         meaning = (
-            "This is no diffusion but a deterministic flow (of label noise: towards small tr H), and "
-            "there need not be one equilibrium."
+            "This is no diffusion but a deterministic flow (of label noise: towards small tr H), "
+            "and there need not be one equilibrium."
         )
         return [_result(_DIFFUSION, "fails", detail, 1.0, 0.0, meaning)]
     detail = (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 
@@ -156,16 +155,6 @@ class Survey:
         if problem.dim > SOLVED_DIM or not invariant:
             return None
         return scaling_groups(problem.pointwise, self.points[:8])
-
-
-def radial_vectors(y: Tensor, groups: Sequence[Sequence[int]]) -> Tensor:
-    """Unit vectors along the parts of points in groups of coordinates: (n, D) -> (n, D, G)."""
-    parts = torch.zeros(*y.shape, len(groups), dtype=y.dtype)
-    for number, group in enumerate(groups):
-        part = y[:, list(group)]
-        size = part.norm(dim=1, keepdim=True).clamp(min=1e-300)
-        parts[:, list(group), number] = part / size
-    return parts
 
 
 def ranks_of(values: Tensor) -> Tensor:
