@@ -96,6 +96,11 @@ class Subject:
         """Standard normals for one use, float64."""
         return torch.randn(*shape, dtype=torch.float64, generator=self.generator(use))
 
+    @cached_property
+    def shared(self) -> dict[Any, Any]:
+        """What checks have computed of this subject and share: empty at first."""
+        return {}
+
     # Points.
 
     def limits(self, x: Tensor) -> Tensor:
