@@ -43,6 +43,8 @@ class Subject:
         run_sgd: SGD.
         solve: The solver.
         time_scale: The time scale.
+        memo: What checks have made of the subject and share. A subject with another part in place
+            of one of these begins with none.
     """
 
     problem: Problem
@@ -52,6 +54,7 @@ class Subject:
     run_sgd: Callable[..., Any] = field(default=run_sgd, repr=False)
     solve: Callable[..., Any] = field(default=solve, repr=False)
     time_scale: Callable[..., Any] = field(default=TimeScale, repr=False)
+    memo: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
     def of(
