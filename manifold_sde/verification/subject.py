@@ -44,13 +44,10 @@ class Subject:
         run_sgd: SGD.
         solve: The solver.
         time_scale: The time scale.
-<<<<<<< HEAD
         fixed_ratio_diffusion: The equation (8).
         limiting_diffusion: The equation (13).
-=======
         memo: What checks have made of the subject and share. A subject with another part in place
             of one of these begins with none.
->>>>>>> f0a485029fd30b330ff73859acff786d75cffee6
     """
 
     problem: Problem
@@ -60,12 +57,9 @@ class Subject:
     run_sgd: Callable[..., Any] = field(default=run_sgd, repr=False)
     solve: Callable[..., Any] = field(default=solve, repr=False)
     time_scale: Callable[..., Any] = field(default=TimeScale, repr=False)
-<<<<<<< HEAD
     fixed_ratio_diffusion: Callable[..., Any] = field(default=FixedRatioDiffusion, repr=False)
     limiting_diffusion: Callable[..., Any] = field(default=LimitingDiffusion, repr=False)
-=======
     memo: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
->>>>>>> f0a485029fd30b330ff73859acff786d75cffee6
 
     @classmethod
     def of(
