@@ -80,10 +80,7 @@ def check_groups(subject: Subject, effort: Effort) -> list[Result]:
         return []
     state = GroupState(degeneracy.groups)
     starts = torch.cat(
-        [
-            state.tilted(start[None], tilt)
-            for start, tilt in zip(runs.starts, _TILTS, strict=True)
-        ]
+        [state.tilted(start[None], tilt) for start, tilt in zip(runs.starts, _TILTS, strict=True)]
     )
     functionals = _functionals(subject, state)
     tests = len(starts) * (len(functionals) + 1) + len(state.groups)
@@ -133,9 +130,7 @@ def check_groups(subject: Subject, effort: Effort) -> list[Result]:
     ]
 
 
-def _functionals(
-    subject: Subject, state: GroupState
-) -> Mapping[str, Callable[[Array], Array]]:
+def _functionals(subject: Subject, state: GroupState) -> Mapping[str, Callable[[Array], Array]]:
     """Components of the groups' directions, and the groups' squared norms."""
     walked = state(subject.walks[len(subject.walks) // 3 :].flatten(0, 1))
     count = len(state.groups)

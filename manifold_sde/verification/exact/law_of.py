@@ -190,8 +190,6 @@ def convergence(
 def _resampled(values: np.ndarray, nodes: int) -> np.ndarray:
     """Trigonometric interpolation at other nodes."""
     spectrum = np.fft.rfft(values) / len(values)
-    waves = np.exp(
-        2j * np.pi * np.outer(np.arange(nodes), np.arange(1, len(spectrum))) / nodes
-    )
+    waves = np.exp(2j * np.pi * np.outer(np.arange(nodes), np.arange(1, len(spectrum))) / nodes)
     resampled: np.ndarray = spectrum[0].real + 2.0 * (waves @ spectrum[1:]).real
     return resampled

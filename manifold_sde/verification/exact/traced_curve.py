@@ -111,9 +111,7 @@ class TracedCurve:
         # One step of Newton's method for <y - gamma, gamma'> = 0 from a grid of 4000 points.
         away = y - points[nearest]
         slope, bend = slopes[nearest], bends[nearest]
-        angles = angles + (away * slope).sum(1) / (
-            (slope * slope).sum(1) - (away * bend).sum(1)
-        )
+        angles = angles + (away * slope).sum(1) / ((slope * slope).sum(1) - (away * bend).sum(1))
         turned = -((math.pi - angles) % (2.0 * math.pi) - math.pi)
         return torch.from_numpy(turned).to(x).reshape(x.shape[:-1])
 

@@ -81,7 +81,9 @@ def in_general(subject: Subject, lr: float, weight_decay: float, shrinkage: floa
     """A and B of (15) and (16) in the time tau."""
     scale = subject.time_scale(lr, weight_decay)
     # Where R has settled, T grows by 2 eta lambda a step.
-    count = math.ceil((HORIZONS + math.log(2.0 * weight_decay / lr + 2.0)) / (2 * lr * weight_decay))
+    count = math.ceil(
+        (HORIZONS + math.log(2.0 * weight_decay / lr + 2.0)) / (2 * lr * weight_decay)
+    )
     steps = np.arange(count + 1.0)
     radius = np.asarray(scale.radius(steps))
     ratio = radius[:-1] / radius[1:]
@@ -166,9 +168,7 @@ def _results(
     ]
 
 
-def _gradient(
-    equations: str, check: Check, rates: Array, found: list[Integrators]
-) -> Result:
+def _gradient(equations: str, check: Check, rates: Array, found: list[Integrators]) -> Result:
     growth = np.array([f.growth(_INTERVAL) for f in found])
     power = -order(rates, growth)
     shown = ", ".join(f"{g:.3g}" for g in growth)

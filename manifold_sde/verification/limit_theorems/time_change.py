@@ -30,7 +30,9 @@ def diffusions_at_two_ratios(subject: Subject, effort: Effort) -> Sequence[Resul
     )
     decaying = simulations.diffusion(rates.ratio, rates.times, 112)
     free = simulations.diffusion(0.0, simulations.regime.elapsed, 118)
-    shrunk = free * free.new_tensor([math.exp(-rates.ratio * t) for t in rates.times])[:, None, None]
+    shrunk = (
+        free * free.new_tensor([math.exp(-rates.ratio * t) for t in rates.times])[:, None, None]
+    )
     return [
         compare(
             simulations,
@@ -71,7 +73,12 @@ def sgd_without_weight_decay(subject: Subject, effort: Effort) -> Sequence[Resul
         Side(label, simulations.sgd(fine, use), simulations.sgd(large, use + 1), c)
         for label, fine, large, use in (
             ("SGD with weight decay", rates, rates.coarser(c), 110),
-            (f"SGD without, {counts[-1] / rates.counts[-1]:.2f} times the steps", free, coarse, 119),
+            (
+                f"SGD without, {counts[-1] / rates.counts[-1]:.2f} times the steps",
+                free,
+                coarse,
+                119,
+            ),
         )
     ]
     return [
