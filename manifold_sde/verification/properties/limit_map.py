@@ -18,6 +18,7 @@ from manifold_sde.verification.effort import Effort
 from manifold_sde.verification.properties.defect import (
     Defect,
     flat_points,
+    norms,
     property_check,
     rounding,
 )
@@ -174,12 +175,12 @@ def _points(subject: Subject, effort: Effort) -> Tensor:
 
 def _check_degree(subject: Subject, effort: Effort) -> list[Defect]:
     x = _points(subject, effort)
-    return [limit_map_degree(subject, x, subject.norms(len(x))[:, 0])]
+    return [limit_map_degree(subject, x, norms(subject, len(x)))]
 
 
 def _check_limits(subject: Subject, effort: Effort) -> list[Defect]:
     x = _points(subject, effort)
-    x = x * subject.norms(len(x))
+    x = x * norms(subject, len(x))[:, None]
     return [limit_map_idempotent(subject, x), limit_map_norm(subject, x)]
 
 
