@@ -16,9 +16,9 @@ from manifold_sde.verification.properties import differences
 from manifold_sde.verification.properties.defect import (
     Defect,
     flat_points,
-    norms,
     property_check,
     rounding,
+    spread_norms,
 )
 from manifold_sde.verification.properties.tangent_space import NEAR_ACCURACY, Kernel
 from manifold_sde.verification.subject import Subject
@@ -140,7 +140,7 @@ def _check(subject: Subject, effort: Effort) -> list[Defect]:
     problem = subject.problem
     y = subject.manifold_points(max(2, effort.points // 2))
     shape = (len(y), problem.dim, 2)
-    sizes = norms(subject, len(y))
+    sizes = spread_norms(subject, len(y))
     random = subject.normals(20, *shape)
     defects = [second_derivative(subject, y, random)]
     if problem.n_noise <= _MOST_COLUMNS and _has_noise(problem, y[:1]):

@@ -124,7 +124,7 @@ def rounding(x: Tensor) -> float:
     return ROUNDINGS * math.sqrt(x.shape[-1]) * torch.finfo(x.dtype).eps
 
 
-def norms(subject: Subject, n: int) -> Tensor:
+def spread_norms(subject: Subject, n: int) -> Tensor:
     """Norms from 1e-6 to 1e6 for n points, the extremes among them: (n,)."""
     spread = subject.norms(n)[:, 0]
     extremes = spread.new_tensor([1e6, 1e-6])[:n]

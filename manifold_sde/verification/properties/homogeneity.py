@@ -16,9 +16,9 @@ from manifold_sde.verification.effort import Effort
 from manifold_sde.verification.properties.defect import (
     Defect,
     flat_points,
-    norms,
     property_check,
     rounding,
+    spread_norms,
 )
 from manifold_sde.verification.subject import Subject
 
@@ -146,7 +146,7 @@ def points_everywhere(subject: Subject, most: int) -> tuple[Tensor, Tensor]:
     with contextlib.suppress(ManifoldSDEError):
         found += [subject.manifold_points(half), subject.attraction_points(half)]
     x = torch.cat(found)
-    return x, norms(subject, len(x))
+    return x, spread_norms(subject, len(x))
 
 
 def _points(subject: Subject, effort: Effort) -> tuple[Tensor, Tensor]:

@@ -18,9 +18,9 @@ from manifold_sde.verification.effort import Effort
 from manifold_sde.verification.properties.defect import (
     Defect,
     flat_points,
-    norms,
     property_check,
     rounding,
+    spread_norms,
 )
 from manifold_sde.verification.subject import Subject
 
@@ -175,12 +175,12 @@ def _points(subject: Subject, effort: Effort) -> Tensor:
 
 def _check_degree(subject: Subject, effort: Effort) -> list[Defect]:
     x = _points(subject, effort)
-    return [limit_map_degree(subject, x, norms(subject, len(x)))]
+    return [limit_map_degree(subject, x, spread_norms(subject, len(x)))]
 
 
 def _check_limits(subject: Subject, effort: Effort) -> list[Defect]:
     x = _points(subject, effort)
-    x = x * norms(subject, len(x))[:, None]
+    x = x * spread_norms(subject, len(x))[:, None]
     return [limit_map_idempotent(subject, x), limit_map_norm(subject, x)]
 
 

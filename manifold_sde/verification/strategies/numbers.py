@@ -14,14 +14,12 @@ _MANTISSAS = (1, 2, 5, 3, 7)
 _LARGEST_RATIO = 20.0
 
 
-def _decimal(mantissa: int, exponent: int) -> float:
-    return float(f"{mantissa}e{exponent}")
-
-
-def _decimals(low: int, high: int) -> SearchStrategy[float]:
+@st.composite
+def _decimals(draw: st.DrawFn, low: int, high: int) -> float:
     """Numbers of one digit, from 10^low to below 10^(high + 1); they shrink towards 1."""
     exponents = sorted(range(low, high + 1), key=lambda e: (abs(e), e < 0))
-    return st.builds(_decimal, st.sampled_from(_MANTISSAS), st.sampled_from(exponents))
+    mantissa, exponent = draw(st.sampled_from(_MANTISSAS)), draw(st.sampled_from(exponents))
+    return float(f"{mantissa}e{exponent}")
 
 
 def scales() -> SearchStrategy[float]:
@@ -29,9 +27,10 @@ def scales() -> SearchStrategy[float]:
     return st.one_of(_decimals(-6, 5), st.just(1e6))
 
 
-def times() -> SearchStrategy[float]:
+@st.composite
+def times(draw: st.DrawFn) -> float:
     """Times T of the limiting diffusion (13), from 0 to 5, in hundredths; they shrink towards 0."""
-    return st.integers(0, 500).map(lambda hundredths: hundredths / 100)
+    return draw(st.integers(0, 500)) / 100
 
 
 @st.composite

@@ -5,20 +5,21 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from manifold_sde import Geometry, LimitingDiffusion, Problem, TimeScale
+from manifold_sde import Geometry, LimitingDiffusion, Problem, TimeScale, problems
 from manifold_sde.solvers import run_sgd
 from manifold_sde.verification.effort import Effort
 from manifold_sde.verification.properties import CHECKS
 from manifold_sde.verification.result import Result
 from manifold_sde.verification.subject import Subject
 
-SMALL = Effort("small", points=16, departure=0.25)
+SMALL = Effort("small", points=8, departure=0.25)
 
 
 def check(name: str, subject: Subject, effort: Effort = SMALL) -> Result:
@@ -28,8 +29,27 @@ def check(name: str, subject: Subject, effort: Effort = SMALL) -> Result:
     return result
 
 
-def with_geometry(problem: Problem, twin: type[Geometry]) -> Subject:
-    return replace(Subject.of(problem), geometry=twin(problem))
+@lru_cache
+def base(name: str) -> Subject:
+    """The subject of one of ``problems``, whose walk over the manifold is made once."""
+    problem = getattr(problems, name)()
+    if name == "normalized_linear":
+        problem = problems.normalized_linear(design="orthogonal")
+    subject = Subject.of(problem)
+    assert len(subject.walks)
+    return subject
+
+
+def on(name: str, **changed: Any) -> Subject:
+    """That subject with broken parts, at the same points."""
+    subject = base(name)
+    twin = replace(subject, **changed)
+    twin.__dict__.update(start=subject.start, walks=subject.walks)
+    return twin
+
+
+def with_geometry(name: str, twin: type[Geometry]) -> Subject:
+    return on(name, geometry=twin(base(name).problem))
 
 
 # Limit maps.
@@ -99,7 +119,7 @@ class TangentTooLarge(Geometry):
     """A tangent projection that leaves the flattest normal direction."""
 
     def tangent_projection(self, y: Tensor, v: Tensor) -> Tensor:
-        values, basis = torch.linalg.eigh(self.problem.hessian(y))
+        basis = torch.linalg.eigh(self.problem.hessian(y))[1]
         kept = basis[..., : y.shape[-1] - int(self.rank(y).max()) + 1]
         return (kept @ (kept.mT @ v[..., None]))[..., 0]
 
