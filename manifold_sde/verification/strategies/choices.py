@@ -34,14 +34,12 @@ Place = Literal["manifold", "attraction", "cone"]
 _FAMILIES: tuple[Family, ...] = ("residuals", "tilted", "network", "symbolic")
 _PLACES = {"manifold": points.manifold_points, "attraction": points.attraction_points}
 _SCALES = (0.3, 1.0, 0.1, 2.0)
-#: Symbolic models, whose code is generated and proved once each: (0, ..., c), w, h.
-_SYMBOLIC = (
-    ((0, 0, 1), 0.0, 0.0),
-    ((0, 0, 1), 0.5, 0.0),
-    ((0, 1, 2), 0.0, 1.0),
-    ((0, 0, 1), 0.5, 0.5),
-    ((0, 1, -1, 2), 0.25, 1.0),
-)
+#: Dimensions and ranks of residuals, widths and inputs of networks, coefficients of expressions.
+_RANKS = tuple((dim, rank) for dim in range(3, 9) for rank in range(1, dim - 1))
+_WIDTHS = ((2, 2), (2, 3), (3, 2))
+_COEFFICIENTS = ((0, 0, 1), (0, 1, 2), (0, 0, 1, 2), (0, 1, -1, 2))
+#: Few seeds: each problem undergoes its checks once.
+_SEEDS = st.integers(0, 4)
 
 
 @st.composite
@@ -89,15 +87,15 @@ def problems(
     Args:
         draw: Given by Hypothesis.
         families: Which of "residuals", "tilted", "network" and "symbolic".
-        max_dim: Largest dimension D, at least 4.
+        max_dim: Largest dimension D, from 4 to 8.
         noise: The noise of all; drawn for each by default (:func:`noises`).
     """
     unknown = [family for family in families if family not in _FAMILIES]
-    if unknown or not families or max_dim < 4:
+    if unknown or not families or not 4 <= max_dim <= 8:
         raise ArgumentError(
             "there are no problems of this kind",
             received=f"families={families!r}, max_dim={max_dim!r}",
-            expected=f"some of {', '.join(_FAMILIES)}, and max_dim of at least 4",
+            expected=f"some of {', '.join(_FAMILIES)}, and max_dim from 4 to 8",
             remedy="leave them out for problems of all families",
         )
     family = draw(st.sampled_from(list(families)))
@@ -106,34 +104,33 @@ def problems(
 
 
 def _base(draw: st.DrawFn, family: Family, max_dim: int) -> Problem:
-    spherical, seeds = SphericalNoise(0.3), st.integers(0, 99)
+    """A problem of a family; three draws or more for each, so that none shrinks to another."""
+    spherical = SphericalNoise(0.3)
     if family == "symbolic":
-        fitting = [model for model in _SYMBOLIC if len(model[0]) <= max_dim]
-        coefficients, weight, height = draw(st.sampled_from(fitting))
+        fitting = [c for c in _COEFFICIENTS if len(c) <= max_dim]
         return make(
-            SymbolicModel, spherical, coefficients=coefficients, weight=weight, height=height
+            SymbolicModel,
+            spherical,
+            coefficients=draw(st.sampled_from(fitting)),
+            weight=draw(st.sampled_from((0.0, 0.5))),
+            height=draw(st.sampled_from((0.0, 0.5))),
         )
     if family == "network":
-        shapes = [(2, 2), (2, 3), (3, 2)]
-        inputs, width = draw(st.sampled_from([s for s in shapes if s[0] * s[1] <= max_dim]))
-        samples = draw(st.integers(1, min(2, inputs)))
+        inputs, width = draw(st.sampled_from([w for w in _WIDTHS if w[0] * w[1] <= max_dim]))
         return make(
             NormalizedNetwork,
             spherical,
             inputs=inputs,
             width=width,
-            n_samples=samples,
-            seed=draw(st.integers(0, 19)),
+            n_samples=draw(st.integers(1, 2)),
+            seed=draw(_SEEDS),
         )
-    dim = draw(st.integers(3, max_dim))
-    rank = draw(st.integers(1, dim - 2))
-    curvature, seed = draw(st.sampled_from((0.0, 0.25, 0.5))), draw(seeds)
+    dim, rank = draw(st.sampled_from([r for r in _RANKS if r[0] <= max_dim]))
+    curvature = draw(st.sampled_from((0.0, 0.25, 0.5)))
+    shape = {"dim": dim, "rank": rank, "seed": draw(_SEEDS), "curvature": curvature}
     if family == "residuals":
-        return make(ResidualModel, spherical, dim=dim, rank=rank, seed=seed, curvature=curvature)
-    tilt = draw(st.sampled_from((0.25, 0.5)))
-    return make(
-        TiltedModel, spherical, dim=dim, rank=rank, seed=seed, curvature=curvature, tilt=tilt
-    )
+        return make(ResidualModel, spherical, **shape)
+    return make(TiltedModel, spherical, **shape, tilt=draw(st.sampled_from((0.25, 0.5))))
 
 
 @st.composite

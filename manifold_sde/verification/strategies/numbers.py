@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from hypothesis import strategies as st
-from hypothesis.strategies import SearchStrategy
 from torch import Tensor
 
 from manifold_sde.errors import ArgumentError
@@ -22,9 +21,10 @@ def _decimals(draw: st.DrawFn, low: int, high: int) -> float:
     return float(f"{mantissa}e{exponent}")
 
 
-def scales() -> SearchStrategy[float]:
+@st.composite
+def scales(draw: st.DrawFn) -> float:
     """Factors alpha of weights, from 1e-6 to 1e6, of one digit; they shrink towards 1."""
-    return st.one_of(_decimals(-6, 5), st.just(1e6))
+    return min(draw(_decimals(-6, 6)), 1e6)
 
 
 @st.composite
