@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable
 
@@ -12,21 +13,28 @@ import torch
 from manifold_sde import Problem, SphericalNoise, problems
 from manifold_sde.verification import Result, Subject, check_assumptions
 from manifold_sde.verification.assumptions import CHECKS
-from manifold_sde.verification.effort import QUICK
+from manifold_sde.verification.effort import Effort
 from tests.verification.assumptions import broken
 
 Make = Callable[[], Problem]
+#: A third of the points of the quick effort, which is enough to find what is broken here.
+SMALL = Effort("small", points=12, departure=0.25)
 
 
-def results(problem: Problem, name: str, **options: torch.Tensor) -> dict[str, Result]:
+@functools.cache
+def subject_of(make: Make) -> Subject:
+    """The subject of a problem: checks of the same one share what they have found."""
+    return Subject.of(make())
+
+
+def results(made: Subject, name: str) -> dict[str, Result]:
     """What the check of a name finds, with the results that it shares its work with."""
-    subject = Subject.of(problem, **options)
     check = next(check for check in CHECKS if check.name == name)
-    return {result.name: result for result in check(subject, QUICK)}
+    return {result.name: result for result in check(made, SMALL)}
 
 
-def result(problem: Problem, name: str, **options: torch.Tensor) -> Result:
-    return results(problem, name, **options)[name]
+def result(made: Subject, name: str) -> Result:
+    return results(made, name)[name]
 
 
 def symbolic_circle() -> Problem:
@@ -49,7 +57,7 @@ def symbolic_circle() -> Problem:
     ids=["section 6.1", "sphere of dimension 2", "great sphere", "varying", "mixed"],
 )
 def test_all_holds_on_healthy_problems(make: Make) -> None:
-    report = check_assumptions(make())
+    report = check_assumptions(make(), effort=SMALL)
     assert report.passed, str(report)
     undecided = [found.name for found in report if found.verdict == "undecided"]
     assert undecided == ["analyticity"]
@@ -63,7 +71,7 @@ def test_all_holds_on_healthy_problems(make: Make) -> None:
 @pytest.mark.paper("Assumption 5.3")
 def test_all_is_decided_on_a_symbolic_problem() -> None:
     report = check_assumptions(
-        symbolic_circle(), torch.tensor([1.0, 2.0, 0.5], dtype=torch.float64)
+        symbolic_circle(), torch.tensor([1.0, 2.0, 0.5], dtype=torch.float64), effort=SMALL
     )
     assert report.verdict == "holds", str(report)
     assert report["analyticity"].statements == ("Assumption 5.3",)
@@ -200,7 +208,7 @@ def test_all_is_decided_on_a_symbolic_problem() -> None:
 )
 @pytest.mark.paper("Assumption 2.1", "Assumption 2.3", "Assumption 5.1", "Assumption 5.2")
 def test_broken_twins_fail(name: str, make: Make) -> None:
-    found = result(make(), name)
+    found = result(subject_of(make), name)
     assert found.verdict == "fails", found
     assert found.meaning
     assert not found.statistic <= found.limit or name == "controllability", found
@@ -208,7 +216,7 @@ def test_broken_twins_fail(name: str, make: Make) -> None:
 
 @pytest.mark.twin("controllability", "sampling noise that vanishes at one point alone")
 def test_noise_that_vanishes_at_a_point_is_found_and_named() -> None:
-    found = result(broken.vanishing_at_a_point(), "controllability")
+    found = result(Subject.of(broken.vanishing_at_a_point()), "controllability")
     assert found.verdict == "fails"
     assert "(0.54, 0.841, 0)" in found.detail
 
@@ -216,14 +224,14 @@ def test_noise_that_vanishes_at_a_point_is_found_and_named() -> None:
 @pytest.mark.twin("local minimality", "a minimum that is flat of fourth order across")
 @pytest.mark.slow
 def test_a_kernel_larger_than_the_tangent_space() -> None:
-    found = result(broken.flat_across(), "local minimality")
+    found = result(Subject.of(broken.flat_across()), "local minimality")
     assert found.verdict == "fails"
     assert "ker H" in found.detail
 
 
 @pytest.mark.twin("controllability", "two scaling groups, whose ratio no sample moves")
 def test_several_groups_are_named_and_controlled_apart() -> None:
-    report = check_assumptions(broken.two_groups())
+    report = check_assumptions(subject_of(broken.two_groups), effort=SMALL)
     fails = {found.name for found in report if found.verdict == "fails"}
     assert fails == {"one scaling group", "compactness", "controllability"}
     groups = report["one scaling group"]
@@ -246,7 +254,9 @@ def test_a_group_without_noise() -> None:
         return 0.5 * a[2] ** 2 * (1.0 + 0.2 * b[0]) + torch.cat([tilts, -tilts])
 
     problem = Problem(samples, 5, broken.SamplingNoise())
-    found = results(problem, "controllability")["controllability of the groups' directions"]
+    found = results(Subject.of(problem), "controllability")[
+        "controllability of the groups' directions"
+    ]
     assert found.verdict == "fails"
     assert "1 of the 2 dimensions" in found.detail
 
@@ -254,12 +264,13 @@ def test_a_group_without_noise() -> None:
 def test_groups_that_the_noise_of_18_reaches() -> None:
     """It has a part along the radial vectors: 5.1 fails, and 5.2 does not."""
     problem = broken.two_groups().with_noise(SphericalNoise(0.3))
-    assert result(problem, "controllability").verdict == "holds"
-    assert result(problem, "one scaling group").verdict == "fails"
+    subject = Subject.of(problem)
+    assert result(subject, "controllability").verdict == "holds"
+    assert result(subject, "one scaling group").verdict == "fails"
 
 
 def test_a_higher_local_minimum_is_reported_and_no_fault() -> None:
-    found = result(broken.circle_and_higher_minimum(), "connectedness")
+    found = result(subject_of(broken.circle_and_higher_minimum), "connectedness")
     assert found.verdict == "holds"
     assert "end at higher loss" in found.detail
 
@@ -267,7 +278,7 @@ def test_a_higher_local_minimum_is_reported_and_no_fault() -> None:
 @pytest.mark.twin("attraction set around the start", "a start on a saddle")
 def test_a_start_outside_the_attraction_set() -> None:
     pole = torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64)
-    report = check_assumptions(problems.great_circle(), pole)
+    report = check_assumptions(problems.great_circle(), pole, effort=SMALL)
     assert [found.name for found in report if found.verdict == "fails"] == [
         "attraction set around the start"
     ]
@@ -283,7 +294,7 @@ def test_a_start_at_the_border_of_the_attraction_set() -> None:
         middle = 0.5 * (low + high)
         x = torch.tensor([(1.0 - middle**2) ** 0.5, 0.0, middle], dtype=torch.float64)
         low, high = (middle, high) if float(problem.gradient(x)[2]) > 0 else (low, middle)
-    found = result(problem, "attraction set around the start", x_init=x)
+    found = result(Subject.of(problem, x_init=x), "attraction set around the start")
     assert found.verdict == "fails"
     assert "border" in found.meaning
 
@@ -300,7 +311,7 @@ def test_a_start_at_the_border_of_the_attraction_set() -> None:
     ids=["a bowl", "a slope", "to infinity", "a constant", "flat"],
 )
 def test_what_is_no_such_problem_gets_a_report(function: Callable[..., torch.Tensor]) -> None:
-    report = check_assumptions(Problem(function, 3, SphericalNoise(0.3)))
+    report = check_assumptions(Problem(function, 3, SphericalNoise(0.3)), effort=SMALL)
     assert report.verdict != "holds"
     assert len(report) >= 10
     str(report)
