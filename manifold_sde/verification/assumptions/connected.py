@@ -28,8 +28,8 @@ _APART = 1e-6
 _ROUNDS, _PAIRS, _NODES = 3, 8, 9
 #: Gap between components, in units of the longest link between neighbours within, that is one.
 _GAP = 2.0
-#: Small steps around the points of components, and their length.
-_AROUND, _STRIDE = 16, 0.1
+#: Small steps around the points of components, their length, and the walkers that there are.
+_AROUND, _STRIDE, _WALKERS = 16, 0.2, 128
 
 
 @dataclass(frozen=True)
@@ -179,6 +179,8 @@ def find_components(subject: Subject, nodes: Tensor) -> Components:
 def walk_around(subject: Subject, y: Tensor, labels: np.ndarray) -> tuple[Tensor, np.ndarray]:
     """Points reached by small random steps, which do not leave a component, with their labels."""
     points, marks = [y], [labels]
+    copies = -(-_WALKERS // len(y))
+    y, labels = y.repeat(copies, 1), np.tile(labels, copies)
     for noise in subject.normals(68, _AROUND, *y.shape):
         along = along_manifold(subject, y, noise)
         move = _STRIDE * along / along.norm(dim=1, keepdim=True).clamp(min=1e-300)
