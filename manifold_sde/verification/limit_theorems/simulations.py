@@ -33,7 +33,7 @@ from manifold_sde.verification.subject import Subject
 _SCOUTS = 64
 _PILOTS = 1024
 #: Largest step of the diffusions, in units of V u.
-_STEP = 0.05
+_STEP = 0.2
 #: Points whose limit map is computed together.
 _AT_ONCE = 4096
 #: Difference up to which a closed form of Phi is taken for that of the geometry.
@@ -101,15 +101,13 @@ class Simulations:
 
     def _pilot(self, clocks: list[float], n: int, use: int) -> Any:
         sde = DirectionDiffusion(self.subject.problem, "stratonovich")
-        dt = clocks[-1] / max(2, math.ceil(clocks[-1] / self._largest_step(sde)))
+        trace = float(sde.problem.noise_trace(self.subject.start))
+        dt = clocks[-1] / max(2, math.ceil(trace * clocks[-1] / _STEP))
         times = [0.0, *clocks]
         seed = self.seed(use)
         return self.subject.solve(
             sde, self.subject.start, times, n_paths=n, dt=dt, seed=seed, compile=False
         )
-
-    def _largest_step(self, sde: DirectionDiffusion) -> float:
-        return MOMENTS * _STEP / float(sde.problem.noise_trace(self.subject.start))
 
     @cached_property
     def pilot(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -231,7 +229,10 @@ class Simulations:
     def _solved(self, sde: FixedRatioDiffusion, times: tuple[float, ...], use: int) -> Tensor:
         key = (type(sde).__name__, sde.ratio, times, use)
         if key not in self._runs:
-            steps = MOMENTS * math.ceil(self.around.trace * self.regime.clock / (MOMENTS * _STEP))
+            # du = dt / |Y|^4, and the norm is smallest at one of the two ends.
+            trace, end = self.around.trace, times[-1]
+            last = math.exp(-4.0 * sde.ratio * end) * (1.0 + 2.0 * trace * self.regime.elapsed[-1])
+            steps = MOMENTS * math.ceil(end * trace / (MOMENTS * _STEP * min(1.0, last)))
             run = self.subject.solve(
                 sde,
                 self.subject.start,

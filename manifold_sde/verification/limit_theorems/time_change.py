@@ -41,6 +41,7 @@ def diffusions_at_two_ratios(subject: Subject, effort: Effort) -> Sequence[Resul
             Side("Y_0 with its time changed", shrunk),
             factor,
             norms=True,
+            exact=True,
             wrong="The diffusions at two ratios are not one process with time and norm changed: "
             "the noise is not (-1)-homogeneous, or (8) is not solved rightly at one of them.",
         )
