@@ -111,8 +111,11 @@ class Simulations:
 
     @cached_property
     def pilot(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Directions at the moments (K, n, D), off by the departure, and by what is tolerated of
-        it; and the growth of the norm at the last moment, right and off, (2, n).
+        """What the pilot run sees.
+
+        Directions at the moments (K, n, D), the same with the clock off by the departure, and off
+        by what is tolerated of it; and the growth of 4 log |Y| at the last moment, right and off,
+        (2, n).
         """
         trace = self.around.trace
         right = [math.log1p(2.0 * trace * t) / (2.0 * trace) for t in self.regime.elapsed]
@@ -121,7 +124,8 @@ class Simulations:
         found = self._pilot(clocks, _PILOTS, 101)
         rows = [[1 + clocks.index(f * u) for u in right] for f in factors]
         growth = torch.stack([found.growth[rows[k][-1]] for k in (0, 1)])
-        return *(found.directions[r] for r in rows), growth  # type: ignore[return-value]
+        right_clock, off, slightly = (found.directions[r] for r in rows)
+        return right_clock, off, slightly, growth
 
     @cached_property
     def functionals(self) -> tuple[Functional, ...]:
