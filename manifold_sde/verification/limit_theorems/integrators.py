@@ -74,7 +74,8 @@ def at_fixed_ratio(lr: float, shrinkage: float) -> Integrators:
     """A and B of (7) in the time eta^2 k, up to the last horizon that counts."""
     count = math.ceil(HORIZONS / lr**2)
     ones = np.ones(count)
-    return Integrators(lr * ones, (1.0 - shrinkage) * ones, lr**2 * np.arange(1.0, count + 1.0))
+    moments: Array = np.multiply(lr**2, np.arange(1.0, count + 1.0))
+    return Integrators(lr * ones, (1.0 - shrinkage) * ones, moments)
 
 
 def in_general(subject: Subject, lr: float, weight_decay: float, shrinkage: float) -> Integrators:
@@ -278,7 +279,7 @@ def _quantiles(equations: str, sums: Array) -> Picture:
     return Picture(
         f"Increments of Z of {equations}",
         "quantile of the normal law",
-        "quantile of the increments, standardised",
+        "quantile of the increments",
         (
             Series("increments", normal.tolist(), np.quantile(sums, levels).tolist(), "points"),
             Series("", normal.tolist(), normal.tolist()),
