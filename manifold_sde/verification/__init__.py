@@ -8,7 +8,7 @@ from manifold_sde.verification.pictures import plot_picture
 from manifold_sde.verification.report import Report
 from manifold_sde.verification.result import Design, Picture, Result, Series
 from manifold_sde.verification.subject import Subject
-from manifold_sde.verification.suite import verify
+from manifold_sde.verification.suite import check_assumptions, verify
 from manifold_sde.verification.testing import VerificationTests
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ __all__ = [
     "Series",
     "Subject",
     "VerificationTests",
+    "check_assumptions",
     "exact",
     "plot_picture",
     "strategies",
