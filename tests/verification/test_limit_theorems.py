@@ -58,6 +58,7 @@ def broken(subject: Subject, **parts: object) -> Subject:
 
 @pytest.mark.paper("Lemma 3.1", "Lemma 4.3", "Theorem 3.2", "Theorem 4.1", "Theorem 4.4")
 @pytest.mark.paper("Remark 3.3", "Theorem 5.5", "Equation (10)", "Remark 6.1", "Definition 2.9")
+@pytest.mark.paper("Equation (7)", "Equation (15)", "Equation (16)", "Equation (17)")
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.name)
 def test_sound_problems_hold(check: Check) -> None:
     results = check(SUBJECTS["sphere"], SMALL)
