@@ -140,7 +140,7 @@ def sde_in_general(subject: Subject, effort: Effort) -> Sequence[Result]:
             SDE_IN_GENERAL.name,
             SDE_IN_GENERAL.statements,
             made,
-            Side("SDE (3)", *states, factor=_OF_SDE[1] // _OF_SDE[0]),
+            Side("SDE (3)", states[0], states[1], _OF_SDE[1] // _OF_SDE[0]),
             Side("diffusion (13)", simulations.limiting(times, 115)),
             factor,
             norms=True,

@@ -74,21 +74,23 @@ def at_fixed_ratio(lr: float, shrinkage: float) -> Integrators:
     """A and B of (7) in the time eta^2 k, up to the last horizon that counts."""
     count = math.ceil(HORIZONS / lr**2)
     ones = np.ones(count)
-    return Integrators(lr * ones, (1.0 - shrinkage) * ones, lr**2 * np.arange(1.0, count + 1.0))
+    moments: Array = np.multiply(lr**2, np.arange(1.0, count + 1.0))
+    return Integrators(lr * ones, (1.0 - shrinkage) * ones, moments)
 
 
 def in_general(subject: Subject, lr: float, weight_decay: float, shrinkage: float) -> Integrators:
     """A and B of (15) and (16) in the time tau."""
     scale = subject.time_scale(lr, weight_decay)
     # Where R has settled, T grows by 2 eta lambda a step.
-    count = math.ceil(
-        (HORIZONS + math.log(2.0 * weight_decay / lr + 2.0)) / (2 * lr * weight_decay)
-    )
+    late = HORIZONS + math.log(2.0 * weight_decay / lr + 2.0)
+    count = math.ceil(late / (2.0 * lr * weight_decay))
     steps = np.arange(count + 1.0)
-    radius = np.asarray(scale.radius(steps))
-    ratio = radius[:-1] / radius[1:]
+    radius: Array = np.asarray(scale.radius(steps), dtype=np.float64)
+    before, after = radius[:-1], radius[1:]
+    ratio = before / after
+    gradient: Array = np.divide(lr, before * after)
     return Integrators(
-        lr / (radius[:-1] * radius[1:]),
+        gradient,
         1.0 - shrinkage * ratio,
         np.asarray(scale.tau(steps[1:])),
     )
@@ -122,7 +124,7 @@ def lemma_4_3(subject: Subject, effort: Effort) -> Sequence[Result]:
 
     radius = np.asarray(scale.radius(np.arange(STEPS + 1.0)))
     weights = lr / (radius[:-1] * radius[1:])
-    ends = np.asarray(scale.tau(np.linspace(0.0, STEPS, BLOCKS + 1)))
+    ends: Array = np.asarray(scale.tau(np.linspace(0.0, STEPS, BLOCKS + 1)))
     return _results(
         "(15) to (17)", LEMMA_4_3, noise, made, deterministic, 0.5, weights, np.diff(ends)
     )
@@ -277,7 +279,7 @@ def _quantiles(equations: str, sums: Array) -> Picture:
     return Picture(
         f"Increments of Z of {equations}",
         "quantile of the normal law",
-        "quantile of the increments, standardised",
+        "quantile of the increments",
         (
             Series("increments", normal.tolist(), np.quantile(sums, levels).tolist(), "points"),
             Series("", normal.tolist(), normal.tolist()),

@@ -18,7 +18,7 @@ from torch import Tensor
 from manifold_sde.errors import NoiseError
 from manifold_sde.noise import SamplingNoise
 from manifold_sde.verification.effort import Effort
-from manifold_sde.verification.limit_theorems.comparison import Array
+from manifold_sde.verification.limit_theorems.functionals import Array
 from manifold_sde.verification.subject import Subject
 
 #: Steps, in as many blocks.
@@ -45,7 +45,8 @@ class StepNoise:
         increments: e_k as far as sigma shows it, (K, n, m).
         ranks: Rank of sigma, which is the mean of |e_k|^2, (K, n).
         components: Components of e_k, filled up, on directions that the limit of Z has, (K, n, p).
-        outside: Largest part of the noise that is outside the range of sigma, relative.
+        outside: Largest part of a step's noise that is outside the range of sigma, in units of
+            the mean size of the noise.
         gaussian: Whether the steps' noise is normal, as that of (18).
         dimension: Number Xi, or m, of components of Z.
     """
@@ -104,7 +105,7 @@ class StepNoise:
         along = (vectors.mT @ noise[..., None])[..., 0]
         lifted = (vectors @ (inverse * along)[..., None])[..., 0]
         increments = (factor.mT @ lifted[..., None])[..., 0]
-        missed = torch.where(seen, 0.0, along).norm(dim=-1) / noise.norm(dim=-1).clamp(min=1e-300)
+        missed = torch.where(seen, 0.0, along).norm(dim=-1) / noise.norm(dim=-1).mean()
         m = factor.shape[-1]
         axes = _axes(subject, m, isinstance(problem.noise, SamplingNoise))
         fill = subject.normals(125, STEPS, runs, m)

@@ -96,7 +96,7 @@ def norm_law(subject: Subject, effort: Effort) -> Sequence[Result]:
     moved = effort.departure * (
         bounds[1] - math.exp(-4.0 * rates.lr * rates.weight_decay * rates.counts[-1])
     )
-    found = _Mean(value, error, *bounds, TOLERATED * moved)
+    found = _Mean(value, error, bounds[0], bounds[1], TOLERATED * moved)
     curves = tuple(
         Series(
             f"(10) at V = {v:.3g}",
@@ -151,11 +151,12 @@ def equilibrium_norm(subject: Subject, effort: Effort) -> Sequence[Result]:
         fourth = run.ys[-1].norm(dim=-1) ** 4
         rest.append((fourth - left * starts.norm(dim=-1) ** 4) / (1.0 - left))
         seen.append(simulations.limits(run.ys[-1]))
-    value, error = _extrapolated(*rest, _COARSE)
+    value, error = _extrapolated(rest[0], rest[1], _COARSE)
     low, high = _traces(simulations, seen[0])
     at_rest: Callable[[float], float] = subject.time_scale(lr, decay_ratio * lr).equilibrium_norm
     bounds = [float(at_rest(v)) ** 4 for v in (low, high)]
-    found = _Mean(value, error, *bounds, TOLERATED * effort.departure * bounds[1])
+    tolerance = TOLERATED * effort.departure * bounds[1]
+    found = _Mean(value, error, bounds[0], bounds[1], tolerance)
     mean = [float(r.mean()) for r in rest]
     errors = [float(r.std()) / math.sqrt(runs) for r in rest]
     picture = Picture(

@@ -36,7 +36,7 @@ _STABILITY = 0.4
 _FEWEST = 256
 #: Part of the departure that the predicted error of the clock may be.
 _BIAS = 0.125
-#: Largest 4 C t at the end of a run: -log of the fourth power of what weight decay leaves.
+#: 4 C t at the end of a run that is short: -log of the fourth power of what weight decay leaves.
 _DECAY = 1.0
 #: Part of the smallest departure that SGD's distance from its limit may be.
 TOLERATED = 0.25
@@ -164,7 +164,9 @@ class Regime:
         # (4Ct)^2 / 32k, and the extrapolation has 4 times as much, half of what is tolerated of it.
         grown = around.trace * elapsed
         tolerated = 0.5 * TOLERATED * effort.departure * 0.5 * grown / (1.0 + 2.0 * grown)
-        decay = min(_DECAY, math.sqrt(8.0 * effort.steps * tolerated))
+        # At 4 C t = 2 V u the norm ends where it began.
+        decay = max(_DECAY, 2.0 * around.trace * clock)
+        decay = min(decay, math.sqrt(8.0 * effort.steps * tolerated))
         first, second = (
             _rates(elapsed, d, around.trace, step, math.ceil(d**2 / (8.0 * tolerated)))
             for d in (decay, 0.5 * decay)

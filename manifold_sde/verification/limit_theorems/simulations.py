@@ -33,7 +33,7 @@ from manifold_sde.verification.subject import Subject
 _SCOUTS = 64
 _PILOTS = 1024
 #: Largest step of the diffusions, in units of V u.
-_STEP = 0.05
+_STEP = 0.2
 #: Points whose limit map is computed together.
 _AT_ONCE = 4096
 #: Difference up to which a closed form of Phi is taken for that of the geometry.
@@ -101,20 +101,21 @@ class Simulations:
 
     def _pilot(self, clocks: list[float], n: int, use: int) -> Any:
         sde = DirectionDiffusion(self.subject.problem, "stratonovich")
-        dt = clocks[-1] / max(2, math.ceil(clocks[-1] / self._largest_step(sde)))
+        trace = float(sde.problem.noise_trace(self.subject.start))
+        dt = clocks[-1] / max(2, math.ceil(trace * clocks[-1] / _STEP))
         times = [0.0, *clocks]
         seed = self.seed(use)
         return self.subject.solve(
             sde, self.subject.start, times, n_paths=n, dt=dt, seed=seed, compile=False
         )
 
-    def _largest_step(self, sde: DirectionDiffusion) -> float:
-        return MOMENTS * _STEP / float(sde.problem.noise_trace(self.subject.start))
-
     @cached_property
     def pilot(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Directions at the moments (K, n, D), off by the departure, and by what is tolerated of
-        it; and the growth of the norm at the last moment, right and off, (2, n).
+        """What the pilot run sees.
+
+        Directions at the moments (K, n, D), the same with the clock off by the departure, and off
+        by what is tolerated of it; and the growth of 4 log |Y| at the last moment, right and off,
+        (2, n).
         """
         trace = self.around.trace
         right = [math.log1p(2.0 * trace * t) / (2.0 * trace) for t in self.regime.elapsed]
@@ -123,7 +124,8 @@ class Simulations:
         found = self._pilot(clocks, _PILOTS, 101)
         rows = [[1 + clocks.index(f * u) for u in right] for f in factors]
         growth = torch.stack([found.growth[rows[k][-1]] for k in (0, 1)])
-        return *(found.directions[r] for r in rows), growth  # type: ignore[return-value]
+        right_clock, off, slightly = (found.directions[r] for r in rows)
+        return right_clock, off, slightly, growth
 
     @cached_property
     def functionals(self) -> tuple[Functional, ...]:
@@ -231,7 +233,10 @@ class Simulations:
     def _solved(self, sde: FixedRatioDiffusion, times: tuple[float, ...], use: int) -> Tensor:
         key = (type(sde).__name__, sde.ratio, times, use)
         if key not in self._runs:
-            steps = MOMENTS * math.ceil(self.around.trace * self.regime.clock / (MOMENTS * _STEP))
+            # du = dt / |Y|^4, and the norm is smallest at one of the two ends.
+            trace, end = self.around.trace, times[-1]
+            last = math.exp(-4.0 * sde.ratio * end) * (1.0 + 2.0 * trace * self.regime.elapsed[-1])
+            steps = MOMENTS * math.ceil(end * trace / (MOMENTS * _STEP * min(1.0, last)))
             run = self.subject.solve(
                 sde,
                 self.subject.start,

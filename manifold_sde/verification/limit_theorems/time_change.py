@@ -10,7 +10,7 @@ from manifold_sde.verification.check import Check
 from manifold_sde.verification.effort import Effort
 from manifold_sde.verification.limit_theorems.comparison import Side, compare, design, factor_of
 from manifold_sde.verification.limit_theorems.convergence import general_times, steps_at
-from manifold_sde.verification.limit_theorems.regime import MOMENTS, Rates
+from manifold_sde.verification.limit_theorems.regime import Rates
 from manifold_sde.verification.limit_theorems.simulations import Simulations
 from manifold_sde.verification.result import Result
 from manifold_sde.verification.subject import Subject
@@ -43,6 +43,7 @@ def diffusions_at_two_ratios(subject: Subject, effort: Effort) -> Sequence[Resul
             Side("Y_0 with its time changed", shrunk),
             factor,
             norms=True,
+            exact=True,
             wrong="The diffusions at two ratios are not one process with time and norm changed: "
             "the noise is not (-1)-homogeneous, or (8) is not solved rightly at one of them.",
         )
@@ -56,8 +57,6 @@ def sgd_without_weight_decay(subject: Subject, effort: Effort) -> Sequence[Resul
     regime = simulations.regime
     rates = regime.runs[0]
     c = regime.coarseness
-    # Without weight decay as many steps are taken at the larger steps as fit the time.
-    unit = MOMENTS * c**2
     counts = tuple(round(t / rates.lr**2) for t in regime.elapsed)
     free = Rates(rates.lr, 0.0, counts)
     coarse = Rates(c * rates.lr, 0.0, tuple(max(1, round(k / c**2)) for k in counts))
@@ -65,20 +64,15 @@ def sgd_without_weight_decay(subject: Subject, effort: Effort) -> Sequence[Resul
     made = design(
         simulations,
         "the directions of SGD without weight decay after (e^(4Ct) - 1) / 4C / eta^2 = "
-        f"{counts[-1]} steps have the law of those with it after t / eta^2 = {rates.counts[-1]} "
-        f"(counts are whole to 1/{unit})",
+        f"{counts[-1]} steps have the law of those with it after t / eta^2 = {rates.counts[-1]}",
         factor,
     )
+    later = f"SGD without, {counts[-1] / rates.counts[-1]:.2f} times the steps"
     sides = [
         Side(label, simulations.sgd(fine, use), simulations.sgd(large, use + 1), c)
         for label, fine, large, use in (
             ("SGD with weight decay", rates, rates.coarser(c), 110),
-            (
-                f"SGD without, {counts[-1] / rates.counts[-1]:.2f} times the steps",
-                free,
-                coarse,
-                119,
-            ),
+            (later, free, coarse, 119),
         )
     ]
     return [
@@ -87,7 +81,8 @@ def sgd_without_weight_decay(subject: Subject, effort: Effort) -> Sequence[Resul
             SGD_WITHOUT_WEIGHT_DECAY.name,
             SGD_WITHOUT_WEIGHT_DECAY.statements,
             made,
-            *sides,
+            sides[0],
+            sides[1],
             factor,
             norms=False,
             wrong="Weight decay does more here than change time and norm: the loss or the noise "
@@ -124,7 +119,8 @@ def sgd_at_two_rates(subject: Subject, effort: Effort) -> Sequence[Result]:
             SGD_AT_TWO_RATES.name,
             SGD_AT_TWO_RATES.statements,
             made,
-            *sides,
+            sides[0],
+            sides[1],
             factor,
             norms=False,
             wrong="The directions depend on more than T: the time scale, the learning rate or the "
