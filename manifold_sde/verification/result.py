@@ -153,7 +153,7 @@ class Result:
             return f"{self.statistic:.2g}"
         sign, relations = (-1.0, ("<", ">=")) if self.limit < 0 else (1.0, (">", "<="))
         relation = relations[self.statistic <= self.limit]
-        return f"{sign * self.statistic:.2g} {relation} {sign * self.limit:.2g}"
+        return f"{sign * self.statistic + 0.0:.2g} {relation} {sign * self.limit + 0.0:.2g}"
 
     def to_dict(self) -> dict[str, Any]:
         """The result as plain data, without the pictures."""

@@ -143,7 +143,12 @@ def stops(subject: Subject, effort: Effort) -> list[Result]:
     raise errors.RankError("the rank jumps", received="1 and 2", remedy="another loss")
 
 
+def breaks(subject: Subject, effort: Effort) -> list[Result]:
+    raise ZeroDivisionError("float division by zero\nin the loss")
+
+
 CHECKS = (
+    Check("breaks", "property", (), breaks),
     Check("good", "property", ("Lemma 2.5",), lambda subject, effort: [HOLDS]),
     Check("stops", "assumption", ("Assumption 2.1",), stops),
     Check("nothing", "statistics", (), lambda subject, effort: []),
@@ -152,7 +157,8 @@ CHECKS = (
 
 def test_what_stops_a_check_is_undecided_and_says_why() -> None:
     made = verify(problems.great_circle(), checks=CHECKS, seed=3)
-    assert [result.verdict for result in made] == ["holds", "undecided"]
+    assert [result.verdict for result in made] == ["undecided", "holds", "undecided"]
+    assert made["breaks"].detail == "stopped by ZeroDivisionError: float division by zero"
     found = made["stops"]
     assert "the rank jumps: 1 and 2" in found.detail
     assert "another loss" in found.meaning
