@@ -182,9 +182,16 @@ class Subject:
 
     def attraction_points(self, n: int) -> Tensor:
         """Points of unit norm off the manifold that flow to it, (at most n, D)."""
-        y = self.manifold_points(n)
-        away = self.normals(6, len(y), self.problem.dim)
-        sizes = torch.rand(len(y), 1, dtype=torch.float64, generator=self.generator(7))
-        x = y + _AWAY * sizes * away / away.norm(dim=1, keepdim=True)
-        x = x / x.norm(dim=1, keepdim=True)
-        return x[torch.isfinite(self.limits(x)).all(1)]
+        if n not in self._attracted:
+            y = self.manifold_points(n)
+            away = self.normals(6, len(y), self.problem.dim)
+            sizes = torch.rand(len(y), 1, dtype=torch.float64, generator=self.generator(7))
+            x = y + _AWAY * sizes * away / away.norm(dim=1, keepdim=True)
+            x = x / x.norm(dim=1, keepdim=True)
+            self._attracted[n] = x[torch.isfinite(self.limits(x)).all(1)]
+        return self._attracted[n]
+
+    @cached_property
+    def _attracted(self) -> dict[int, Tensor]:
+        """Points of the attraction set that were found, by the number asked for."""
+        return {}

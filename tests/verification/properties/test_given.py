@@ -18,7 +18,7 @@ SLOW = [HealthCheck.too_slow]
 
 
 @pytest.mark.paper("Definition 2.2", "Lemma 2.4", "Lemma 2.5")
-@settings(max_examples=25, suppress_health_check=SLOW)
+@settings(max_examples=15, suppress_health_check=SLOW)
 @given(strategies.problems_with_points("cone"), strategies.scales())
 def test_losses_and_noise(drawn: Drawn, alpha: float) -> None:
     problem, x = drawn
@@ -31,7 +31,7 @@ def test_losses_and_noise(drawn: Drawn, alpha: float) -> None:
 
 
 @pytest.mark.paper("Definition 2.6", "Lemma 2.7")
-@settings(max_examples=6, suppress_health_check=SLOW)
+@settings(max_examples=4, suppress_health_check=SLOW)
 @given(strategies.problems_with_points("attraction"), strategies.scales())
 def test_limit_map(drawn: Drawn, alpha: float) -> None:
     problem, x = drawn
@@ -42,7 +42,7 @@ def test_limit_map(drawn: Drawn, alpha: float) -> None:
 
 
 @pytest.mark.paper("Lemma 2.8", "Equation (5)")
-@settings(max_examples=8, suppress_health_check=SLOW)
+@settings(max_examples=5, suppress_health_check=SLOW)
 @given(st.data(), strategies.scales())
 def test_derivatives_of_the_limit_map(data: st.DataObject, alpha: float) -> None:
     problem, y = data.draw(strategies.problems_with_points("manifold"))
@@ -55,7 +55,7 @@ def test_derivatives_of_the_limit_map(data: st.DataObject, alpha: float) -> None
 
 
 @pytest.mark.paper("Equation (8)", "Equation (13)")
-@settings(max_examples=10, suppress_health_check=[*SLOW, HealthCheck.filter_too_much])
+@settings(max_examples=6, suppress_health_check=[*SLOW, HealthCheck.filter_too_much])
 @given(strategies.problems_with_points("manifold"), st.sampled_from([None, 0.0, 2.0]))
 def test_drift(drawn: Drawn, ratio: float | None) -> None:
     problem, y = drawn
@@ -66,7 +66,7 @@ def test_drift(drawn: Drawn, ratio: float | None) -> None:
 
 
 @pytest.mark.paper("Equation (9)", "Remark 3.3", "Remark 4.2")
-@settings(max_examples=6, suppress_health_check=SLOW)
+@settings(max_examples=4, suppress_health_check=SLOW)
 @given(strategies.problems_with_points("attraction"), st.sampled_from([None, 0.1, 30.0]))
 def test_runs(drawn: Drawn, C: float | None) -> None:
     problem, x = drawn
@@ -77,7 +77,7 @@ def test_runs(drawn: Drawn, C: float | None) -> None:
 
 
 @pytest.mark.paper("Equation (11)", "Equation (12)", "Remark 4.2")
-@settings(max_examples=10, suppress_health_check=SLOW)
+@settings(max_examples=6, suppress_health_check=SLOW)
 @given(strategies.rates(), strategies.scales())
 def test_time_scale(rates: tuple[float, float], C: float) -> None:
     problem = strategies.ResidualModel()
