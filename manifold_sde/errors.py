@@ -155,6 +155,10 @@ class CheckpointError(ManifoldSDEError, RuntimeError):
     """A checkpoint or solution file is corrupted or belongs to another run."""
 
 
+class PropertyError(ManifoldSDEError, AssertionError):
+    """A property that the theory says of a problem does not hold, or could not be decided."""
+
+
 class WorkerError(ManifoldSDEError, RuntimeError):
     """A worker process died, or could not be given its work."""
 

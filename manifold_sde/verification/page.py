@@ -24,11 +24,13 @@ h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; }
 .how { opacity: .75; }
 .conclusion { border-left: .3rem solid var(--line); padding: .3rem .8rem; }
 details { border-top: 1px solid var(--line); padding: .5rem 0; }
-summary { cursor: pointer; display: grid; grid-template-columns: 6.5rem 1fr auto; gap: .6rem;
+summary { cursor: pointer; display: grid; grid-template-columns: 8rem 1fr auto; gap: .6rem;
           list-style: none; }
 summary::-webkit-details-marker { display: none; }
 summary:focus-visible { outline: 2px solid currentColor; outline-offset: 2px; }
 .verdict { font-weight: 600; }
+summary .verdict::before { content: "\\25b8\\a0"; opacity: .6; }
+details[open] .verdict::before { content: "\\25be\\a0"; }
 .holds { color: var(--holds); } .fails { color: var(--fails); }
 .undecided { color: var(--undecided); }
 .statement { opacity: .75; font-size: .9em; text-align: right; }
@@ -39,7 +41,7 @@ img { background: #fff; border-radius: .3rem; display: block; height: auto; marg
       max-width: 100%; }
 footer { border-top: 1px solid var(--line); font-size: .85em; margin-top: 2rem; opacity: .75;
          overflow-wrap: anywhere; padding-top: .5rem; }
-@media (max-width: 40rem) { summary { grid-template-columns: 6.5rem 1fr; }
+@media (max-width: 40rem) { summary { grid-template-columns: 8rem 1fr; }
   .statement { grid-column: 2; text-align: left; } .inside { margin-left: 0; } }
 """
 
@@ -73,9 +75,7 @@ def page(report: Report) -> str:
 def _result(result: Result) -> str:
     """One check: closed where it holds, open where there is something to read."""
     inside = [f"<p>{html.escape(text)}</p>" for text in (result.detail, result.meaning) if text]
-    numbers = _numbers(result)
-    if numbers:
-        inside.append(_list(numbers))
+    inside.append(_list(_numbers(result)))
     if result.design is not None:
         inside.append(_list(_design(result.design)))
     for picture in result.pictures:
@@ -92,15 +92,8 @@ def _result(result: Result) -> str:
 
 
 def _numbers(result: Result) -> dict[str, str]:
-    found = {}
-    if result.statistic == result.statistic:
-        found["Statistic"] = f"{result.statistic:.4g}"
-    if result.p_value is not None:
-        found["p-value"] = f"{result.p_value:.3g}"
-    if result.limit == result.limit:
-        found["Limit"] = f"{result.limit:.3g}"
-    found["Time"] = f"{result.seconds:.1f} s"
-    return found
+    number = {"Number": result.number} if result.number else {}
+    return {**number, "Time": f"{result.seconds:.1f} s"}
 
 
 def _design(design: Design) -> dict[str, str]:

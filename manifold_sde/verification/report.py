@@ -85,10 +85,21 @@ class Report:
     def summary(self) -> str:
         """How many checks hold, are undecided and fail."""
         count = Counter(result.verdict for result in self.results)
-        parts = [f"{count[verdict]} {verdict}" for verdict in VERDICTS if count[verdict]]
-        return f"{len(self.results)} checks: {', '.join(parts)}"
+        words = {"holds": "hold", "fails": "fail"}
+        parts = [
+            f"{count[v]} {v if count[v] == 1 else words.get(v, v)}" for v in VERDICTS if count[v]
+        ]
+        return f"{len(self.results)} checks: {', '.join(parts) or 'none applies'}"
 
     def __str__(self) -> str:
+        return self.text()
+
+    def text(self, *, full: bool = False) -> str:
+        """The report in 80 columns.
+
+        Args:
+            full: Whether checks that hold have their details too, and not their number alone.
+        """
         how = ", ".join(
             part
             for part in (
@@ -98,11 +109,12 @@ class Report:
             )
             if part
         )
-        lines = [f"{self.title}: {self.problem}", f"({how})"]
+        lines = [*_wrapped(f"{self.title}: {self.problem}"), f"({how})"]
         for kind, heading in KINDS.items():
             results = [result for result in self.results if result.kind == kind]
             if results:
-                lines += ["", heading, *(line for result in results for line in _lines(result))]
+                lines += ["", heading]
+                lines += [line for result in results for line in _lines(result, full)]
         lines += ["", *_wrapped(f"{self.summary}."), *_wrapped(self.conclusion)]
         return "\n".join(lines)
 
@@ -163,16 +175,16 @@ class Report:
         target.write_text(forms[target.suffix]() + "\n", encoding="utf-8")
 
 
-def _lines(result: Result) -> Sequence[str]:
-    mark = f"  {_MARKS[result.verdict]:<6}"
+def _lines(result: Result, full: bool) -> Sequence[str]:
+    number = result.number
     about = f" [{', '.join(_short(name) for name in result.statements)}]"
+    name = result.name + (about if result.statements else "")
+    width = _WIDTH - len(number) - 2
     head = textwrap.wrap(
-        result.name + (about if result.statements else ""),
-        _WIDTH,
-        initial_indent=mark,
-        subsequent_indent=" " * 10,
+        name, width, initial_indent=f"  {_MARKS[result.verdict]:<6}", subsequent_indent=" " * 8
     )
-    said = [result.detail, result.meaning]
+    head[0] = f"{head[0]:<{width}}  {number}".rstrip()
+    said = [result.detail, result.meaning] if full or result.verdict != "holds" else []
     return [*head, *(line for text in said if text for line in _wrapped(text, 10))]
 
 

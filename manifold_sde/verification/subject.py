@@ -15,6 +15,7 @@ from manifold_sde.derivatives import check_point
 from manifold_sde.errors import ArgumentError, DTypeError, LimitMapError, ShapeError
 from manifold_sde.geometry import Geometry
 from manifold_sde.problem import Problem
+from manifold_sde.sdes import FixedRatioDiffusion, LimitingDiffusion
 from manifold_sde.solvers import run_sgd, solve
 from manifold_sde.time_scale import TimeScale
 
@@ -43,6 +44,10 @@ class Subject:
         run_sgd: SGD.
         solve: The solver.
         time_scale: The time scale.
+        fixed_ratio_diffusion: The equation (8).
+        limiting_diffusion: The equation (13).
+        memo: What checks have made of the subject and share. A subject with another part in place
+            of one of these begins with none.
     """
 
     problem: Problem
@@ -52,6 +57,9 @@ class Subject:
     run_sgd: Callable[..., Any] = field(default=run_sgd, repr=False)
     solve: Callable[..., Any] = field(default=solve, repr=False)
     time_scale: Callable[..., Any] = field(default=TimeScale, repr=False)
+    fixed_ratio_diffusion: Callable[..., Any] = field(default=FixedRatioDiffusion, repr=False)
+    limiting_diffusion: Callable[..., Any] = field(default=LimitingDiffusion, repr=False)
+    memo: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
     def of(

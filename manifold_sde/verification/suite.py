@@ -10,7 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from manifold_sde.problem import Problem
-from manifold_sde.verification.assumptions import CHECKS as ASSUMPTIONS
+from manifold_sde.verification import assumptions, ergodicity, limit_theorems, properties
 from manifold_sde.verification.check import Check
 from manifold_sde.verification.effort import Effort, effort_of
 from manifold_sde.verification.report import Report
@@ -20,7 +20,12 @@ from manifold_sde.verification.subject import Subject
 
 def all_checks() -> tuple[Check, ...]:
     """All checks, in the order in which they are made."""
-    return (*ASSUMPTIONS,)
+    return (
+        *assumptions.CHECKS,
+        *properties.CHECKS,
+        *limit_theorems.CHECKS,
+        *ergodicity.CHECKS,
+    )
 
 
 def verify(
@@ -98,6 +103,11 @@ def check_assumptions(
     Source: Assumptions 2.1, 2.3, 5.1, 5.2 and 5.3.
     """
     report = verify(
-        problem, seed=seed, effort=effort, x_init=x_init, progress=progress, checks=ASSUMPTIONS
+        problem,
+        seed=seed,
+        effort=effort,
+        x_init=x_init,
+        progress=progress,
+        checks=assumptions.CHECKS,
     )
     return replace(report, title="Assumptions")

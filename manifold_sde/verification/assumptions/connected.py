@@ -14,7 +14,7 @@ from torch import Tensor
 from manifold_sde.paper import implements
 from manifold_sde.verification.assumptions.movement import wander
 from manifold_sde.verification.assumptions.paths import Trace, join, trace_curve
-from manifold_sde.verification.assumptions.survey import Survey, show_point
+from manifold_sde.verification.assumptions.survey import Survey, ranks_of, show_point
 from manifold_sde.verification.check import Check
 from manifold_sde.verification.effort import Effort
 from manifold_sde.verification.result import Picture, Result, Series
@@ -56,7 +56,7 @@ def check_connectedness(subject: Subject, effort: Effort) -> Sequence[Result]:
     survey = Survey.of(subject, effort)
     fellows = survey.fellows
     dim = survey.manifold_dim
-    rank_at = survey.ranks[len(survey.ranks) - len(fellows) :]
+    rank_at = ranks_of(torch.linalg.eigvalsh(subject.problem.hessian(fellows)))
     other = fellows[rank_at != survey.rank]
     if len(other):
         detail = (
