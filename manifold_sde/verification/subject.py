@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from manifold_sde.derivatives import check_point
-from manifold_sde.errors import ArgumentError, DTypeError, LimitMapError
+from manifold_sde.errors import ArgumentError, DTypeError, LimitMapError, ShapeError
 from manifold_sde.geometry import Geometry
 from manifold_sde.problem import Problem
 from manifold_sde.sdes import FixedRatioDiffusion, LimitingDiffusion
@@ -88,7 +88,14 @@ class Subject:
                 remedy="seed=0",
             )
         if x_init is not None:
-            x_init = check_point(x_init, problem.dim)
+            x_init = check_point(x_init, problem.dim).detach().to(torch.float64)
+            if x_init.dim() != 1:
+                raise ShapeError(
+                    "training starts at one point",
+                    received=str(tuple(x_init.shape)),
+                    expected=f"({problem.dim},)",
+                    remedy="verify each start for itself",
+                )
         return cls(problem, Geometry(problem), x_init, seed)
 
     def generator(self, use: int) -> torch.Generator:

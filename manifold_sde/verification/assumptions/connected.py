@@ -12,7 +12,7 @@ from scipy.sparse.csgraph import connected_components, minimum_spanning_tree
 from torch import Tensor
 
 from manifold_sde.paper import implements
-from manifold_sde.verification.assumptions.movement import advance, along_manifold
+from manifold_sde.verification.assumptions.movement import wander
 from manifold_sde.verification.assumptions.paths import Trace, join, trace_curve
 from manifold_sde.verification.assumptions.survey import Survey, ranks_of, show_point
 from manifold_sde.verification.check import Check
@@ -178,17 +178,10 @@ def find_components(subject: Subject, nodes: Tensor) -> Components:
 
 def walk_around(subject: Subject, y: Tensor, labels: np.ndarray) -> tuple[Tensor, np.ndarray]:
     """Points reached by small random steps, which do not leave a component, with their labels."""
-    points, marks = [y], [labels]
     copies = -(-_WALKERS // len(y))
-    y, labels = y.repeat(copies, 1), np.tile(labels, copies)
-    for noise in subject.normals(68, _AROUND, *y.shape):
-        along = along_manifold(subject, y, noise)
-        move = _STRIDE * along / along.norm(dim=1, keepdim=True).clamp(min=1e-300)
-        moved, good = advance(subject, y, move)
-        y = torch.where(good[:, None], moved, y)
-        points.append(y[good])
-        marks.append(labels[good.numpy()])
-    return torch.cat(points), np.concatenate(marks)
+    visited = wander(subject, y.repeat(copies, 1), 68, _AROUND, _STRIDE)
+    marks = np.tile(labels, copies * _AROUND)
+    return torch.cat([y, visited.flatten(0, 1)]), np.concatenate([labels, marks])
 
 
 def separation(points: Tensor, labels: np.ndarray) -> tuple[float, float]:

@@ -63,6 +63,29 @@ def along_manifold(subject: Subject, y: Tensor, v: Tensor) -> Tensor:
     return along - y * (along * y).sum(1, keepdim=True)
 
 
+def wander(subject: Subject, y: Tensor, use: int, steps: int, stride: float) -> Tensor:
+    """Random walks on Gamma_1 in small steps, which do not leave a component.
+
+    Args:
+        subject: The subject.
+        y: Points of Gamma_1 (n, D).
+        use: Number of the random numbers.
+        steps: Number K of steps; one that would leave the manifold is not made.
+        stride: Length of a step.
+
+    Returns:
+        The points after each step, (K, n, D).
+    """
+    visited = []
+    for noise in subject.normals(use, steps, *y.shape):
+        along = along_manifold(subject, y, noise)
+        move = stride * along / along.norm(dim=1, keepdim=True).clamp(min=1e-300)
+        moved, good = advance(subject, y, move)
+        y = torch.where(good[:, None], moved, y)
+        visited.append(y)
+    return torch.stack(visited)
+
+
 def descend(
     subject: Subject,
     function: Valued,

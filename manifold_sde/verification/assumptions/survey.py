@@ -12,13 +12,19 @@ from manifold_sde.errors import ManifoldSDEError, NotOnManifoldError, RankError
 from manifold_sde.geometry.spectrum import MIN_GAP, gap_ratios
 from manifold_sde.invariance import SOLVED_DIM, scaling_groups
 from manifold_sde.problem import INVARIANCE_TOLERANCE
+from manifold_sde.verification.assumptions.movement import wander
 from manifold_sde.verification.effort import Effort
 from manifold_sde.verification.subject import Subject
 
 #: Difference of losses, relative to how they vary over random directions, that counts as none.
 _LEVEL = 1e-9
-#: Independent starts for each point that an effort looks at.
-_STARTS = 2
+#: Independent starts for each point that an effort looks at: at most, and in high dimension, where
+#: a step of the flow takes an eigendecomposition of that size.
+_STARTS, _BY_DIMENSION = 2, 128
+#: Fewest starts.
+_FEWEST = 8
+#: Steps of the walks from the start, and their length in radians.
+_STEPS, _STRIDE = 8, 0.3
 
 
 class Survey:
@@ -78,8 +84,9 @@ class Survey:
     @cached_property
     def starts(self) -> Tensor:
         """Independent random directions (n, D)."""
-        shape = (_STARTS * self.effort.points, self.subject.problem.dim)
-        directions = self.subject.normals(60, *shape)
+        points, dim = self.effort.points, self.subject.problem.dim
+        count = max(min(_STARTS * points, _BY_DIMENSION * points // dim), _FEWEST)
+        directions = self.subject.normals(60, count, dim)
         return directions / directions.norm(dim=1, keepdim=True)
 
     @cached_property
@@ -116,12 +123,13 @@ class Survey:
 
         Where there is no walking, because the start is no minimiser, it stands alone.
         """
-        start = self.start
+        start, walkers = self.start[None], max(self.effort.points // _STEPS, 1)
         try:
-            walked = self.subject.manifold_points(self.effort.points)
+            walked = wander(self.subject, start.repeat(walkers, 1), 61, _STEPS, _STRIDE)
         except (RankError, NotOnManifoldError):
-            return start[None]
-        return torch.cat([walked[self.on_level(walked)], self.fellows])
+            return start
+        walked = walked.flatten(0, 1)
+        return torch.cat([start, walked[self.on_level(walked)], self.fellows])
 
     @cached_property
     def spectrum(self) -> tuple[Tensor, Tensor]:
