@@ -106,8 +106,8 @@ class Result:
         verdict: "holds", "fails", or "undecided" where the check cannot tell.
         detail: The numbers behind the verdict, in a sentence.
         statistic: The number that decides.
-        limit: What it is compared with: the verdict is "fails" where the statistic is larger; of
-            a statistical test, the level of its p-value.
+        limit: What it is compared with: the verdict is "fails" where the statistic is larger. A
+            number with a lower bound stands here with its sign turned, and so does the bound.
         p_value: Probability under the hypothesis of a statistic as extreme, or ``None`` where the
             check is not statistical.
         statements: The statements of the paper that it is about, as in
@@ -141,6 +141,19 @@ class Result:
                 expected=f"one of {', '.join(VERDICTS)}, and statements of the paper",
                 remedy="see manifold_sde.paper.STATEMENTS",
             )
+
+    @property
+    def number(self) -> str:
+        """The number that decided beside what it was compared with, or the p-value."""
+        if self.p_value is not None:
+            return f"p = {self.p_value:.2g}"
+        if math.isnan(self.statistic):
+            return ""
+        if math.isnan(self.limit):
+            return f"{self.statistic:.2g}"
+        sign, relations = (-1.0, ("<", ">=")) if self.limit < 0 else (1.0, (">", "<="))
+        relation = relations[self.statistic <= self.limit]
+        return f"{sign * self.statistic + 0.0:.2g} {relation} {sign * self.limit + 0.0:.2g}"
 
     def to_dict(self) -> dict[str, Any]:
         """The result as plain data, without the pictures."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from manifold_sde.paper import implements
 from manifold_sde.verification.assumptions.movement import advance, along_manifold
 from manifold_sde.verification.assumptions.paths import Trace, join, trace_curve
-from manifold_sde.verification.assumptions.survey import Survey, show_point
+from manifold_sde.verification.assumptions.survey import Survey, ranks_of, show_point
 from manifold_sde.verification.check import Check
 from manifold_sde.verification.effort import Effort
 from manifold_sde.verification.result import Picture, Result, Series
@@ -28,8 +28,8 @@ _APART = 1e-6
 _ROUNDS, _PAIRS, _NODES = 3, 8, 9
 #: Gap between components, in units of the longest link between neighbours within, that is one.
 _GAP = 2.0
-#: Small steps around the points of components, and their length.
-_AROUND, _STRIDE = 16, 0.1
+#: Small steps around the points of components, their length, and the walkers that there are.
+_AROUND, _STRIDE, _WALKERS = 16, 0.2, 128
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def check_connectedness(subject: Subject, effort: Effort) -> Sequence[Result]:
     survey = Survey.of(subject, effort)
     fellows = survey.fellows
     dim = survey.manifold_dim
-    rank_at = survey.ranks[len(survey.ranks) - len(fellows) :]
+    rank_at = ranks_of(torch.linalg.eigvalsh(subject.problem.hessian(fellows)))
     other = fellows[rank_at != survey.rank]
     if len(other):
         detail = (
@@ -179,6 +179,8 @@ def find_components(subject: Subject, nodes: Tensor) -> Components:
 def walk_around(subject: Subject, y: Tensor, labels: np.ndarray) -> tuple[Tensor, np.ndarray]:
     """Points reached by small random steps, which do not leave a component, with their labels."""
     points, marks = [y], [labels]
+    copies = -(-_WALKERS // len(y))
+    y, labels = y.repeat(copies, 1), np.tile(labels, copies)
     for noise in subject.normals(68, _AROUND, *y.shape):
         along = along_manifold(subject, y, noise)
         move = _STRIDE * along / along.norm(dim=1, keepdim=True).clamp(min=1e-300)

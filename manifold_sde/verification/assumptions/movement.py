@@ -15,6 +15,8 @@ from manifold_sde.verification.subject import Subject
 _CORRECTION = 0.25
 #: Longest step of the search, in radians, and by how much it grows and shrinks.
 _LONGEST, _GROW, _SHRINK = 0.3, 1.5, 0.4
+#: Relative fall over a longest step below which a point counts as a minimum.
+_STEEP = 1e-3
 
 #: Function of points (n, D): values (n,), positive, and their gradients (n, D).
 Valued = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -90,7 +92,7 @@ def descend(
     for _ in range(rounds):
         slopes = gradients.norm(dim=1)
         lengths = (values / slopes.clamp(min=1e-300)).clamp(max=_LONGEST) * damping
-        going = (slopes > 0) & (lengths > 1e-13)
+        going = (slopes * _LONGEST > _STEEP * values) & (lengths > 1e-13)
         if not bool(going.any()):
             break
         move = -gradients / slopes.clamp(min=1e-300)[:, None] * lengths[:, None]

@@ -59,8 +59,21 @@ class Survey:
 
     @property
     def start(self) -> Tensor:
-        """A unit vector on the manifold, (D,)."""
-        return self.subject.start
+        """A unit vector on the manifold, (D,).
+
+        Raises:
+            ManifoldSDEError: If there is none; the search is made once.
+        """
+        if isinstance(self._start, ManifoldSDEError):
+            raise self._start
+        return self._start
+
+    @cached_property
+    def _start(self) -> Tensor | ManifoldSDEError:
+        try:
+            return self.subject.start
+        except ManifoldSDEError as error:
+            return error
 
     @cached_property
     def starts(self) -> Tensor:
@@ -103,10 +116,11 @@ class Survey:
 
         Where there is no walking, because the start is no minimiser, it stands alone.
         """
+        start = self.start
         try:
             walked = self.subject.manifold_points(self.effort.points)
         except (RankError, NotOnManifoldError):
-            return self.start[None]
+            return start[None]
         return torch.cat([walked[self.on_level(walked)], self.fellows])
 
     @cached_property

@@ -216,8 +216,8 @@ def _decay(
         f"{', '.join(f'{d:.2g}' for d in distances)} as eta falls from {rates[0]:.2g} to "
         f"{rates[-1]:.2g}: like eta^{power:.2f}; the steps of SGD shrink the weights by eta "
         f"lambda to {away:.1g}",
-        statistic=max(_ORDER - power, away - _ROUNDING),
-        limit=0.0,
+        statistic=-power if away <= _ROUNDING else math.inf,
+        limit=-_ORDER,
         statements=check.statements[:1],
         kind="statistics",
         meaning=""

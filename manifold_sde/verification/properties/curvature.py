@@ -18,6 +18,7 @@ from manifold_sde.verification.properties.defect import (
     flat_points,
     property_check,
     rounding,
+    spread_norms,
 )
 from manifold_sde.verification.properties.tangent_space import NEAR_ACCURACY, Kernel
 from manifold_sde.verification.subject import Subject
@@ -139,7 +140,7 @@ def _check(subject: Subject, effort: Effort) -> list[Defect]:
     problem = subject.problem
     y = subject.manifold_points(max(2, effort.points // 2))
     shape = (len(y), problem.dim, 2)
-    norms = subject.norms(len(y))[:, 0]
+    sizes = spread_norms(subject, len(y))
     random = subject.normals(20, *shape)
     defects = [second_derivative(subject, y, random)]
     if problem.n_noise <= _MOST_COLUMNS and _has_noise(problem, y[:1]):
@@ -149,8 +150,8 @@ def _check(subject: Subject, effort: Effort) -> list[Defect]:
         defects.append(replace(along, detail=f"the same along the columns of {problem.noise}"))
     return [
         *defects,
-        second_derivative_degree(subject, y, norms, random),
-        normal_trace(subject, y * norms[:, None]),
+        second_derivative_degree(subject, y, sizes, random),
+        normal_trace(subject, y * sizes[:, None]),
     ]
 
 

@@ -124,6 +124,13 @@ def rounding(x: Tensor) -> float:
     return ROUNDINGS * math.sqrt(x.shape[-1]) * torch.finfo(x.dtype).eps
 
 
+def spread_norms(subject: Subject, n: int) -> Tensor:
+    """Norms from 1e-6 to 1e6 for n points, the extremes among them: (n,)."""
+    spread = subject.norms(n)[:, 0]
+    extremes = spread.new_tensor([1e6, 1e-6])[:n]
+    return torch.cat([extremes, spread[len(extremes) :]])
+
+
 def flat_points(x: Tensor) -> Tensor:
     """Points (..., D) as (n, D)."""
     return x.reshape(-1, x.shape[-1])

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 from torch import Tensor
 
 from manifold_sde import invariance, loss_checks
+from manifold_sde.errors import ManifoldSDEError
 from manifold_sde.paper import implements
 from manifold_sde.problem import Problem
 from manifold_sde.verification.check import Check
@@ -15,6 +18,7 @@ from manifold_sde.verification.properties.defect import (
     flat_points,
     property_check,
     rounding,
+    spread_norms,
 )
 from manifold_sde.verification.subject import Subject
 
@@ -131,15 +135,23 @@ def _with_factors(x: Tensor, alpha: Tensor | float) -> tuple[Tensor, Tensor]:
     return flat_points(x), factors.reshape(-1, 1)
 
 
-def _points(subject: Subject, effort: Effort) -> tuple[Tensor, Tensor]:
-    """Directions all over the sphere, on Gamma_1 and near it, and norms to scale them to."""
-    dim = subject.problem.dim
-    most = max(2, min(effort.points, _MOST_NUMBERS // dim**2))
+def points_everywhere(subject: Subject, most: int) -> tuple[Tensor, Tensor]:
+    """Unit vectors all over the sphere, on Gamma_1 and near it, and norms to scale them to.
+
+    Where no manifold is found, which scale invariance does not need, there are only the first.
+    """
     directions = subject.cone_points(most)
-    directions = directions / directions.norm(dim=1, keepdim=True)
+    found = [directions / directions.norm(dim=1, keepdim=True)]
     half = max(1, most // 2)
-    x = torch.cat([directions, subject.manifold_points(half), subject.attraction_points(half)])
-    return x, subject.norms(len(x))[:, 0]
+    with contextlib.suppress(ManifoldSDEError):
+        found += [subject.manifold_points(half), subject.attraction_points(half)]
+    x = torch.cat(found)
+    return x, spread_norms(subject, len(x))
+
+
+def _points(subject: Subject, effort: Effort) -> tuple[Tensor, Tensor]:
+    most = _MOST_NUMBERS // subject.problem.dim**2
+    return points_everywhere(subject, max(2, min(effort.points, most)))
 
 
 def _check_losses(subject: Subject, effort: Effort) -> list[Defect]:

@@ -20,6 +20,7 @@ from manifold_sde.verification.properties.defect import (
     flat_points,
     property_check,
     rounding,
+    spread_norms,
 )
 from manifold_sde.verification.subject import Subject
 
@@ -174,12 +175,12 @@ def _points(subject: Subject, effort: Effort) -> Tensor:
 
 def _check_degree(subject: Subject, effort: Effort) -> list[Defect]:
     x = _points(subject, effort)
-    return [limit_map_degree(subject, x, subject.norms(len(x))[:, 0])]
+    return [limit_map_degree(subject, x, spread_norms(subject, len(x)))]
 
 
 def _check_limits(subject: Subject, effort: Effort) -> list[Defect]:
     x = _points(subject, effort)
-    x = x * subject.norms(len(x))
+    x = x * spread_norms(subject, len(x))[:, None]
     return [limit_map_idempotent(subject, x), limit_map_norm(subject, x)]
 
 

@@ -15,7 +15,7 @@ from manifold_sde.verification.properties.defect import (
     property_check,
     rounding,
 )
-from manifold_sde.verification.properties.homogeneity import loss_size
+from manifold_sde.verification.properties.homogeneity import loss_size, points_everywhere
 from manifold_sde.verification.subject import Subject
 
 #: Numbers that a batch of factors or covariances may have.
@@ -84,12 +84,8 @@ def noise_is_tangent(problem: Problem | Subject, x: Tensor) -> Defect:
 
 def _points(subject: Subject, effort: Effort) -> tuple[Tensor, Tensor]:
     dim = subject.problem.dim
-    numbers = dim * max(dim, subject.problem.n_noise)
-    most = max(2, min(effort.points, _MOST_NUMBERS // numbers))
-    directions = subject.cone_points(most)
-    directions = directions / directions.norm(dim=1, keepdim=True)
-    x = torch.cat([directions, subject.manifold_points(max(1, most // 2))])
-    return x, subject.norms(len(x))[:, 0]
+    most = _MOST_NUMBERS // (dim * max(dim, subject.problem.n_noise))
+    return points_everywhere(subject, max(2, min(effort.points, most)))
 
 
 def _check_degree(subject: Subject, effort: Effort) -> list[Defect]:

@@ -165,18 +165,19 @@ def time_scale_rescaled(
     there, factor = here.rescaled(C)
     t = np.asarray(_TIMES) / (4 * lr * weight_decay)
     part = lr / (2 * C * weight_decay)
-    expected = part + np.exp(-4 * lr * weight_decay * t) * (1 - part)
+    expected = np.exp(-4 * lr * weight_decay * t) - part * np.expm1(-4 * lr * weight_decay * t)
     grown, reference = np.expm1(2 * there.tau(t)), np.expm1(2 * here.tau(t)) / C
+    condition = np.maximum(1.0, 2 * np.maximum(here.tau(t), there.tau(t)))
     gaps = [
         np.abs(there.radius(t) ** 4 / expected - 1.0),
-        np.abs(grown / reference - 1.0) / np.maximum(1.0, 2 * here.tau(t)),
+        np.abs(grown / reference - 1.0) / condition,
         np.full_like(t, abs(there.lr * math.sqrt(C) / lr - 1.0)),
         np.full_like(t, abs(there.weight_decay / math.sqrt(C) / weight_decay - 1.0)),
         np.full_like(t, abs(factor * C**0.25 - 1.0)),
     ]
     return Defect.of(
         torch.from_numpy(np.max(gaps, 0)),
-        _rounding() * max(1.0, 1.0 / part),
+        _rounding(),
         f"R and tau at C = {C:g} of Remark 4.2",
     )
 
