@@ -40,7 +40,7 @@ def correlated(x: Tensor) -> Tensor:
     """Noise along the circles x_3 = const and across them at once: one column (3, 1)."""
     u = x / x.norm()
     along = torch.stack([-u[1], u[0], torch.zeros_like(u[0])]) / u[:2].norm()
-    return 0.5 * (along + torch.linalg.cross(u, along))[:, None] / x.norm()
+    return 0.35 * (along + torch.linalg.cross(u, along))[:, None] / x.norm()
 
 
 CORRELATED = problems.mixed_noise_circle(noise=CustomNoise(correlated))

@@ -11,7 +11,7 @@ by about
     B(u, \varepsilon) = 3 \sum_i d_i^2\, |\partial^2\Phi[n_i, v]|^2
 
 (3 is that of a circle, whose angle moves like one over the square of the distance to its centre).
-The clock and the steps are chosen so that B is an eighth of the departure that is to be found: what
+The clock and the steps are chosen so that B is a twelfth of the departure that is to be found: what
 is left of it after extrapolation is not taken for that departure.
 """
 
@@ -35,7 +35,7 @@ _STABILITY = 0.4
 #: Fewest steps, a multiple of MOMENTS COARSEST^2.
 _FEWEST = 256
 #: Part of the departure that the predicted error of the clock may be.
-_BIAS = 0.125
+_BIAS = 1.0 / 12.0
 #: 4 C t at the end of a run that is short: -log of the fourth power of what weight decay leaves.
 _DECAY = 1.0
 #: Part of the smallest departure that SGD's distance from its limit may be.
