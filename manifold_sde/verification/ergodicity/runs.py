@@ -37,9 +37,9 @@ STARTS = 3
 _NORMS = (1.0, 4.0, 0.25)
 #: The influence of the start is to be below this part of the departure that is to be found.
 _FORGOTTEN = 0.1
-#: Length of the chains in relaxation times; the first quarter of it does not count.
-CHAIN = 24.0
-BURN_IN = 6.0
+#: Length of the chains in relaxation times; the first of them do not count.
+CHAIN = 16.0
+BURN_IN = 4.0
 #: Steps in a relaxation time at a departure of 1/4; the error of "weak2" is of second order.
 _STEPS = 4.0
 #: Times that are kept on the way to the equilibrium.
@@ -142,19 +142,17 @@ class ErgodicRuns:
         """Unit vectors that are far apart, (STARTS, D)."""
         return far_apart(self.subject, STARTS)
 
-    @property
+    @cached_property
     def local_step(self) -> float:
-        """Clock in which the noise moves the direction by half a radian, typically."""
-        points = self.subject.manifold_points(32)
+        """Clock in which the noise moves the direction by half a radian where it is largest.
+
+        Half of it where the trace varies: the direction then comes upon larger noise in a step.
+        """
+        points = self.subject.manifold_points(64)
         factor = self.subject.problem.noise_factor(points)
-        tangential = torch.stack(
-            [
-                self.subject.geometry.tangent_projection(points, factor[..., j])
-                for j in range(factor.shape[-1])
-            ]
-        )
-        rate = float(tangential.square().sum((0, 2)).mean()) / self.degeneracy.manifold_dim
-        return 0.25 / rate
+        along = [self.subject.geometry.tangent_projection(points, v) for v in factor.unbind(-1)]
+        rates = torch.stack(along).square().sum((0, 2)) / self.degeneracy.manifold_dim
+        return (0.25 if self.trace_is_constant else 0.125) / float(rates.max())
 
     # Chains of the direction, in the clock.
 
@@ -209,7 +207,7 @@ class ErgodicRuns:
         points = points[torch.arange(n) % len(points)]
         for _ in range(5):
             self._require_affordable(length / dt, "chains")
-            times = torch.linspace(0.0, length, 49, dtype=torch.float64)
+            times = torch.linspace(0.0, length, 33, dtype=torch.float64)
             solution = self._solve(DirectionDiffusion(self.subject.problem), points, times, dt, 2)
             if solution.stats.get("lost_paths", 0) == 0:
                 return solution, dt
