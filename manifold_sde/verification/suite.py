@@ -9,6 +9,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from manifold_sde.problem import Problem
+from manifold_sde.verification import ergodicity
 from manifold_sde.verification.check import Check
 from manifold_sde.verification.effort import Effort, effort_of
 from manifold_sde.verification.report import Report
@@ -18,7 +19,7 @@ from manifold_sde.verification.subject import Subject
 
 def all_checks() -> tuple[Check, ...]:
     """All checks, in the order in which they are made."""
-    return ()
+    return (*ergodicity.CHECKS,)
 
 
 def verify(

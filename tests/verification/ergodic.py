@@ -14,6 +14,7 @@ from manifold_sde.problems.facts import Circle
 from manifold_sde.solvers import solve
 from manifold_sde.verification import Effort, Result, Subject
 from manifold_sde.verification.check import Check
+from manifold_sde.verification.ergodicity.runs import ErgodicRuns
 
 #: Some hundred runs: seconds a check.
 SMALL = Effort("small", points=8, departure=0.3)
@@ -27,6 +28,13 @@ def run(checks: Sequence[Check], subject: Subject, effort: Effort = SMALL) -> di
 def with_solver(problem: Problem, solver: Callable[..., Any], seed: int = 0) -> Subject:
     """A subject whose solver is another one."""
     return replace(Subject.of(problem, seed=seed), solve=solver)
+
+
+def borrowing(subject: Subject, source: Subject, effort: Effort = SMALL) -> Subject:
+    """The subject, with the walk and the exact law of a subject of the same problem."""
+    subject.__dict__["walks"] = source.walks
+    ErgodicRuns.of(subject, effort).__dict__["law"] = ErgodicRuns.of(source, effort).law
+    return subject
 
 
 def on_another(problem: Problem) -> Callable[..., Any]:

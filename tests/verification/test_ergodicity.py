@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from manifold_sde import DirectionDiffusion, SphericalNoise, problems
+from manifold_sde import CustomNoise, SphericalNoise, problems
 from manifold_sde.errors import MissingDependencyError
 from manifold_sde.solvers import run_sgd, solve
 from manifold_sde.solvers.equilibrium import average
@@ -32,6 +32,7 @@ from manifold_sde.verification.ergodicity.starts import far_apart
 from manifold_sde.verification.ergodicity.total_variation import cells, total_variation
 from tests.verification.ergodic import (
     SMALL,
+    borrowing,
     circle_with_varying_trace,
     on_another,
     run,
@@ -40,6 +41,8 @@ from tests.verification.ergodic import (
     with_solver,
 )
 
+#: Its kernels and what is known of it are shared by the tests.
+VARYING = circle_with_varying_trace()
 WITHOUT_SGD = [check for check in CHECKS if check.name != sgd.NAME]
 
 
@@ -51,16 +54,15 @@ WITHOUT_SGD = [check for check in CHECKS if check.name != sgd.NAME]
 )
 def test_healthy_problems_hold(problem: Any) -> None:
     found = run(WITHOUT_SGD, Subject.of(problem))
-    assert {name: result.verdict for name, result in found.items()} == {
-        name: "holds" for name in found
-    }
+    assert [result.verdict for result in found.values()] == ["holds"] * len(found)
     assert len(found) == 7
     assert all(result.design is not None for result in found.values() if result.name != norm.NAME)
 
 
 @pytest.mark.paper("Theorem 5.4")
+@pytest.mark.slow
 def test_a_varying_trace_holds() -> None:
-    found = run(WITHOUT_SGD, Subject.of(circle_with_varying_trace()))
+    found = run([*convergence.CHECKS, *norm.CHECKS, *reversible.CHECKS], Subject.of(VARYING))
     assert {result.verdict for result in found.values()} == {"holds"}
     assert reversible.NAME not in found  # the noise is another one
 
@@ -111,17 +113,9 @@ def test_one_path_for_all_runs_is_noticed() -> None:
         return dataclasses.replace(found, ys=found.ys[:, inverse])
 
     subject = with_solver(problems.great_circle(0.5), same)
-    subject.__dict__["_ergodic_runs"] = {SMALL: _with_chains(subject)}
     found = run(independence.CHECKS, subject)[independence.NAME]
     assert found.verdict == "fails"
     assert found.statistic > 100
-
-
-def _with_chains(subject: Subject) -> ErgodicRuns:
-    """Runs whose chains are those of the right solver."""
-    runs = ErgodicRuns(subject, SMALL)
-    runs.__dict__["_chains"] = ErgodicRuns(Subject.of(subject.problem), SMALL)._chains
-    return runs
 
 
 @pytest.mark.twin(independence.NAME, "a Brownian source whose second half repeats the first")
@@ -132,11 +126,11 @@ def test_repeated_halves_are_noticed() -> None:
         return dataclasses.replace(parts[0], ys=torch.cat([part.ys for part in parts], 1))
 
     subject = with_solver(problems.great_circle(0.5), repeating)
-    subject.__dict__["_ergodic_runs"] = {SMALL: _with_chains(subject)}
     assert run(independence.CHECKS, subject)[independence.NAME].verdict == "fails"
     assert run(convergence.CHECKS, subject)[convergence.NAME].verdict != "holds"
 
 
+@pytest.mark.slow
 @pytest.mark.twin(chains.NAME, "chains that stay on the one of two circles they start on")
 def test_chains_that_stay_apart_are_not_mixed() -> None:
     pytest.importorskip("arviz_stats")
@@ -158,10 +152,11 @@ def unweighted(solution: Any, function: Any, burn_in: float) -> Any:
     return average(solution, function, None, burn_in)
 
 
+@pytest.mark.slow
 @pytest.mark.twin(time_averages.NAME, "averages without the weight |Y|^4")
 def test_averages_without_weights_are_rejected() -> None:
     effort = Effort("small", points=8, departure=0.2)
-    subject = Subject.of(circle_with_varying_trace())
+    subject = Subject.of(VARYING)
     right = time_averages.check_time_averages(subject, effort)[0]
     wrong = time_averages.check_time_averages(subject, effort, unweighted)[0]
     assert (right.verdict, wrong.verdict) == ("holds", "fails")
@@ -179,16 +174,31 @@ def test_averages_without_weights_on_the_circle_with_mixed_noise() -> None:
     assert (right.verdict, wrong.verdict) == ("holds", "fails")
 
 
+@pytest.fixture(scope="module")
+def curved() -> Subject:
+    return Subject.of(problems.varying_circle(noise_scale=0.5))
+
+
 @pytest.mark.paper("Remark 6.1")
-@pytest.mark.twin(reversible.NAME, "the drift of d2Phi dropped, halved, or of the other sign")
-@pytest.mark.parametrize("factor", [0.0, 0.5, -1.0])
-def test_a_wrong_drift_has_another_equilibrium(factor: float) -> None:
-    effort = Effort("small", points=8, departure=0.15)
-    problem = problems.varying_circle(noise_scale=0.5)
-    subject = with_solver(problem, on_another(with_drift(factor, 0.5)))
-    found = run(reversible.CHECKS, subject, effort)[reversible.NAME]
+@pytest.mark.twin(reversible.NAME, "the drift of d2Phi dropped")
+@pytest.mark.twin(reversible.NAME, "the drift of d2Phi of the other sign")
+@pytest.mark.parametrize("factor", [0.0, -1.0])
+def test_a_wrong_drift_has_another_equilibrium(factor: float, curved: Subject) -> None:
+    wrong = with_solver(curved.problem, on_another(with_drift(factor, 0.5)))
+    found = run(reversible.CHECKS, borrowing(wrong, curved))[reversible.NAME]
     assert found.verdict == "fails", found.detail
-    right = with_solver(problem, on_another(with_drift(1.0, 0.5)))
+
+
+@pytest.mark.slow
+@pytest.mark.twin(reversible.NAME, "half of the drift of d2Phi")
+def test_half_of_the_drift_has_another_equilibrium(curved: Subject) -> None:
+    effort = Effort("small", points=8, departure=0.15)
+    wrong, right = (
+        borrowing(with_solver(curved.problem, on_another(with_drift(f, 0.5))), curved, effort)
+        for f in (0.5, 1.0)
+    )
+    found = run(reversible.CHECKS, wrong, effort)[reversible.NAME]
+    assert found.verdict == "fails", found.detail
     assert run(reversible.CHECKS, right, effort)[reversible.NAME].verdict == "holds"
 
 
@@ -202,11 +212,10 @@ def test_larger_noise_shows_in_the_norm() -> None:
     assert found.statistic == pytest.approx(1.05**2 - 1.0, rel=1e-2)
 
 
+@pytest.mark.slow
 @pytest.mark.twin(norm.NAME, "noise that is larger by a twentieth, of varying trace")
 def test_larger_noise_of_varying_trace_shows_in_the_norm() -> None:
-    from manifold_sde import CustomNoise
-
-    problem = circle_with_varying_trace()
+    problem = VARYING
     factor = problem.noise.factor
     larger = problem.with_noise(CustomNoise(lambda x: 1.05 * factor(problem.pointwise, x)))
     effort = Effort("small", points=8, departure=0.15)
@@ -230,17 +239,15 @@ def test_sgd_comes_to_the_equilibrium_and_another_weight_decay_shows() -> None:
     def other(problem: Any, x0: Any, lr: float, weight_decay: float, *args: Any, **options: Any):
         return run_sgd(problem, x0, lr, 1.05 * weight_decay, *args, **options)
 
+    effort = Effort("small", points=8, departure=0.2)
     subject = Subject.of(problems.great_circle(1.0))
-    right = run(sgd.CHECKS, subject)[sgd.NAME]
+    right = run(sgd.CHECKS, subject, effort)[sgd.NAME]
     assert right.verdict == "holds", right.detail
-    wrong = dataclasses.replace(subject, run_sgd=other)
-    wrong.__dict__["_ergodic_runs"] = {
-        SMALL: dataclasses.replace(ErgodicRuns.of(subject, SMALL), subject=wrong)
-    }
-    for name in ("ends", "_chains", "starts"):
-        value = ErgodicRuns.of(subject, SMALL).__dict__[name]
-        wrong.__dict__["_ergodic_runs"][SMALL].__dict__[name] = value
-    found = run(sgd.CHECKS, wrong)[sgd.NAME]
+    wrong = borrowing(dataclasses.replace(subject, run_sgd=other), subject, effort)
+    for name in ("ends", "starts"):
+        value = ErgodicRuns.of(subject, effort).__dict__[name]
+        ErgodicRuns.of(wrong, effort).__dict__[name] = value
+    found = run(sgd.CHECKS, wrong, effort)[sgd.NAME]
     assert found.verdict == "fails", found.detail
     assert "|x|^2" in found.detail
 
@@ -283,7 +290,7 @@ def test_slowest_time_of_known_chains() -> None:
     kept = []
     for _ in range(400):
         x = decay * x + np.sqrt(1 - decay**2) * rng.normal(size=x.shape)
-        kept.append(x @ rng.normal(size=(3, 3)) if False else x)
+        kept.append(x)
     assert slowest_time(np.stack(kept), spacing) == pytest.approx(10.0, rel=0.25)
 
 
@@ -294,7 +301,6 @@ def test_relaxation_from_chains_is_that_of_the_exact_law() -> None:
     exact = runs.relaxation.clock
     blind = ErgodicRuns(subject, SMALL)
     blind.__dict__["law"] = None
-    assert blind.relaxation.clock == pytest.approx(exact, rel=0.4)
-    assert isinstance(blind.chains.config["sde"], str)
+    # The largest of several estimates: rather too long than too short.
+    assert 0.75 * exact < blind.relaxation.clock < 2.0 * exact
     assert "autocorrelation" in blind.relaxation.source
-    assert DirectionDiffusion(problem).time_unit == "intrinsic clock u"

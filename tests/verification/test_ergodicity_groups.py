@@ -1,4 +1,4 @@
-"""Several groups of weights: Theorem 5.4 is not said to hold, and what takes its place is tested."""
+"""Several groups of weights: Theorem 5.4 is not said to hold; what takes its place is tested."""
 
 from __future__ import annotations
 

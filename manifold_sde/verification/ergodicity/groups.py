@@ -9,6 +9,7 @@ equilibrium all the same.
 from __future__ import annotations
 
 import math
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -78,10 +79,7 @@ def check_groups(subject: Subject, effort: Effort) -> list[Result]:
         return []
     state = GroupState(degeneracy.groups)
     starts = torch.cat(
-        [
-            state.tilted(start[None], tilt)
-            for start, tilt in zip(runs.starts, _TILTS, strict=True)
-        ]
+        [state.tilted(start[None], tilt) for start, tilt in zip(runs.starts, _TILTS, strict=True)]
     )
     functionals = _functionals(subject, state)
     count = len(state.groups)

@@ -164,9 +164,7 @@ def check_sgd(subject: Subject, effort: Effort) -> list[Result]:
     ]
 
 
-def _extrapolated(
-    fine: Array, coarse: Array, ends: Array
-) -> tuple[list[float], Array, Array]:
+def _extrapolated(fine: Array, coarse: Array, ends: Array) -> tuple[list[float], Array, Array]:
     """P-values, deviations in standard errors, and changes between the steps: (m,) each.
 
     What extrapolation leaves is of second order. A quarter of the change between the two step

@@ -43,7 +43,8 @@ def total_variation(a: Array, b: Array, centers: Array) -> tuple[float, float]:
     values, variances = [], []
     for fold in (0, 1):
         chosen, counted = (
-            [_shares(label[which::2], len(centers)) for label in labels] for which in (fold, 1 - fold)
+            [_shares(label[which::2], len(centers)) for label in labels]
+            for which in (fold, 1 - fold)
         )
         union = chosen[0] > chosen[1]
         p, q = float(counted[0][union].sum()), float(counted[1][union].sum())
