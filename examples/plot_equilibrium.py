@@ -24,7 +24,7 @@ from manifold_sde.verification import exact
 from manifold_sde.verification.ergodicity.total_variation import cells, total_variation
 
 quick = "MANIFOLD_SDE_QUICK" in os.environ
-n_paths, n_chains, step = (100, 60, 2.0) if quick else (1500, 400, 1.0)
+n_paths, n_chains, step = (60, 40, 3.0) if quick else (1500, 400, 1.0)
 
 problem = problems.mixed_noise_circle()
 circle = problem.facts.circle
@@ -35,8 +35,8 @@ print(f"relaxation time: T = {time:.2f}, in the clock u = {law.relaxation_time:.
 angles = torch.tensor([0.0, 2.0, -2.0], dtype=torch.float64)
 norm = 0.07**0.25  # near its equilibrium
 starts = norm * circle.point(angles).repeat_interleave(n_paths, 0)
-times = np.linspace(0.0, 4.0 * time, 9)
-runs = solve(LimitingDiffusion(problem), starts, times, dt=step * 0.1, seed=1)
+times = np.linspace(0.0, (2.0 if quick else 4.0) * time, 9)
+runs = solve(LimitingDiffusion(problem), starts, times, dt=step * 0.05, seed=1)
 
 # %%
 # The distance of the law of each start from :math:`\pi`, on 16 cells of the circle: one half of the
@@ -50,7 +50,7 @@ centers = cells(circle.point(torch.linspace(-3.1, 3.1, 400, dtype=torch.float64)
 
 figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.8), layout="constrained")
 colours = ["#0072B2", "#D55E00", "#009E73"]
-fine = np.linspace(0.1 * time, times[-1], 40)
+fine = np.linspace(0.2 * time, times[-1], 4 if quick else 14)
 for i, angle in enumerate(angles.tolist()):
     states = runs.directions[:, i * n_paths : (i + 1) * n_paths].numpy()
     found = np.array([total_variation(y, from_pi.numpy(), centers) for y in states]).T

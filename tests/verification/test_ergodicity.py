@@ -49,7 +49,10 @@ WITHOUT_SGD = [check for check in CHECKS if check.name != sgd.NAME]
 @pytest.mark.paper("Theorem 5.4", "Remark 6.1")
 @pytest.mark.parametrize(
     "problem",
-    [problems.varying_circle(noise_scale=0.5), problems.great_sphere()],
+    [
+        pytest.param(problems.varying_circle(noise_scale=0.5), marks=pytest.mark.slow),
+        problems.great_sphere(),
+    ],
     ids=lambda problem: problem.name,
 )
 def test_healthy_problems_hold(problem: Any) -> None:
@@ -182,7 +185,7 @@ def curved() -> Subject:
 @pytest.mark.paper("Remark 6.1")
 @pytest.mark.twin(reversible.NAME, "the drift of d2Phi dropped")
 @pytest.mark.twin(reversible.NAME, "the drift of d2Phi of the other sign")
-@pytest.mark.parametrize("factor", [0.0, -1.0])
+@pytest.mark.parametrize("factor", [0.0, pytest.param(-1.0, marks=pytest.mark.slow)])
 def test_a_wrong_drift_has_another_equilibrium(factor: float, curved: Subject) -> None:
     wrong = with_solver(curved.problem, on_another(with_drift(factor, 0.5)))
     found = run(reversible.CHECKS, borrowing(wrong, curved))[reversible.NAME]
@@ -223,6 +226,7 @@ def test_larger_noise_of_varying_trace_shows_in_the_norm() -> None:
     assert found.verdict == "fails", found.detail
 
 
+@pytest.mark.slow
 @pytest.mark.paper("Equation (13)")
 @pytest.mark.twin(end_law.NAME, "noise larger by a fifth")
 def test_larger_noise_shows_in_the_law() -> None:
@@ -239,8 +243,8 @@ def test_sgd_comes_to_the_equilibrium_and_another_weight_decay_shows() -> None:
     def other(problem: Any, x0: Any, lr: float, weight_decay: float, *args: Any, **options: Any):
         return run_sgd(problem, x0, lr, 1.05 * weight_decay, *args, **options)
 
-    effort = Effort("small", points=8, departure=0.2)
-    subject = Subject.of(problems.great_circle(1.0))
+    effort = SMALL
+    subject = Subject.of(problems.great_sphere(10))
     right = run(sgd.CHECKS, subject, effort)[sgd.NAME]
     assert right.verdict == "holds", right.detail
     wrong = borrowing(dataclasses.replace(subject, run_sgd=other), subject, effort)
