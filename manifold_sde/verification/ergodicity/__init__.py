@@ -1,4 +1,4 @@
-"""Does the direction forget where it started, and what is its equilibrium? (Section 5.)"""
+"""Checks of section 5: the direction forgets where it started, and comes to its equilibrium."""
 
 from manifold_sde.verification.check import Check
 from manifold_sde.verification.ergodicity import (

@@ -27,8 +27,8 @@ def theorem_does_not_apply(runs: ErgodicRuns) -> Result | None:
     if runs.is_regular:
         return None
     detail = (
-        f"{len(degeneracy.groups)} groups of weights, a noise of rank {degeneracy.noise_rank} along "
-        f"the {degeneracy.manifold_dim} dimensions of Gamma_1"
+        f"groups of weights: {len(degeneracy.groups)}; the noise has rank {degeneracy.noise_rank} "
+        f"along the {degeneracy.manifold_dim} dimensions of Gamma_1"
     )
     return Result(
         NAME,

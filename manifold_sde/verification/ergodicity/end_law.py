@@ -7,13 +7,14 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
+from torch import Tensor
 
 from manifold_sde.sdes import DirectionDiffusion
 from manifold_sde.verification.check import Check
 from manifold_sde.verification.effort import Effort
 from manifold_sde.verification.ergodicity.relaxation import ExactLaw
 from manifold_sde.verification.ergodicity.runs import ErgodicRuns
-from manifold_sde.verification.exact import AngleLaw, SphereLaw, curve_of
+from manifold_sde.verification.exact import AngleLaw, PeriodicLaw, SphereLaw, curve_of
 from manifold_sde.verification.exact.wrapped_normal import WrappedNormal
 from manifold_sde.verification.result import Design, Picture, Result, Series
 from manifold_sde.verification.statistics import holm, watson_test
@@ -90,7 +91,7 @@ def check_end_law(subject: Subject, effort: Effort) -> list[Result]:
 
 
 def _on_curve(
-    subject: Subject, law: ExactLaw, directions: object, times: list[float]
+    subject: Subject, law: ExactLaw, directions: Tensor, times: list[float]
 ) -> tuple[dict[str, float], tuple[Picture, ...]]:
     assert not isinstance(law, SphereLaw)
     curve = curve_of(subject.problem, subject.start)
@@ -100,12 +101,9 @@ def _on_curve(
     fine = np.linspace(-math.pi, math.pi, 121)
     edges = np.linspace(-math.pi, math.pi, 19)
     width = edges[1] - edges[0]
-    for u, states in zip(times, directions, strict=True):  # type: ignore[call-overload]
-        if isinstance(law, AngleLaw):
-            # The start of the law is that of the problem's own angle.
-            exact = WrappedNormal(start, (law.noise_scale / law.radius) ** 2 * u)
-        else:
-            exact = law.at_clock(u, start)
+    for u, states in zip(times, directions, strict=True):
+        exact: WrappedNormal | PeriodicLaw
+        exact = law.at_clock(u) if isinstance(law, AngleLaw) else law.at_clock(u, start)
         angles = curve.angle(states).numpy()
         p_values[f"u = {u:.3g}"] = float(watson_test(angles, exact.cdf).p_value)
         counts = np.histogram(angles, edges)[0]

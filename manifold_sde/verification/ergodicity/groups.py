@@ -9,7 +9,6 @@ equilibrium all the same.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -83,7 +82,8 @@ def check_groups(subject: Subject, effort: Effort) -> list[Result]:
         [state.tilted(start[None], tilt) for start, tilt in zip(runs.starts, _TILTS, strict=True)]
     )
     functionals = _functionals(subject, state)
-    tests = len(starts) * (len(functionals) + 1) + len(state.groups)
+    count = len(state.groups)
+    tests = len(starts) * (len(functionals) + 1 + count) + count
     n = runs.runs(tests, 1.5)
     design = Design(
         "directions and norms of the groups have one law at T, from starts that are far apart",
@@ -101,9 +101,12 @@ def check_groups(subject: Subject, effort: Effort) -> list[Result]:
     p_values = {}
     for i in range(len(starts)):
         others = np.delete(ends, i, 0).reshape(-1, ends.shape[-1])
-        found = compare_laws(ends[i], others, functionals)
+        found = compare_laws(ends[i, :, :-count], others[:, :-count], functionals)
         p_values[f"start {i + 1} and the others, {found.worst}"] = found.p_value
-    p_values |= _balance(subject, solution.ys[-1], state)
+        for g in range(count):
+            name = f"start {i + 1} and the others, norm of group {g + 1}"
+            p_values[name] = _same_mean(ends[i, :, g - count], others[:, g - count], runs.effect)
+    p_values |= _balance(subject, solution.ys[-1], state, runs.effect)
     p = float(holm(list(p_values.values())).min())
     worst = min(p_values, key=lambda name: p_values[name])
     verdict: Verdict = "holds" if p > effort.false_alarm else "fails"
@@ -130,25 +133,10 @@ def check_groups(subject: Subject, effort: Effort) -> list[Result]:
     ]
 
 
-def _functionals(subject: Subject, state: GroupState) -> Mapping[str, Callable[[Array], Array]]:
-    """Components of the groups' directions, and the groups' squared norms."""
+def _functionals(subject: Subject, state: GroupState) -> Functionals:
+    """Components of the groups' directions."""
     walked = state(subject.walks[len(subject.walks) // 3 :].flatten(0, 1))
-    count = len(state.groups)
-    directions = Functionals(torch.from_numpy(walked[:, :-count]))
-    made: dict[str, Callable[[Array], Array]] = {
-        name: _of_directions(directions[name], count) for name in directions
-    }
-    for g in range(count):
-        made[f"squared norm of group {g + 1}"] = _column(g - count)
-    return made
-
-
-def _of_directions(function: Callable[[Array], Array], count: int) -> Callable[[Array], Array]:
-    return lambda values: function(values[:, :-count])
-
-
-def _column(index: int) -> Callable[[Array], Array]:
-    return lambda values: values[:, index]
+    return Functionals(torch.from_numpy(walked[:, : -len(state.groups)]))
 
 
 def _run(subject: Subject, effort: Effort, start: Tensor, end: float, kept: int) -> Solution:
@@ -174,7 +162,7 @@ def _relaxation(
     effort: Effort,
     starts: Tensor,
     state: GroupState,
-    functionals: Mapping[str, Callable[[Array], Array]],
+    functionals: Functionals,
 ) -> float:
     """The slowest autocorrelation time of the functionals, in the time T.
 
@@ -188,7 +176,10 @@ def _relaxation(
         late = [state(y[torch.isfinite(y).all(1)]) for y in solution.ys[8:]]
         whole = bool(torch.isfinite(solution.ys).all())
         if whole:
-            table = np.stack([np.stack([f(y) for f in functionals.values()], 1) for y in late])
+            count = len(state.groups)
+            table = np.stack(
+                [np.concatenate([functionals.table(y[:, :-count]), y[:, -count:]], 1) for y in late]
+            )
             found = max(slowest_time(table, length / 32), 0.5)
             if found <= length / 8.0:
                 return found
@@ -204,7 +195,20 @@ def _relaxation(
         length *= 2.0
 
 
-def _balance(subject: Subject, states: Tensor, state: GroupState) -> dict[str, float]:
+def _same_mean(a: Array, b: Array, effect: float) -> float:
+    """P-value of equal means of a squared norm, up to what is left of the start.
+
+    Norms can have next to no spread in equilibrium. A twentieth of the departure that is to be
+    found, relative to the mean itself, counts as what the start still does.
+    """
+    gap = abs(float(a.mean() - b.mean())) - 0.05 * effect * float(b.mean())
+    error = math.sqrt(float(a.var(ddof=1)) / len(a) + float(b.var(ddof=1)) / len(b))
+    return float(2.0 * stats.norm.sf(max(gap, 0.0) / max(error, 1e-12 * float(b.mean()))))
+
+
+def _balance(
+    subject: Subject, states: Tensor, state: GroupState, effect: float
+) -> dict[str, float]:
     """In equilibrium the mean of |Y_g|^2 is that of tr Sigma_gg, at c = 1/2."""
     factor = subject.problem.noise_factor(states)
     p_values = {}
@@ -213,8 +217,10 @@ def _balance(subject: Subject, states: Tensor, state: GroupState) -> dict[str, f
         values = gained.numpy()
         error = float(values.std(ddof=1)) / math.sqrt(len(values))
         size = float(states[:, group].square().sum(1).mean())
-        z = float(values.mean()) / max(error, 1e-9 * size)
-        p_values[f"balance of group {i + 1}"] = float(2.0 * stats.norm.sf(abs(z)))
+        gap = max(abs(float(values.mean())) - 0.05 * effect * size, 0.0)
+        p_values[f"balance of group {i + 1}"] = float(
+            2.0 * stats.norm.sf(gap / max(error, 1e-12 * size))
+        )
     return p_values
 
 

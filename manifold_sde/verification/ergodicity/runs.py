@@ -37,9 +37,9 @@ STARTS = 3
 _NORMS = (1.0, 4.0, 0.25)
 #: The influence of the start is to be below this part of the departure that is to be found.
 _FORGOTTEN = 0.1
-#: Length of the chains in relaxation times; the first quarter of it does not count.
-CHAIN = 24.0
-BURN_IN = 6.0
+#: Length of the chains in relaxation times; the first of them do not count.
+CHAIN = 10.0
+BURN_IN = 3.0
 #: Steps in a relaxation time at a departure of 1/4; the error of "weak2" is of second order.
 _STEPS = 4.0
 #: Times that are kept on the way to the equilibrium.
@@ -119,11 +119,14 @@ class ErgodicRuns:
     @cached_property
     def relaxation(self) -> Relaxation:
         """The relaxation time: from the exact law, or else from the chains."""
-        if self.law is not None:
-            found = exact_relaxation(self.law, float(self.traces.mean()))
-            if found is not None:
-                return found
-        return self._chains[1]
+        return self._known or self._chains[1]
+
+    @cached_property
+    def _known(self) -> Relaxation | None:
+        """The relaxation time of the exact law."""
+        if self.law is None:
+            return None
+        return exact_relaxation(self.law, float(self.traces.mean()))
 
     @property
     def relaxations(self) -> float:
@@ -142,19 +145,17 @@ class ErgodicRuns:
         """Unit vectors that are far apart, (STARTS, D)."""
         return far_apart(self.subject, STARTS)
 
-    @property
+    @cached_property
     def local_step(self) -> float:
-        """Clock in which the noise moves the direction by half a radian, typically."""
-        points = self.subject.manifold_points(32)
+        """Clock in which the noise moves the direction by half a radian where it is largest.
+
+        Half of it where the trace varies: the direction then comes upon larger noise in a step.
+        """
+        points = self.subject.manifold_points(64)
         factor = self.subject.problem.noise_factor(points)
-        tangential = torch.stack(
-            [
-                self.subject.geometry.tangent_projection(points, factor[..., j])
-                for j in range(factor.shape[-1])
-            ]
-        )
-        rate = float(tangential.square().sum((0, 2)).mean()) / self.degeneracy.manifold_dim
-        return 0.25 / rate
+        along = [self.subject.geometry.tangent_projection(points, v) for v in factor.unbind(-1)]
+        rates = torch.stack(along).square().sum((0, 2)) / self.degeneracy.manifold_dim
+        return (0.25 if self.trace_is_constant else 0.125) / float(rates.max())
 
     # Chains of the direction, in the clock.
 
@@ -163,39 +164,32 @@ class ErgodicRuns:
         """Chains of the direction diffusion in the clock u: a ``DirectionSolution``."""
         return self._chains[0]
 
-    @property
-    def step(self) -> float:
-        """The step in the clock with which the chains did not lose a path."""
-        return self._chains[2]
-
     @cached_property
     def n_chains(self) -> int:
         """Chains whose effective number of draws finds the departure."""
         draws = self.runs(len(self.functionals))
-        return max(64, math.ceil(2.0 * draws / (CHAIN - BURN_IN) / 32) * 32)
+        return max(96, math.ceil(2.0 * draws / (CHAIN - BURN_IN) / 32) * 32)
 
     @cached_property
-    def _chains(self) -> tuple[Any, Relaxation, float]:
-        """Chains, relaxation time and step."""
+    def _chains(self) -> tuple[Any, Relaxation]:
+        """Chains, and the relaxation time."""
         self._require_diffusion()
-        known = None
-        if self.law is not None:
-            known = exact_relaxation(self.law, float(self.traces.mean()))
-        refine = 0.25 / self.effort.departure  # half the departure, half the step
-        dt = self.local_step
-        if known is not None:
-            dt = min(dt, known.clock / _STEPS)
-        dt /= max(1.0, math.sqrt(refine))
-        clock = known.clock if known is not None else 8.0 * dt
+        known = self._known
+        clock = known.clock if known is not None else 8.0 * self._step(None)
         while True:
-            solution, dt = self._direction(CHAIN * clock, dt)
+            solution = self._direction(CHAIN * clock, self._step(known))
             if known is not None:
-                return solution, known, dt
+                return solution, known
             found = self._observed(solution)
             if found <= 1.1 * clock:
                 time = max(found * float(self.traces.mean()), 0.5)
-                return solution, Relaxation(found, time, "autocorrelation of chains"), dt
+                return solution, Relaxation(found, time, "autocorrelation of chains")
             clock = max(found, 2.0 * clock)
+
+    def _step(self, relaxation: Relaxation | None) -> float:
+        """Step in the clock: the error of "weak2" is of second order in it."""
+        coarsest = math.inf if relaxation is None else relaxation.clock / _STEPS
+        return min(self.local_step, coarsest) / max(1.0, math.sqrt(0.25 / self.effort.departure))
 
     def _observed(self, solution: Any) -> float:
         """The slowest autocorrelation time of chains, in the clock."""
@@ -203,16 +197,16 @@ class ErgodicRuns:
         table = np.stack([self.functionals.table(y) for y in late])
         return slowest_time(table, float(solution.ts[1] - solution.ts[0]))
 
-    def _direction(self, length: float, dt: float) -> tuple[Any, float]:
+    def _direction(self, length: float, dt: float) -> Any:
         n = self.n_chains
         points = self.subject.manifold_points(n)
         points = points[torch.arange(n) % len(points)]
         for _ in range(5):
             self._require_affordable(length / dt, "chains")
-            times = torch.linspace(0.0, length, 49, dtype=torch.float64)
+            times = torch.linspace(0.0, length, 31, dtype=torch.float64)
             solution = self._solve(DirectionDiffusion(self.subject.problem), points, times, dt, 2)
             if solution.stats.get("lost_paths", 0) == 0:
-                return solution, dt
+                return solution
             dt *= 0.5
         raise self._lost(solution)
 
@@ -222,7 +216,7 @@ class ErgodicRuns:
     def ends(self) -> Solution:
         """Solution of (13), the runs of each start one after the other, at the kept times."""
         self._require_diffusion()
-        dt, end = self.step, self.end
+        dt, end = self._step(self.relaxation), self.end
         n = self.runs_per_start
         traces = self.subject.problem.noise_trace(self.starts)
         norms = (traces * torch.tensor(_NORMS[:STARTS], dtype=traces.dtype)) ** 0.25

@@ -45,11 +45,10 @@ def _on_manifold(subject: Subject, points: Tensor) -> Tensor:
     """Those at which the Hessian has the rank that it has at the start."""
     if not len(points):
         return points
-    rank = int(subject.geometry.rank(subject.start))
-    kept = []
-    for point in points:
-        try:
-            kept.append(int(subject.geometry.rank(point)) == rank)
-        except ManifoldSDEError:
-            kept.append(False)
-    return points[torch.tensor(kept)]
+    try:
+        ranks = subject.geometry.rank(points)
+    except ManifoldSDEError:
+        # Some are not on a manifold of this rank: one by one.
+        kept = [_on_manifold(subject, point[None]) for point in points] if len(points) > 1 else []
+        return torch.cat([points[:0], *kept])
+    return points[ranks == int(subject.geometry.rank(subject.start))]

@@ -120,7 +120,7 @@ class Convergence:
     Attributes:
         nodes: The two numbers of nodes.
         coefficients: Largest change of drift, variance and trace, relative to their sizes.
-        equilibrium: Total variation distance of the two laws pi.
+        equilibrium: Largest change of a Fourier moment of pi.
         spectral_gap: Relative change of the spectral gap.
     """
 
@@ -174,6 +174,7 @@ def convergence(
         CircleDiffusion.of(problem, chart, nodes=n, limit_map=limit_map) for n in (nodes, finer)
     )
     changes = []
+    degrees = range(1, nodes // 2 + 1)
     size = float(np.abs(fine.drift).max() + fine.variance.max())
     for name in ("drift", "variance", "trace"):
         values, others = getattr(coarse, name), _resampled(getattr(fine, name), nodes)
@@ -182,7 +183,7 @@ def convergence(
     return Convergence(
         (nodes, finer),
         max(changes),
-        coarse.equilibrium.total_variation(fine.equilibrium),
+        max(abs(coarse.equilibrium.moment(k) - fine.equilibrium.moment(k)) for k in degrees),
         abs(coarse.spectral_gap / fine.spectral_gap - 1.0),
     )
 

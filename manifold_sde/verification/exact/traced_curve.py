@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -92,7 +93,7 @@ class TracedCurve:
         return cls(_onto(problem, path), length)
 
     def __call__(self, angles: Array) -> Array:
-        """Points (n, D) at angles (n,), NumPy arrays: a curve as ``CircleDiffusion.of`` takes it."""
+        """Points (n, D) at angles (n,), arrays: a curve as ``CircleDiffusion.of`` takes it."""
         curve: Array = fourier_cardinals(len(self.points), angles) @ self.points
         return curve / np.linalg.norm(curve, axis=1, keepdims=True)
 
@@ -179,7 +180,7 @@ def _period(problem: Problem, first: Array, tangent: Array) -> float:
     )
 
 
-def _solve(problem: Problem, y: Array, tangent: Array, end: float, **options: object) -> object:
+def _solve(problem: Problem, y: Array, tangent: Array, end: float, **options: Any) -> Any:
     last = [tangent]
 
     def rate(_: float, state: Array) -> Array:

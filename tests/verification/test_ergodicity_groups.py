@@ -1,0 +1,60 @@
+"""Several groups of weights: Theorem 5.4 is not said to hold; what takes its place is tested."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+
+from manifold_sde.solvers import solve
+from manifold_sde.verification import Subject
+from manifold_sde.verification.ergodicity import convergence, groups
+from tests.verification.ergodic import run, two_groups, with_solver
+
+
+@pytest.fixture(scope="module")
+def subject() -> Subject:
+    return Subject.of(two_groups())
+
+
+@pytest.mark.twin(convergence.NAME, "two groups of weights that can be scaled separately")
+def test_several_groups_never_satisfy_the_theorem(subject: Subject) -> None:
+    found = run(convergence.CHECKS, subject)[convergence.NAME]
+    assert found.verdict == "fails"
+    assert "2 groups of weights" in found.meaning
+
+
+@pytest.mark.slow
+@pytest.mark.paper("Theorem 5.4")
+def test_directions_and_norms_of_groups_come_to_one_law(subject: Subject) -> None:
+    found = run(groups.CHECKS, subject)[groups.NAME]
+    assert found.verdict == "holds", found.detail
+    assert "takes the place" in found.meaning
+    uncoupled = run(groups.CHECKS, Subject.of(two_groups(coupled=False)))[groups.NAME]
+    assert uncoupled.verdict == "holds", uncoupled.detail
+
+
+@pytest.mark.slow
+@pytest.mark.twin(groups.NAME, "a solver that keeps the share of the norm that each group had")
+def test_norms_that_do_not_forget_are_rejected(subject: Subject) -> None:
+    def frozen(sde: Any, y0: Any, ts: Any, **options: Any) -> Any:
+        found = solve(sde, y0, ts, **options)
+        ys = torch.cat(
+            [
+                part / part.norm(dim=-1, keepdim=True) * start.norm(dim=-1, keepdim=True)
+                for part, start in ((found.ys[..., g], y0[..., g]) for g in ([0, 1, 2], [3, 4, 5]))
+            ],
+            -1,
+        )
+        return dataclasses.replace(found, ys=ys)
+
+    found = run(groups.CHECKS, with_solver(subject.problem, frozen))[groups.NAME]
+    assert found.verdict == "fails", found.detail
+
+
+def test_one_group_is_not_asked(subject: Subject) -> None:
+    from manifold_sde import problems
+
+    assert run(groups.CHECKS, Subject.of(problems.great_circle())) == {}
