@@ -161,7 +161,9 @@ def test_wrong_batch_factor() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.twin(SGD_AT_FIXED_RATIO.name, "covariance of one sample for batches of two")
+@pytest.mark.twin(
+    "SGD at a fixed ratio tends to (8)", "covariance of one sample for batches of two"
+)
 def test_the_law_of_sgd_tells_the_batch_factor() -> None:
     subject = Subject.of(MIXED.with_noise(WrongBatchFactor(2)))
     assert verdict(SGD_AT_FIXED_RATIO, subject, replace(SMALL, runs=512)) == "fails"
@@ -175,16 +177,18 @@ def test_weight_decay_off_by_a_twentieth() -> None:
         assert [r.verdict for r in check(subject, SMALL)] == ["holds", "fails", "holds"]
 
 
-@pytest.mark.twin(SGD_AT_FIXED_RATIO.name, "weight decay off by 5 %")
-@pytest.mark.twin(SGD_IN_GENERAL.name, "weight decay off by 5 %")
-@pytest.mark.twin(NORM_LAW.name, "weight decay off by 5 %")
+@pytest.mark.twin("SGD at a fixed ratio tends to (8)", "weight decay off by 5 %")
+@pytest.mark.twin("SGD in the time tau tends to (13)", "weight decay off by 5 %")
+@pytest.mark.twin("norm of SGD's weights", "weight decay off by 5 %")
 def test_weight_decay_off_shows_in_the_norm() -> None:
     subject = broken(SUBJECTS["sphere"], run_sgd=twins.other_rates(decay=1.05))
     for check in (SGD_AT_FIXED_RATIO, SGD_IN_GENERAL, NORM_LAW):
         assert verdict(check, subject) == "fails"
 
 
-@pytest.mark.twin(EQUILIBRIUM_NORM.name, "weight decay off by 20 %, noise scaled by 1.1")
+@pytest.mark.twin(
+    "equilibrium norm of SGD's weights", "weight decay off by 20 %, noise scaled by 1.1"
+)
 @pytest.mark.parametrize("what", ["decay", "noise"])
 def test_equilibrium_norm_of_other_rates(what: str) -> None:
     run = twins.other_rates(decay=1.2)
@@ -193,8 +197,8 @@ def test_equilibrium_norm_of_other_rates(what: str) -> None:
     assert verdict(EQUILIBRIUM_NORM, broken(SUBJECTS["sphere"], run_sgd=run), FINE) == "fails"
 
 
-@pytest.mark.twin(SGD_AT_FIXED_RATIO.name, "noise of SGD scaled by 1.05")
-@pytest.mark.twin(NORM_LAW.name, "noise of SGD scaled by 1.05")
+@pytest.mark.twin("SGD at a fixed ratio tends to (8)", "noise of SGD scaled by 1.05")
+@pytest.mark.twin("norm of SGD's weights", "noise of SGD scaled by 1.05")
 def test_the_norm_of_sgd_tells_the_scale_of_the_noise() -> None:
     run = twins.other_problem(SPHERE.with_noise(SphericalNoise(1.05 * 0.3)))
     subject = broken(SUBJECTS["sphere"], run_sgd=run)
@@ -202,7 +206,9 @@ def test_the_norm_of_sgd_tells_the_scale_of_the_noise() -> None:
         assert verdict(check, subject, FINE) == "fails"
 
 
-@pytest.mark.twin(SGD_WITHOUT_WEIGHT_DECAY.name, "learning rate off where there is weight decay")
+@pytest.mark.twin(
+    "SGD without weight decay comes later", "learning rate off where there is weight decay"
+)
 def test_learning_rate_that_depends_on_weight_decay() -> None:
     run = twins.faster_with_decay
     assert verdict(SGD_WITHOUT_WEIGHT_DECAY, broken(SUBJECTS["sphere"], run_sgd=run)) == "fails"
@@ -211,8 +217,13 @@ def test_learning_rate_that_depends_on_weight_decay() -> None:
 # Broken twins: the time scale.
 
 
-@pytest.mark.twin(SGD_IN_GENERAL.name, "R of (11) squared; tau of (12) without one half")
-@pytest.mark.twin(SDE_IN_GENERAL.name, "R of (11) squared; tau of (12) without one half")
+@pytest.mark.twin(
+    "SGD in the time tau tends to (13)", "R of (11) squared; tau of (12) without one half"
+)
+@pytest.mark.twin(
+    "the SDE of SGD in the time tau tends to (13)",
+    "R of (11) squared; tau of (12) without one half",
+)
 @pytest.mark.twin(B_OF_16, "R of (11) squared; tau of (12) without one half")
 @pytest.mark.parametrize("scale", [twins.WrongRadius, twins.WrongTau])
 def test_wrong_time_scales(scale: type) -> None:
@@ -222,7 +233,7 @@ def test_wrong_time_scales(scale: type) -> None:
     assert "fails" in [r.verdict for r in LEMMA_4_3(subject, SMALL)]
 
 
-@pytest.mark.twin(SGD_AT_TWO_RATES.name, "steps as if there were no weight decay")
+@pytest.mark.twin("SGD at two pairs of rates has one law", "steps as if there were no weight decay")
 def test_steps_without_weight_decay() -> None:
     scale = twins.WithoutWeightDecay
     assert verdict(SGD_AT_TWO_RATES, broken(SUBJECTS["sphere"], time_scale=scale)) == "fails"
@@ -231,15 +242,21 @@ def test_steps_without_weight_decay() -> None:
 # Broken twins: the diffusions.
 
 
-@pytest.mark.twin(DIFFUSIONS_AT_TWO_RATIOS.name, "time changed by e^{2Ct} instead of e^{4Ct}")
+@pytest.mark.twin(
+    "weight decay changes time and norm of (8)", "time changed by e^{2Ct} instead of e^{4Ct}"
+)
 def test_square_time_change() -> None:
     subject = broken(SUBJECTS["sphere"], solve=twins.square_time_change)
     assert verdict(DIFFUSIONS_AT_TWO_RATIOS, subject) == "fails"
 
 
 @pytest.mark.slow
-@pytest.mark.twin(SGD_AT_FIXED_RATIO.name, "nearest point in place of Phi, in the limit")
-@pytest.mark.twin(SGD_IN_GENERAL.name, "nearest point in place of Phi, in the limit")
+@pytest.mark.twin(
+    "SGD at a fixed ratio tends to (8)", "nearest point in place of Phi, in the limit"
+)
+@pytest.mark.twin(
+    "SGD in the time tau tends to (13)", "nearest point in place of Phi, in the limit"
+)
 @pytest.mark.parametrize("check", [SGD_AT_FIXED_RATIO, SGD_IN_GENERAL], ids=["(8)", "(13)"])
 def test_nearest_point_in_the_limit(check: Check) -> None:
     """The nearest point of a great circle does not see how the curvature varies along it."""
@@ -258,7 +275,9 @@ FAULTS = {
 
 
 @pytest.mark.slow
-@pytest.mark.twin(SGD_AT_FIXED_RATIO.name, "second derivative of Phi with the other sign")
+@pytest.mark.twin(
+    "SGD at a fixed ratio tends to (8)", "second derivative of Phi with the other sign"
+)
 @pytest.mark.parametrize("fault", FAULTS)
 def test_faults_of_the_drift(fault: str) -> None:
     subject = broken(SUBJECTS["correlated"], solve=twins.with_drift(FAULTS[fault]))
