@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from manifold_sde.errors import NonFiniteError, NotOnManifoldError, RankError
+from manifold_sde.errors import PartialError
 from manifold_sde.verification.subject import Subject
 
 #: A step counts as one along the manifold where the way back to it is at most this part of it.
@@ -24,16 +24,16 @@ Valued = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 def retracted(subject: Subject, x: Tensor) -> Tensor:
     """Points of Gamma_1 near x by Newton's method, NaN where it does not arrive: (n, D)."""
-    if not len(x):
-        return x
-    try:
-        y = subject.geometry.retract(x / x.norm(dim=1, keepdim=True))
-        return y / y.norm(dim=1, keepdim=True)
-    except (NotOnManifoldError, RankError, NonFiniteError):
-        if len(x) == 1:
-            return torch.full_like(x, math.nan)
-    middle = len(x) // 2
-    return torch.cat([retracted(subject, x[:middle]), retracted(subject, x[middle:])])
+    unit = x / x.norm(dim=1, keepdim=True)
+    good = torch.isfinite(unit).all(1)
+    y = torch.full_like(x, math.nan)
+    if bool(good.any()):
+        try:
+            y[good] = subject.geometry.retract(unit[good])
+        except PartialError as error:
+            if error.partial is not None:
+                y[good] = error.partial
+    return y / y.norm(dim=1, keepdim=True)
 
 
 def advance(subject: Subject, y: Tensor, move: Tensor) -> tuple[Tensor, Tensor]:
