@@ -46,8 +46,6 @@ class Subject:
         time_scale: The time scale.
         fixed_ratio_diffusion: The equation (8).
         limiting_diffusion: The equation (13).
-        memo: What checks have made of the subject and share. A subject with another part in place
-            of one of these begins with none.
     """
 
     problem: Problem
@@ -59,7 +57,6 @@ class Subject:
     time_scale: Callable[..., Any] = field(default=TimeScale, repr=False)
     fixed_ratio_diffusion: Callable[..., Any] = field(default=FixedRatioDiffusion, repr=False)
     limiting_diffusion: Callable[..., Any] = field(default=LimitingDiffusion, repr=False)
-    memo: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
     def of(
@@ -108,7 +105,10 @@ class Subject:
 
     @cached_property
     def shared(self) -> dict[Any, Any]:
-        """What checks have computed of this subject and share: empty at first."""
+        """What checks have computed of this subject and share: empty at first.
+
+        A subject with another part in place of one of these begins with nothing.
+        """
         return {}
 
     # Points.

@@ -115,9 +115,9 @@ def test_the_order_of_powers() -> None:
 # Broken twins: SGD.
 
 Z_OF_7 = "Z of (7) tends to a Brownian motion"
-B_OF_7 = "B of (7) tends to C t"
+B_OF_7 = "A and B of (7)"
 Z_OF_17 = "Z of (15) to (17) tends to a Brownian motion"
-B_OF_16 = "B of (15) to (17) tends to 1/2 t"
+B_OF_16 = "A and B of (15) to (17)"
 FINE = replace(SMALL, name="fine", departure=0.1, step_size=0.02)
 
 

@@ -69,9 +69,9 @@ class StepNoise:
             NoiseError: If there is no noise at the start.
         """
         key = (cls.__name__, runs, effort.step_size)
-        if key not in subject.memo:
-            subject.memo[key] = cls._read_off(subject, effort, runs)
-        found: StepNoise = subject.memo[key]
+        if key not in subject.shared:
+            subject.shared[key] = cls._read_off(subject, effort, runs)
+        found: StepNoise = subject.shared[key]
         return found
 
     @classmethod

@@ -58,9 +58,9 @@ class Simulations:
     def of(cls, subject: Subject, effort: Effort) -> Simulations:
         """Those of a subject at an effort: made when they are first asked for."""
         key = (cls.__name__, effort)
-        if key not in subject.memo:
-            subject.memo[key] = cls(subject, effort)
-        found: Simulations = subject.memo[key]
+        if key not in subject.shared:
+            subject.shared[key] = cls(subject, effort)
+        found: Simulations = subject.shared[key]
         return found
 
     def seed(self, use: int) -> int:

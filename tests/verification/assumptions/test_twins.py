@@ -13,6 +13,7 @@ import torch
 from manifold_sde import Problem, SphericalNoise, errors, problems
 from manifold_sde.verification import Result, Subject, check_assumptions
 from manifold_sde.verification.assumptions import CHECKS
+from manifold_sde.verification.assumptions.analytic import check_analyticity
 from manifold_sde.verification.effort import Effort
 from tests.verification.assumptions import broken
 
@@ -328,3 +329,16 @@ def test_a_start_is_one_point_and_of_any_precision() -> None:
     assert Subject.of(problems.great_circle(), x_init=x).start.dtype == torch.float64
     with pytest.raises(errors.ShapeError, match="one point"):
         check_assumptions(problems.great_circle(), x.expand(2, 3))
+
+
+@pytest.mark.paper("Assumption 5.3")
+@pytest.mark.twin("analyticity", "a loss with |u|^5: four derivatives, and not analytic")
+def test_a_loss_that_is_not_analytic_is_not_proved_to_be() -> None:
+    x = sympy.symbols("x0:3", real=True)
+    norm = sympy.sqrt(sum(z**2 for z in x))
+    bent = sympy.Abs(x[2] / norm - sympy.Rational(1, 2)) ** 5
+    loss = (x[2] / norm) ** 2 / 2 + bent / 100
+    problem = Problem.from_sympy(loss, x, SphericalNoise(0.3))
+    (found,) = check_analyticity(Subject.of(problem), SMALL)
+    assert found.verdict == "undecided"
+    assert "no proof" in found.detail
