@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -33,6 +33,7 @@ class Design:
         departure: The smallest departure that is to be found, in words with its size.
         miss: Probability of not finding that departure.
         sample_size: Number of independent runs that follow from these.
+        size: The departure as a number, where it is a relative one.
     """
 
     hypothesis: str
@@ -40,6 +41,7 @@ class Design:
     departure: str
     miss: float
     sample_size: int
+    size: float | None = None
 
     def __post_init__(self) -> None:
         rates = (self.false_alarm, self.miss)
@@ -115,6 +117,8 @@ class Result:
         kind: "assumption", "property" or "statistics".
         meaning: What the verdict means for the user; empty where all is well.
         design: Of a statistical test, what was declared before anything was drawn.
+        tests: P-values of its single tests, before they are corrected for their number and without
+            what is tolerated: uniform under the hypothesis.
         pictures: Plots behind the verdict.
         seconds: Time that it took.
     """
@@ -129,6 +133,7 @@ class Result:
     kind: Literal["assumption", "property", "statistics"] = "property"
     meaning: str = ""
     design: Design | None = None
+    tests: Mapping[str, float] = field(default_factory=dict, repr=False)
     pictures: tuple[Picture, ...] = field(default=(), repr=False)
     seconds: float = 0.0
 
@@ -161,11 +166,16 @@ class Result:
         plain = {
             name: value
             for name, value in vars(self).items()
-            if name not in ("design", "pictures", "statements")
+            if name not in ("design", "pictures", "statements", "tests")
         }
         for name in ("statistic", "limit"):
             plain[name] = None if math.isnan(plain[name]) else plain[name]
-        return {**plain, "statements": list(self.statements), "design": design}
+        return {
+            **plain,
+            "statements": list(self.statements),
+            "design": design,
+            "tests": dict(self.tests),
+        }
 
 
 def worst(verdicts: Sequence[Verdict]) -> Verdict:

@@ -87,6 +87,7 @@ def design(simulations: Simulations, hypothesis: str, factor: float) -> Design:
         departure=f"a clock (time scale, noise variance) off by {departure:.0%}",
         miss=simulations.effort.miss,
         sample_size=simulations.runs,
+        size=departure,
     )
 
 
@@ -100,6 +101,11 @@ class _Found:
     tolerance: float
     p_value: float
     stepping: bool
+
+    @property
+    def plain_p_value(self) -> float:
+        """The p-value if nothing is tolerated."""
+        return float(2.0 * stats.norm.sf(abs(self.difference) / self.error))
 
 
 def _difference(
@@ -164,6 +170,8 @@ def compare(
     seed = simulations.subject.seed % 2**32
     omnibus = float(energy_test(a, b, seed=seed, tolerated=tolerated).p_value)
     names = ["energy distance", *(f.name for f in found)]
+    plain = omnibus if exact else float(energy_test(a, b, seed=seed).p_value)
+    tests = {names[0]: plain, **{f.name: f.plain_p_value for f in found if f.error > 0.0}}
     p_values = np.array([omnibus, *(f.p_value for f in found)])
     p_value = float(holm(p_values.tolist()).min())
     worst = int(p_values.argmin())
@@ -190,6 +198,7 @@ def compare(
         kind="statistics",
         meaning=meaning,
         design=made,
+        tests=tests,
         pictures=(_picture(name, start, left, right),),
     )
 

@@ -252,6 +252,7 @@ def _brownian(
         else "The noise of SGD's steps is not that of sigma: its size (batch factor, scale) is "
         "another, or the random numbers of the steps or runs are not independent.",
         design=made,
+        tests=p_values,
         pictures=(_quantiles(equations, sums),),
     )
 
