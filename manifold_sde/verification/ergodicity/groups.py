@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor
 
+from manifold_sde.compiling import compiler_available
 from manifold_sde.errors import ClockRangeError
 from manifold_sde.sdes import LimitingDiffusion
 from manifold_sde.solvers import Solution
@@ -145,7 +146,7 @@ def _functionals(subject: Subject, state: GroupState) -> Functionals:
 
 
 def _run(runs: ErgodicRuns, state: GroupState, start: Tensor, end: float, kept: int) -> Solution:
-    subject, effort = runs.subject, runs.effort
+    subject = runs.subject
     times = torch.linspace(0.0, end, kept, dtype=torch.float64)
     unit = start / start.norm(dim=1, keepdim=True)
     factor = subject.problem.noise_factor(unit)
@@ -164,7 +165,7 @@ def _run(runs: ErgodicRuns, state: GroupState, start: Tensor, end: float, kept: 
         times,
         dt=dt,
         seed=subject.seed * 16 + 5,
-        compile="auto" if effort.departure < 0.2 else False,
+        compile=compiler_available(),  # a custom noise of several groups is slow without
     )
     return solution
 
