@@ -68,7 +68,8 @@ class Sizes:
         rule: Nodes for each normal of a rule, of schemes with one flow and with two.
         paired: Paths and steps of the comparison with a scheme that leaves the manifold.
         sgd_steps: Steps of SGD that are timed.
-        memory: Paths, steps, and the factor by which the steps grow.
+        memory: Paths, steps (a whole block of them, which is held at once), and the factor by
+            which the steps grow.
     """
 
     paths: tuple[int, ...] = (4096, 256)
@@ -79,7 +80,7 @@ class Sizes:
     rule: tuple[int, int] = (12, 8)
     paired: tuple[int, int] = (2048, 512)
     sgd_steps: int = 200
-    memory: tuple[int, int, int] = (1_000_000, 8, 8)
+    memory: tuple[int, int, int] = (1_000_000, 16, 8)
 
 
 QUICK = Sizes((6,), 1, 1, 0.02, (("midpoint", True),), (3, 3), (8, 2), 5, (4, 1, 2))

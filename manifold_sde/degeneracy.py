@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,8 @@ from manifold_sde.problem import Problem
 
 #: Part of tr Sigma up to which a variance counts as none.
 _NONE = 1e-10
+#: Entries of the factors that are in memory at once.
+_ENTRIES = 2**24
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,7 @@ class Degeneracy:
         noise_rank: Rank of P Sigma P. Where it is 0 there is no diffusion, as for label noise.
             Where it is below the dimension of Gamma_1, Assumption 5.2 fails at this point.
         groups: The groups of coordinates that the loss can be scaled by separately. If there are
-            several, Gamma_1 is not compact and Assumptions 5.1 and 5.2 fail.
+            several, Gamma_1 is not compact and Assumption 5.1 fails.
     """
 
     manifold_dim: int
@@ -53,10 +56,8 @@ class Degeneracy:
                 remedy="a scale-invariant loss",
             )
         unit = y / y.norm()
-        basis = torch.linalg.eigh(problem.hessian(unit))[1][:, : problem.dim - rank]
-        covariance = problem.noise_covariance(unit)
-        along = torch.linalg.eigvalsh(basis.mT @ covariance @ basis)
-        noise_rank = int((along > _NONE * covariance.trace()).sum())
+        along = tangent_noise(problem, unit[None], rank, (range(problem.dim),))[0][0]
+        noise_rank = int((along**2 > _NONE * problem.noise_trace(unit)).sum())
         groups: tuple[tuple[int, ...], ...] = (tuple(range(problem.dim)),)
         if problem.dim <= invariance.SOLVED_DIM:
             groups = invariance.scaling_groups(problem.pointwise, unit[None])
@@ -71,10 +72,12 @@ class Degeneracy:
                 "diffusion. Assumption 5.2 fails, and there need not be one equilibrium."
             )
         if len(self.groups) > 1:
+            reached = self.noise_rank == self.manifold_dim
+            failing = "Assumption 5.1 fails" if reached else "Assumptions 5.1 and 5.2 fail"
             return (
                 f"The loss can be scaled by {len(self.groups)} groups of weights separately. The "
-                "law at these steps holds (Theorem 4.4), but Assumptions 5.1 and 5.2 fail, and "
-                "Theorem 5.4 on the equilibrium does not apply as stated."
+                f"law at these steps holds (Theorem 4.4), but {failing}, and Theorem 5.4 on the "
+                "equilibrium does not apply as stated."
             )
         if self.noise_rank < self.manifold_dim:
             return (
@@ -84,3 +87,51 @@ class Degeneracy:
                 "unique."
             )
         return None
+
+
+def radial_vectors(y: Tensor, groups: Sequence[Sequence[int]]) -> Tensor:
+    """Unit vectors along the parts of points in groups of coordinates: (n, D) -> (n, D, G)."""
+    parts = torch.zeros(*y.shape, len(groups), dtype=y.dtype)
+    for number, group in enumerate(groups):
+        part = y[:, list(group)]
+        size = part.norm(dim=1, keepdim=True).clamp(min=1e-300)
+        parts[:, list(group), number] = part / size
+    return parts
+
+
+def tangent_noise(
+    problem: Problem, y: Tensor, rank: int, groups: Sequence[Sequence[int]]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The noise along Gamma_1, orthogonal to the groups' radial vectors, by its singular values.
+
+    Args:
+        problem: The problem.
+        y: Points of Gamma_1 (n, D).
+        rank: Rank M of H.
+        groups: Groups of coordinates; one of all of them for Assumption 5.2 itself.
+
+    Returns:
+        Singular values of T^T sigma, descending (n, d); and of the smallest one the left vector
+        in R^D, (n, D), and the right one, (n, m). T is an orthonormal basis of the tangent space.
+    """
+    size = max(1, _ENTRIES // (problem.dim * max(problem.n_noise, problem.dim)))
+    pieces = [_tangent_noise(problem, part, rank, groups) for part in y.split(size)]
+    values, left, right = (torch.cat(part) for part in zip(*pieces, strict=True))
+    return values, left, right
+
+
+def _tangent_noise(
+    problem: Problem, y: Tensor, rank: int, groups: Sequence[Sequence[int]]
+) -> tuple[Tensor, Tensor, Tensor]:
+    dim = problem.dim
+    kernel = torch.linalg.eigh(problem.hessian(y))[1][..., : dim - rank]
+    radial = kernel.mT @ radial_vectors(y, groups)
+    rest = torch.linalg.svd(radial, full_matrices=True)[0][..., len(groups) :]
+    tangent = kernel @ rest
+    noise = tangent.mT @ problem.noise_factor(y)
+    missing = noise.shape[-2] - noise.shape[-1]
+    if missing > 0:
+        noise = torch.cat([noise, noise.new_zeros(*noise.shape[:-1], missing)], dim=-1)
+    left, values, right = torch.linalg.svd(noise, full_matrices=False)
+    least = (tangent @ left[..., -1:])[..., 0]
+    return values, least, right[:, -1, : problem.n_noise]

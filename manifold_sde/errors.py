@@ -103,20 +103,13 @@ class NoiseError(ManifoldSDEError, ValueError):
     """A noise model does not fit its problem, or lacks a property that is needed."""
 
 
-class RankError(ManifoldSDEError, ValueError):
-    """The rank of the Hessian is ambiguous, or is not the one that was declared."""
-
-
-class NotOnManifoldError(ManifoldSDEError, ValueError):
-    """A point that should lie on the manifold of minimisers does not."""
-
-
-class LimitMapError(ManifoldSDEError, RuntimeError):
-    """Gradient flow from a point did not reach the manifold of minimisers.
+class PartialError(ManifoldSDEError):
+    """Some points of a batch failed, and the others did not.
 
     Attributes:
-        failed: Boolean tensor of the batch's shape, true where the flow failed.
-        partial: The limit map of the batch with NaN at the points that failed.
+        failed: Boolean tensor of the batch's shape, true at the points that failed, or ``None``
+            where it is not known.
+        partial: The result with NaN at the points that failed, or ``None``.
     """
 
     def __init__(
@@ -125,6 +118,18 @@ class LimitMapError(ManifoldSDEError, RuntimeError):
         super().__init__(problem, **parts)
         self.failed = failed
         self.partial = partial
+
+
+class RankError(PartialError, ValueError):
+    """The rank of the Hessian is ambiguous, or is not the one that was declared."""
+
+
+class NotOnManifoldError(PartialError, ValueError):
+    """A point that should lie on the manifold of minimisers does not."""
+
+
+class LimitMapError(PartialError, RuntimeError):
+    """Gradient flow from a point did not reach the manifold of minimisers."""
 
 
 class DifferentiationError(ManifoldSDEError, RuntimeError):
@@ -153,6 +158,10 @@ class ClockRangeError(ManifoldSDEError):
 
 class CheckpointError(ManifoldSDEError, RuntimeError):
     """A checkpoint or solution file is corrupted or belongs to another run."""
+
+
+class PropertyError(ManifoldSDEError, AssertionError):
+    """A property that the theory says of a problem does not hold, or could not be decided."""
 
 
 class WorkerError(ManifoldSDEError, RuntimeError):

@@ -60,6 +60,7 @@ def test_attributes_survive_a_pickle() -> None:
         (errors.ScaleInvarianceError, ValueError),
         (errors.NoiseError, ValueError),
         (errors.RankError, ValueError),
+        (errors.PropertyError, AssertionError),
         (errors.DTypeError, TypeError),
         (errors.LimitMapError, RuntimeError),
         (errors.DifferentiationError, RuntimeError),

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from marked_tests import marked_tests
+from marked_tests import marked_tests, marked_twins
 
 from manifold_sde.errors import ArgumentError
 from manifold_sde.paper import STATEMENTS, implementations, implements
@@ -167,3 +167,19 @@ def test_the_scan_refuses_a_marker_it_cannot_read(tmp_path: Path) -> None:
     (tmp_path / "test_it.py").write_text("import pytest\nM = pytest.mark.paper(NAME)\n")
     with pytest.raises(ValueError, match=r"test_it\.py:2: NAME is not a string"):
         marked_tests(tmp_path)
+
+
+def test_the_scan_of_twins_reads_names_that_the_file_gives_to_strings(tmp_path: Path) -> None:
+    (tmp_path / "test_it.py").write_text(
+        'import pytest\nA = "a check"\n@pytest.mark.twin(A, "broken")\ndef test_one(): ...\n'
+        '@pytest.mark.twin("a check", "broken otherwise")\ndef test_two(): ...\n'
+    )
+    assert marked_twins(tmp_path) == {
+        "a check": {
+            "broken": ["test_it.py::test_one"],
+            "broken otherwise": ["test_it.py::test_two"],
+        }
+    }
+    (tmp_path / "test_it.py").write_text('import pytest\nM = pytest.mark.twin("a check")\n')
+    with pytest.raises(ValueError, match="the name of a check, and what is broken"):
+        marked_twins(tmp_path)

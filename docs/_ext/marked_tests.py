@@ -21,7 +21,8 @@ def marked_tests(folder: Path) -> dict[str, list[str]]:
         to ``folder``.
 
     Raises:
-        ValueError: A marker's argument is not a string written out in full.
+        ValueError: A marker's argument is neither a string written out in full nor a name that
+            its file gives to one.
     """
     found: dict[str, list[str]] = {}
     for test, names in _marked(folder, "pytest.mark.paper"):
@@ -60,8 +61,21 @@ def _marked(folder: Path, marker: str) -> Iterator[tuple[str, list[str]]]:
     for path in sorted(folder.rglob("*.py")):
         file = path.relative_to(folder).as_posix()
         tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+        known = _constants(tree)
         for place, call in _markers(tree, (), marker):
-            yield "::".join((file, *place)), list(_names(call, f"{file}:{call.lineno}"))
+            yield "::".join((file, *place)), list(_names(call, known, f"{file}:{call.lineno}"))
+
+
+def _constants(tree: ast.Module) -> dict[str, str]:
+    """Names that the module gives to strings."""
+    return {
+        node.targets[0].id: node.value.value
+        for node in tree.body
+        if isinstance(node, ast.Assign)
+        and isinstance(node.targets[0], ast.Name)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
+    }
 
 
 def _markers(
@@ -77,8 +91,11 @@ def _markers(
             yield from _markers(child, place, marker)
 
 
-def _names(call: ast.Call, where: str) -> Iterator[str]:
+def _names(call: ast.Call, known: dict[str, str], where: str) -> Iterator[str]:
     for argument in call.args:
-        if not (isinstance(argument, ast.Constant) and isinstance(argument.value, str)):
+        if isinstance(argument, ast.Name) and argument.id in known:
+            yield known[argument.id]
+        elif isinstance(argument, ast.Constant) and isinstance(argument.value, str):
+            yield argument.value
+        else:
             raise ValueError(f"{where}: {ast.unparse(argument)} is not a string written out")
-        yield argument.value

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from manifold_sde.errors import NonFiniteError, NotOnManifoldError
+from manifold_sde.errors import NonFiniteError, NotOnManifoldError, RankError
 from manifold_sde.geometry.gradient_flow import precision
 from manifold_sde.geometry.kernels import Kernels
 from manifold_sde.geometry.limit_map import LimitMap
@@ -144,6 +144,7 @@ class DenseGeometry:
         top = values.abs().amax(dim=-1, keepdim=True)
         arrived &= normal.sum(-1) >= (values > precision(x.dtype).slow * top).sum(-1)
         if not bool(arrived.all()):
+            failed = ~arrived | self._rank_unclear(values)
             worst = int(torch.nonzero(~arrived)[0])
             raise NotOnManifoldError(
                 "the retraction did not arrive on the manifold of minimisers",
@@ -153,9 +154,26 @@ class DenseGeometry:
                 "normal directions from tangent ones",
                 remedy="geometry.limit_map(x), which follows gradient flow from any distance; "
                 "declare rank=M with the problem if you know it",
+                failed=failed,
+                partial=torch.where(failed[:, None], torch.nan, point * scale),
             )
-        find_rank(values, self.problem.rank, "the end of the retraction")
+        try:
+            find_rank(values, self.problem.rank, "the end of the retraction")
+        except RankError as error:
+            error.failed = self._rank_unclear(values)
+            error.partial = torch.where(error.failed[:, None], torch.nan, point * scale)
+            raise
         return point * scale
+
+    def _rank_unclear(self, values: Tensor) -> Tensor:
+        """Where eigenvalues do not tell the rank: (n, D) -> (n,)."""
+        unclear = torch.zeros(len(values), dtype=torch.bool, device=values.device)
+        for i, row in enumerate(values):
+            try:
+                find_rank(row[None], self.problem.rank, "a point")
+            except RankError:
+                unclear[i] = True
+        return unclear
 
 
 def _normal_directions(values: Tensor, force: Tensor, rank: int | None) -> Tensor:

@@ -6,7 +6,13 @@ import torch
 from torch import Tensor
 
 from manifold_sde.derivatives import check_point, is_known_false
-from manifold_sde.errors import ArgumentError, DTypeError, NonFiniteError, ShapeError
+from manifold_sde.errors import (
+    ArgumentError,
+    DTypeError,
+    NonFiniteError,
+    PartialError,
+    ShapeError,
+)
 from manifold_sde.geometry.closed_form import ClosedFormGeometry
 from manifold_sde.geometry.dense import DenseGeometry
 from manifold_sde.geometry.pseudo_determinant import LogPseudoDeterminant
@@ -304,11 +310,19 @@ class Geometry:
             Tensor (..., D) on Gamma, at rounding level.
 
         Raises:
-            NotOnManifoldError: If Newton's method does not arrive.
+            NotOnManifoldError, RankError: If Newton's method does not arrive, or not where the
+                rank is clear; the other points are in ``partial``.
         """
         if check_point(x, self.problem.dim).is_meta:
             return torch.empty_like(x)
-        return self._dense.retract(self._flat(x, "x")).reshape(x.shape)
+        flat = self._flat(x, "x")
+        try:
+            return self._dense.retract(flat).reshape(x.shape)
+        except PartialError as error:
+            if error.partial is not None:
+                error.failed = error.failed.reshape(x.shape[:-1])
+                error.partial = error.partial.reshape(x.shape)
+            raise
 
     def log_pseudo_determinant(self, y: Tensor) -> Tensor:
         """Logarithm of the product of the nonzero eigenvalues of H at points of Gamma.

@@ -37,16 +37,26 @@ class Check:
             results = list(self.run(subject, effort))
         except ManifoldSDEError as error:
             detail = f"{error.problem}: {error.received}" if error.received else error.problem
-            meaning = f"The check could not be made. {error.remedy}".strip()
+            way_out = f" Way out: {error.remedy}." if error.remedy else ""
+            results = [self._stopped(detail, f"The check could not be made.{way_out}")]
+        except Exception as error:
+            # One check that breaks must not take the others' results with it.
+            lines = str(error).splitlines() or [""]
             results = [
-                Result(
-                    self.name,
-                    "undecided",
-                    detail,
-                    statements=self.statements,
-                    kind=self.kind,
-                    meaning=meaning,
+                self._stopped(
+                    f"stopped by {type(error).__name__}: {lines[0][:200]}",
+                    "The check broke: a fault of the loss or of the toolkit, and no finding.",
                 )
             ]
         seconds = (time.perf_counter() - begin) / max(len(results), 1)
         return [replace(result, seconds=seconds) for result in results]
+
+    def _stopped(self, detail: str, meaning: str) -> Result:
+        return Result(
+            self.name,
+            "undecided",
+            detail,
+            statements=self.statements,
+            kind=self.kind,
+            meaning=meaning,
+        )

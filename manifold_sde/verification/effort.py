@@ -20,6 +20,9 @@ class Effort:
         miss: Rate at which that departure may be missed.
         step_size: Largest eta / |x|^2 of the runs of SGD; the bias of SGD is of this order, and is
             extrapolated from two values of it.
+        runs: Largest number of independent runs of a statistical check of a limit theorem. Where
+            it is less than the departure asks for, the check declares the departure that it finds.
+        steps: Largest number of steps of SGD of these checks, about.
     """
 
     name: str
@@ -28,10 +31,12 @@ class Effort:
     false_alarm: float = 1e-4
     miss: float = 0.01
     step_size: float = 0.02
+    runs: int = 2048
+    steps: int = 512
 
 
 QUICK = Effort("quick", points=32, departure=0.25)
-THOROUGH = Effort("thorough", points=256, departure=0.1, step_size=0.01)
+THOROUGH = Effort("thorough", points=256, departure=0.1, step_size=0.01, runs=16384, steps=2048)
 EFFORTS = {effort.name: effort for effort in (QUICK, THOROUGH)}
 
 

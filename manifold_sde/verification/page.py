@@ -75,9 +75,7 @@ def page(report: Report) -> str:
 def _result(result: Result) -> str:
     """One check: closed where it holds, open where there is something to read."""
     inside = [f"<p>{html.escape(text)}</p>" for text in (result.detail, result.meaning) if text]
-    numbers = _numbers(result)
-    if numbers:
-        inside.append(_list(numbers))
+    inside.append(_list(_numbers(result)))
     if result.design is not None:
         inside.append(_list(_design(result.design)))
     for picture in result.pictures:
@@ -94,15 +92,8 @@ def _result(result: Result) -> str:
 
 
 def _numbers(result: Result) -> dict[str, str]:
-    found = {}
-    if result.statistic == result.statistic:
-        found["Statistic"] = f"{result.statistic:.4g}"
-    if result.p_value is not None:
-        found["p-value"] = f"{result.p_value:.3g}"
-    if result.limit == result.limit:
-        found["Limit"] = f"{result.limit:.3g}"
-    found["Time"] = f"{result.seconds:.1f} s"
-    return found
+    number = {"Number": result.number} if result.number else {}
+    return {**number, "Time": f"{result.seconds:.1f} s"}
 
 
 def _design(design: Design) -> dict[str, str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import textwrap
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -177,7 +176,7 @@ class Report:
 
 
 def _lines(result: Result, full: bool) -> Sequence[str]:
-    number = _number(result)
+    number = result.number
     about = f" [{', '.join(_short(name) for name in result.statements)}]"
     name = result.name + (about if result.statements else "")
     width = _WIDTH - len(number) - 2
@@ -187,16 +186,6 @@ def _lines(result: Result, full: bool) -> Sequence[str]:
     head[0] = f"{head[0]:<{width}}  {number}".rstrip()
     said = [result.detail, result.meaning] if full or result.verdict != "holds" else []
     return [*head, *(line for text in said if text for line in _wrapped(text, 10))]
-
-
-def _number(result: Result) -> str:
-    """The number that decided, beside what it was compared with."""
-    if result.p_value is not None:
-        return f"p = {result.p_value:.2g}"
-    if math.isnan(result.statistic):
-        return ""
-    limit = "" if math.isnan(result.limit) else f" / {result.limit:.1e}"
-    return f"{result.statistic:.2g}{limit}"
 
 
 def _short(statement: str) -> str:

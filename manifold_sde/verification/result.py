@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -33,6 +33,7 @@ class Design:
         departure: The smallest departure that is to be found, in words with its size.
         miss: Probability of not finding that departure.
         sample_size: Number of independent runs that follow from these.
+        size: The departure as a number, where it is a relative one.
     """
 
     hypothesis: str
@@ -40,6 +41,7 @@ class Design:
     departure: str
     miss: float
     sample_size: int
+    size: float | None = None
 
     def __post_init__(self) -> None:
         rates = (self.false_alarm, self.miss)
@@ -106,8 +108,8 @@ class Result:
         verdict: "holds", "fails", or "undecided" where the check cannot tell.
         detail: The numbers behind the verdict, in a sentence.
         statistic: The number that decides.
-        limit: What it is compared with: the verdict is "fails" where the statistic is larger; of
-            a statistical test, the level of its p-value.
+        limit: What it is compared with: the verdict is "fails" where the statistic is larger. A
+            number with a lower bound stands here with its sign turned, and so does the bound.
         p_value: Probability under the hypothesis of a statistic as extreme, or ``None`` where the
             check is not statistical.
         statements: The statements of the paper that it is about, as in
@@ -115,6 +117,8 @@ class Result:
         kind: "assumption", "property" or "statistics".
         meaning: What the verdict means for the user; empty where all is well.
         design: Of a statistical test, what was declared before anything was drawn.
+        tests: P-values of its single tests, before they are corrected for their number and without
+            what is tolerated: uniform under the hypothesis.
         pictures: Plots behind the verdict.
         seconds: Time that it took.
     """
@@ -129,6 +133,7 @@ class Result:
     kind: Literal["assumption", "property", "statistics"] = "property"
     meaning: str = ""
     design: Design | None = None
+    tests: Mapping[str, float] = field(default_factory=dict, repr=False)
     pictures: tuple[Picture, ...] = field(default=(), repr=False)
     seconds: float = 0.0
 
@@ -142,17 +147,35 @@ class Result:
                 remedy="see manifold_sde.paper.STATEMENTS",
             )
 
+    @property
+    def number(self) -> str:
+        """The number that decided beside what it was compared with, or the p-value."""
+        if self.p_value is not None:
+            return f"p = {self.p_value:.2g}"
+        if math.isnan(self.statistic):
+            return ""
+        if math.isnan(self.limit):
+            return f"{self.statistic:.2g}"
+        sign, relations = (-1.0, ("<", ">=")) if self.limit < 0 else (1.0, (">", "<="))
+        relation = relations[self.statistic <= self.limit]
+        return f"{sign * self.statistic + 0.0:.2g} {relation} {sign * self.limit + 0.0:.2g}"
+
     def to_dict(self) -> dict[str, Any]:
         """The result as plain data, without the pictures."""
         design = None if self.design is None else vars(self.design).copy()
         plain = {
             name: value
             for name, value in vars(self).items()
-            if name not in ("design", "pictures", "statements")
+            if name not in ("design", "pictures", "statements", "tests")
         }
         for name in ("statistic", "limit"):
             plain[name] = None if math.isnan(plain[name]) else plain[name]
-        return {**plain, "statements": list(self.statements), "design": design}
+        return {
+            **plain,
+            "statements": list(self.statements),
+            "design": design,
+            "tests": dict(self.tests),
+        }
 
 
 def worst(verdicts: Sequence[Verdict]) -> Verdict:

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from manifold_sde.derivatives import check_point
-from manifold_sde.errors import ArgumentError, DTypeError, LimitMapError
+from manifold_sde.errors import ArgumentError, DTypeError, LimitMapError, ShapeError
 from manifold_sde.geometry import Geometry
 from manifold_sde.problem import Problem
+from manifold_sde.sdes import FixedRatioDiffusion, LimitingDiffusion
 from manifold_sde.solvers import run_sgd, solve
 from manifold_sde.time_scale import TimeScale
 
@@ -43,6 +44,8 @@ class Subject:
         run_sgd: SGD.
         solve: The solver.
         time_scale: The time scale.
+        fixed_ratio_diffusion: The equation (8).
+        limiting_diffusion: The equation (13).
     """
 
     problem: Problem
@@ -52,6 +55,8 @@ class Subject:
     run_sgd: Callable[..., Any] = field(default=run_sgd, repr=False)
     solve: Callable[..., Any] = field(default=solve, repr=False)
     time_scale: Callable[..., Any] = field(default=TimeScale, repr=False)
+    fixed_ratio_diffusion: Callable[..., Any] = field(default=FixedRatioDiffusion, repr=False)
+    limiting_diffusion: Callable[..., Any] = field(default=LimitingDiffusion, repr=False)
 
     @classmethod
     def of(
@@ -80,7 +85,14 @@ class Subject:
                 remedy="seed=0",
             )
         if x_init is not None:
-            x_init = check_point(x_init, problem.dim)
+            x_init = check_point(x_init, problem.dim).detach().to(torch.float64)
+            if x_init.dim() != 1:
+                raise ShapeError(
+                    "training starts at one point",
+                    received=str(tuple(x_init.shape)),
+                    expected=f"({problem.dim},)",
+                    remedy="verify each start for itself",
+                )
         return cls(problem, Geometry(problem), x_init, seed)
 
     def generator(self, use: int) -> torch.Generator:
@@ -90,6 +102,14 @@ class Subject:
     def normals(self, use: int, *shape: int) -> Tensor:
         """Standard normals for one use, float64."""
         return torch.randn(*shape, dtype=torch.float64, generator=self.generator(use))
+
+    @cached_property
+    def shared(self) -> dict[Any, Any]:
+        """What checks have computed of this subject and share: empty at first.
+
+        A subject with another part in place of one of these begins with nothing.
+        """
+        return {}
 
     # Points.
 
@@ -169,9 +189,16 @@ class Subject:
 
     def attraction_points(self, n: int) -> Tensor:
         """Points of unit norm off the manifold that flow to it, (at most n, D)."""
-        y = self.manifold_points(n)
-        away = self.normals(6, len(y), self.problem.dim)
-        sizes = torch.rand(len(y), 1, dtype=torch.float64, generator=self.generator(7))
-        x = y + _AWAY * sizes * away / away.norm(dim=1, keepdim=True)
-        x = x / x.norm(dim=1, keepdim=True)
-        return x[torch.isfinite(self.limits(x)).all(1)]
+        if n not in self._attracted:
+            y = self.manifold_points(n)
+            away = self.normals(6, len(y), self.problem.dim)
+            sizes = torch.rand(len(y), 1, dtype=torch.float64, generator=self.generator(7))
+            x = y + _AWAY * sizes * away / away.norm(dim=1, keepdim=True)
+            x = x / x.norm(dim=1, keepdim=True)
+            self._attracted[n] = x[torch.isfinite(self.limits(x)).all(1)]
+        return self._attracted[n]
+
+    @cached_property
+    def _attracted(self) -> dict[int, Tensor]:
+        """Points of the attraction set that were found, by the number asked for."""
+        return {}

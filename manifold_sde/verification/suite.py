@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 
 from torch import Tensor
 from tqdm import tqdm
 
 from manifold_sde.problem import Problem
-from manifold_sde.verification import ergodicity
+from manifold_sde.verification import assumptions, ergodicity, limit_theorems, properties
 from manifold_sde.verification.check import Check
 from manifold_sde.verification.effort import Effort, effort_of
 from manifold_sde.verification.report import Report
@@ -19,7 +20,12 @@ from manifold_sde.verification.subject import Subject
 
 def all_checks() -> tuple[Check, ...]:
     """All checks, in the order in which they are made."""
-    return (*ergodicity.CHECKS,)
+    return (
+        *assumptions.CHECKS,
+        *properties.CHECKS,
+        *limit_theorems.CHECKS,
+        *ergodicity.CHECKS,
+    )
 
 
 def verify(
@@ -64,3 +70,44 @@ def verify(
         effort=amount.name,
         seconds=seconds,
     )
+
+
+def check_assumptions(
+    problem: Problem | Subject,
+    x_init: Tensor | None = None,
+    *,
+    seed: int = 0,
+    effort: str | Effort = "quick",
+    progress: bool = False,
+) -> Report:
+    """Check whether a problem has what the theory assumes: which assumption fails, and where.
+
+    A problem that lacks it is reported, never refused; what cannot be looked at then is undecided.
+
+    Args:
+        problem: The problem.
+        x_init: Where training starts (D,). The manifold is then that of Phi(x_init), and it is
+            looked at whether a ball around x_init flows to it. By default a minimiser is taken
+            that the problem knows, or looked for.
+        seed: Seed of all that is drawn.
+        effort: "quick" or "thorough".
+        progress: Whether to show a progress bar.
+
+    Returns:
+        The report, with a verdict on each of Assumptions 2.1, 2.3, 5.1, 5.2 and 5.3, on the noise
+        and on the start.
+
+    Raises:
+        DTypeError, ArgumentError, ShapeError: If an argument cannot be used.
+
+    Source: Assumptions 2.1, 2.3, 5.1, 5.2 and 5.3.
+    """
+    report = verify(
+        problem,
+        seed=seed,
+        effort=effort,
+        x_init=x_init,
+        progress=progress,
+        checks=assumptions.CHECKS,
+    )
+    return replace(report, title="Assumptions")

@@ -71,7 +71,9 @@ def test_a_varying_trace_holds() -> None:
 
 
 @pytest.mark.paper("Theorem 5.4")
-@pytest.mark.twin(convergence.NAME, "a solver that stops at a tenth of the time asked for")
+@pytest.mark.twin(
+    "one equilibrium from every start", "a solver that stops at a tenth of the time asked for"
+)
 def test_runs_that_have_not_mixed_are_rejected() -> None:
     def early(sde: Any, y0: Any, ts: Any, **options: Any) -> Any:
         found = solve(sde, y0, 0.1 * torch.as_tensor(ts), **options)
@@ -97,7 +99,7 @@ def test_a_horizon_that_is_short_is_undecided() -> None:
     assert "500 relaxation times" in found.detail
 
 
-@pytest.mark.twin(convergence.NAME, "minimisers of unit norm on two circles")
+@pytest.mark.twin("one equilibrium from every start", "minimisers of unit norm on two circles")
 def test_two_components_are_rejected() -> None:
     subject = Subject.of(two_circles())
     heights = far_apart(subject, 3)[:, 2]
@@ -108,7 +110,7 @@ def test_two_components_are_rejected() -> None:
     assert found.p_value < 1e-10
 
 
-@pytest.mark.twin(independence.NAME, "a Brownian source that gives all runs one path")
+@pytest.mark.twin("independence of the runs", "a Brownian source that gives all runs one path")
 def test_one_path_for_all_runs_is_noticed() -> None:
     def same(sde: Any, y0: Any, ts: Any, **options: Any) -> Any:
         rows, inverse = torch.unique(y0, dim=0, return_inverse=True)
@@ -121,7 +123,9 @@ def test_one_path_for_all_runs_is_noticed() -> None:
     assert found.statistic > 100
 
 
-@pytest.mark.twin(independence.NAME, "a Brownian source whose second half repeats the first")
+@pytest.mark.twin(
+    "independence of the runs", "a Brownian source whose second half repeats the first"
+)
 def test_repeated_halves_are_noticed() -> None:
     def repeating(sde: Any, y0: Any, ts: Any, **options: Any) -> Any:
         half = len(y0) // 2
@@ -134,7 +138,9 @@ def test_repeated_halves_are_noticed() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.twin(chains.NAME, "chains that stay on the one of two circles they start on")
+@pytest.mark.twin(
+    "chains that have mixed", "chains that stay on the one of two circles they start on"
+)
 def test_chains_that_stay_apart_are_not_mixed() -> None:
     pytest.importorskip("arviz_stats")
     subject = Subject.of(two_circles())
@@ -156,7 +162,7 @@ def unweighted(solution: Any, function: Any, burn_in: float) -> Any:
 
 
 @pytest.mark.slow
-@pytest.mark.twin(time_averages.NAME, "averages without the weight |Y|^4")
+@pytest.mark.twin("time averages under the equilibrium", "averages without the weight |Y|^4")
 def test_averages_without_weights_are_rejected() -> None:
     effort = Effort("small", points=8, departure=0.2)
     subject = Subject.of(VARYING)
@@ -168,7 +174,9 @@ def test_averages_without_weights_are_rejected() -> None:
 
 @pytest.mark.thorough
 @pytest.mark.paper("Theorem 5.4")
-@pytest.mark.twin(time_averages.NAME, "averages without the weight |Y|^4, at TV .08 from pi")
+@pytest.mark.twin(
+    "time averages under the equilibrium", "averages without the weight |Y|^4, at TV .08 from pi"
+)
 def test_averages_without_weights_on_the_circle_with_mixed_noise() -> None:
     effort = Effort("fine", points=8, departure=0.08)
     subject = Subject.of(problems.mixed_noise_circle())
@@ -183,8 +191,10 @@ def curved() -> Subject:
 
 
 @pytest.mark.paper("Remark 6.1")
-@pytest.mark.twin(reversible.NAME, "the drift of d2Phi dropped")
-@pytest.mark.twin(reversible.NAME, "the drift of d2Phi of the other sign")
+@pytest.mark.twin("equilibrium and the volume of the Hessian", "the drift of d2Phi dropped")
+@pytest.mark.twin(
+    "equilibrium and the volume of the Hessian", "the drift of d2Phi of the other sign"
+)
 @pytest.mark.parametrize("factor", [0.0, pytest.param(-1.0, marks=pytest.mark.slow)])
 def test_a_wrong_drift_has_another_equilibrium(factor: float, curved: Subject) -> None:
     wrong = with_solver(curved.problem, on_another(with_drift(factor, 0.5)))
@@ -193,7 +203,7 @@ def test_a_wrong_drift_has_another_equilibrium(factor: float, curved: Subject) -
 
 
 @pytest.mark.slow
-@pytest.mark.twin(reversible.NAME, "half of the drift of d2Phi")
+@pytest.mark.twin("equilibrium and the volume of the Hessian", "half of the drift of d2Phi")
 def test_half_of_the_drift_has_another_equilibrium(curved: Subject) -> None:
     effort = Effort("small", points=8, departure=0.15)
     wrong, right = (
@@ -206,7 +216,7 @@ def test_half_of_the_drift_has_another_equilibrium(curved: Subject) -> None:
 
 
 @pytest.mark.paper("Equation (10)")
-@pytest.mark.twin(norm.NAME, "noise that is larger by a twentieth, of constant trace")
+@pytest.mark.twin("norm in equilibrium", "noise that is larger by a twentieth, of constant trace")
 def test_larger_noise_shows_in_the_norm() -> None:
     problem = problems.great_circle(0.5)
     wrong = on_another(problem.with_noise(SphericalNoise(0.525)))
@@ -216,7 +226,7 @@ def test_larger_noise_shows_in_the_norm() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.twin(norm.NAME, "noise that is larger by a twentieth, of varying trace")
+@pytest.mark.twin("norm in equilibrium", "noise that is larger by a twentieth, of varying trace")
 def test_larger_noise_of_varying_trace_shows_in_the_norm() -> None:
     problem = VARYING
     factor = problem.noise.factor
@@ -228,7 +238,7 @@ def test_larger_noise_of_varying_trace_shows_in_the_norm() -> None:
 
 @pytest.mark.slow
 @pytest.mark.paper("Equation (13)")
-@pytest.mark.twin(end_law.NAME, "noise larger by a fifth")
+@pytest.mark.twin("laws of the direction against the exact law", "noise larger by a fifth")
 def test_larger_noise_shows_in_the_law() -> None:
     problem = problems.great_circle(0.5)
     wrong = with_solver(problem, on_another(problem.with_noise(SphericalNoise(0.65))))
@@ -238,7 +248,7 @@ def test_larger_noise_shows_in_the_law() -> None:
 
 
 @pytest.mark.paper("Theorem 5.5", "Conjecture 1.1", "Theorem 1.2")
-@pytest.mark.twin(sgd.NAME, "a weight decay that is off by a twentieth")
+@pytest.mark.twin("SGD in equilibrium", "a weight decay that is off by a twentieth")
 def test_sgd_comes_to_the_equilibrium_and_another_weight_decay_shows() -> None:
     def other(problem: Any, x0: Any, lr: float, weight_decay: float, *args: Any, **options: Any):
         return run_sgd(problem, x0, lr, 1.05 * weight_decay, *args, **options)
@@ -256,7 +266,7 @@ def test_sgd_comes_to_the_equilibrium_and_another_weight_decay_shows() -> None:
     assert "|x|^2" in found.detail
 
 
-@pytest.mark.twin(convergence.NAME, "label noise: a flow, and no diffusion")
+@pytest.mark.twin("one equilibrium from every start", "label noise: a flow, and no diffusion")
 def test_no_diffusion_is_said() -> None:
     report = verify(problems.label_noise_circle(), checks=CHECKS)
     assert [result.name for result in report] == [convergence.NAME]

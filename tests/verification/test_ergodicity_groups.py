@@ -19,7 +19,9 @@ def subject() -> Subject:
     return Subject.of(two_groups())
 
 
-@pytest.mark.twin(convergence.NAME, "two groups of weights that can be scaled separately")
+@pytest.mark.twin(
+    "one equilibrium from every start", "two groups of weights that can be scaled separately"
+)
 def test_several_groups_never_satisfy_the_theorem(subject: Subject) -> None:
     found = run(convergence.CHECKS, subject)[convergence.NAME]
     assert found.verdict == "fails"
@@ -37,7 +39,9 @@ def test_directions_and_norms_of_groups_come_to_one_law(subject: Subject) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.twin(groups.NAME, "a solver that keeps the share of the norm that each group had")
+@pytest.mark.twin(
+    "equilibrium of several groups", "a solver that keeps the share of the norm that each group had"
+)
 def test_norms_that_do_not_forget_are_rejected(subject: Subject) -> None:
     def frozen(sde: Any, y0: Any, ts: Any, **options: Any) -> Any:
         found = solve(sde, y0, ts, **options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import xml.etree.ElementTree
 from dataclasses import replace
 from pathlib import Path
@@ -39,7 +40,7 @@ def test_what_is_printed_fits_a_terminal_and_says_all() -> None:
     for printed in (short, text):
         assert max(map(len, printed.splitlines())) <= 80
     assert HOLDS.detail not in short
-    assert "Euler's theorem [Lemma 2.5] 1.2e-16 / 1.0e-12" in " ".join(short.split())
+    assert "Euler's theorem [Lemma 2.5] 1.2e-16 <= 1e-12" in " ".join(short.split())
     assert "p = 2e-09" in short
     flat = " ".join(text.split())
     for result in (HOLDS, UNDECIDED, FAILS):
@@ -48,6 +49,24 @@ def test_what_is_printed_fits_a_terminal_and_says_all() -> None:
     assert "3 checks: 1 holds, 1 undecided, 1 fails" in flat
     assert "does not hold as it stands" in flat
     assert "false alarm with probability 0.0001" in " ".join(str(report(FAILS_NOT)).split())
+
+
+@pytest.mark.parametrize(
+    ("statistic", "limit", "p_value", "number"),
+    [
+        (2.0, 1.0, None, "2 > 1"),
+        (0.5, 1.0, None, "0.5 <= 1"),
+        (-2.0, -0.75, None, "2 >= 0.75"),
+        (-0.5, -0.75, None, "0.5 < 0.75"),
+        (3.0, math.nan, None, "3"),
+        (math.nan, math.nan, None, ""),
+        (2.0, 1.0, 0.31, "p = 0.31"),
+    ],
+)
+def test_the_number_and_its_limit(
+    statistic: float, limit: float, p_value: float | None, number: str
+) -> None:
+    assert Result("x", "holds", "y", statistic, limit, p_value).number == number
 
 
 FAILS_NOT = Result("law", "holds", "p = 0.3", p_value=0.3, kind="statistics", design=DESIGN)
@@ -124,7 +143,12 @@ def stops(subject: Subject, effort: Effort) -> list[Result]:
     raise errors.RankError("the rank jumps", received="1 and 2", remedy="another loss")
 
 
+def breaks(subject: Subject, effort: Effort) -> list[Result]:
+    raise ZeroDivisionError("float division by zero\nin the loss")
+
+
 CHECKS = (
+    Check("breaks", "property", (), breaks),
     Check("good", "property", ("Lemma 2.5",), lambda subject, effort: [HOLDS]),
     Check("stops", "assumption", ("Assumption 2.1",), stops),
     Check("nothing", "statistics", (), lambda subject, effort: []),
@@ -133,7 +157,8 @@ CHECKS = (
 
 def test_what_stops_a_check_is_undecided_and_says_why() -> None:
     made = verify(problems.great_circle(), checks=CHECKS, seed=3)
-    assert [result.verdict for result in made] == ["holds", "undecided"]
+    assert [result.verdict for result in made] == ["undecided", "holds", "undecided"]
+    assert made["breaks"].detail == "stopped by ZeroDivisionError: float division by zero"
     found = made["stops"]
     assert "the rank jumps: 1 and 2" in found.detail
     assert "another loss" in found.meaning

@@ -106,3 +106,29 @@ def test_samples_that_cannot_be_used() -> None:
     with pytest.raises(errors.ArgumentError, match="no sample size"):
         runs_for_mean(0.0, 1e-4, 0.01)
     assert energy_test(good, good).p_value == 1.0
+
+
+def test_a_tolerated_distance_is_taken_away() -> None:
+    """Laws that are as far apart as the pairs, or less far, are not told apart; others are."""
+    rng = np.random.default_rng(7)
+    a, b, p = rng.normal(size=(3, 2000, 2))
+    shift = np.array([0.3, 0.0])
+    assert energy_test(a, b + shift).p_value < 1e-6
+    assert energy_test(a, b + shift, tolerated=(p, p + shift)).p_value > 1e-2
+    assert energy_test(a, b + 3.0 * shift, tolerated=(p, p + shift)).p_value < 1e-6
+    # Pairs of one law tolerate nothing but rounding.
+    q = rng.normal(size=(2000, 2))
+    assert energy_test(a, b + shift, tolerated=(p, q)).p_value < 1e-5
+
+
+def test_with_a_tolerance_false_alarms_are_rare() -> None:
+    """At the edge of what is tolerated the p-value is a bound: 200 pairs at the level 0.05."""
+    rng = np.random.default_rng(8)
+    shift = np.array([0.2, 0.0])
+    pilot = rng.normal(size=(500, 2))
+    alarms = 0
+    for i in range(200):
+        a, b = rng.normal(size=(2, 200, 2))
+        found = energy_test(a, b + shift, seed=i, tolerated=(pilot, pilot + shift))
+        alarms += found.p_value < 0.05
+    assert stats.binomtest(alarms, 200, 0.05, alternative="greater").pvalue > 1e-4

@@ -84,6 +84,11 @@ def check_convergence(subject: Subject, effort: Effort) -> list[Result]:
             kind="statistics",
             meaning=meaning,
             design=design,
+            tests={
+                f"start {i}, {name}": value
+                for i, found in enumerate(comparisons)
+                for name, value in found.p_values.items()
+            },
             pictures=_pictures(runs, distances),
         )
     ]

@@ -85,6 +85,7 @@ def check_end_law(subject: Subject, effort: Effort) -> list[Result]:
             else "The solver's direction does not have the law that the equation has: drift, noise "
             "or scheme are wrong, or its step is too large.",
             design=design,
+            tests=p_values,
             pictures=pictures,
         )
     ]

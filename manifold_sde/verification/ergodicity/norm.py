@@ -91,6 +91,7 @@ def _varying(runs: ErgodicRuns) -> Result:
         kind="statistics",
         meaning="" if good else _MEANING,
         design=design,
+        tests=p_values,
         pictures=(_picture(runs, runs.ends.norms.numpy() ** 4),),
     )
 

@@ -111,6 +111,7 @@ def check_reversible(subject: Subject, effort: Effort) -> list[Result]:
             else "The runs end in another law than the noise of (18) leads to: the drift along the "
             "manifold is wrong, or the runs have not mixed.",
             design=design,
+            tests=p_values,
             pictures=pictures,
         )
     ]

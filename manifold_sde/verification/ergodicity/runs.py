@@ -66,8 +66,11 @@ class ErgodicRuns:
     @classmethod
     def of(cls, subject: Subject, effort: Effort) -> ErgodicRuns:
         """Those of the subject, made once."""
-        made: dict[Effort, ErgodicRuns] = subject.__dict__.setdefault("_ergodic_runs", {})
-        return made.setdefault(effort, cls(subject, effort))
+        key = (cls, effort)
+        if key not in subject.shared:
+            subject.shared[key] = cls(subject, effort)
+        runs: ErgodicRuns = subject.shared[key]
+        return runs
 
     # What is known before.
 

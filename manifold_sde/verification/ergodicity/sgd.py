@@ -160,6 +160,7 @@ def check_sgd(subject: Subject, effort: Effort) -> list[Result]:
             kind="statistics",
             meaning=meaning,
             design=design,
+            tests=dict(uniqueness.p_values),
         )
     ]
 

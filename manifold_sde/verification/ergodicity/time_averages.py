@@ -91,6 +91,7 @@ def check_time_averages(
             kind="statistics",
             meaning=meaning,
             design=design,
+            tests=dict(zip(names, p_values.tolist(), strict=True)),
         )
     ]
 

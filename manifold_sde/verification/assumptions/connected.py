@@ -1,0 +1,327 @@
+"""Assumption 5.1: the unit minimisers are connected, as far as paths between them tell."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components, minimum_spanning_tree
+from torch import Tensor
+
+from manifold_sde.paper import implements
+from manifold_sde.verification.assumptions.movement import wander
+from manifold_sde.verification.assumptions.paths import Trace, join, trace_curve
+from manifold_sde.verification.assumptions.survey import Survey, ranks_of, show_point
+from manifold_sde.verification.check import Check
+from manifold_sde.verification.effort import Effort
+from manifold_sde.verification.result import Picture, Result, Series
+from manifold_sde.verification.subject import Subject
+
+_NAME = "connectedness"
+_STATEMENTS = ("Assumption 5.1",)
+#: Distance of points of a manifold of dimension 0 that are two.
+_APART = 1e-6
+#: Rounds in which closest pairs of components are tried, pairs in each, and points of a segment.
+_ROUNDS, _PAIRS, _NODES = 3, 8, 9
+#: Gap between components, in units of the longest link between neighbours within, that is one.
+_GAP = 2.0
+#: Small steps around the points of components, their length, and the walkers that there are.
+_AROUND, _STRIDE, _WALKERS = 16, 0.2, 128
+
+
+@dataclass(frozen=True)
+class Components:
+    """The components that points belong to, as far as paths were found.
+
+    Attributes:
+        labels: Component of each point, from 0, (n,).
+        tried: Number of paths that were tried.
+    """
+
+    labels: np.ndarray
+    tried: int
+
+    @property
+    def count(self) -> int:
+        """Number of components."""
+        return int(self.labels.max()) + 1
+
+
+@implements("Assumption 5.1")
+def check_connectedness(subject: Subject, effort: Effort) -> Sequence[Result]:
+    """Minimisers found from independent starts at the same loss are joined by paths on Gamma_1."""
+    survey = Survey.of(subject, effort)
+    fellows = survey.fellows
+    dim = survey.manifold_dim
+    rank_at = ranks_of(torch.linalg.eigvalsh(subject.problem.hessian(fellows)))
+    other = fellows[rank_at != survey.rank]
+    if len(other):
+        detail = (
+            f"{len(other)} of {len(fellows)} independent starts end at minimisers of the same "
+            f"loss but another rank, as {show_point(other[0])}"
+        )
+        return [_fails(survey, detail, 2.0)]
+    if dim == 0:
+        return _points(survey)
+    if dim == 1:
+        return _curve(survey)
+    return _paths(survey)
+
+
+def _points(survey: Survey) -> Sequence[Result]:
+    """Gamma_1 is a set of points."""
+    distances = (survey.fellows - survey.start).norm(dim=1)
+    others = survey.fellows[distances > _APART]
+    if len(others):
+        detail = (
+            f"Gamma_1 has dimension 0, and {len(others)} of {len(distances)} independent starts "
+            f"end elsewhere than the start, as at {show_point(others[0])}"
+        )
+        return [_fails(survey, detail, 2.0)]
+    detail = f"Gamma_1 has dimension 0, and all of {len(distances)} starts end at one point"
+    return [_holds(survey, detail)]
+
+
+def _curve(survey: Survey) -> Sequence[Result]:
+    """Gamma_1 is a curve, which can be followed all around: then it is known what is not on it."""
+    subject, fellows = survey.subject, survey.fellows
+    trace = trace_curve(subject, survey.start)
+    place = torch.cdist(fellows, trace.points).argmin(1)
+    on_curve = torch.zeros(len(fellows), dtype=torch.bool)
+    if len(fellows):
+        on_curve, _ = join(subject, trace.points[place], fellows)
+    elsewhere = fellows[~on_curve]
+    pictures = (_picture(trace, fellows[on_curve], elsewhere),)
+    followed = f"the curve through the start has length {trace.length:.3g}"
+    if not trace.closed:
+        detail = (
+            f"{followed} and more: it has not closed after {len(trace.points)} steps, where it is "
+            f"at {show_point(trace.points[-1])}; {len(elsewhere)} of {len(fellows)} independent "
+            "starts are not on this part"
+        )
+        meaning = "The curve ends, or is too long or too bent to follow: nothing is decided."
+        return [_result("undecided", detail, meaning=meaning, pictures=pictures)]
+    if len(elsewhere):
+        other = trace_curve(subject, elsewhere[0])
+        gap = float(torch.cdist(other.points, trace.points).min())
+        if gap <= max(trace.spacing, other.spacing):
+            detail = (
+                f"{followed} and is closed; {len(elsewhere)} of {len(fellows)} independent starts "
+                f"are not on it, but on a curve that comes as near as {gap:.2g} to it"
+            )
+            meaning = "Where the two meet, Gamma is no manifold; or they are close, and do not."
+            return [_result("undecided", detail, 2.0, meaning, pictures)]
+        detail = (
+            f"{followed} and is closed; {len(elsewhere)} of {len(fellows)} independent starts at "
+            f"the same loss are not on it, but on another one, {gap:.2g} away, as at "
+            f"{show_point(elsewhere[0])}. This is certain up to the numerics of following a curve"
+        )
+        return [_fails(survey, detail, 2.0, pictures)]
+    detail = (
+        f"{followed} and is closed; all {len(fellows)} independent starts at this loss are on it"
+    )
+    return [_holds(survey, detail, pictures)]
+
+
+def _paths(survey: Survey) -> Sequence[Result]:
+    """Gamma_1 has at least two dimensions: paths between points found."""
+    nodes = torch.cat([survey.points[:1], survey.fellows])
+    found = find_components(survey.subject, nodes)
+    if found.count == 1:
+        detail = (
+            f"the start and {len(nodes) - 1} independent starts at its loss are joined by paths on "
+            f"Gamma_1 ({found.tried} were tried), neighbours at most "
+            f"{separation(nodes, found.labels)[1]:.2g} apart"
+        )
+        return [_holds(survey, detail)]
+    around, labels = walk_around(survey.subject, nodes, found.labels)
+    gap, spacing = separation(around, labels)
+    sizes = np.bincount(found.labels)
+    detail = (
+        f"{found.count} components of {', '.join(map(str, sizes[:6]))} points that none of "
+        f"{found.tried} paths joins: walks on Gamma_1, and images of segments under Phi; they are "
+        f"{gap:.2g} apart, neighbours within one at most {spacing:.2g}"
+    )
+    if gap > _GAP * spacing:
+        return [_fails(survey, detail, float(found.count))]
+    meaning = (
+        "There may be two components, or a way between them that was not found: more starts and "
+        "another effort can tell."
+    )
+    return [_result("undecided", detail, float(found.count), meaning)]
+
+
+def find_components(subject: Subject, nodes: Tensor) -> Components:
+    """Components of points, by paths along a minimal spanning tree and between closest pairs.
+
+    Args:
+        subject: The subject.
+        nodes: Points of Gamma_1 (n, D).
+    """
+    distances = torch.cdist(nodes, nodes)
+    tree = minimum_spanning_tree(distances.numpy() + 1e-9).tocoo()
+    tried = [np.stack([tree.row, tree.col], 1).astype(np.int64)]
+    joined = [_joined(subject, nodes, tried[0])]
+    labels = _label(len(nodes), tried, joined)
+    for _ in range(_ROUNDS):
+        pairs = _closest_pairs(distances.numpy(), labels, tried)
+        if not len(pairs):
+            break
+        tried.append(pairs)
+        joined.append(_joined(subject, nodes, pairs))
+        labels = _label(len(nodes), tried, joined)
+    return Components(labels, sum(map(len, tried)))
+
+
+def walk_around(subject: Subject, y: Tensor, labels: np.ndarray) -> tuple[Tensor, np.ndarray]:
+    """Points reached by small random steps, which do not leave a component, with their labels."""
+    copies = -(-_WALKERS // len(y))
+    visited = wander(subject, y.repeat(copies, 1), 68, _AROUND, _STRIDE)
+    marks = np.tile(labels, copies * _AROUND)
+    return torch.cat([y, visited.flatten(0, 1)]), np.concatenate([labels, marks])
+
+
+def separation(points: Tensor, labels: np.ndarray) -> tuple[float, float]:
+    """Shortest distance between components, and the longest link within one.
+
+    Links are those of the minimal spanning tree of all points.
+    """
+    tree = minimum_spanning_tree(torch.cdist(points, points).numpy() + 1e-12).tocoo()
+    within = labels[tree.row] == labels[tree.col]
+    return float(tree.data[~within].min(initial=np.inf)), float(tree.data[within].max(initial=0.0))
+
+
+def _joined(subject: Subject, nodes: Tensor, pairs: np.ndarray) -> np.ndarray:
+    """Which pairs are joined, by a walk there, back, or along the image of the segment."""
+    a, b = (nodes[torch.from_numpy(pairs[:, side])] for side in (0, 1))
+    good, _ = join(subject, a, b)
+    rest = torch.nonzero(~good)[:, 0]
+    if len(rest):
+        good[rest] = join(subject, b[rest], a[rest])[0]
+        rest = torch.nonzero(~good)[:, 0]
+    if len(rest):
+        good[rest] = _segments(subject, a[rest], b[rest])
+    result: np.ndarray = good.numpy()
+    return result
+
+
+def _segments(subject: Subject, a: Tensor, b: Tensor) -> Tensor:
+    """Whether the images under Phi of the points of segments are joined by walks, (n,)."""
+    places = torch.linspace(0.0, 1.0, _NODES, dtype=a.dtype)[1:-1]
+    between = a[:, None] + places[:, None] * (b - a)[:, None]
+    between = between / between.norm(dim=-1, keepdim=True).clamp(min=1e-9)
+    images = subject.limits(between.flatten(0, 1)).reshape(between.shape)
+    images = images / images.norm(dim=-1, keepdim=True)
+    chain = torch.cat([a[:, None], images, b[:, None]], dim=1)
+    good = torch.isfinite(chain).all(-1).all(-1)
+    rows = torch.nonzero(good)[:, 0]
+    if len(rows):
+        arrived, _ = join(subject, chain[rows, :-1].flatten(0, 1), chain[rows, 1:].flatten(0, 1))
+        good[rows] = arrived.reshape(len(rows), -1).all(-1)
+    return good
+
+
+def _label(n: int, tried: list[np.ndarray], joined: list[np.ndarray]) -> np.ndarray:
+    pairs = np.concatenate(tried)[np.concatenate(joined)]
+    graph = coo_matrix((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(n, n))
+    labels: np.ndarray = connected_components(graph, directed=False)[1]
+    return labels
+
+
+def _closest_pairs(
+    distances: np.ndarray, labels: np.ndarray, tried: list[np.ndarray]
+) -> np.ndarray:
+    """The closest pairs of different components that were not tried, a few for each component."""
+    known = {tuple(pair) for pairs in tried for pair in pairs.tolist()}
+    chosen: list[tuple[int, int]] = []
+    for label in range(int(labels.max()) + 1):
+        inside, outside = np.nonzero(labels == label)[0], np.nonzero(labels != label)[0]
+        if not len(outside):
+            continue
+        order = np.argsort(distances[np.ix_(inside, outside)], axis=None)
+        count = 0
+        for flat in order:
+            i, j = inside[flat // len(outside)], outside[flat % len(outside)]
+            if (i, j) not in known and (j, i) not in known:
+                known.add((int(i), int(j)))
+                chosen.append((int(i), int(j)))
+                count += 1
+            if count == _PAIRS:
+                break
+    return np.array(chosen, dtype=np.int64).reshape(-1, 2)
+
+
+def _elsewhere(survey: Survey) -> str:
+    """What became of the independent starts that have not the loss of the start."""
+    ends = survey.ends
+    finite = torch.isfinite(ends).all(1)
+    other = finite & ~survey.on_level(ends)
+    parts = []
+    if bool(other.any()):
+        heights = survey.above(ends[other])
+        worse = "higher" if float(heights.min()) > 0 else "another"
+        parts.append(f"{int(other.sum())} of {len(ends)} starts end at {worse} loss")
+    if not bool(finite.all()):
+        parts.append(f"{int((~finite).sum())} of {len(ends)} do not come to a manifold")
+    return f" ({'; '.join(parts)}: these are no part of Gamma here)" if parts else ""
+
+
+def _holds(survey: Survey, detail: str, pictures: tuple[Picture, ...] = ()) -> Result:
+    if not len(survey.fellows):
+        meaning = "No independent start comes to this loss: of other components nothing is known."
+        return _result("undecided", detail + _elsewhere(survey), 1.0, meaning, pictures)
+    return _result("holds", detail + _elsewhere(survey), 1.0, pictures=pictures)
+
+
+def _fails(survey: Survey, detail: str, count: float, pictures: tuple[Picture, ...] = ()) -> Result:
+    meaning = (
+        "The set of minimisers has several components. The limiting diffusion stays in that of "
+        "Phi(x_init): each has an equilibrium of its own, and which one training comes to is "
+        "decided before the limit begins. On one component alone the theory stands."
+    )
+    return _result("fails", detail + _elsewhere(survey), count, meaning, pictures)
+
+
+def _picture(trace: Trace, on_curve: Tensor, elsewhere: Tensor) -> Picture:
+    everything = torch.cat([trace.points, elsewhere])
+    center = everything.mean(0)
+    axes = torch.linalg.svd(everything - center, full_matrices=False)[2][:2]
+
+    def series(label: str, points: Tensor, style: str) -> Series:
+        plane = (points - center) @ axes.T
+        return Series(label, plane[:, 0].tolist(), plane[:, 1].tolist(), style)  # type: ignore[arg-type]
+
+    ring = torch.cat([trace.points, trace.points[:1]]) if trace.closed else trace.points
+    ring = ring[:: -(-len(ring) // 400)]
+    shown = [series("the curve through the start", ring, "line")]
+    if len(on_curve):
+        shown.append(series("independent starts on it", on_curve, "points"))
+    if len(elsewhere):
+        shown.append(series("independent starts elsewhere", elsewhere, "points"))
+    return Picture("Unit minimisers", "first principal axis", "second", tuple(shown))
+
+
+def _result(
+    verdict: str,
+    detail: str,
+    count: float = float("nan"),
+    meaning: str = "",
+    pictures: tuple[Picture, ...] = (),
+) -> Result:
+    return Result(
+        _NAME,
+        verdict,  # type: ignore[arg-type]
+        detail,
+        count,
+        1.0,
+        statements=_STATEMENTS,
+        kind="assumption",
+        meaning=meaning,
+        pictures=pictures,
+    )
+
+
+CHECKS = (Check(_NAME, "assumption", _STATEMENTS, check_connectedness),)

@@ -1,0 +1,140 @@
+"""Several groups of weights that the loss can be scaled by separately, and compactness."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from manifold_sde.degeneracy import radial_vectors
+from manifold_sde.invariance import SOLVED_DIM, describe_coordinates
+from manifold_sde.verification.assumptions.minimisers import curvature, searches
+from manifold_sde.verification.assumptions.movement import descend
+from manifold_sde.verification.assumptions.survey import Survey, show_point
+from manifold_sde.verification.check import Check
+from manifold_sde.verification.effort import Effort
+from manifold_sde.verification.result import Result
+from manifold_sde.verification.subject import Subject
+
+_GROUPS, _COMPACT = "one scaling group", "compactness"
+_OF_GROUPS = ("Assumption 5.1", "Theorem 5.4")
+_OF_COMPACT = ("Assumption 5.1",)
+#: Factor by which the curvature may grow along Gamma_1: beyond it has no bound, or none is seen.
+_UNBOUNDED, _GROWING = 1e6, 1e3
+#: Starts of the search for the largest curvature.
+_SEARCHES = 8
+#: Most groups that are written out.
+_SHOWN = 4
+
+
+def check_groups(subject: Subject, effort: Effort) -> Sequence[Result]:
+    """All weights are one group: there is no part of them that the loss can be scaled by alone."""
+    survey = Survey.of(subject, effort)
+    problem, groups = survey.subject.problem, survey.groups
+    if groups is None:
+        detail = (
+            f"groups are looked for in at most {SOLVED_DIM} dimensions"
+            if problem.dim > SOLVED_DIM
+            else "the loss is not scale-invariant"
+        )
+        meaning = (
+            "Every filter that feeds a normalisation is a group of its own. If there are several, "
+            "Gamma_1 is not compact, and Theorem 5.4 does not apply as stated."
+        )
+        return [_result(_GROUPS, _OF_GROUPS, "undecided", detail, meaning=meaning)]
+    if len(groups) == 1:
+        return [_result(_GROUPS, _OF_GROUPS, "holds", "all weights are one group", 1.0, 1.0)]
+    radial = radial_vectors(survey.points, groups)
+    top = survey.spectrum[0][:, -1, None].clamp(min=1e-300)
+    bent = (problem.hessian(survey.points) @ radial).norm(dim=1) / top
+    factor = problem.noise_factor(survey.points)
+    size = factor.flatten(1).norm(dim=1)[:, None].clamp(min=1e-300)
+    moved = (factor.mT @ radial).norm(dim=1) / size
+    shown = "; ".join(describe_coordinates(group, problem.dim) for group in groups[:_SHOWN])
+    more = f"; and {len(groups) - _SHOWN} more" if len(groups) > _SHOWN else ""
+    detail = (
+        f"{len(groups)} groups of weights can be scaled separately ({shown}{more}): each radial "
+        f"vector is in ker H to {float(bent.max()):.1g}, and the noise along it is "
+        f"{float(moved.max()):.1g} of the whole"
+    )
+    meaning = (
+        "Gamma_1 is not compact: a group's norm can go to 0. Assumption 5.1 fails, and Theorem "
+        "5.4 does not apply as stated. Theorem 4.4, the law after finitely many steps, does. "
+        "Where the noise has no part along the radial vectors, as noise from drawing samples, "
+        "Assumption 5.2 fails too, and the ratios of the groups' norms follow equations of their "
+        "own, d|Y_g|^2 = (-2c |Y_g|^2 + tr Sigma_gg) dt: look at the direction of each group, "
+        "with these norms as state."
+    )
+    number = float(len(groups))
+    return [_result(_GROUPS, _OF_GROUPS, "fails", detail, number, 1.0, meaning)]
+
+
+def check_compactness(subject: Subject, effort: Effort) -> Sequence[Result]:
+    """Gamma_1 has no end: no group's norm can go to 0, and its curvature is bounded."""
+    survey = Survey.of(subject, effort)
+    groups = survey.groups
+    if groups is not None and len(groups) > 1:
+        norms = torch.stack([survey.points[:, list(g)].norm(dim=1) for g in groups])
+        detail = (
+            f"the norm of each of {len(groups)} groups can be any number in (0, 1); at the points "
+            f"found it is between {float(norms.min()):.2g} and {float(norms.max()):.2g}"
+        )
+        meaning = (
+            "Gamma_1 is not compact. Near its ends the noise is large and steps must be small, "
+            "and there need not be an equilibrium in the sense of Theorem 5.4."
+        )
+        number = float(len(groups))
+        return [_result(_COMPACT, _OF_COMPACT, "fails", detail, number, 1.0, meaning)]
+    values = survey.spectrum[0][:, -1]
+    begin = survey.points[values.argsort(descending=True)[:_SEARCHES]]
+    where, inverse = descend(
+        survey.subject,
+        curvature(survey.subject, survey.rank, largest=True),
+        begin,
+        searches(survey),
+        survey.on_level,
+    )
+    index = int(inverse.argmin())
+    largest = 1.0 / float(inverse[index])
+    growth = largest / float(values.median())
+    if growth >= _GROWING:
+        verdict = "fails" if growth >= _UNBOUNDED else "undecided"
+        detail = (
+            f"the largest eigenvalue of H grows along Gamma_1 from {float(values.median()):.3g} "
+            f"to {largest:.2g} at {show_point(where[index])}"
+        )
+        meaning = "The loss has a singularity that Gamma_1 runs into: Gamma_1 is not compact."
+        return [_result(_COMPACT, _OF_COMPACT, verdict, detail, growth, _UNBOUNDED, meaning)]
+    detail = (
+        f"the curvature of the loss is bounded on what was searched: the largest eigenvalue of H "
+        f"is {float(values.median()):.3g} at the median point and nowhere found above "
+        f"{largest:.3g}; unit minimisers of a smooth loss are closed"
+    )
+    return [_result(_COMPACT, _OF_COMPACT, "holds", detail, growth, _UNBOUNDED)]
+
+
+def _result(
+    name: str,
+    statements: tuple[str, ...],
+    verdict: str,
+    detail: str,
+    statistic: float = float("nan"),
+    limit: float = float("nan"),
+    meaning: str = "",
+) -> Result:
+    return Result(
+        name,
+        verdict,  # type: ignore[arg-type]
+        detail,
+        statistic,
+        limit,
+        statements=statements,
+        kind="assumption",
+        meaning=meaning,
+    )
+
+
+CHECKS = (
+    Check(_GROUPS, "assumption", _OF_GROUPS, check_groups),
+    Check(_COMPACT, "assumption", _OF_COMPACT, check_compactness),
+)

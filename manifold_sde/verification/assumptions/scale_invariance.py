@@ -1,0 +1,139 @@
+"""Assumption 2.3, and the two properties of the noise that follow from it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from manifold_sde import invariance, loss_checks
+from manifold_sde.problem import INVARIANCE_TOLERANCE
+from manifold_sde.symbolic.problem import SymbolicProblem
+from manifold_sde.verification.assumptions.survey import Survey, show_point
+from manifold_sde.verification.check import Check
+from manifold_sde.verification.effort import Effort
+from manifold_sde.verification.result import Result
+from manifold_sde.verification.subject import Subject
+
+_INVARIANCE, _CONE, _NOISE = "scale invariance", "cone of minimisers", "properties of the noise"
+_STATEMENTS = ("Assumption 2.3",)
+_LIMIT = INVARIANCE_TOLERANCE[torch.float64]
+#: Factors by which minimisers are scaled.
+_FACTORS = (1e-3, 0.5, 2.0, 1e3)
+
+
+def check_invariance(subject: Subject, effort: Effort) -> Sequence[Result]:
+    """Every sample loss is constant along rays, by Euler's theorem (Lemma 2.5 with k = 0)."""
+    problem = subject.problem
+    x = subject.cone_points(effort.points)
+    fixed = loss_checks.fixed_directions(problem.dim)
+    terms, size = invariance.euler_products(problem.pointwise, torch.cat([x, fixed]))
+    defects = terms.sum(-1).abs() / size.max().clamp(min=1e-300)
+    defects = defects.nan_to_num(nan=torch.inf)
+    point, sample = divmod(int(defects.argmax()), defects.shape[1])
+    worst = float(defects.max())
+    where = torch.cat([x, fixed])[point]
+    if worst > _LIMIT:
+        coordinates = invariance.guilty_coordinates(problem.pointwise, fixed)
+        which = "" if problem.n_samples is None else f" of sample {sample}"
+        detail = (
+            f"|<x, grad L>| / (|x| |grad L|) = {worst:.2g}{which} at "
+            f"{show_point(where / where.norm())} times {float(where.norm()):.2g}, caused by "
+            f"{invariance.describe_coordinates(coordinates, problem.dim)}"
+        )
+        meaning = (
+            "The norm of the weights changes the loss, and no statement of the theory holds as it "
+            "stands. Normalise what these coordinates feed (no bias, no affine parameters, no "
+            "eps), or take them out of x. Where the violation is small, what follows describes "
+            "the run as long as its effect is."
+        )
+        return [_result(_INVARIANCE, "fails", detail, worst, _LIMIT, meaning)]
+    losses = "the loss is" if problem.n_samples in (None, 1) else f"{problem.n_samples} losses are"
+    detail = f"{losses} constant along rays to {worst:.1g}, at {len(defects)} points"
+    if isinstance(problem, SymbolicProblem):
+        detail += f"; symbolically {problem.scale_invariance.verdict}"
+    return [_result(_INVARIANCE, "holds", detail, worst, _LIMIT)]
+
+
+def check_cone(subject: Subject, effort: Effort) -> Sequence[Result]:
+    """Multiples of minimisers are minimisers with the same loss."""
+    survey = Survey.of(subject, effort)
+    problem, points = survey.subject.problem, survey.points
+    top = survey.spectrum[0].abs().amax(1)
+    worst, where, factor = 0.0, points[0], 1.0
+    for a in _FACTORS:
+        # The gradient of a 0-homogeneous function has degree -1, its Hessian -2.
+        off = a * problem.gradient(a * points).norm(dim=1) / top.clamp(min=1e-300)
+        off = torch.maximum(off, survey.above(a * points).abs()).nan_to_num(nan=torch.inf)
+        if float(off.max()) > worst:
+            worst, where, factor = float(off.max()), points[off.argmax()], a
+    if worst > _LIMIT:
+        detail = f"{factor:g} times the minimiser {show_point(where)} is off by {worst:.2g}"
+        meaning = "The minimisers are no cone: the norm of the weights matters."
+        return [_result(_CONE, "fails", detail, worst, _LIMIT, meaning)]
+    detail = (
+        f"{len(points)} minimisers times {_FACTORS[0]:g} to {_FACTORS[-1]:g} are minimisers with "
+        f"the same loss, to {worst:.1g}"
+    )
+    return [_result(_CONE, "holds", detail, worst, _LIMIT)]
+
+
+def check_noise(subject: Subject, effort: Effort) -> Sequence[Result]:
+    """The noise has degree -1 and no radial part."""
+    problem = subject.problem
+    points = [loss_checks.fixed_directions(problem.dim), _on_manifold(subject, effort)]
+    found = [problem.noise_violations(x) for x in points if len(x)]
+    degree, radial = (max(f[name] for f in found) for name in ("degree", "radial"))
+    worst = max(degree, radial)
+    detail = (
+        f"sigma(a x) = sigma(x) / a to {degree:.1g}, and sigma(x)^T x = 0 to {radial:.1g} of "
+        f"|sigma| |x|, at {sum(map(len, points))} points"
+    )
+    meaning = ""
+    if degree > _LIMIT:
+        meaning = "A noise of another degree has no intrinsic clock: the toolkit refuses it."
+    elif radial > _LIMIT:
+        meaning = (
+            "The noise changes the norm at first order: the norm's equation holds only in mean, "
+            "and Theorems 4.1 and 4.4 do not cover it."
+        )
+    return [
+        Result(
+            _NOISE,
+            "fails" if not worst <= _LIMIT else "holds",
+            detail,
+            worst,
+            _LIMIT,
+            statements=("Assumption 2.3", "Lemma 2.4", "Lemma 2.5"),
+            kind="assumption",
+            meaning=meaning,
+        )
+    ]
+
+
+def _on_manifold(subject: Subject, effort: Effort) -> Tensor:
+    ends = Survey.of(subject, effort).ends
+    return ends[torch.isfinite(ends).all(1)]
+
+
+def _result(
+    name: str, verdict: str, detail: str, statistic: float, limit: float, meaning: str = ""
+) -> Result:
+    return Result(
+        name,
+        verdict,  # type: ignore[arg-type]
+        detail,
+        statistic,
+        limit,
+        statements=_STATEMENTS,
+        kind="assumption",
+        meaning=meaning,
+    )
+
+
+CHECKS = (
+    Check(_INVARIANCE, "assumption", _STATEMENTS, check_invariance),
+    Check(_CONE, "assumption", _STATEMENTS, check_cone),
+    Check(_NOISE, "assumption", ("Assumption 2.3", "Lemma 2.4", "Lemma 2.5"), check_noise),
+)

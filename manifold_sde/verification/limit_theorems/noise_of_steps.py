@@ -1,0 +1,148 @@
+r"""What the steps of SGD really did: shrinkage and noise, read off a run.
+
+As :math:`\langle x, \nabla L_\xi(x)\rangle = 0`, a step shrinks the weights by
+:math:`\langle x_k, x_{k+1}\rangle / \|x_k\|^2`, and what else it does is
+:math:`-\eta(\nabla L + \sigma e_k)`, from which :math:`e_k = \sigma^\dagger(\cdot)` follows: the
+increment of Z that this step used, as far as sigma shows it. What sigma does not show (its kernel)
+is filled up with noise of our own, so that the whole has the covariance that the lemmas speak of.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from manifold_sde.errors import NoiseError
+from manifold_sde.noise import SamplingNoise
+from manifold_sde.verification.effort import Effort
+from manifold_sde.verification.limit_theorems.functionals import Array
+from manifold_sde.verification.subject import Subject
+
+#: Steps, in as many blocks.
+STEPS, BLOCKS = 128, 4
+#: Rates: eta / (2 lambda) = 1/10 and 4 eta lambda STEPS = 1, so that R falls from 1 by a third.
+LR = math.sqrt(1.0 / (4.0 * STEPS * 5.0))
+WEIGHT_DECAY = 5.0 * LR
+#: Components of the noise that are tested, at most.
+_COMPONENTS = 4
+#: Part of the largest eigenvalue of Sigma below which one counts as 0.
+_RANK = 1e-10
+#: Largest eta / |x|^2, times lambda_max(H).
+_STABILITY = 0.2
+
+
+@dataclass(frozen=True)
+class StepNoise:
+    """Noise and shrinkage of the steps of a run of SGD.
+
+    Attributes:
+        lr: Learning rate.
+        weight_decay: Weight decay.
+        shrinkage: What each step left of the weights, (K, n).
+        increments: e_k as far as sigma shows it, (K, n, m).
+        ranks: Rank of sigma, which is the mean of |e_k|^2, (K, n).
+        components: Components of e_k, filled up, on directions that the limit of Z has, (K, n, p).
+        outside: Largest part of a step's noise that is outside the range of sigma, in units of
+            the mean size of the noise.
+        gaussian: Whether the steps' noise is normal, as that of (18).
+        dimension: Number Xi, or m, of components of Z.
+    """
+
+    lr: float
+    weight_decay: float
+    shrinkage: Tensor
+    increments: Tensor
+    ranks: Tensor
+    components: Tensor
+    outside: float
+    gaussian: bool
+    dimension: int
+
+    @classmethod
+    def of(cls, subject: Subject, effort: Effort, runs: int) -> StepNoise:
+        """Of a run of SGD that keeps all its steps; made once for a subject.
+
+        Raises:
+            NoiseError: If there is no noise at the start.
+        """
+        key = (cls.__name__, runs, effort.step_size)
+        if key not in subject.shared:
+            subject.shared[key] = cls._read_off(subject, effort, runs)
+        found: StepNoise = subject.shared[key]
+        return found
+
+    @classmethod
+    def _read_off(cls, subject: Subject, effort: Effort, runs: int) -> StepNoise:
+        problem, start = subject.problem, subject.start
+        sharpness = float(torch.linalg.eigvalsh(problem.hessian(start))[-1])
+        step = min(effort.step_size, _STABILITY / sharpness)
+        run = subject.run_sgd(
+            problem,
+            start * math.sqrt(LR / step),
+            LR,
+            WEIGHT_DECAY,
+            list(range(STEPS + 1)),
+            n_paths=runs,
+            seed=((subject.seed << 8) % 2**63) + 124,
+        )
+        before, after = run.ys[:-1], run.ys[1:]
+        shrinkage = (before * after).sum(-1) / before.square().sum(-1)
+        noise = (shrinkage[..., None] * before - after) / LR - problem.gradient(before)
+        factor = problem.noise_factor(before)
+        values, vectors = torch.linalg.eigh(factor @ factor.mT)
+        seen = values > _RANK * values[..., -1:]
+        if not bool((values[..., -1] > 0).all()):
+            raise NoiseError(
+                "the steps of SGD have no noise here",
+                received="sigma = 0 on the way",
+                expected="noise on the manifold of minimisers",
+                remedy="with interpolation SGD stands still, and there is nothing to test",
+            )
+        inverse = torch.where(seen, 1.0 / values.clamp(min=1e-300), 0.0)
+        along = (vectors.mT @ noise[..., None])[..., 0]
+        lifted = (vectors @ (inverse * along)[..., None])[..., 0]
+        increments = (factor.mT @ lifted[..., None])[..., 0]
+        missed = torch.where(seen, 0.0, along).norm(dim=-1) / noise.norm(dim=-1).mean()
+        m = factor.shape[-1]
+        axes = _axes(subject, m, isinstance(problem.noise, SamplingNoise))
+        fill = subject.normals(125, STEPS, runs, m)
+        # V V^T of sigma = U S V^T takes from our own noise what sigma shows of it.
+        shown = (vectors.mT @ (factor @ fill[..., None]))[..., 0]
+        shown = (vectors @ (inverse * shown)[..., None])[..., 0]
+        fill = fill - (factor.mT @ shown[..., None])[..., 0]
+        return cls(
+            lr=LR,
+            weight_decay=WEIGHT_DECAY,
+            shrinkage=shrinkage,
+            increments=increments,
+            ranks=seen.sum(-1).to(values),
+            components=(increments + fill) @ axes,
+            outside=float(missed.max()),
+            gaussian=problem.noise.draw_counts(problem.pointwise)[1] == 0,
+            dimension=m,
+        )
+
+    def blocks(self, weights: Array, variances: Array) -> Tensor:
+        """Standardised increments of Z over the blocks, (n, BLOCKS * p).
+
+        Args:
+            weights: What the increments of the steps are multiplied by, (K,).
+            variances: Variance that the limit gives to each block, (BLOCKS,).
+        """
+        weighted = self.components * torch.from_numpy(weights)[:, None, None]
+        sums = weighted.unflatten(0, (BLOCKS, -1)).sum(1)
+        scaled = sums / torch.from_numpy(variances).sqrt()[:, None, None]
+        return scaled.movedim(0, 1).flatten(1)
+
+
+def _axes(subject: Subject, m: int, centred: bool) -> Tensor:
+    """Orthonormal directions (m, p) of Z's limit: of all of R^m, or of what is orthogonal to 1."""
+    count = min(_COMPONENTS, m - 1 if centred else m)
+    directions = subject.normals(126, m, count)
+    if centred:
+        directions = directions - directions.mean(0)
+    axes: Tensor = torch.linalg.qr(directions)[0]
+    return axes

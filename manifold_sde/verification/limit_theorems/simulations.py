@@ -1,0 +1,268 @@
+"""The runs that the checks of limit theorems share: each is made once for a subject."""
+
+from __future__ import annotations
+
+import math
+from functools import cached_property
+from typing import Any
+
+import torch
+from scipy import stats
+from torch import Tensor
+
+from manifold_sde.degeneracy import Degeneracy
+from manifold_sde.errors import ArgumentError, LimitMapError, NoiseError
+from manifold_sde.sdes import (
+    DirectionDiffusion,
+    FixedRatioDiffusion,
+    LimitingDiffusion,
+    WeightDecaySDE,
+)
+from manifold_sde.verification.effort import Effort
+from manifold_sde.verification.limit_theorems.functionals import Functional, declare
+from manifold_sde.verification.limit_theorems.regime import (
+    MOMENTS,
+    TOLERATED,
+    Rates,
+    Regime,
+    Surroundings,
+)
+from manifold_sde.verification.subject import Subject
+
+#: Paths of the first pilot run, which sees the manifold, and of the second, which sees effects.
+_SCOUTS = 64
+_PILOTS = 1024
+#: Largest step of the diffusions, in units of V u.
+_STEP = 0.2
+#: Points whose limit map is computed together.
+_AT_ONCE = 4096
+#: Difference up to which a closed form of Phi is taken for that of the geometry.
+_SAME = 1e-6
+_FEWEST_RUNS = 64
+
+
+class Simulations:
+    """Runs of SGD and of the diffusions from one start, at the rates of one regime.
+
+    Args:
+        subject: The subject.
+        effort: The effort.
+    """
+
+    def __init__(self, subject: Subject, effort: Effort) -> None:
+        self.subject = subject
+        self.effort = effort
+        self._runs: dict[Any, Tensor] = {}
+
+    @classmethod
+    def of(cls, subject: Subject, effort: Effort) -> Simulations:
+        """Those of a subject at an effort: made when they are first asked for."""
+        key = (cls.__name__, effort)
+        if key not in subject.shared:
+            subject.shared[key] = cls(subject, effort)
+        found: Simulations = subject.shared[key]
+        return found
+
+    def seed(self, use: int) -> int:
+        """Seed of a run."""
+        return ((self.subject.seed << 8) % 2**63) + use
+
+    # Before drawing.
+
+    @cached_property
+    def degeneracy(self) -> Degeneracy:
+        """How many directions the noise reaches at the start."""
+        return Degeneracy.of(self.subject.problem, self.subject.start)
+
+    @cached_property
+    def around(self) -> Surroundings:
+        """What SGD finds at points that a first pilot run reaches.
+
+        Raises:
+            NoiseError: If there is no diffusion.
+        """
+        y = self.subject.start
+        if self.degeneracy.noise_rank == 0:
+            raise NoiseError(
+                "there is no diffusion along the manifold",
+                received="noise without a part along the manifold",
+                expected="noise that moves the weights along the manifold of minimisers",
+                remedy=self.degeneracy.statement or "",
+            )
+        here = Surroundings.of(self.subject, y[None])
+        clock = Regime.of(here, self.effort).clock
+        seen = self._pilot([clock], _SCOUTS, 100).directions[-1]
+        return Surroundings.of(self.subject, torch.cat([y[None], seen[:15]]))
+
+    @cached_property
+    def regime(self) -> Regime:
+        """Step sizes, times and rates."""
+        return Regime.of(self.around, self.effort)
+
+    def _pilot(self, clocks: list[float], n: int, use: int) -> Any:
+        sde = DirectionDiffusion(self.subject.problem, "stratonovich")
+        trace = float(sde.problem.noise_trace(self.subject.start))
+        dt = clocks[-1] / max(2, math.ceil(trace * clocks[-1] / _STEP))
+        times = [0.0, *clocks]
+        seed = self.seed(use)
+        return self.subject.solve(
+            sde, self.subject.start, times, n_paths=n, dt=dt, seed=seed, compile=False
+        )
+
+    @cached_property
+    def pilot(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What the pilot run sees.
+
+        Directions at the moments (K, n, D), the same with the clock off by the departure, and off
+        by what is tolerated of it; and the growth of 4 log |Y| at the last moment, right and off,
+        (2, n).
+        """
+        trace = self.around.trace
+        right = [math.log1p(2.0 * trace * t) / (2.0 * trace) for t in self.regime.elapsed]
+        factors = (1.0, 1.0 + self.effort.departure, 1.0 + TOLERATED * self.effort.departure)
+        clocks = sorted({f * u for f in factors for u in right})
+        found = self._pilot(clocks, _PILOTS, 101)
+        rows = [[1 + clocks.index(f * u) for u in right] for f in factors]
+        growth = torch.stack([found.growth[rows[k][-1]] for k in (0, 1)])
+        right_clock, off, slightly = (found.directions[r] for r in rows)
+        return right_clock, off, slightly, growth
+
+    @cached_property
+    def functionals(self) -> tuple[Functional, ...]:
+        """What is compared."""
+        right, wrong, _, growth = self.pilot
+        return declare(self.subject, self.subject.start, right, wrong, growth)
+
+    @cached_property
+    def effect(self) -> float:
+        """Effect of the departure on the functional that feels it most, in its deviations."""
+        felt = [f.effect / f.spread for f in self.functionals if not f.of_norm]
+        return max(felt)
+
+    @property
+    def tests(self) -> int:
+        """Number of tests of a comparison: the functionals, and the energy distance."""
+        return len(self.functionals) + 1
+
+    def needed(self, factor: float) -> int:
+        """Runs that find the departure, for an estimate of variance factor / n."""
+        alpha = self.effort.false_alarm / self.tests
+        quantiles = stats.norm.isf(alpha / 2) + stats.norm.isf(self.effort.miss)
+        return math.ceil(factor * (quantiles / ((1.0 - TOLERATED) * self.effect)) ** 2)
+
+    @cached_property
+    def runs(self) -> int:
+        """Number of independent runs of each simulation, even."""
+        return 2 * (max(_FEWEST_RUNS, min(self.effort.runs, self.needed(4.0))) // 2)
+
+    def departure(self, factor: float) -> float:
+        """The departure that these runs find: the effort's, or a larger one."""
+        return self.effort.departure * max(1.0, math.sqrt(self.needed(factor) / self.runs))
+
+    # Runs.
+
+    def sgd(self, rates: Rates, use: int) -> Tensor:
+        """Phi of the weights at the moments, (K, n, D), from norm 1."""
+        return self._sgd(rates, use)[1]
+
+    def sgd_norms(self, rates: Rates, use: int) -> Tensor:
+        """Norms of the weights at the moments, (K, n)."""
+        return self._sgd(rates, use)[0].norm(dim=-1)
+
+    def _sgd(self, rates: Rates, use: int) -> tuple[Tensor, Tensor]:
+        key = ("sgd", rates, use)
+        if key not in self._runs:
+            run = self.subject.run_sgd(
+                self.subject.problem,
+                self.subject.start,
+                rates.lr,
+                rates.weight_decay,
+                list(rates.counts),
+                n_paths=self.runs,
+                seed=self.seed(use),
+            )
+            self._runs[key] = run.ys
+            self._runs["limit", key] = self.limits(run.ys)
+        return self._runs[key], self._runs["limit", key]
+
+    def limits(self, x: Tensor) -> Tensor:
+        """Phi of weights (..., D).
+
+        Raises:
+            ArgumentError: If some of them do not flow to the manifold.
+        """
+        phi = self._phi
+        flat = x.reshape(-1, x.shape[-1])
+        lost = int((~torch.isfinite(flat).all(1)).sum())
+        if not lost:
+            try:
+                found = torch.cat([phi(part) for part in flat.split(_AT_ONCE)])
+                lost = int((~torch.isfinite(found).all(1)).sum())
+            except LimitMapError as error:
+                lost = len(flat) if error.failed is None else int(error.failed.sum())
+        if lost:
+            raise ArgumentError(
+                "SGD leaves the neighbourhood of the manifold",
+                received=f"{lost} of {len(flat)} weights without a limit of gradient flow, at "
+                f"eta / |x|^2 up to {self.regime.coarseness * self.regime.step_size:.2g}",
+                expected="weights from which gradient flow leads to the manifold",
+                remedy="an effort with a smaller step_size",
+            )
+        return found.reshape(x.shape)
+
+    @cached_property
+    def _phi(self) -> Any:
+        """The geometry's limit map, or the closed form that the problem knows, if they agree."""
+        geometry, facts = self.subject.geometry, self.subject.problem.facts
+        closed = None if facts is None else facts.limit_map
+        if closed is None:
+            return geometry.limit_map
+        x = self.subject.start + 0.05 * self.subject.normals(102, 16, self.subject.problem.dim)
+        same = float((closed(x) - self.subject.limits(x)).abs().max()) <= _SAME
+        return closed if same else geometry.limit_map
+
+    def diffusion(self, ratio: float, times: tuple[float, ...], use: int) -> Tensor:
+        """States of (8) at a ratio, solved in its own time, (K, n, D)."""
+        sde = FixedRatioDiffusion(self.subject.problem, ratio, "stratonovich")
+        return self._solved(sde, times, use)
+
+    def limiting(self, times: tuple[float, ...], use: int) -> Tensor:
+        """States of (13), (K, n, D)."""
+        return self._solved(LimitingDiffusion(self.subject.problem, "stratonovich"), times, use)
+
+    def _solved(self, sde: FixedRatioDiffusion, times: tuple[float, ...], use: int) -> Tensor:
+        key = (type(sde).__name__, sde.ratio, times, use)
+        if key not in self._runs:
+            # du = dt / |Y|^4, and the norm is smallest at one of the two ends.
+            trace, end = self.around.trace, times[-1]
+            last = math.exp(-4.0 * sde.ratio * end) * (1.0 + 2.0 * trace * self.regime.elapsed[-1])
+            steps = MOMENTS * math.ceil(end * trace / (MOMENTS * _STEP * min(1.0, last)))
+            run = self.subject.solve(
+                sde,
+                self.subject.start,
+                [0.0, *times],
+                n_paths=self.runs,
+                method="weak2",
+                dt=times[-1] / steps,
+                seed=self.seed(use),
+                compile=False,
+            )
+            self._runs[key] = run.ys[1:]
+        return self._runs[key]
+
+    def continuous(self, rates: Rates, times: tuple[float, ...], use: int) -> Tensor:
+        """Phi of the states of the SDE (3) at times in steps, (K, n, D)."""
+        key = ("continuous", rates, times, use)
+        if key not in self._runs:
+            run = self.subject.solve(
+                WeightDecaySDE(self.subject.problem, rates.lr, rates.weight_decay),
+                self.subject.start,
+                [0.0, *times],
+                n_paths=self.runs,
+                method="euler",
+                dt=0.5,
+                seed=self.seed(use),
+                compile=False,
+            )
+            self._runs[key] = self.limits(run.ys[1:])
+        return self._runs[key]

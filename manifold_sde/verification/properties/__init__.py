@@ -1,0 +1,95 @@
+"""What the theory says of every problem, as functions that measure how far it is from holding.
+
+Each takes a problem (or a :class:`~manifold_sde.verification.subject.Subject`, with other code in
+the place of the toolkit's) and points, and returns a :class:`Defect`: a value, the tolerance that
+rounding and truncation call for, and ``.require()``, for tests.
+"""
+
+from manifold_sde.verification.properties import (
+    curvature,
+    drift,
+    homogeneity,
+    limit_map,
+    noise,
+    runs,
+    tangent_space,
+    times,
+)
+from manifold_sde.verification.properties.curvature import (
+    normal_trace,
+    second_derivative,
+    second_derivative_degree,
+)
+from manifold_sde.verification.properties.defect import Defect
+from manifold_sde.verification.properties.drift import (
+    calculus_correction,
+    norm_identity,
+    stratonovich_tangency,
+)
+from manifold_sde.verification.properties.homogeneity import (
+    derivative_degree,
+    euler,
+    scale_invariance,
+)
+from manifold_sde.verification.properties.limit_map import (
+    limit_map_degree,
+    limit_map_flow,
+    limit_map_idempotent,
+    limit_map_norm,
+)
+from manifold_sde.verification.properties.noise import noise_degree, noise_is_tangent
+from manifold_sde.verification.properties.runs import (
+    decay_as_rate,
+    decay_equation_scaling,
+    reparametrisation,
+    stable_rate,
+)
+from manifold_sde.verification.properties.tangent_space import projector, tangent_projection
+from manifold_sde.verification.properties.times import (
+    time_scale_inverse,
+    time_scale_quadrature,
+    time_scale_recursion,
+    time_scale_rescaled,
+)
+
+#: The checks of all properties, from the loss to the runs.
+CHECKS = (
+    *homogeneity.CHECKS,
+    *noise.CHECKS,
+    *limit_map.CHECKS,
+    *tangent_space.CHECKS,
+    *curvature.CHECKS,
+    *drift.CHECKS,
+    *times.CHECKS,
+    *runs.CHECKS,
+)
+
+__all__ = [
+    "CHECKS",
+    "Defect",
+    "calculus_correction",
+    "decay_as_rate",
+    "decay_equation_scaling",
+    "derivative_degree",
+    "euler",
+    "limit_map_degree",
+    "limit_map_flow",
+    "limit_map_idempotent",
+    "limit_map_norm",
+    "noise_degree",
+    "noise_is_tangent",
+    "norm_identity",
+    "normal_trace",
+    "projector",
+    "reparametrisation",
+    "scale_invariance",
+    "second_derivative",
+    "second_derivative_degree",
+    "stable_rate",
+    "stratonovich_tangency",
+    "tangent_projection",
+    "time_scale_inverse",
+    "time_scale_quadrature",
+    "time_scale_recursion",
+    "time_scale_rescaled",
+]

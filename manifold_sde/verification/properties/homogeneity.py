@@ -1,0 +1,193 @@
+"""Homogeneity of the losses and of their derivatives: Definition 2.2, Lemmas 2.4 and 2.5."""
+
+from __future__ import annotations
+
+import contextlib
+
+import torch
+from torch import Tensor
+
+from manifold_sde import invariance, loss_checks
+from manifold_sde.errors import ManifoldSDEError
+from manifold_sde.paper import implements
+from manifold_sde.problem import Problem
+from manifold_sde.verification.check import Check
+from manifold_sde.verification.effort import Effort
+from manifold_sde.verification.properties.defect import (
+    Defect,
+    flat_points,
+    property_check,
+    rounding,
+    spread_norms,
+)
+from manifold_sde.verification.subject import Subject
+
+_NAMES = {1: "gradient", 2: "Hessian", 3: "third derivative"}
+#: Numbers that a batch of Hessians may have.
+_MOST_NUMBERS = 2**24
+
+
+def _losses(problem: Problem, x: Tensor) -> Tensor:
+    """The sample losses, or the one loss: (n, D) -> (n, Xi or 1)."""
+    return problem.loss(x)[:, None] if problem.n_samples is None else problem.sample_losses(x)
+
+
+def loss_size(problem: Problem, x: Tensor) -> float:
+    """Largest |L_xi| + |x| |grad L_xi| over samples, points and fixed directions.
+
+    A computation of the losses to some units of rounding is that far off, at most.
+    """
+    points = torch.cat([flat_points(x), loss_checks.fixed_directions(problem.dim).to(x)])
+    slopes = invariance.euler_products(problem.pointwise, points)[1]
+    return max(float((_losses(problem, points).abs() + slopes).max()), 1e-300)
+
+
+def _derivative(problem: Problem, x: Tensor, order: int) -> Tensor:
+    """A derivative of L at points (n, D), flat: (n, ...); the third along fixed directions."""
+    if order == 1:
+        return problem.gradient(x)
+    if order == 2:
+        return problem.hessian(x).flatten(1)
+    a, b = loss_checks.fixed_directions(problem.dim, 2).to(x)
+    return problem.third_derivative(x, a.expand_as(x), b.expand_as(x))
+
+
+def _derivative_size(problem: Problem, x: Tensor) -> float:
+    """Sum of the largest |x|^l |d^l L(x)|, l = 0 to 3, over the points."""
+    norms = x.norm(dim=1)
+    sizes = [(norms**order * _derivative(problem, x, order).norm(dim=1)).max() for order in _NAMES]
+    return loss_size(problem, x) + float(sum(sizes))
+
+
+@implements("Definition 2.2")
+def scale_invariance(problem: Problem | Subject, x: Tensor, alpha: Tensor | float) -> Defect:
+    """L_xi(alpha x) = L_xi(x) for every sample loss, by evaluating both sides.
+
+    Args:
+        problem: The problem.
+        x: Points (..., D), not 0.
+        alpha: Positive factors, that broadcast against (...).
+
+    Returns:
+        The largest |L_xi(alpha x) - L_xi(x)|, relative to the size of the losses and gradients.
+
+    Source: Definition 2.2 with k = 0, Assumption 2.3.
+    """
+    owner = Subject.of(problem).problem
+    points, factors = _with_factors(x, alpha)
+    gap = _losses(owner, factors * points) - _losses(owner, points)
+    values = gap.abs().amax(1) / loss_size(owner, points)
+    return Defect.of(values, rounding(points), "L(a x) = L(x)")
+
+
+@implements("Lemma 2.4")
+def derivative_degree(
+    problem: Problem | Subject, x: Tensor, alpha: Tensor | float, order: int
+) -> Defect:
+    """The derivative of L of an order l has degree -l: d^l L(alpha x) = alpha^-l d^l L(x).
+
+    Args:
+        problem: The problem.
+        x: Points (..., D), not 0.
+        alpha: Positive factors, that broadcast against (...).
+        order: 1 for the gradient, 2 for the Hessian, 3 for the third derivative along fixed
+            directions.
+
+    Returns:
+        The largest difference, relative to the sizes of the derivatives up to the third.
+
+    Source: Lemma 2.4.
+    """
+    owner = Subject.of(problem).problem
+    points, factors = _with_factors(x, alpha)
+    there, here = (_derivative(owner, z, order) for z in (factors * points, points))
+    gap = (factors**order * there - here).norm(dim=1) * points.norm(dim=1) ** order
+    values = gap / _derivative_size(owner, points)
+    return Defect.of(values, rounding(points), f"the {_NAMES[order]} has degree {-order}")
+
+
+def euler(problem: Problem | Subject, x: Tensor) -> Defect:
+    """<x, grad L_xi(x)> = 0 for every sample, and H(x) x = -grad L(x).
+
+    Both are Euler's theorem: for the losses, of degree 0, and for the gradient, of degree -1.
+
+    Args:
+        problem: The problem.
+        x: Points (..., D), not 0.
+
+    Returns:
+        The largest defect, relative to the sizes of the derivatives.
+
+    Source: Lemma 2.5.
+    """
+    owner = Subject.of(problem).problem
+    points = flat_points(x)
+    terms, _ = invariance.euler_products(owner.pointwise, points)
+    first = terms.sum(-1).abs().amax(1) / loss_size(owner, points)
+    turned = (owner.hessian(points) @ points[..., None])[..., 0] + owner.gradient(points)
+    second = turned.norm(dim=1) * points.norm(dim=1) / _derivative_size(owner, points)
+    return Defect.of(torch.maximum(first, second), rounding(points), "<x, grad L> = 0 and H x = -g")
+
+
+def _with_factors(x: Tensor, alpha: Tensor | float) -> tuple[Tensor, Tensor]:
+    """Points (n, D) and their factors (n, 1)."""
+    factors = torch.as_tensor(alpha, dtype=x.dtype, device=x.device).expand(x.shape[:-1])
+    return flat_points(x), factors.reshape(-1, 1)
+
+
+def points_everywhere(subject: Subject, most: int) -> tuple[Tensor, Tensor]:
+    """Unit vectors all over the sphere, on Gamma_1 and near it, and norms to scale them to.
+
+    Where no manifold is found, which scale invariance does not need, there are only the first.
+    """
+    directions = subject.cone_points(most)
+    found = [directions / directions.norm(dim=1, keepdim=True)]
+    half = max(1, most // 2)
+    with contextlib.suppress(ManifoldSDEError):
+        found += [subject.manifold_points(half), subject.attraction_points(half)]
+    x = torch.cat(found)
+    return x, spread_norms(subject, len(x))
+
+
+def _points(subject: Subject, effort: Effort) -> tuple[Tensor, Tensor]:
+    most = _MOST_NUMBERS // subject.problem.dim**2
+    return points_everywhere(subject, max(2, min(effort.points, most)))
+
+
+def _check_losses(subject: Subject, effort: Effort) -> list[Defect]:
+    return [scale_invariance(subject, *_points(subject, effort))]
+
+
+def _check_degrees(subject: Subject, effort: Effort) -> list[Defect]:
+    x, norms = _points(subject, effort)
+    return [derivative_degree(subject, x, norms, order) for order in _NAMES]
+
+
+def _check_euler(subject: Subject, effort: Effort) -> list[Defect]:
+    x, norms = _points(subject, effort)
+    return [euler(subject, x * norms[:, None])]
+
+
+_NOT_INVARIANT = (
+    "The loss is not constant along rays, so that weight decay changes what is minimised and the "
+    "theory does not apply: look for a bias, affine parameters, an eps in a normalisation, or a "
+    "trained last layer. problem.require_scale_invariance() names the coordinates."
+)
+
+#: The checks of this module.
+CHECKS: tuple[Check, ...] = (
+    property_check(
+        "scale invariance of the losses",
+        ("Definition 2.2", "Assumption 2.3"),
+        _check_losses,
+        _NOT_INVARIANT,
+    ),
+    property_check(
+        "degrees of the derivatives",
+        ("Lemma 2.4",),
+        _check_degrees,
+        "A derivative does not scale as that of a scale-invariant loss: the loss is not one, or "
+        "its derivatives are not those of what it computes (problem.derivative_errors).",
+    ),
+    property_check("Euler's theorem", ("Lemma 2.5",), _check_euler, _NOT_INVARIANT),
+)
