@@ -94,6 +94,7 @@ for label, mean, exact_law, colour, marker in (
 right.plot([], [], color="black", lw=1, label="exact: $\\pi$, and that of the clock")
 right.set_xlabel("angle along the circle")
 right.set_ylabel("density")
+right.set_ylim(0.0, 0.5)
 right.legend(frameon=False)
 for axes in (left, right):
     axes.spines[["top", "right"]].set_visible(False)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor
 
+from manifold_sde.compiling import compiler_available
 from manifold_sde.errors import ClockRangeError
 from manifold_sde.sdes import LimitingDiffusion
 from manifold_sde.solvers import Solution
@@ -35,10 +36,12 @@ NAME = "equilibrium of several groups"
 #: What one group's norm is multiplied by at the starts, and the others' divided by.
 _TILTS = (1.0, 1.3, 0.75)
 #: First length of the pilot in time T, its paths, and the most relaxation times of a run.
-_PILOT, _PATHS = 8.0, 64
+_PILOT, _PATHS = 16.0, 96
 _LONGEST = 64.0
-#: Steps in a unit of time.
-_STEPS = 16.0
+#: Relaxation times of a pilot that tells them.
+_PILOTED = 4.0
+#: Largest variance of a group's direction in a step, in squared radians and in each dimension.
+_VARIANCE = 0.25
 
 
 class GroupState:
@@ -81,6 +84,9 @@ def check_groups(subject: Subject, effort: Effort) -> list[Result]:
     starts = torch.cat(
         [state.tilted(start[None], tilt) for start, tilt in zip(runs.starts, _TILTS, strict=True)]
     )
+    # The norm is near its equilibrium, the groups' shares of it are not.
+    directions = starts / starts.norm(dim=1, keepdim=True)
+    starts = directions * subject.problem.noise_trace(directions)[:, None] ** 0.25
     functionals = _functionals(subject, state)
     count = len(state.groups)
     tests = len(starts) * (len(functionals) + 1 + count) + count
@@ -92,9 +98,9 @@ def check_groups(subject: Subject, effort: Effort) -> list[Result]:
         effort.miss,
         len(starts) * n,
     )
-    relaxation = _relaxation(subject, effort, starts, state, functionals)
+    relaxation = _relaxation(runs, starts, state, functionals)
     end = relaxation * math.log(2.0 * math.sqrt(2.0) / (0.1 * runs.effect))
-    solution = _run(subject, effort, starts.repeat_interleave(n, 0), end, 9)
+    solution = _run(runs, state, starts.repeat_interleave(n, 0), end, 9)
     if not bool(torch.isfinite(solution.ys[-1]).all()):
         return [_lost(solution, design)]
     ends = state(solution.ys[-1]).reshape(len(starts), n, -1)
@@ -139,27 +145,33 @@ def _functionals(subject: Subject, state: GroupState) -> Functionals:
     return Functionals(torch.from_numpy(walked[:, : -len(state.groups)]))
 
 
-def _run(subject: Subject, effort: Effort, start: Tensor, end: float, kept: int) -> Solution:
+def _run(runs: ErgodicRuns, state: GroupState, start: Tensor, end: float, kept: int) -> Solution:
+    subject = runs.subject
     times = torch.linspace(0.0, end, kept, dtype=torch.float64)
-    norms4 = start.norm(dim=1) ** 4
-    trace = subject.problem.noise_trace(start / start.norm(dim=1, keepdim=True))
-    unit = max(float(norms4.max()), float(trace.max()))
-    smallest = 1.0 / (_STEPS * max(float((trace / norms4).max()), 1.0))
-    dt = smallest * unit / float(trace.max())
+    unit = start / start.norm(dim=1, keepdim=True)
+    factor = subject.problem.noise_factor(unit)
+    rates = [
+        factor[:, group].square().sum((1, 2))
+        / unit[:, group].square().sum(1)
+        / max(len(group) - 1, 1)
+        for group in state.groups
+    ]
+    step = _VARIANCE / float(torch.stack(rates).max())  # in the clock
+    scale = float(torch.maximum(start.norm(dim=1) ** 4, factor.square().sum((1, 2))).max())
+    dt = min(step * scale, 0.25)
     solution: Solution = subject.solve(
         LimitingDiffusion(subject.problem),
         start,
         times,
-        dt=min(dt, 1.0 / _STEPS),
+        dt=dt,
         seed=subject.seed * 16 + 5,
-        compile="auto" if effort.departure < 0.2 else False,
+        compile=compiler_available(),  # a custom noise of several groups is slow without
     )
     return solution
 
 
 def _relaxation(
-    subject: Subject,
-    effort: Effort,
+    runs: ErgodicRuns,
     starts: Tensor,
     state: GroupState,
     functionals: Functionals,
@@ -172,7 +184,7 @@ def _relaxation(
     length = _PILOT
     while True:
         rows = torch.arange(_PATHS) % len(starts)
-        solution = _run(subject, effort, starts[rows], length, 33)
+        solution = _run(runs, state, starts[rows], length, 33)
         late = [state(y[torch.isfinite(y).all(1)]) for y in solution.ys[8:]]
         whole = bool(torch.isfinite(solution.ys).all())
         if whole:
@@ -181,15 +193,15 @@ def _relaxation(
                 [np.concatenate([functionals.table(y[:, :-count]), y[:, -count:]], 1) for y in late]
             )
             found = max(slowest_time(table, length / 32), 0.5)
-            if found <= length / 8.0:
+            if found <= length / _PILOTED:
                 return found
         if 2.0 * length > _LONGEST or not whole:
             raise ClockRangeError(
                 "the equilibrium of the groups is out of reach",
-                received=f"a relaxation time of more than {length / 8:.3g} in T"
+                received=f"a relaxation time of more than {length / _PILOTED:.3g} in T"
                 if whole
                 else "paths that were lost",
-                expected=f"at most {_LONGEST / 8:g}",
+                expected=f"at most {_LONGEST / _PILOTED:g}",
                 remedy="the law at finite times does not need it",
             )
         length *= 2.0
