@@ -1,8 +1,8 @@
 """Exact laws: the truth that simulations are measured against."""
 
 from manifold_sde.verification.exact.angle_law import AngleLaw
+from manifold_sde.verification.exact.applicable import Convergence, convergence, curve_of, law_of
 from manifold_sde.verification.exact.circle_diffusion import CircleDiffusion
-from manifold_sde.verification.exact.law_of import Convergence, convergence, curve_of, law_of
 from manifold_sde.verification.exact.periodic_law import CircleNormLaw, PeriodicLaw
 from manifold_sde.verification.exact.reversible_law import ReversibleLaw
 from manifold_sde.verification.exact.sphere_law import SphereLaw
