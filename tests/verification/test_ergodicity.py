@@ -89,7 +89,7 @@ def test_runs_that_have_not_mixed_are_rejected() -> None:
 def test_a_horizon_that_is_short_is_undecided() -> None:
     subject = Subject.of(problems.great_circle(0.5))
     runs = ErgodicRuns(subject, SMALL, horizon=2.2)
-    subject.__dict__["_ergodic_runs"] = {SMALL: runs}
+    subject.shared[(ErgodicRuns, SMALL)] = runs
     found = run(convergence.CHECKS, subject)[convergence.NAME]
     assert found.verdict != "holds"
     slow = Subject.of(problems.great_circle(0.5))
