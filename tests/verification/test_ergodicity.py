@@ -93,7 +93,7 @@ def test_a_horizon_that_is_short_is_undecided() -> None:
     found = run(convergence.CHECKS, subject)[convergence.NAME]
     assert found.verdict != "holds"
     slow = Subject.of(problems.great_circle(0.5))
-    slow.__dict__["_ergodic_runs"] = {SMALL: ErgodicRuns(slow, SMALL, horizon=500.0)}
+    slow.shared[(ErgodicRuns, SMALL)] = ErgodicRuns(slow, SMALL, horizon=500.0)
     found = run(convergence.CHECKS, slow)[convergence.NAME]
     assert found.verdict == "undecided"
     assert "500 relaxation times" in found.detail
