@@ -55,7 +55,7 @@ def test_help_fits_the_terminal(arguments: list[str]) -> None:
 
 def test_commands_that_do_not_exist_yet_are_not_offered() -> None:
     text = call("-h").output + call("figure", "-h").output
-    for name in ("verify", "Figure 1", "Figure 3"):
+    for name in ("Figure 1", "Figure 3"):
         assert name not in text
     assert call("figure", "3").exit_code == 2
 

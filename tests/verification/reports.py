@@ -44,7 +44,7 @@ FAILS = Result(
     "statistics",
     "The noise of your SGD is not that of the problem.",
     DESIGN,
-    (PICTURE, PICTURE),
+    pictures=(PICTURE, PICTURE),
 )
 
 

@@ -50,7 +50,7 @@ WITHOUT_SGD = [check for check in CHECKS if check.name != sgd.NAME]
 @pytest.mark.parametrize(
     "problem",
     [
-        pytest.param(problems.varying_circle(noise_scale=0.5), marks=pytest.mark.slow),
+        pytest.param(problems.varying_circle(noise_scale=0.5), marks=pytest.mark.thorough),
         problems.great_sphere(),
     ],
     ids=lambda problem: problem.name,
@@ -63,7 +63,7 @@ def test_healthy_problems_hold(problem: Any) -> None:
 
 
 @pytest.mark.paper("Theorem 5.4")
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_varying_trace_holds() -> None:
     found = run([*convergence.CHECKS, *norm.CHECKS, *reversible.CHECKS], Subject.of(VARYING))
     assert {result.verdict for result in found.values()} == {"holds"}
@@ -137,7 +137,7 @@ def test_repeated_halves_are_noticed() -> None:
     assert run(convergence.CHECKS, subject)[convergence.NAME].verdict != "holds"
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.twin(
     "chains that have mixed", "chains that stay on the one of two circles they start on"
 )
@@ -161,7 +161,7 @@ def unweighted(solution: Any, function: Any, burn_in: float) -> Any:
     return average(solution, function, None, burn_in)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.twin("time averages under the equilibrium", "averages without the weight |Y|^4")
 def test_averages_without_weights_are_rejected() -> None:
     effort = Effort("small", points=8, departure=0.2)
@@ -195,14 +195,14 @@ def curved() -> Subject:
 @pytest.mark.twin(
     "equilibrium and the volume of the Hessian", "the drift of d2Phi of the other sign"
 )
-@pytest.mark.parametrize("factor", [0.0, pytest.param(-1.0, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("factor", [0.0, pytest.param(-1.0, marks=pytest.mark.thorough)])
 def test_a_wrong_drift_has_another_equilibrium(factor: float, curved: Subject) -> None:
     wrong = with_solver(curved.problem, on_another(with_drift(factor, 0.5)))
     found = run(reversible.CHECKS, borrowing(wrong, curved))[reversible.NAME]
     assert found.verdict == "fails", found.detail
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.twin("equilibrium and the volume of the Hessian", "half of the drift of d2Phi")
 def test_half_of_the_drift_has_another_equilibrium(curved: Subject) -> None:
     effort = Effort("small", points=8, departure=0.15)
@@ -225,7 +225,7 @@ def test_larger_noise_shows_in_the_norm() -> None:
     assert found.statistic == pytest.approx(1.05**2 - 1.0, rel=1e-2)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.twin("norm in equilibrium", "noise that is larger by a twentieth, of varying trace")
 def test_larger_noise_of_varying_trace_shows_in_the_norm() -> None:
     problem = VARYING
@@ -236,7 +236,7 @@ def test_larger_noise_of_varying_trace_shows_in_the_norm() -> None:
     assert found.verdict == "fails", found.detail
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.paper("Equation (13)")
 @pytest.mark.twin("laws of the direction against the exact law", "noise larger by a fifth")
 def test_larger_noise_shows_in_the_law() -> None:

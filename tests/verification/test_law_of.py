@@ -43,7 +43,7 @@ def test_the_traced_curve_is_the_circle(traced: exact.TracedCurve) -> None:
     assert traced.point(angles.reshape(2, 25)).shape == (2, 25, 3)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_curve_that_is_no_circle() -> None:
     """u_3 = 0.3 u_1^2: the length by quadrature along the longitude."""
     problem = Problem(

@@ -69,7 +69,7 @@ def test_sound_problems_hold(check: Check) -> None:
         assert not result.statistic > result.limit
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.name)
 @pytest.mark.parametrize("name", ["well", "mixed", "circle", "correlated"])
 def test_other_sound_problems_hold(name: str, check: Check) -> None:
@@ -160,7 +160,7 @@ def test_wrong_batch_factor() -> None:
     assert verdict(LEMMA_3_1, Subject.of(MIXED.with_noise(WrongBatchFactor(2)))) == "fails"
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.twin(
     "SGD at a fixed ratio tends to (8)", "covariance of one sample for batches of two"
 )
@@ -250,7 +250,7 @@ def test_square_time_change() -> None:
     assert verdict(DIFFUSIONS_AT_TWO_RATIOS, subject) == "fails"
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.twin(
     "SGD at a fixed ratio tends to (8)", "nearest point in place of Phi, in the limit"
 )
@@ -274,7 +274,7 @@ FAULTS = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.twin(
     "SGD at a fixed ratio tends to (8)", "second derivative of Phi with the other sign"
 )

@@ -49,11 +49,11 @@ def symbolic_circle() -> Problem:
 @pytest.mark.parametrize(
     "make",
     [
-        pytest.param(problems.normalized_linear, marks=pytest.mark.slow),
+        pytest.param(problems.normalized_linear, marks=pytest.mark.thorough),
         lambda: problems.normalized_linear(6, 3, design="orthogonal"),
         problems.great_sphere,
         problems.varying_circle,
-        pytest.param(problems.mixed_noise_circle, marks=pytest.mark.slow),
+        pytest.param(problems.mixed_noise_circle, marks=pytest.mark.thorough),
     ],
     ids=["section 6.1", "sphere of dimension 2", "great sphere", "varying", "mixed"],
 )
@@ -223,7 +223,7 @@ def test_noise_that_vanishes_at_a_point_is_found_and_named() -> None:
 
 
 @pytest.mark.twin("local minimality", "a minimum that is flat of fourth order across")
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_kernel_larger_than_the_tangent_space() -> None:
     found = result(Subject.of(broken.flat_across()), "local minimality")
     assert found.verdict == "fails"

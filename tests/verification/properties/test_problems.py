@@ -65,7 +65,7 @@ MADE: dict[str, Callable[[], Problem]] = {
 
 @pytest.mark.paper("Definition 2.2", "Lemma 2.4", "Lemma 2.5", "Lemma 2.7", "Lemma 2.8")
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.slow if n in SLOW else ()) for n in MADE]
+    "name", [pytest.param(n, marks=pytest.mark.thorough if n in SLOW else ()) for n in MADE]
 )
 def test_all_properties_hold(name: str) -> None:
     start = torch.tensor([0.5, 0.5, 0.5, 0.5, 0.1], dtype=torch.float64)
