@@ -48,6 +48,11 @@ CHECKS: tuple[Check, ...] = (
 )
 #: Single tests whose p-values are bounds, so that small ones are rarer than they say.
 BOUNDS = ("covariance", "independence of runs", "independence of steps")
+#: Single tests that feel what extrapolation leaves of SGD's error, which their checks tolerate.
+BIASED = {
+    "SGD at a fixed ratio tends to (8)": ("log norm",),
+    "norm of SGD's weights": ("E |x|^4",),
+}
 #: One seed in so many is run with a part broken too.
 BROKEN_EVERY = 4
 
@@ -164,6 +169,8 @@ def table(found: list[dict[str, Any]]) -> list[Rates]:
         for row in found:
             for test, value in row["single"][name].items():
                 single.setdefault(test, []).append(value)
+        for test in BIASED.get(name, ()):
+            single.pop(test, None)
         side = {test: "greater" if test in BOUNDS else "two-sided" for test in single}
         tests = [
             float(stats.kstest(values, "uniform", alternative=side[test]).pvalue)
