@@ -28,7 +28,7 @@ def test_several_groups_never_satisfy_the_theorem(subject: Subject) -> None:
     assert "2 groups of weights" in found.meaning
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.paper("Theorem 5.4")
 def test_directions_and_norms_of_groups_come_to_one_law(subject: Subject) -> None:
     found = run(groups.CHECKS, subject)[groups.NAME]
@@ -38,7 +38,7 @@ def test_directions_and_norms_of_groups_come_to_one_law(subject: Subject) -> Non
     assert uncoupled.verdict == "holds", uncoupled.detail
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.twin(
     "equilibrium of several groups", "a solver that keeps the share of the norm that each group had"
 )
