@@ -127,7 +127,7 @@ EXACT = {
     "name",
     [
         "varying",
-        "great circle",
+        pytest.param("great circle", marks=pytest.mark.thorough),
         pytest.param("sphere", marks=pytest.mark.thorough),
         pytest.param("linear", marks=pytest.mark.thorough),
         pytest.param("mixed", marks=pytest.mark.thorough),

@@ -174,7 +174,7 @@ def test_the_law_of_sgd_tells_the_batch_factor() -> None:
 def test_weight_decay_off_by_a_twentieth() -> None:
     subject = broken(SUBJECTS["sphere"], run_sgd=twins.other_rates(decay=1.05))
     for check in (LEMMA_3_1, LEMMA_4_3):
-        assert [r.verdict for r in check(subject, SMALL)] == ["holds", "fails", "holds"]
+        assert [r.verdict for r in check(subject, SMALL)] == ["fails", "holds"]
 
 
 @pytest.mark.twin("SGD at a fixed ratio tends to (8)", "weight decay off by 5 %")

@@ -20,7 +20,7 @@ Array = NDArray[np.float64]
 
 NAME = "chains that have mixed"
 #: Factor by which relaxation may be slower than supposed before chains count as not mixed.
-_SLOWER = 4.0
+_SLOWER = 2.0
 
 
 def diagnostics() -> Any:
@@ -41,7 +41,7 @@ def diagnostics() -> Any:
 
 
 def r_hat_limit(length: float) -> float:
-    """The R-hat of chains in equilibrium whose relaxation is slower by a factor of 4.
+    """The R-hat of chains in equilibrium whose relaxation is slower by a factor of 2.
 
     With the relaxation time as the unit, the mean of half a chain has the variance 2 / (length /
     2) of a state, and so R-hat^2 = 1 + 4 / length; chains that are stuck have a larger one.

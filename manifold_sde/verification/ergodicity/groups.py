@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor
 
-from manifold_sde.compiling import compiler_available
 from manifold_sde.errors import ClockRangeError
 from manifold_sde.sdes import LimitingDiffusion
 from manifold_sde.solvers import Solution
@@ -38,8 +37,10 @@ _TILTS = (1.0, 1.3, 0.75)
 #: First length of the pilot in time T, its paths, and the most relaxation times of a run.
 _PILOT, _PATHS = 16.0, 96
 _LONGEST = 64.0
+#: Times that a pilot keeps, each of which costs a step.
+_MOMENTS = 16
 #: Relaxation times of a pilot that tells them.
-_PILOTED = 4.0
+_PILOTED = 2.5
 #: Largest variance of a group's direction in a step, in squared radians and in each dimension.
 _VARIANCE = 0.25
 
@@ -165,7 +166,7 @@ def _run(runs: ErgodicRuns, state: GroupState, start: Tensor, end: float, kept: 
         times,
         dt=dt,
         seed=subject.seed * 16 + 5,
-        compile=compiler_available(),  # a custom noise of several groups is slow without
+        compile="auto" if runs.effort.departure < 0.2 else False,
     )
     return solution
 
@@ -184,15 +185,15 @@ def _relaxation(
     length = _PILOT
     while True:
         rows = torch.arange(_PATHS) % len(starts)
-        solution = _run(runs, state, starts[rows], length, 33)
-        late = [state(y[torch.isfinite(y).all(1)]) for y in solution.ys[8:]]
+        solution = _run(runs, state, starts[rows], length, _MOMENTS + 1)
+        late = [state(y[torch.isfinite(y).all(1)]) for y in solution.ys[_MOMENTS // 4 :]]
         whole = bool(torch.isfinite(solution.ys).all())
         if whole:
             count = len(state.groups)
             table = np.stack(
                 [np.concatenate([functionals.table(y[:, :-count]), y[:, -count:]], 1) for y in late]
             )
-            found = max(slowest_time(table, length / 32), 0.5)
+            found = max(slowest_time(table, length / _MOMENTS), 0.5)
             if found <= length / _PILOTED:
                 return found
         if 2.0 * length > _LONGEST or not whole:
