@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.func import jvp, vjp
 
 from manifold_sde import derivatives
+from manifold_sde.samples import SampleFunction
 
 
 class Pointwise:
@@ -98,6 +99,8 @@ class LeastSquaresPointwise(Pointwise):
         self.residual_function = residual_function
         self.n_outputs = n_outputs
         self.n_residuals = n_samples * n_outputs
+        #: The residuals of single samples, where samples do not act on each other.
+        self.samples = residual_function if isinstance(residual_function, SampleFunction) else None
 
     def residuals(self, x: Tensor) -> Tensor:
         """All residuals, a sample's side by side: (D,) -> (Xi K,)."""
@@ -117,6 +120,60 @@ class LeastSquaresPointwise(Pointwise):
     def residual_transposed_product(self, x: Tensor, w: Tensor) -> Tensor:
         """Transposed Jacobian of the residuals times w: (D,), (Xi K,) -> (D,)."""
         return vjp(self.residuals, x)[1](w)[0]
+
+    def rows(self, x: Tensor, first: int, last: int) -> Tensor:
+        """Rows of the Jacobian that belong to some samples: (D,) -> ((last - first) K, D)."""
+        samples = self.samples
+        if samples is None:
+            pull = vjp(self.residuals, x)[1]
+            return torch.vmap(lambda w: pull(w)[0])(self._units(x, first, last))
+
+        def of_one(*sample: Tensor) -> Tensor:
+            slope = vjp(lambda z: samples.one(z, *sample).reshape(-1), x)[1]
+            identity = torch.eye(self.n_outputs, dtype=x.dtype, device=x.device)
+            return torch.vmap(lambda w: slope(w)[0])(identity)
+
+        data = (d[first:last] for d in samples.data_for(x))
+        return torch.vmap(of_one)(*data).reshape(-1, self.dim)
+
+    def bend(self, x: Tensor, first: int, last: int, vectors: Tensor) -> Tensor:
+        """Sum over the residuals of some samples of their Hessians times a vector each.
+
+        Args:
+            x: Point (D,).
+            first: The first of the samples.
+            last: The one after the last.
+            vectors: A vector for each of their residuals, ((last - first) K, D).
+
+        Returns:
+            Tensor (D,).
+        """
+        samples = self.samples
+
+        def along(pull: Callable[[Tensor], Tensor], vector: Tensor) -> Tensor:
+            return jvp(pull, (x,), (vector,))[1]
+
+        if samples is None:
+            bends = torch.vmap(
+                lambda w, v: along(lambda z: self.residual_transposed_product(z, w), v)
+            )(self._units(x, first, last), vectors)
+            return bends.sum(0)
+
+        def of_one(own: Tensor, *sample: Tensor) -> Tensor:
+            def slope(z: Tensor, w: Tensor) -> Tensor:
+                return vjp(lambda y: samples.one(y, *sample).reshape(-1), z)[1](w)[0]
+
+            identity = torch.eye(self.n_outputs, dtype=x.dtype, device=x.device)
+            return torch.vmap(lambda w, v: along(lambda z: slope(z, w), v))(identity, own)
+
+        data = (d[first:last] for d in samples.data_for(x))
+        grouped = vectors.reshape(-1, self.n_outputs, self.dim)
+        return torch.vmap(of_one)(grouped, *data).sum((0, 1))
+
+    def _units(self, x: Tensor, first: int, last: int) -> Tensor:
+        """Unit vectors of the residuals of some samples, as rows (b K, Xi K)."""
+        identity = torch.eye(self.n_residuals, dtype=x.dtype, device=x.device)
+        return identity[first * self.n_outputs : last * self.n_outputs]
 
     def jacobian(self, x: Tensor) -> Tensor:
         """Jacobian of the residuals, one mode for each of the fewer side: (D,) -> (Xi K, D)."""
