@@ -13,6 +13,8 @@ from manifold_sde.pointwise import Pointwise
 
 #: Largest dimension in which the coordinates that break scale invariance are solved for.
 SOLVED_DIM = 512
+#: Entries of the gradients of all samples up to which they are taken one by one.
+MOST_NUMBERS = 1 << 20
 #: Relative Euler defect below which a scaling counts as a symmetry, above rounding.
 _SYMMETRY = {torch.float64: 1e-11, torch.float32: 1e-5}
 #: Part of 1/D from which on two coordinates belong to the same group of scalings.
@@ -37,6 +39,35 @@ def euler_products(loss: Pointwise, points: Tensor) -> tuple[Tensor, Tensor]:
 
     terms, size = vmap(products)(points)
     return terms, size
+
+
+def euler_sums(loss: Pointwise, points: Tensor) -> tuple[Tensor, Tensor]:
+    """The sums of Euler's theorem, and the sizes that they are measured against.
+
+    Args:
+        loss: The loss.
+        points: Points (n, D).
+
+    Returns:
+        <x, grad L_xi(x)>, (n, Xi or 1), and |x| |grad L_xi(x)|, (n, k). Where the gradients of all
+        samples would be large, the sums are taken by forward mode, and the sizes are root mean
+        squares over the samples, from four fixed combinations of them.
+    """
+    samples = loss.n_samples
+    if samples is None or samples * loss.dim <= MOST_NUMBERS:
+        terms, size = euler_products(loss, points)
+        return terms.sum(-1), size
+    zero = torch.zeros((), dtype=torch.int64, device=points.device)
+    four = torch.arange(4, device=points.device)
+    normals = philox.normals((0x5EED, 3), 0, four, zero, samples, points.dtype).T
+
+    def at_one(z: Tensor) -> tuple[Tensor, Tensor]:
+        combined = vmap(lambda w: loss.weighted_gradient(z, w))(normals)
+        size = z.norm() * (combined.square().sum(1).mean() / samples).sqrt()
+        return loss.sample_derivatives(z, z), size[None]
+
+    sums, sizes = vmap(at_one, chunk_size=1)(points)
+    return sums, sizes
 
 
 def guilty_coordinates(loss: Pointwise, points: Tensor) -> tuple[int, ...]:

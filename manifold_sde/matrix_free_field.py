@@ -22,7 +22,7 @@ from manifold_sde.noise import SphericalNoise
 from manifold_sde.problem import Problem
 
 #: Newton steps that share the last frame of a retraction.
-_SHARED_STEPS = 6
+_SHARED_STEPS = 4
 #: Largest dimension in which D second derivatives are taken.
 _ITO_LIMIT = 1000
 
@@ -99,7 +99,7 @@ class MatrixFreeField(Field):
         Args:
             x: Points near the manifold (D, n).
             anchor: Anchors nearby (D, d, n).
-            fresh_steps: Steps with a frame of their own, before six that share the last one.
+            fresh_steps: Steps with a frame of their own, before four that share the last one.
 
         Returns:
             Points (D, n), anchors there (D, d, n), and whether the point arrived, (n,): one that

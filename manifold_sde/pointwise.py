@@ -148,27 +148,26 @@ class LeastSquaresPointwise(Pointwise):
         Returns:
             Tensor (D,).
         """
-        samples = self.samples
+        samples, k = self.samples, self.n_outputs
 
-        def along(pull: Callable[[Tensor], Tensor], vector: Tensor) -> Tensor:
-            return jvp(pull, (x,), (vector,))[1]
+        def slopes(function: Callable[[Tensor], Tensor], z: Tensor, own: Tensor) -> Tensor:
+            return torch.vmap(lambda v: jvp(function, (z,), (v,))[1])(own)
 
-        if samples is None:
-            bends = torch.vmap(
-                lambda w, v: along(lambda z: self.residual_transposed_product(z, w), v)
-            )(self._units(x, first, last), vectors)
-            return bends.sum(0)
+        def of_one(z: Tensor, own: Tensor, *sample: Tensor) -> Tensor:
+            assert samples is not None
+            found = slopes(lambda y: samples.one(y, *sample).reshape(-1), z, own)
+            return found.diagonal().sum()
 
-        def of_one(own: Tensor, *sample: Tensor) -> Tensor:
-            def slope(z: Tensor, w: Tensor) -> Tensor:
-                return vjp(lambda y: samples.one(y, *sample).reshape(-1), z)[1](w)[0]
+        def total(z: Tensor) -> Tensor:
+            if samples is None:
+                found = slopes(self.residuals, z, vectors)
+                return found[:, first * k : last * k].diagonal().sum()
+            data = (d[first:last] for d in samples.data_for(z))
+            grouped = vectors.reshape(-1, k, self.dim)
+            return torch.vmap(lambda own, *sample: of_one(z, own, *sample))(grouped, *data).sum()
 
-            identity = torch.eye(self.n_outputs, dtype=x.dtype, device=x.device)
-            return torch.vmap(lambda w, v: along(lambda z: slope(z, w), v))(identity, own)
-
-        data = (d[first:last] for d in samples.data_for(x))
-        grouped = vectors.reshape(-1, self.n_outputs, self.dim)
-        return torch.vmap(of_one)(grouped, *data).sum((0, 1))
+        # Reverse over forward mode: the sum over the residuals is taken on the way back.
+        return derivatives.gradient(total, x)
 
     def _units(self, x: Tensor, first: int, last: int) -> Tensor:
         """Unit vectors of the residuals of some samples, as rows (b K, Xi K)."""

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 #: Largest violation of scale invariance that counts as rounding, by dtype of the point.
 INVARIANCE_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
+#: Entries of sigma from which on its products with a few vectors are looked at instead.
+_MOST_NUMBERS = 1 << 20
+_PROBES = 8
 
 
 @implements("Assumption 2.1")
@@ -372,13 +375,13 @@ class Problem:
     def _euler_defects(self, x: Tensor | None) -> tuple[Tensor, Tensor]:
         """Relative Euler defects (n, Xi or 1) and the points (n, D) that they belong to."""
         points = self._points(x)
-        terms, size = invariance.euler_products(self.pointwise, points)
+        sums, size = invariance.euler_sums(self.pointwise, points)
         if self._gradient_size is None:
             # At points of Gamma alone there would be nothing but rounding to compare with.
             fixed = loss_checks.fixed_directions(self.dim)
-            self._gradient_size = float(invariance.euler_products(self.pointwise, fixed)[1].max())
+            self._gradient_size = float(invariance.euler_sums(self.pointwise, fixed)[1].max())
         largest = size.max().clamp(min=self._gradient_size)
-        return terms.sum(-1) / torch.where(largest > 0, largest, 1.0), points
+        return sums / torch.where(largest > 0, largest, 1.0), points
 
     def _points(self, x: Tensor | None) -> Tensor:
         """The points (n, D) to measure at: those given, or fixed random directions."""
@@ -431,11 +434,12 @@ class Problem:
         Returns:
             ``{"degree": ..., "radial": ...}``: the largest relative ``|a sigma(a x) - sigma(x)|``
             over a = 1/2 and 2, and the largest ``|sigma(x)^T x| / (|x| |sigma(x)|)``. Where
-            sigma nearly vanishes, both are relative to a thousandth of its size elsewhere.
+            sigma nearly vanishes, both are relative to a thousandth of its size elsewhere; where
+            it has more than a million entries, they are those of its products with eight vectors.
         """
         points = self._points(x)
         fixed = loss_checks.fixed_directions(self.dim).to(points)
-        factor = self.noise_factor(points)
+        factor = self._noise_columns(points)
         norms = points.norm(dim=1)
 
         def scaled_size(z: Tensor, sigma: Tensor) -> Tensor:
@@ -443,13 +447,13 @@ class Problem:
 
         # |x| |sigma(x)| has degree 0: where sigma vanishes at the points, it is compared with its
         # size elsewhere.
-        reference = scaled_size(fixed, self.noise_factor(fixed)).max()
+        reference = scaled_size(fixed, self._noise_columns(fixed)).max()
         size = scaled_size(points, factor).clamp(min=float(1e-3 * reference))
         size = torch.where(size > 0, size, 1.0)
         degree = max(
             float(
                 (
-                    (a * self.noise_factor(a * points) - factor).flatten(1).norm(dim=1)
+                    (a * self._noise_columns(a * points) - factor).flatten(1).norm(dim=1)
                     * norms
                     / size
                 ).max()
@@ -458,6 +462,14 @@ class Problem:
         )
         radial = torch.einsum("bdm,bd->bm", factor, points).norm(dim=1)
         return {"degree": degree, "radial": float((radial / size).max())}
+
+    def _noise_columns(self, x: Tensor) -> Tensor:
+        """sigma(x), or its products with a few fixed vectors where it is large: (n, D, k)."""
+        if self.dim * self.n_noise <= _MOST_NUMBERS:
+            return self.noise_factor(x)
+        probes = loss_checks.fixed_directions(self.n_noise, _PROBES).to(x)
+        columns = [self.noise_product(x, probe.expand(len(x), -1)) for probe in probes]
+        return torch.stack(columns, dim=-1)
 
     @classmethod
     def from_sympy(

@@ -136,7 +136,8 @@ class Geometry:
         self._closed = (
             ClosedFormGeometry(closed_form, self._dense) if method == "symbolic" else None
         )
-        self._products = (
+        #: The matrix-free route, where it is the one that is taken.
+        self.products = (
             MatrixFreeGeometry(problem, rtol=rtol, max_steps=max_steps, memory=memory)
             if method == "matrix_free"
             else None
@@ -228,8 +229,8 @@ class Geometry:
         """
         check_point(y, self.problem.dim, name="y")
         dim = self.problem.dim
-        if self._products is not None:
-            return self._second_derivative_by_products(self._products, y, covariance, factor)
+        if self.products is not None:
+            return self._second_derivative_by_products(self.products, y, covariance, factor)
         sigma = self._covariance(y, covariance, factor)
         batch = _common_batch(y.shape[:-1], sigma.shape[:-2], "Sigma")
         if y.is_meta:
@@ -344,23 +345,23 @@ class Geometry:
             ArgumentError: If the route is another one.
             NotOnManifoldError, RankError: As :meth:`tangent_projection`.
         """
-        if self._products is None:
+        if self.products is None:
             raise ArgumentError(
                 "residuals are those of the matrix-free route",
                 received=f"method={self.method!r}",
                 expected='method="matrix_free"',
                 remedy='Geometry(problem, method="matrix_free").residuals(y)',
             )
-        found = self._products.residuals(self._flat(y, "y"))
+        found = self.products.residuals(self._flat(y, "y"))
         return {name: value.reshape(y.shape[:-1]) for name, value in found.items()}
 
     @property
     def _route(self) -> ClosedFormGeometry | MatrixFreeGeometry | DenseGeometry:
-        return self._closed or self._products or self._dense
+        return self._closed or self.products or self._dense
 
     @property
     def _spectral_route(self) -> MatrixFreeGeometry | DenseGeometry:
-        return self._products or self._dense
+        return self.products or self._dense
 
     def rank(self, y: Tensor) -> Tensor:
         """Rank M of the Hessian at points of Gamma, by the spectral gap.
@@ -442,8 +443,8 @@ class Geometry:
         flat = self._flat(y, "y")
         if y.is_meta:
             return y.new_empty(y.shape[:-1])
-        if self._products is not None:
-            return self._products.log_pseudo_determinant(flat).reshape(y.shape[:-1])
+        if self.products is not None:
+            return self.products.log_pseudo_determinant(flat).reshape(y.shape[:-1])
         return self._log_pseudo_determinant(flat).reshape(y.shape[:-1])
 
 

@@ -293,6 +293,22 @@ class MatrixFreeGeometry:
         )
         return result
 
+    def normal_variances(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Nonzero eigenvalues of H, and q^T Sigma q of their vectors: (n, D) -> (n, M) twice."""
+        route = self.route_at(y)
+        start, noise = self.start(route), self.problem.noise
+
+        def at_one(point: Tensor) -> tuple[Tensor, Tensor]:
+            frame = route.frame(point, start(point))
+            parts = [
+                vmap(lambda q: noise.transposed_product(self.loss, point, q))(rows).square().sum(1)
+                for _, rows in route.basis_rows(point, frame)
+            ]
+            return frame[0], torch.cat(parts)
+
+        result: tuple[Tensor, Tensor] = self._each(at_one, y, vectors=route.rank)
+        return result
+
     def retract(self, x: Tensor) -> Tensor:
         """Newton's method to the manifold, at constant norm where the loss is scale-invariant.
 
