@@ -41,7 +41,7 @@ class Geometry:
         max_steps: Steps of the gradient flow after which a point counts as failed.
         compile: Whether Hessians and third derivatives of large batches are compiled.
         memory: Bytes that the matrix-free route may take for a block of vectors (rows of the
-            Jacobian, third derivatives) with what is computed from them; 1 GiB by default.
+            Jacobian, third derivatives) with what is computed from them; half a GiB by default.
 
     Raises:
         ArgumentError: If the method is unknown or does not fit the problem, or another argument is

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -36,15 +37,23 @@ from manifold_sde.pointwise import LeastSquaresPointwise
 from manifold_sde.problem import Problem
 
 #: Bytes that the vectors of one block may take with what is computed from them.
-DEFAULT_MEMORY = 1 << 30
+DEFAULT_MEMORY = 1 << 29
 #: Residuals that Newton's method leaves, in units of rounding of |J| |y|, that count as none.
 _ROUNDING_UNITS = 1e3
+#: Eigenvalue of J J^T, relative to the largest, below which a direction has no slope.
+_NO_SLOPE = 1e-12
+#: Eigenvalue of H, relative to the largest, from which on a direction counts as normal.
+_SLOW = 1e-6
 #: Leading eigenvalues that are looked at first where the rank is not known.
 _FIRST_LOOK = 16
 #: Newton steps of a retraction.
 _NEWTON_STEPS = 8
 _NEWTON_TOLERANCE = {torch.float64: 1e-14, torch.float32: 1e-6}
 _CORRECTIONS = 2
+
+
+#: Eigenvalues (n, M) and what multiplies by the eigenvectors (n, k, M).
+Frames = tuple[Tensor, Tensor]
 
 
 class MatrixFreeGeometry:
@@ -68,68 +77,84 @@ class MatrixFreeGeometry:
         self.max_steps = max_steps
         self.memory = memory
 
-    # Routes.
+    # Routes and frames.
 
-    def route_at(self, y: Tensor) -> NormalRoute:
-        """The route for points that are checked to lie on the manifold: (n, D).
+    def frames_at(self, y: Tensor) -> tuple[NormalRoute, Frames]:
+        """The route for points that are checked to lie on the manifold (n, D), and their frames.
 
         Raises:
             NotOnManifoldError: If one does not.
             RankError: If the rank is ambiguous, not the declared one, or not constant.
             NonFiniteError: If the derivatives are not finite.
         """
-        if isinstance(self.loss, LeastSquaresPointwise) and self._interpolates(y):
-            route: NormalRoute = self._jacobian_route(y)
-        else:
-            values = torch.stack([self._leading(point)[0] for point in y])
-            rank = common_rank(find_rank(values, self.problem.rank))
-            route = HessianRoute(self.loss, rank, self.memory)
-        self._require_rest(route, y)
-        return route
+        found: tuple[NormalRoute, Frames] | None = self._jacobian_frames(y)
+        return found or self._hessian_frames(y)
 
-    def _jacobian_route(self, y: Tensor) -> JacobianRoute:
-        rank = common_rank(find_rank(self._gram_values(y), self.problem.rank))
-        assert isinstance(self.loss, LeastSquaresPointwise)
-        return JacobianRoute(self.loss, rank, self.memory)
+    def route_at(self, y: Tensor) -> NormalRoute:
+        """The route for points that are checked to lie on the manifold: (n, D)."""
+        return self.frames_at(y)[0]
 
-    def _all_residuals(self) -> JacobianRoute:
-        """The Jacobian with all of its rows."""
+    def _jacobian_frames(self, y: Tensor) -> tuple[JacobianRoute, Frames] | None:
+        """From one Gram matrix a point; ``None`` where the residuals do not vanish there."""
+        values, vectors = self._gram_spectrum(y)
         loss = self.loss
-        assert isinstance(loss, LeastSquaresPointwise)
-        return JacobianRoute(loss, min(loss.n_residuals, loss.dim), self.memory)
+        if values is None or not isinstance(loss, LeastSquaresPointwise):
+            return None
+        # Directions of no slope are not moved in: what they hold of the residuals stays.
+        slope = values > _NO_SLOPE * values[:, -1:]
+        scales = torch.where(slope, (loss.n_samples * values.clamp(min=0.0)).rsqrt(), 0.0)
+        weights = vectors * scales[:, None]
+        whole = JacobianRoute(loss, values.shape[-1], self.memory)
 
-    def _gram_values(self, y: Tensor) -> Tensor:
-        """Eigenvalues of H = J^T J / Xi that can differ from zero, and a zero: (n, D) -> (n, k)."""
-        route = self._all_residuals()
-        grams = self._each(route.gram, y, vectors=route.rank)
+        self._require_rest(whole, y, (values, weights))
+
+        def left(point: Tensor, *frame: Tensor) -> tuple[Tensor, Tensor]:
+            moved = point
+            for _ in range(3):
+                moved = moved - whole.newton_step(point, (frame[0], frame[1]), moved)
+            size = (loss.n_samples * frame[0].clamp(min=0.0).sum()).sqrt() * point.norm()
+            return loss.residuals(moved).norm(), size
+
+        residuals, sizes = self.each(left, y, values, weights)
+        if bool((residuals > _ROUNDING_UNITS * torch.finfo(y.dtype).eps * sizes).any()):
+            return None
+        rank = common_rank(find_rank(self._with_zero(values), self.problem.rank))
+        first = values.shape[-1] - rank
+        return (
+            JacobianRoute(loss, rank, self.memory),
+            (values[:, first:], weights[:, :, first:].contiguous()),
+        )
+
+    def _gram_spectrum(self, y: Tensor) -> tuple[Tensor | None, Tensor]:
+        """Eigenvalues and eigenvectors of J J^T / Xi, (n, k) and (n, k, k), or ``None``."""
+        loss = self.loss
+        if not isinstance(loss, LeastSquaresPointwise) or loss.n_residuals > loss.dim:
+            return None, y
+        route = JacobianRoute(loss, loss.n_residuals, self.memory)
+        grams = self.each(route.gram, y, vectors=loss.n_residuals)
         if not bool(torch.isfinite(grams).all()):
             raise _not_finite("Jacobian")
-        values = torch.linalg.eigvalsh(grams) / route.loss.n_samples
-        values = values[:, len(values[0]) - route.rank :]
-        if route.rank == self.loss.dim:
+        return torch.linalg.eigh(grams / loss.n_samples)
+
+    def _with_zero(self, values: Tensor) -> Tensor:
+        """The eigenvalues of H that can differ from zero, and one that cannot."""
+        if values.shape[-1] == self.loss.dim:
             return values
-        return torch.cat([values.new_zeros(len(y), 1), values], dim=1)
+        return torch.cat([values.new_zeros(len(values), 1), values], dim=1)
 
-    def _interpolates(self, y: Tensor) -> bool:
-        """Whether two steps of Gauss and Newton take the residuals to zero."""
-        route = self._all_residuals()
-        if route.rank < route.loss.n_residuals:
-            return False
-
-        def left(point: Tensor) -> tuple[Tensor, Tensor]:
-            for _ in range(2):
-                squares, vectors = torch.linalg.eigh(route.gram(point))
-                # Directions of no slope are not moved in.
-                slope = squares > 1e-12 * squares[-1]
-                inverse = torch.where(slope, 1.0 / torch.where(slope, squares, 1.0), 0.0)
-                weights = vectors @ (inverse * (vectors.T @ route.loss.residuals(point)))
-                point = point - route.loss.residual_transposed_product(point, weights)
-            size = squares.sum().clamp(min=0.0).sqrt() * point.norm()
-            return route.loss.residuals(point).norm(), size
-
-        residuals, sizes = self._each(left, y, vectors=route.rank)
-        rounding = _ROUNDING_UNITS * torch.finfo(y.dtype).eps
-        return bool((residuals <= rounding * sizes).all())
+    def _hessian_frames(self, y: Tensor) -> tuple[HessianRoute, Frames]:
+        """From the leading eigenvectors of H."""
+        found = [self._leading(point) for point in y]
+        for point, (values, basis) in zip(y, found, strict=True):
+            fast = values.abs() > _SLOW * values.abs().max()
+            step = basis[:, fast] @ ((basis[:, fast].T @ self.loss.gradient(point)) / values[fast])
+            _refuse_off((step.norm() / point.norm())[None], y)
+        rank = common_rank(
+            torch.stack([find_rank(values[None], self.problem.rank)[0] for values, _ in found])
+        )
+        values = torch.stack([v[len(v) - rank :] for v, _ in found])
+        basis = torch.stack([q[:, q.shape[1] - rank :] for _, q in found])
+        return HessianRoute(self.loss, rank, self.memory), (values, basis)
 
     def _leading(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """The largest eigenvalues of H, ascending, beyond its rank, with their vectors: one point.
@@ -143,12 +168,9 @@ class MatrixFreeGeometry:
             values, vectors = self._lanczos(y, count)
             if count == dim - 1 or self.problem.rank is not None:
                 return values, vectors
-            try:
-                rank = int(find_rank(values[None], None)[0])
-            except RankError:
-                rank = count
-            if rank < count:
-                return values, vectors
+            with contextlib.suppress(RankError):
+                if int(find_rank(values[None], None)[0]) < count:
+                    return values, vectors
             count *= 4
 
     def _lanczos(self, y: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -194,67 +216,54 @@ class MatrixFreeGeometry:
 
         return anchor
 
-    def _each(self, function: Callable[..., Any], *arguments: Tensor, vectors: int = 1) -> Any:
+    def each(self, function: Callable[..., Any], *arguments: Tensor, vectors: int = 1) -> Any:
         """A function of one point at all points (n, ...), as many at once as fit."""
         first = arguments[0]
         size = first.element_size() * self.loss.dim * max(1, vectors)
         points = max(1, self.memory // (8 * size))
         return vmap(function, chunk_size=points)(*(a.contiguous() for a in arguments))
 
-    def _require_rest(self, route: NormalRoute, y: Tensor) -> None:
+    def _require_rest(self, route: NormalRoute, y: Tensor, frames: Frames) -> None:
         """The Newton displacement has to be small."""
-        start = self.start(route)
 
-        def displacement(point: Tensor) -> Tensor:
-            step = route.newton_step(point, route.frame(point, start(point)), point)
-            return step.norm() / point.norm()
+        def displacement(point: Tensor, *frame: Tensor) -> Tensor:
+            return route.newton_step(point, (frame[0], frame[1]), point).norm() / point.norm()
 
-        distance = self._each(displacement, y, vectors=route.rank)
-        tolerance = ON_MANIFOLD.get(y.dtype, 1e-2)
-        if bool((distance <= tolerance).all()):
-            return
-        worst = int(distance.argmax())
-        raise NotOnManifoldError(
-            "a point is not on the manifold of minimisers",
-            received=f"{int((distance > tolerance).sum())} of {len(y)} points; at worst "
-            f"distance estimate {float(distance[worst]):.3g}",
-            expected=f"a distance of at most {tolerance:.0e} of the norm",
-            remedy='Geometry(problem, method="matrix_free").limit_map(x), the end of gradient '
-            "flow from there",
-        )
+        _refuse_off(self.each(displacement, y, *frames), y)
 
     # What Geometry asks for: flat batches.
 
     def eigenvalues(self, y: Tensor) -> Tensor:
         """Leading eigenvalues of H with the first that counts as zero, ascending: -> (n, k)."""
-        if isinstance(self.loss, LeastSquaresPointwise) and self._interpolates(y):
-            return self._gram_values(y)
-        found = [self._leading(point)[0] for point in y]
-        most = max(len(values) for values in found)
+        found = self._jacobian_frames(y)
+        if found is not None:
+            return self._with_zero(found[1][0])
+        leading = [self._leading(point)[0] for point in y]
+        most = max(len(values) for values in leading)
         # What was not looked at is smaller than what was.
-        return torch.stack([_padded(values, most) for values in found])
+        return torch.stack([torch.cat([v.new_zeros(most - len(v)), v]) for v in leading])
 
     def tangent_projection(self, y: Tensor, v: Tensor) -> Tensor:
         """P v: (n, D), (n, D) -> (n, D)."""
-        route = self.route_at(y)
-        start = self.start(route)
+        route, frames = self.frames_at(y)
 
-        def project(point: Tensor, vector: Tensor) -> Tensor:
-            return route.project(point, route.frame(point, start(point)), vector)
+        def project(point: Tensor, vector: Tensor, *frame: Tensor) -> Tensor:
+            return route.project(point, (frame[0], frame[1]), vector)
 
-        result: Tensor = self._each(project, y, v, vectors=route.rank)
+        result: Tensor = self.each(project, y, v, *frames)
         return result
 
     def projector(self, y: Tensor) -> Callable[[Tensor], Tensor]:
         """The projection at ONE point as a function of vectors (..., D), after one set-up."""
-        route = self.route_at(y[None])
-        frame = route.frame(y, self.start(route)(y))
+        route, (values, weights) = self.frames_at(y[None])
+        frame = values[0], weights[0]
 
         def project(v: Tensor) -> Tensor:
-            flat = v.reshape(-1, len(y))
+            if v.dim() == 1:
+                return route.project(y, frame, v)
             parts = [
                 vmap(lambda z: route.project(y, frame, z))(part)
-                for part in flat.split(route.block(y))
+                for part in v.reshape(-1, len(y)).split(route.block(y))
             ]
             return torch.cat(parts).reshape(v.shape)
 
@@ -264,50 +273,43 @@ class MatrixFreeGeometry:
         self, y: Tensor, covariance: Tensor | None, factor: Tensor | None
     ) -> Tensor:
         """d^2 Phi(y)[Sigma] by products; Sigma is (n, D, D), or has a factor (n, D, m)."""
-        route = self.route_at(y)
-        start, noise = self.start(route), self.problem.noise
+        route, frames = self.frames_at(y)
+        noise = self.problem.noise
 
-        def contracted(point: Tensor, pairs: Iterable[Pairs]) -> Tensor:
-            frame = route.frame(point, start(point))
+        def at_one(point: Tensor, values: Tensor, weights: Tensor, *given: Tensor) -> Tensor:
+            frame = values, weights
+            if covariance is not None:
+                pairs: Iterable[Pairs] = covariance_pairs(given[0], route.block(point))
+            elif factor is not None:
+                pairs = factor_pairs(given[0], route.block(point))
+            else:
+                pairs = noise_pairs(route, noise, point)
             terms = contract(route, point, frame, pairs, tangent=True)
             tangent = route.project(point, frame, 2.0 * terms.mixed + terms.normal)
             return -tangent - route.inverse(point, frame, terms.tangent)
 
-        def at_one(point: Tensor, *given: Tensor) -> Tensor:
-            if covariance is not None:
-                return contracted(point, covariance_pairs(given[0], route.block(point)))
-            if factor is not None:
-                return contracted(point, factor_pairs(given[0], route.block(point)))
-            return contracted(point, noise_pairs(route, noise, point))
-
         given = [a for a in (covariance, factor) if a is not None]
-        result: Tensor = self._each(at_one, y, *given, vectors=route.rank)
+        result: Tensor = self.each(at_one, y, *frames, *given, vectors=route.rank)
         return result
 
     def log_pseudo_determinant(self, y: Tensor) -> Tensor:
         """Log pdet H: (n, D) -> (n,), and not differentiable."""
-        route = self.route_at(y)
-        start = self.start(route)
-        result: Tensor = self._each(
-            lambda point: route.frame(point, start(point))[0].log().sum(), y, vectors=route.rank
-        )
-        return result
+        return self.frames_at(y)[1][0].log().sum(-1)
 
     def normal_variances(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Nonzero eigenvalues of H, and q^T Sigma q of their vectors: (n, D) -> (n, M) twice."""
-        route = self.route_at(y)
-        start, noise = self.start(route), self.problem.noise
+        route, frames = self.frames_at(y)
+        noise = self.problem.noise
 
-        def at_one(point: Tensor) -> tuple[Tensor, Tensor]:
-            frame = route.frame(point, start(point))
+        def at_one(point: Tensor, values: Tensor, weights: Tensor) -> Tensor:
             parts = [
                 vmap(lambda q: noise.transposed_product(self.loss, point, q))(rows).square().sum(1)
-                for _, rows in route.basis_rows(point, frame)
+                for _, rows in route.basis_rows(point, (values, weights))
             ]
-            return frame[0], torch.cat(parts)
+            return torch.cat(parts)
 
-        result: tuple[Tensor, Tensor] = self._each(at_one, y, vectors=route.rank)
-        return result
+        variances: Tensor = self.each(at_one, y, *frames, vectors=route.rank)
+        return frames[0], variances
 
     def retract(self, x: Tensor) -> Tensor:
         """Newton's method to the manifold, at constant norm where the loss is scale-invariant.
@@ -319,7 +321,7 @@ class MatrixFreeGeometry:
         scale = norms if is_scale_invariant(self.problem, x) else torch.ones_like(norms)
         point = x / scale
         route = self._off_manifold(point)
-        anchors = self._each(self.start(route), point, vectors=route.rank)
+        anchors = self.each(self.start(route), point, vectors=route.rank)
         left = torch.full_like(norms[:, 0], torch.inf)
 
         def step(y: Tensor, near: Tensor) -> tuple[Tensor, Tensor]:
@@ -327,7 +329,7 @@ class MatrixFreeGeometry:
             return route.newton_step(y, frame, y), route.anchor(frame, y)
 
         for _ in range(_NEWTON_STEPS):
-            moved, anchors = self._each(step, point, anchors, vectors=route.rank)
+            moved, anchors = self.each(step, point, anchors, vectors=route.rank)
             point = point - moved
             if scale is norms:
                 point = point / point.norm(dim=-1, keepdim=True)
@@ -354,7 +356,11 @@ class MatrixFreeGeometry:
         """A route for points near the manifold, or on their way to it."""
         loss = self.loss
         if isinstance(loss, LeastSquaresPointwise) and loss.n_residuals < loss.dim:
-            rank = self.problem.rank or common_rank(find_rank(self._gram_values(x), None))
+            rank = self.problem.rank
+            if rank is None:
+                values = self._gram_spectrum(x)[0]
+                assert values is not None
+                rank = common_rank(find_rank(self._with_zero(values), None))
             return JacobianRoute(loss, rank, self.memory)
         if self.problem.rank is None:
             raise RankError(
@@ -440,31 +446,41 @@ class MatrixFreeGeometry:
             over the largest eigenvalue, for a combination q of all eigenvectors; "projection":
             |P P v - P v| / |v|; "constraint": the Newton displacement over the norm.
         """
-        route = self.route_at(y)
-        start = self.start(route)
+        route, frames = self.frames_at(y)
         probe = self._fixed_vectors(y, 1)[:, 0]
 
-        def at_one(point: Tensor) -> tuple[Tensor, ...]:
-            frame = route.frame(point, start(point))
+        def at_one(point: Tensor, values: Tensor, weights: Tensor) -> tuple[Tensor, ...]:
+            frame = values, weights
             c = route.components(point, frame, probe)
             c = c / c.norm()
             mixed = route.combine(point, frame, c)
             image = self.loss.hessian_product(point, mixed)
-            wanted = route.combine(point, frame, frame[0] * c)
+            wanted = route.combine(point, frame, values * c)
             once = route.project(point, frame, probe)
             return (
                 (route.components(point, frame, mixed) - c).norm(),
-                (image - wanted).norm() / frame[0][-1],
+                (image - wanted).norm() / values[-1],
                 (route.project(point, frame, once) - once).norm(),
                 route.newton_step(point, frame, point).norm() / point.norm(),
             )
 
         names = ("orthogonality", "eigenvectors", "projection", "constraint")
-        return dict(zip(names, self._each(at_one, y, vectors=route.rank), strict=True))
+        return dict(zip(names, self.each(at_one, y, *frames), strict=True))
 
 
-def _padded(values: Tensor, count: int) -> Tensor:
-    return torch.cat([values.new_zeros(count - len(values)), values])
+def _refuse_off(distance: Tensor, y: Tensor) -> None:
+    """Refuse points whose Newton displacement over the norm is too large."""
+    tolerance = ON_MANIFOLD.get(y.dtype, 1e-2)
+    if bool((distance <= tolerance).all()):
+        return
+    raise NotOnManifoldError(
+        "a point is not on the manifold of minimisers",
+        received=f"{int((distance > tolerance).sum())} of {len(y)} points; at worst distance "
+        f"estimate {float(distance.max()):.3g}",
+        expected=f"a distance of at most {tolerance:.0e} of the norm",
+        remedy='Geometry(problem, method="matrix_free").limit_map(x), the end of gradient flow '
+        "from there",
+    )
 
 
 def _reason(flow: Flow, max_steps: int) -> str:
