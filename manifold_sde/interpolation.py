@@ -50,7 +50,7 @@ def interpolates(problem: Problem, y: Tensor, rank: int) -> bool:
         y: Points at or near the manifold (n, D), of which some are looked at.
         rank: Rank M of the Hessian.
     """
-    if not isinstance(problem, LeastSquaresProblem) or problem.n_samples != rank:
+    if not isinstance(problem, LeastSquaresProblem) or problem.pointwise.n_residuals != rank:
         return False
     points = y[:: -(-len(y) // _POINTS)]
     for _ in range(2):

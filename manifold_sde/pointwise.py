@@ -75,36 +75,53 @@ class Pointwise:
 
 
 class LeastSquaresPointwise(Pointwise):
-    """Loss half the mean of squared residuals, r (Xi,): its samples are r_xi^2 / 2.
+    """Loss half the mean over samples of squared residuals: its samples are |r_xi|^2 / 2.
 
     Args:
-        residual_function: Function of one vector (D,) that returns the residuals (Xi,).
+        residual_function: Function of one vector (D,) that returns the residuals (Xi,), or
+            (Xi, K) for K outputs a sample.
         dim: Ambient dimension D.
-        n_samples: Number Xi of residuals.
+        n_samples: Number Xi of samples.
+        n_outputs: Number K of residuals of a sample.
     """
 
+    n_samples: int
+
     def __init__(
-        self, residual_function: Callable[[Tensor], Tensor], dim: int, n_samples: int
+        self,
+        residual_function: Callable[[Tensor], Tensor],
+        dim: int,
+        n_samples: int,
+        n_outputs: int = 1,
     ) -> None:
         super().__init__(self._half_squares, dim, n_samples)
-        self.residuals = residual_function
+        self.residual_function = residual_function
+        self.n_outputs = n_outputs
+        self.n_residuals = n_samples * n_outputs
+
+    def residuals(self, x: Tensor) -> Tensor:
+        """All residuals, a sample's side by side: (D,) -> (Xi K,)."""
+        return self.residual_function(x).reshape(-1)
+
+    def of_samples(self, values: Tensor) -> Tensor:
+        """What belongs to the residuals (Xi K, ...), by sample and output: (Xi, K, ...)."""
+        return values.reshape(self.n_samples, self.n_outputs, *values.shape[1:])
 
     def _half_squares(self, x: Tensor) -> Tensor:
-        return 0.5 * self.residuals(x) ** 2
+        return 0.5 * self.of_samples(self.residuals(x) ** 2).sum(1)
 
     def residual_product(self, x: Tensor, v: Tensor) -> Tensor:
-        """Jacobian of the residuals times v: (D,), (D,) -> (Xi,)."""
+        """Jacobian of the residuals times v: (D,), (D,) -> (Xi K,)."""
         return jvp(self.residuals, (x,), (v,))[1].to(x.dtype)
 
     def residual_transposed_product(self, x: Tensor, w: Tensor) -> Tensor:
-        """Transposed Jacobian of the residuals times w: (D,), (Xi,) -> (D,)."""
+        """Transposed Jacobian of the residuals times w: (D,), (Xi K,) -> (D,)."""
         return vjp(self.residuals, x)[1](w)[0]
 
     def jacobian(self, x: Tensor) -> Tensor:
-        """Jacobian of the residuals, one mode for each of the fewer side: (D,) -> (Xi, D)."""
-        assert self.n_samples is not None
-        size = min(self.n_samples, self.dim)
+        """Jacobian of the residuals, one mode for each of the fewer side: (D,) -> (Xi K, D)."""
+        size = min(self.n_residuals, self.dim)
         identity = torch.eye(size, dtype=x.dtype, device=x.device)
-        if self.n_samples <= self.dim:
+        if self.n_residuals <= self.dim:
             return torch.vmap(lambda w: self.residual_transposed_product(x, w))(identity)
         return torch.vmap(lambda v: self.residual_product(x, v))(identity).T

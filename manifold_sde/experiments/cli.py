@@ -19,6 +19,10 @@ from manifold_sde.errors import ArgumentError, ManifoldSDEError
 _USAGE, _FAILURE, _INTERRUPTED = 2, 1, 130
 _RESULTS = Path("results")
 
+_Problem = Annotated[
+    str, typer.Argument(metavar="FILE.py:NAME", help="The problem, or a function making it.")
+]
+
 
 class _Commands(TyperGroup):
     """A group whose commands report the toolkit's errors as a short message."""
@@ -153,9 +157,7 @@ def figure2(
 
 @app.command()
 def info(
-    problem: Annotated[
-        str, typer.Argument(metavar="FILE.py:NAME", help="The problem, or a function making it.")
-    ],
+    problem: _Problem,
     seed: Annotated[
         int,
         typer.Option(min=0, metavar="N", help="Seed of where a minimiser is sought."),
@@ -171,9 +173,7 @@ def info(
 
 @app.command()
 def simulate(
-    problem: Annotated[
-        str, typer.Argument(metavar="FILE.py:NAME", help="The problem, or a function making it.")
-    ],
+    problem: _Problem,
     lr: Annotated[
         float | None, typer.Option(metavar="ETA", help="Learning rate of SGD.", show_default=False)
     ] = None,
@@ -274,9 +274,7 @@ def simulate(
 
 @app.command()
 def verify(
-    problem: Annotated[
-        str, typer.Argument(metavar="FILE.py:NAME", help="The problem, or a function making it.")
-    ],
+    problem: _Problem,
     effort: Annotated[
         str, typer.Option(metavar="quick|thorough", help="About a minute, or several.")
     ] = "quick",

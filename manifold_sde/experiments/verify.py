@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from manifold_sde.derivatives import check_point
 from manifold_sde.experiments.files import check_output, read_array
 from manifold_sde.experiments.loading import load_problem
 from manifold_sde.verification import Report, check_assumptions
@@ -32,10 +31,7 @@ def verify_problem(
     """
     check_output(output, ".html", "results/verify.html")
     problem = load_problem(target)
-    x_init = None
-    if x0 is not None:
-        x_init = check_point(read_array(x0), problem.dim, name="--x0")
-        x_init = x_init.reshape(-1, problem.dim)[0]
+    x_init = None if x0 is None else read_array(x0)
     make = check_assumptions if assumptions else verify
     report = make(problem, x_init=x_init, seed=seed, effort=effort, progress=True)
     report.save(output)

@@ -143,8 +143,13 @@ class DenseGeometry:
         arrived = torch.isfinite(point).all(-1) & (left <= ON_MANIFOLD.get(x.dtype, 1e-2))
         top = values.abs().amax(dim=-1, keepdim=True)
         arrived &= normal.sum(-1) >= (values > precision(x.dtype).slow * top).sum(-1)
+        failed, unclear = ~arrived, None
+        try:
+            find_rank(values, self.problem.rank, "the end of the retraction")
+        except RankError as error:
+            unclear, failed = error, failed | error.failed
+        partial = torch.where(failed[:, None], torch.nan, point * scale)
         if not bool(arrived.all()):
-            failed = ~arrived | self._rank_unclear(values)
             worst = int(torch.nonzero(~arrived)[0])
             raise NotOnManifoldError(
                 "the retraction did not arrive on the manifold of minimisers",
@@ -155,25 +160,12 @@ class DenseGeometry:
                 remedy="geometry.limit_map(x), which follows gradient flow from any distance; "
                 "declare rank=M with the problem if you know it",
                 failed=failed,
-                partial=torch.where(failed[:, None], torch.nan, point * scale),
+                partial=partial,
             )
-        try:
-            find_rank(values, self.problem.rank, "the end of the retraction")
-        except RankError as error:
-            error.failed = self._rank_unclear(values)
-            error.partial = torch.where(error.failed[:, None], torch.nan, point * scale)
-            raise
-        return point * scale
-
-    def _rank_unclear(self, values: Tensor) -> Tensor:
-        """Where eigenvalues do not tell the rank: (n, D) -> (n,)."""
-        unclear = torch.zeros(len(values), dtype=torch.bool, device=values.device)
-        for i, row in enumerate(values):
-            try:
-                find_rank(row[None], self.problem.rank, "a point")
-            except RankError:
-                unclear[i] = True
-        return unclear
+        if unclear is not None:
+            unclear.partial = partial
+            raise unclear
+        return partial
 
 
 def _normal_directions(values: Tensor, force: Tensor, rank: int | None) -> Tensor:

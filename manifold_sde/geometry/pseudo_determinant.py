@@ -66,7 +66,7 @@ class LogPseudoDeterminant:
     def _interpolated(self, y: Tensor, spectrum: Spectrum) -> Tensor:
         """Indices of the points where H is J^T J / Xi to rounding."""
         loss = self.dense.problem.pointwise
-        if not isinstance(loss, LeastSquaresPointwise) or loss.n_samples is None:
+        if not isinstance(loss, LeastSquaresPointwise):
             return torch.empty(0, dtype=torch.int64, device=y.device)
         residuals = self.dense.kernels.run("residuals", loss.residuals, y)
         # |J|^2 = Xi tr H where the residuals vanish.
@@ -78,7 +78,6 @@ class LogPseudoDeterminant:
         """Sum of the logarithms of the squared singular values over Xi: (n, D) -> (n,)."""
         loss = self.dense.problem.pointwise
         assert isinstance(loss, LeastSquaresPointwise)
-        assert loss.n_samples is not None
         jacobian = self.dense.kernels.run("jacobian", loss.jacobian, y)
         values = torch.linalg.svdvals(jacobian)[:, :rank]
         return (values.square() / loss.n_samples).log().sum(-1)

@@ -93,7 +93,7 @@ def find_rank(eigenvalues: Tensor, declared: int | None, where: str = "y") -> Te
 
     Raises:
         RankError: If the gap is ambiguous, an eigenvalue is clearly negative, or the declared
-            rank is not confirmed. The eigenvalues are named.
+            rank is not confirmed. The eigenvalues are named, and ``failed`` says where (...).
     """
     flat = eigenvalues.reshape(-1, eigenvalues.shape[-1])
     dim = flat.shape[-1]
@@ -105,6 +105,7 @@ def find_rank(eigenvalues: Tensor, declared: int | None, where: str = "y") -> Te
     zero = flat.abs().max(dim=-1).values == 0
     ranks = torch.where(zero, torch.zeros_like(ranks), ranks)
     min_gap = MIN_GAP.get(flat.dtype, 1e2)
+    negative = flat[:, 0] < -flat[:, -1].abs() / min_gap
 
     if declared is not None:
         own = ratios[:, declared - 1] if declared else torch.full_like(largest, torch.inf)
@@ -118,6 +119,7 @@ def find_rank(eigenvalues: Tensor, declared: int | None, where: str = "y") -> Te
                 expected=f"a drop by at least {min_gap:.0e} after the {declared} largest",
                 remedy="correct rank=..., or leave it out; if it changes along Gamma, "
                 "Assumption 2.1 fails there",
+                failed=(bad | negative).reshape(eigenvalues.shape[:-1]),
             )
     else:
         others = ratios.scatter(-1, position[:, None], 0.0).max(dim=-1).values
@@ -132,9 +134,9 @@ def find_rank(eigenvalues: Tensor, declared: int | None, where: str = "y") -> Te
                 expected=f"one drop by at least {min_gap:.0e}, clearly larger than any other",
                 remedy="make sure that the point lies on Gamma (geometry.retract or limit_map); "
                 "give rank=M if you know it; work in float64",
+                failed=(bad | negative).reshape(eigenvalues.shape[:-1]),
             )
 
-    negative = flat[:, 0] < -flat[:, -1].abs() / min_gap
     if bool(negative.any()):
         index = int(torch.nonzero(negative)[0])
         raise RankError(
@@ -142,6 +144,7 @@ def find_rank(eigenvalues: Tensor, declared: int | None, where: str = "y") -> Te
             received=f"eigenvalues {describe(flat[index])}",
             expected="none below zero at a local minimiser",
             remedy="this is a saddle or a maximum: start gradient flow from another point",
+            failed=negative.reshape(eigenvalues.shape[:-1]),
         )
     assert int(ranks.max()) < dim
     return ranks.reshape(eigenvalues.shape[:-1])

@@ -15,10 +15,10 @@ class LabelNoise(GradientNoise):
     r"""SGD on least squares whose labels get fresh Gaussian noise at every draw.
 
     A step draws B samples with replacement and follows the mean of
-    ``(r_xi + eps) grad r_xi`` with eps ~ N(0, s^2). Where the residuals vanish, that is on Gamma
-    at interpolation, Sigma = s^2 H / B: there is no diffusion along Gamma, only the drift
-    -(s^2 / 4B) P grad tr H. Off Gamma the noise of drawing the samples comes on top; sigma has a
-    block of Xi columns for each of the two.
+    ``(r_xi + eps) grad r_xi`` with eps ~ N(0, s^2), summed over a sample's K outputs. Where the
+    residuals vanish, that is on Gamma at interpolation, Sigma = s^2 H / B: there is no diffusion
+    along Gamma, only the drift -(s^2 / 4B) P grad tr H. Off Gamma the noise of drawing the samples
+    comes on top; sigma has a block of columns for each of the two, Xi and Xi K.
 
     Args:
         scale: Standard deviation s of the labels' noise; positive.
@@ -45,49 +45,54 @@ class LabelNoise(GradientNoise):
             )
 
     @staticmethod
-    def _least_squares(loss: Pointwise) -> tuple[LeastSquaresPointwise, int]:
+    def _least_squares(loss: Pointwise) -> LeastSquaresPointwise:
         assert isinstance(loss, LeastSquaresPointwise)
-        assert loss.n_samples is not None
-        return loss, loss.n_samples
+        return loss
+
+    def _size(self, loss: LeastSquaresPointwise) -> float:
+        return float((loss.n_samples * self.batch_size) ** 0.5)
 
     def n_components(self, loss: Pointwise) -> int:
-        """M = 2 Xi: drawing the samples, then their labels."""
-        return 2 * self._least_squares(loss)[1]
+        """M = Xi + Xi K: drawing the samples, then their labels."""
+        loss = self._least_squares(loss)
+        return loss.n_samples + loss.n_residuals
 
     def draw_counts(self, loss: Pointwise) -> tuple[int, int]:
-        """A normal and a uniform for each draw."""
-        return self.batch_size, self.batch_size
+        """K normals and a uniform for each draw."""
+        return self.batch_size * self._least_squares(loss).n_outputs, self.batch_size
 
     def product(self, loss: Pointwise, x: Tensor, w: Tensor) -> Tensor:
         """sigma(x) w by one reverse mode."""
-        loss, n = self._least_squares(loss)
-        drawn, labels = w[:n], w[n:]
-        residuals = loss.residuals(x)
-        weights = residuals * (drawn - drawn.mean()) + self.scale * labels
-        return loss.residual_transposed_product(x, weights / (n * self.batch_size) ** 0.5)
+        loss = self._least_squares(loss)
+        drawn, labels = w[: loss.n_samples], w[loss.n_samples :]
+        residuals = loss.of_samples(loss.residuals(x))
+        drawing = (residuals * (drawn - drawn.mean())[:, None]).reshape(-1)
+        weights = drawing + self.scale * labels
+        return loss.residual_transposed_product(x, weights / self._size(loss))
 
     def transposed_product(self, loss: Pointwise, x: Tensor, v: Tensor) -> Tensor:
         """sigma(x)^T v by one forward mode."""
-        loss, n = self._least_squares(loss)
+        loss = self._least_squares(loss)
         along = loss.residual_product(x, v)
-        drawn = loss.residuals(x) * along
+        drawn = loss.of_samples(loss.residuals(x) * along).sum(1)
         parts = torch.cat([drawn - drawn.mean(), self.scale * along])
-        return parts / (n * self.batch_size) ** 0.5
+        return parts / self._size(loss)
 
     def factor(self, loss: Pointwise, x: Tensor) -> Tensor:
         """Both blocks from one Jacobian."""
-        loss, n = self._least_squares(loss)
+        loss = self._least_squares(loss)
         jacobian = loss.jacobian(x)
-        gradients = loss.residuals(x)[:, None] * jacobian
+        gradients = loss.of_samples(loss.residuals(x)[:, None] * jacobian).sum(1)
         blocks = torch.cat([gradients - gradients.mean(0), self.scale * jacobian])
-        return blocks.T / (n * self.batch_size) ** 0.5
+        return blocks.T / self._size(loss)
 
     def stochastic_gradient(
         self, loss: Pointwise, x: Tensor, normals: Tensor, uniforms: Tensor
     ) -> Tensor:
         """The gradient on the samples drawn, with their fresh labels."""
-        loss, n = self._least_squares(loss)
-        draws = one_hot_draws(uniforms, n)
-        residuals = loss.residuals(x)
-        weights = residuals * draws.sum(0) + self.scale * (normals[:, None] * draws).sum(0)
-        return loss.residual_transposed_product(x, weights / self.batch_size)
+        loss = self._least_squares(loss)
+        draws = one_hot_draws(uniforms, loss.n_samples)
+        residuals = loss.of_samples(loss.residuals(x))
+        labels = draws.T @ normals.reshape(self.batch_size, loss.n_outputs)
+        weights = residuals * draws.sum(0)[:, None] + self.scale * labels
+        return loss.residual_transposed_product(x, weights.reshape(-1) / self.batch_size)

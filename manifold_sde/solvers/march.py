@@ -298,8 +298,7 @@ class March:
             step: Lengths of these steps (p,).
             log_elapsed: Values of log E to be reached within the step, (p,).
         """
-        growth, elapsed = origin.sums
-        missing = torch.exp(log_elapsed - growth) - torch.exp(elapsed - growth)
+        missing = still_missing(origin.sums, log_elapsed)
         rate, slope = rates[0], (rates[1] - rates[0]) / step
         h = missing / relative_growth(missing, rate)
         for _ in range(_ITERATIONS):
@@ -390,9 +389,14 @@ def crossings(course: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
 
 def clock_left(state: State, log_elapsed: Tensor) -> Tensor:
     """Clock until log E reaches values (n,), at the present rates: (n,); 0 where it has."""
-    growth, elapsed = state.sums
-    missing = torch.exp(log_elapsed - growth) - torch.exp(elapsed - growth)
-    return torch.log1p(state.rate * missing.clamp(min=0)) / state.rate
+    missing = still_missing(state.sums, log_elapsed).clamp(min=0)
+    return torch.log1p(state.rate * missing) / state.rate
+
+
+def still_missing(sums: Tensor, log_elapsed: Tensor) -> Tensor:
+    """What E lacks to reach values, over its rate of growth now: (2, n), (n,) -> (n,)."""
+    growth, elapsed = sums
+    return torch.exp(log_elapsed - growth) - torch.exp(elapsed - growth)
 
 
 def relative_growth(missing: Tensor, rate: Tensor) -> Tensor:

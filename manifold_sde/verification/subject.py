@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,6 +18,8 @@ from manifold_sde.problem import Problem
 from manifold_sde.sdes import FixedRatioDiffusion, LimitingDiffusion
 from manifold_sde.solvers import run_sgd, solve
 from manifold_sde.time_scale import TimeScale
+
+T = TypeVar("T")
 
 #: Directions from which gradient flow is followed where no start is known.
 _TRIES = 64
@@ -110,6 +112,13 @@ class Subject:
         A subject with another part in place of one of these begins with nothing.
         """
         return {}
+
+    def once(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What is shared under a key; it is made where it is not there."""
+        if key not in self.shared:
+            self.shared[key] = make()
+        found: T = self.shared[key]
+        return found
 
     # Points.
 

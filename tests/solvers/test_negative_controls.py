@@ -19,6 +19,7 @@ from torch.func import vmap
 from manifold_sde.sdes import DirectionDiffusion
 from manifold_sde.solvers.schemes import SCHEMES, Motion, PhiJet, Scheme, StepNoise, motion_of
 from manifold_sde.solvers.schemes.base import ManifoldMotion
+from tests import drift_terms
 from tests.solvers.operators import direction, law, one_step, problem, slopes, weak_error
 
 CLOCK = 8.0
@@ -42,33 +43,10 @@ class BrokenMotion(ManifoldMotion):
         return h * self.drift(x, anchor) + self.noise(x, anchor, w)
 
 
-def normal(y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The one eigenvalue off the kernel, its eigenvector n, P = I - n n^T, and Sigma."""
-    made = problem("mixed")
-    values, vectors = torch.linalg.eigh(made.pointwise.hessian(y))
-    n = vectors[:, -1]
-    projection = torch.eye(3, dtype=y.dtype) - torch.outer(n, n)
-    return values[-1], n, projection, made.noise.covariance(made.pointwise, y)
-
-
-def third_term(y: Tensor) -> Tensor:
-    """P T[L^-1(N Sigma N)], with L^-1 of n n^T on one dimension: n n^T / 2 lambda."""
-    eigenvalue, n, projection, covariance = normal(y)
-    force = problem("mixed").pointwise.third_derivative(y, n, n)
-    return projection @ force * ((n @ covariance @ n) / (2.0 * eigenvalue))
-
-
-def mixed_term(y: Tensor) -> Tensor:
-    """P T[sym(H^+ N Sigma P)], with H^+ = n n^T / lambda."""
-    eigenvalue, n, projection, covariance = normal(y)
-    across = projection @ (covariance @ n) / eigenvalue
-    return projection @ problem("mixed").pointwise.third_derivative(y, n, across)
-
-
 def noise_term(y: Tensor) -> Tensor:
     """P sum_j d sigma_j[P sigma_j], by differences along the columns."""
     made = problem("mixed")
-    _, _, projection, _ = normal(y)
+    projection = drift_terms.normal(made, y)[2]
     h = 1e-4
 
     def factor(x: Tensor) -> Tensor:
@@ -80,6 +58,14 @@ def noise_term(y: Tensor) -> Tensor:
         for j in range(made.n_noise)
     ]
     return projection @ torch.stack(moves).sum(0)
+
+
+def mixed_term(y: Tensor) -> Tensor:
+    return drift_terms.mixed_term(problem("mixed"), y)
+
+
+def third_term(y: Tensor) -> Tensor:
+    return drift_terms.third_term(problem("mixed"), y)
 
 
 #: By name: scheme, and what its drift is changed by.

@@ -27,6 +27,7 @@ from manifold_sde.sdes import StochasticEquation
 from manifold_sde.solvers import run_sgd, sgd_step, solve
 from manifold_sde.verification import Effort, Result, Subject
 from manifold_sde.verification.check import Check
+from tests import drift_terms
 
 #: Cheap runs that find a clock off by a fourth.
 SMALL = Effort("small", points=8, departure=0.25, runs=1024, steps=256, step_size=0.05)
@@ -143,32 +144,16 @@ def at(problem: Problem, angle: float) -> Tensor:
     return problem.facts.circle.point(torch.tensor(angle, dtype=torch.float64))
 
 
-def normal(y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Of CORRELATED: the eigenvalue off the kernel, its eigenvector n, I - n n^T, and Sigma."""
-    values, vectors = torch.linalg.eigh(CORRELATED.pointwise.hessian(y))
-    n = vectors[:, -1]
-    projection = torch.eye(3, dtype=y.dtype) - torch.outer(n, n)
-    return values[-1], n, projection, CORRELATED.noise.covariance(CORRELATED.pointwise, y)
-
-
 def mixed_term(y: Tensor) -> Tensor:
-    """P T[sym(H^+ N Sigma P)]."""
-    eigenvalue, n, projection, covariance = normal(y)
-    across = projection @ (covariance @ n) / eigenvalue
-    return projection @ CORRELATED.pointwise.third_derivative(y, n, across)
+    return drift_terms.mixed_term(CORRELATED, y)
 
 
 def third_term(y: Tensor) -> Tensor:
-    """P T[L^-1(N Sigma N)]."""
-    eigenvalue, n, projection, covariance = normal(y)
-    force = CORRELATED.pointwise.third_derivative(y, n, n)
-    return projection @ force * ((n @ covariance @ n) / (2.0 * eigenvalue))
+    return drift_terms.third_term(CORRELATED, y)
 
 
 def sigma_term(y: Tensor) -> Tensor:
-    """P sum_j d sigma_j[P sigma_j]."""
-    projection = normal(y)[2]
-    return projection @ CORRELATED.noise.correction(CORRELATED.pointwise, y, projection)
+    return drift_terms.sigma_term(CORRELATED, y)
 
 
 def with_drift(fault: Callable[[Tensor], Tensor]) -> Callable[..., Any]:

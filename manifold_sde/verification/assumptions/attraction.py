@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 
 from manifold_sde.verification.assumptions.survey import Survey, show_point
+from manifold_sde.verification.assumptions.verdict import assumption
 from manifold_sde.verification.check import Check
 from manifold_sde.verification.effort import Effort
 from manifold_sde.verification.result import Result
@@ -14,6 +16,7 @@ from manifold_sde.verification.subject import Subject
 
 _NAME = "attraction set around the start"
 _STATEMENTS = ("Definition 2.6", "Lemma 2.7")
+_result = partial(assumption, _STATEMENTS, _NAME)
 #: Radii of the balls around the start, relative to its norm; the first one has to flow to Gamma.
 _RADII = (1e-3, 1e-2, 1e-1)
 
@@ -60,19 +63,6 @@ def check_attraction(subject: Subject, effort: Effort) -> Sequence[Result]:
     if shares[-1] < 1.0:
         meaning = "A learning rate that is not small can take the first steps out of it."
     return [_result("holds", detail, 0.0, 0.0, meaning)]
-
-
-def _result(verdict: str, detail: str, statistic: float, limit: float, meaning: str = "") -> Result:
-    return Result(
-        _NAME,
-        verdict,  # type: ignore[arg-type]
-        detail,
-        statistic,
-        limit,
-        statements=_STATEMENTS,
-        kind="assumption",
-        meaning=meaning,
-    )
 
 
 CHECKS = (Check(_NAME, "assumption", _STATEMENTS, check_attraction),)

@@ -15,6 +15,7 @@ from manifold_sde.paper import implements
 from manifold_sde.verification.assumptions.movement import wander
 from manifold_sde.verification.assumptions.paths import Trace, join, trace_curve
 from manifold_sde.verification.assumptions.survey import Survey, ranks_of, show_point
+from manifold_sde.verification.assumptions.verdict import assumption
 from manifold_sde.verification.check import Check
 from manifold_sde.verification.effort import Effort
 from manifold_sde.verification.result import Picture, Result, Series
@@ -311,17 +312,7 @@ def _result(
     meaning: str = "",
     pictures: tuple[Picture, ...] = (),
 ) -> Result:
-    return Result(
-        _NAME,
-        verdict,  # type: ignore[arg-type]
-        detail,
-        count,
-        1.0,
-        statements=_STATEMENTS,
-        kind="assumption",
-        meaning=meaning,
-        pictures=pictures,
-    )
+    return assumption(_STATEMENTS, _NAME, verdict, detail, count, 1.0, meaning, pictures)
 
 
 CHECKS = (Check(_NAME, "assumption", _STATEMENTS, check_connectedness),)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from manifold_sde.problem import Problem
 from manifold_sde.verification.assumptions.minimisers import searches
 from manifold_sde.verification.assumptions.movement import Valued, descend
 from manifold_sde.verification.assumptions.survey import Survey, show_point
+from manifold_sde.verification.assumptions.verdict import assumption
 from manifold_sde.verification.check import Check
 from manifold_sde.verification.effort import Effort
 from manifold_sde.verification.result import Picture, Result, Series
@@ -22,6 +24,7 @@ from manifold_sde.verification.subject import Subject
 _DIFFUSION, _CONTROL = "diffusion along the manifold", "controllability"
 _IN_GROUPS = "controllability of the groups' directions"
 _STATEMENTS = ("Assumption 5.2",)
+_result = partial(assumption, _STATEMENTS)
 #: Part of the variance up to which there is none.
 _NONE = 1e-12
 #: Smallest singular value, over the largest on Gamma_1, that is none, and that is too small to say.
@@ -176,28 +179,6 @@ def _picture(values: Tensor) -> Picture:
     )
     return Picture(
         "Noise along Gamma_1", "number", "singular value of T^T sigma", series, logy=True
-    )
-
-
-def _result(
-    name: str,
-    verdict: str,
-    detail: str,
-    statistic: float,
-    limit: float,
-    meaning: str = "",
-    pictures: tuple[Picture, ...] = (),
-) -> Result:
-    return Result(
-        name,
-        verdict,  # type: ignore[arg-type]
-        detail,
-        statistic,
-        limit,
-        statements=_STATEMENTS,
-        kind="assumption",
-        meaning=meaning,
-        pictures=pictures,
     )
 
 

@@ -11,6 +11,7 @@ from manifold_sde.invariance import SOLVED_DIM, describe_coordinates
 from manifold_sde.verification.assumptions.minimisers import curvature, searches
 from manifold_sde.verification.assumptions.movement import descend
 from manifold_sde.verification.assumptions.survey import Survey, show_point
+from manifold_sde.verification.assumptions.verdict import assumption
 from manifold_sde.verification.check import Check
 from manifold_sde.verification.effort import Effort
 from manifold_sde.verification.result import Result
@@ -41,9 +42,9 @@ def check_groups(subject: Subject, effort: Effort) -> Sequence[Result]:
             "Every filter that feeds a normalisation is a group of its own. If there are several, "
             "Gamma_1 is not compact, and Theorem 5.4 does not apply as stated."
         )
-        return [_result(_GROUPS, _OF_GROUPS, "undecided", detail, meaning=meaning)]
+        return [assumption(_OF_GROUPS, _GROUPS, "undecided", detail, meaning=meaning)]
     if len(groups) == 1:
-        return [_result(_GROUPS, _OF_GROUPS, "holds", "all weights are one group", 1.0, 1.0)]
+        return [assumption(_OF_GROUPS, _GROUPS, "holds", "all weights are one group", 1.0, 1.0)]
     radial = radial_vectors(survey.points, groups)
     top = survey.spectrum[0][:, -1, None].clamp(min=1e-300)
     bent = (problem.hessian(survey.points) @ radial).norm(dim=1) / top
@@ -66,7 +67,7 @@ def check_groups(subject: Subject, effort: Effort) -> Sequence[Result]:
         "with these norms as state."
     )
     number = float(len(groups))
-    return [_result(_GROUPS, _OF_GROUPS, "fails", detail, number, 1.0, meaning)]
+    return [assumption(_OF_GROUPS, _GROUPS, "fails", detail, number, 1.0, meaning)]
 
 
 def check_compactness(subject: Subject, effort: Effort) -> Sequence[Result]:
@@ -84,7 +85,7 @@ def check_compactness(subject: Subject, effort: Effort) -> Sequence[Result]:
             "and there need not be an equilibrium in the sense of Theorem 5.4."
         )
         number = float(len(groups))
-        return [_result(_COMPACT, _OF_COMPACT, "fails", detail, number, 1.0, meaning)]
+        return [assumption(_OF_COMPACT, _COMPACT, "fails", detail, number, 1.0, meaning)]
     values = survey.spectrum[0][:, -1]
     begin = survey.points[values.argsort(descending=True)[:_SEARCHES]]
     where, inverse = descend(
@@ -104,34 +105,13 @@ def check_compactness(subject: Subject, effort: Effort) -> Sequence[Result]:
             f"to {largest:.2g} at {show_point(where[index])}"
         )
         meaning = "The loss has a singularity that Gamma_1 runs into: Gamma_1 is not compact."
-        return [_result(_COMPACT, _OF_COMPACT, verdict, detail, growth, _UNBOUNDED, meaning)]
+        return [assumption(_OF_COMPACT, _COMPACT, verdict, detail, growth, _UNBOUNDED, meaning)]
     detail = (
         f"the curvature of the loss is bounded on what was searched: the largest eigenvalue of H "
         f"is {float(values.median()):.3g} at the median point and nowhere found above "
         f"{largest:.3g}; unit minimisers of a smooth loss are closed"
     )
-    return [_result(_COMPACT, _OF_COMPACT, "holds", detail, growth, _UNBOUNDED)]
-
-
-def _result(
-    name: str,
-    statements: tuple[str, ...],
-    verdict: str,
-    detail: str,
-    statistic: float = float("nan"),
-    limit: float = float("nan"),
-    meaning: str = "",
-) -> Result:
-    return Result(
-        name,
-        verdict,  # type: ignore[arg-type]
-        detail,
-        statistic,
-        limit,
-        statements=statements,
-        kind="assumption",
-        meaning=meaning,
-    )
+    return [assumption(_OF_COMPACT, _COMPACT, "holds", detail, growth, _UNBOUNDED)]
 
 
 CHECKS = (

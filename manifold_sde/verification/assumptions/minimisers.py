@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 from manifold_sde.geometry.spectrum import gap_ratios
 from manifold_sde.verification.assumptions.movement import Valued, descend
 from manifold_sde.verification.assumptions.survey import Survey, show_point
+from manifold_sde.verification.assumptions.verdict import assumption
 from manifold_sde.verification.check import Check
 from manifold_sde.verification.effort import Effort
 from manifold_sde.verification.result import Picture, Result, Series
@@ -17,6 +19,7 @@ from manifold_sde.verification.subject import Subject
 
 _RANK, _MINIMAL = "constant rank of the Hessian", "local minimality"
 _STATEMENTS = ("Assumption 2.1",)
+_result = partial(assumption, _STATEMENTS)
 #: Part of its largest value on Gamma_1 to which the smallest nonzero eigenvalue may fall.
 _FALLEN, _FALLING = 1e-7, 1e-6
 #: Starts and rounds of the search for the smallest eigenvalue.
@@ -204,28 +207,6 @@ def _picture(values: Tensor) -> Picture:
             Series("smallest over the points", ranks, ordered.amin(0).tolist(), "line"),
         ),
         logy=True,
-    )
-
-
-def _result(
-    name: str,
-    verdict: str,
-    detail: str,
-    statistic: float = float("nan"),
-    limit: float = float("nan"),
-    meaning: str = "",
-    pictures: tuple[Picture, ...] = (),
-) -> Result:
-    return Result(
-        name,
-        verdict,  # type: ignore[arg-type]
-        detail,
-        statistic,
-        limit,
-        statements=_STATEMENTS,
-        kind="assumption",
-        meaning=meaning,
-        pictures=pictures,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from manifold_sde import invariance, loss_checks
 from manifold_sde.problem import INVARIANCE_TOLERANCE
 from manifold_sde.symbolic.problem import SymbolicProblem
 from manifold_sde.verification.assumptions.survey import Survey, show_point
+from manifold_sde.verification.assumptions.verdict import assumption
 from manifold_sde.verification.check import Check
 from manifold_sde.verification.effort import Effort
 from manifold_sde.verification.result import Result
@@ -18,6 +20,8 @@ from manifold_sde.verification.subject import Subject
 
 _INVARIANCE, _CONE, _NOISE = "scale invariance", "cone of minimisers", "properties of the noise"
 _STATEMENTS = ("Assumption 2.3",)
+_OF_NOISE = ("Assumption 2.3", "Lemma 2.4", "Lemma 2.5")
+_result = partial(assumption, _STATEMENTS)
 _LIMIT = INVARIANCE_TOLERANCE[torch.float64]
 #: Factors by which minimisers are scaled.
 _FACTORS = (1e-3, 0.5, 2.0, 1e3)
@@ -99,15 +103,14 @@ def check_noise(subject: Subject, effort: Effort) -> Sequence[Result]:
             "and Theorems 4.1 and 4.4 do not cover it."
         )
     return [
-        Result(
+        assumption(
+            _OF_NOISE,
             _NOISE,
             "fails" if not worst <= _LIMIT else "holds",
             detail,
             worst,
             _LIMIT,
-            statements=("Assumption 2.3", "Lemma 2.4", "Lemma 2.5"),
-            kind="assumption",
-            meaning=meaning,
+            meaning,
         )
     ]
 
@@ -117,23 +120,8 @@ def _on_manifold(subject: Subject, effort: Effort) -> Tensor:
     return ends[torch.isfinite(ends).all(1)]
 
 
-def _result(
-    name: str, verdict: str, detail: str, statistic: float, limit: float, meaning: str = ""
-) -> Result:
-    return Result(
-        name,
-        verdict,  # type: ignore[arg-type]
-        detail,
-        statistic,
-        limit,
-        statements=_STATEMENTS,
-        kind="assumption",
-        meaning=meaning,
-    )
-
-
 CHECKS = (
     Check(_INVARIANCE, "assumption", _STATEMENTS, check_invariance),
     Check(_CONE, "assumption", _STATEMENTS, check_cone),
-    Check(_NOISE, "assumption", ("Assumption 2.3", "Lemma 2.4", "Lemma 2.5"), check_noise),
+    Check(_NOISE, "assumption", _OF_NOISE, check_noise),
 )

@@ -12,6 +12,7 @@ from manifold_sde import loss_checks
 from manifold_sde.errors import DifferentiationError, NonFiniteError
 from manifold_sde.problem import Problem
 from manifold_sde.verification.assumptions.survey import Survey, show_point
+from manifold_sde.verification.assumptions.verdict import assumption
 from manifold_sde.verification.check import Check
 from manifold_sde.verification.effort import Effort
 from manifold_sde.verification.result import Result
@@ -127,15 +128,14 @@ def check_smoothness(subject: Subject, effort: Effort) -> Sequence[Result]:
             )
         ]
     return [
-        Result(
+        assumption(
+            _STATEMENTS,
             _NAME,
             "holds",
             f"four derivatives are finite and without a jump on {len(points)} lines through "
             f"points near the minimisers, and agree with differences to {worst:.1g}",
             worst,
             loss_checks.TOLERANCE,
-            statements=_STATEMENTS,
-            kind="assumption",
         )
     ]
 
@@ -159,16 +159,7 @@ def _against_differences(problem: Problem, points: Tensor) -> tuple[float, str, 
 
 
 def _fails(detail: str, meaning: str, size: float = float("nan")) -> Result:
-    return Result(
-        _NAME,
-        "fails",
-        detail,
-        size,
-        loss_checks.TOLERANCE,
-        statements=_STATEMENTS,
-        kind="assumption",
-        meaning=meaning,
-    )
+    return assumption(_STATEMENTS, _NAME, "fails", detail, size, loss_checks.TOLERANCE, meaning)
 
 
 CHECKS = (Check(_NAME, "assumption", _STATEMENTS, check_smoothness),)

@@ -57,11 +57,7 @@ class Survey:
     @classmethod
     def of(cls, subject: Subject, effort: Effort) -> Survey:
         """The survey of a subject, which its checks share."""
-        key = (cls, effort)
-        if key not in subject.shared:
-            subject.shared[key] = cls(subject, effort)
-        survey: Survey = subject.shared[key]
-        return survey
+        return subject.once((cls, effort), lambda: cls(subject, effort))
 
     @property
     def start(self) -> Tensor:

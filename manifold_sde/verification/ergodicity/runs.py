@@ -66,11 +66,7 @@ class ErgodicRuns:
     @classmethod
     def of(cls, subject: Subject, effort: Effort) -> ErgodicRuns:
         """Those of the subject, made once."""
-        key = (cls, effort)
-        if key not in subject.shared:
-            subject.shared[key] = cls(subject, effort)
-        runs: ErgodicRuns = subject.shared[key]
-        return runs
+        return subject.once((cls, effort), lambda: cls(subject, effort))
 
     # What is known before.
 

@@ -68,11 +68,8 @@ class StepNoise:
         Raises:
             NoiseError: If there is no noise at the start.
         """
-        key = (cls.__name__, runs, effort.step_size)
-        if key not in subject.shared:
-            subject.shared[key] = cls._read_off(subject, effort, runs)
-        found: StepNoise = subject.shared[key]
-        return found
+        key = (cls, runs, effort.step_size)
+        return subject.once(key, lambda: cls._read_off(subject, effort, runs))
 
     @classmethod
     def _read_off(cls, subject: Subject, effort: Effort, runs: int) -> StepNoise:

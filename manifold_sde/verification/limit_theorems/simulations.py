@@ -57,11 +57,7 @@ class Simulations:
     @classmethod
     def of(cls, subject: Subject, effort: Effort) -> Simulations:
         """Those of a subject at an effort: made when they are first asked for."""
-        key = (cls.__name__, effort)
-        if key not in subject.shared:
-            subject.shared[key] = cls(subject, effort)
-        found: Simulations = subject.shared[key]
-        return found
+        return subject.once((cls, effort), lambda: cls(subject, effort))
 
     def seed(self, use: int) -> int:
         """Seed of a run."""
