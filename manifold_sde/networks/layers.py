@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
+from torch.func import functional_call
 
 from manifold_sde.derivatives import integer
 from manifold_sde.errors import ArgumentError, DTypeError, ShapeError
@@ -243,9 +243,7 @@ class WeightNorm(nn.Module):
         dims = tuple(range(1, weight.dim()))
         square = (weight * weight).sum(dims, keepdim=True)
         directions = _over_root(weight, square, torch.zeros_like(square))
-        if isinstance(self.layer, nn.Linear):
-            return functional.linear(x, directions)
-        return self.layer._conv_forward(x, directions, None)
+        return functional_call(self.layer, {"weight": directions}, (x,))
 
 
 def _require_channels(x: Tensor, channels: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import torch
@@ -113,7 +114,7 @@ class NormalizedMLP(nn.Module):
         self.activation = activation
         self.hidden = nn.ModuleList(
             skip_init(nn.Linear, before, after, bias=False)
-            for before, after in zip(sizes[:-2], sizes[1:-1], strict=True)
+            for before, after in itertools.pairwise(sizes[:-1])
         )
         self.norms = nn.ModuleList(
             LayerNorm(size)

@@ -83,7 +83,7 @@ class Weights:
         return MappingProxyType(self._blocks)
 
     def __str__(self) -> str:
-        parts = [f"{len(self._blocks)} trained parameters"]
+        parts = [f"trained: {len(self._blocks)} tensors"]
         if self.frozen:
             parts.append(f"frozen: {', '.join(self.frozen)}")
         parts += [f"{', '.join(v)} shared with {k}" for k, v in self.shared.items()]
@@ -135,7 +135,7 @@ class Weights:
                 named[name].copy_(value)
 
     def part(self, x: Tensor, name: str) -> Tensor:
-        """The coordinates of a parameter, or of all parameters of a submodule: (..., D) -> (..., n).
+        """The coordinates of a parameter, or of all of a submodule: (..., D) -> (..., n).
 
         Raises:
             ArgumentError: If nothing trained has this name.

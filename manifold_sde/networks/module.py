@@ -1,0 +1,126 @@
+"""Problems made from a module, a criterion and data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from manifold_sde import loss_checks
+from manifold_sde.elementary import ElementaryFunction, elementary
+from manifold_sde.least_squares import LeastSquaresProblem
+from manifold_sde.networks import module_checks
+from manifold_sde.networks.criteria import Criterion
+from manifold_sde.networks.function import NetworkFunction
+from manifold_sde.networks.weights import Weights
+from manifold_sde.noise.base import Noise, check_noise
+from manifold_sde.pointwise import LeastSquaresPointwise, Pointwise
+from manifold_sde.problem import Problem
+
+#: Number of sample losses on which derivatives are held against differences.
+_CHECKED = 4
+
+
+class ModuleProblem(Problem):
+    """The loss of a network, by :meth:`Problem.from_module`.
+
+    Args:
+        network: The network on its data.
+        noise: The gradient noise.
+        rank: Rank M of the Hessian on the manifold of minimisers, where it is known.
+        name: Name used in messages and figures.
+    """
+
+    def __init__(
+        self, network: NetworkFunction, noise: Noise, *, rank: int | None, name: str | None
+    ) -> None:
+        def pointwise(function: NetworkFunction | ElementaryFunction, n: int) -> Pointwise:
+            return Pointwise(function, network.weights.dim, n if network.samples else None)
+
+        few = _few(network)
+        function = _elementary(network, few)
+        checked = _elementary(few, few)
+        loss_checks.require_derivatives(pointwise(checked, few.n_blocks), checked, "network's loss")
+        self.network = network
+        self._setup(pointwise(function, network.n_blocks), noise, rank, name or network.__name__)
+
+
+class ModuleLeastSquaresProblem(LeastSquaresProblem):
+    """The mean squared error of a network, by :meth:`Problem.from_module`.
+
+    The residuals of a sample are sqrt(2/K) times the differences of its K outputs from the
+    targets, so that L is what ``nn.MSELoss()`` computes.
+
+    Args:
+        network: The network on its data.
+        noise: The gradient noise.
+        rank: Rank M of the Hessian on the manifold of minimisers, where it is known.
+        name: Name used in messages and figures.
+    """
+
+    def __init__(
+        self, network: NetworkFunction, noise: Noise, *, rank: int | None, name: str | None
+    ) -> None:
+        few = _few(network)
+        n_outputs = few(loss_checks.fixed_directions(network.weights.dim, 1)[0]).shape[1]
+
+        def pointwise(
+            function: NetworkFunction | ElementaryFunction, n: int
+        ) -> LeastSquaresPointwise:
+            return LeastSquaresPointwise(function, network.weights.dim, n, n_outputs)
+
+        function = _elementary(network, few)
+        checked = _elementary(few, few)
+        loss_checks.require_derivatives(pointwise(checked, few.n_blocks), checked, "network's loss")
+        self.network = network
+        self._setup(pointwise(function, network.n_blocks), noise, rank, name or network.__name__)
+
+
+def _few(network: NetworkFunction) -> NetworkFunction:
+    """The network on a few of its blocks of samples: checks do not get slower with the data."""
+    count = min(_CHECKED, network.n_blocks)
+    if not network.samples or count == network.n_blocks:
+        return network
+    return network.of_blocks([i * network.n_blocks // count for i in range(count)])
+
+
+def _elementary(
+    function: NetworkFunction, shown: NetworkFunction
+) -> NetworkFunction | ElementaryFunction:
+    """The function in elementary operations where torch's derivatives are wrong."""
+    x = loss_checks.fixed_directions(shown.weights.dim, 1)[0]
+    return function if elementary(shown, x) is shown else ElementaryFunction(function)
+
+
+def problem_from_module(
+    module: nn.Module,
+    criterion: object,
+    inputs: Tensor | tuple[Tensor, ...],
+    targets: Tensor,
+    noise: Noise,
+    *,
+    rank: int | None,
+    name: str | None,
+    frozen: str | Iterable[str],
+    ghost_size: int | None,
+) -> Problem:
+    """The problem of a module; :meth:`Problem.from_module` documents the arguments."""
+    check_noise(noise)
+    module_checks.check_module(module)
+    measure = Criterion(criterion)
+    tensors, targets = module_checks.check_data(inputs, targets)
+    weights = Weights(module, frozen)
+    loss_checks.check_dim(weights.dim)
+    block = module_checks.block_of(module, ghost_size, len(targets))
+    with torch.no_grad():
+        network = NetworkFunction(
+            module, measure, tensors, measure.convert(targets), weights, block=block
+        )
+        outputs = module_checks.check_forward(network)
+        measure.check_targets(outputs, network.targets)
+        if module_checks.coupled(network, outputs):
+            module_checks.require_uncoupled_noise(network, noise)
+            network = network.with_samples(block=len(targets), samples=measure.is_least_squares)
+    kind = ModuleLeastSquaresProblem if measure.is_least_squares else ModuleProblem
+    return kind(network, noise, rank=rank, name=name)
