@@ -84,14 +84,21 @@ class NetworkFunction:
         """Frozen parameters and buffers in the dtype and on the device of x."""
         return {name: follow(value, x) for name, value in self.constants.items()}
 
-    def call(self, x: Tensor, constants: dict[str, Tensor]) -> Tensor:
-        """Outputs of the module for weights x (D,) and these constants: (N, ...)."""
-        inputs = tuple(follow(value, x) for value in self.inputs)
-        return functional_call(self.module, self.weights.unflatten(x) | constants, inputs)
+    def outputs(self, x: Tensor, constants: dict[str, Tensor] | None = None) -> Tensor:
+        """Outputs of the module for weights x (D,): (N, ...).
 
-    def outputs(self, x: Tensor) -> Tensor:
-        """Outputs of the module for weights x (D,): (N, ...)."""
-        return self.call(x, self.constants_for(x))
+        Args:
+            x: Point (D,).
+            constants: Frozen parameters and buffers in place of the network's own; where the module
+                changes one of them, the dictionary holds the changed one afterwards.
+        """
+        inputs = tuple(follow(value, x) for value in self.inputs)
+        if constants is None:
+            constants = self.constants_for(x)
+        values = self.weights.unflatten(x) | constants
+        outputs = functional_call(self.module, values, inputs)
+        constants.update((name, values[name]) for name in constants)
+        return outputs
 
     def losses(self, x: Tensor) -> Tensor:
         """The mean loss of each block (Xi,), or of all samples (): one vector (D,)."""

@@ -315,8 +315,8 @@ def _scales_outputs(network: NetworkFunction, x: Tensor, block: ParameterBlock) 
 
 
 def _fades(network: NetworkFunction, points: Tensor, column: int) -> bool:
-    """Whether a parameter is nearly scale-invariant where the weights are large."""
+    """Whether the violation falls with the square of the weights' size, as that of an eps does."""
     near, far = (
-        float(measurement.measure(network, scale * points[:2]).own[column]) for scale in (1.0, 1e3)
+        float(measurement.measure(network, scale * points[:2]).own[column]) for scale in (5.0, 50.0)
     )
-    return far < 1e-2 * near
+    return 0.5e-2 * near < far < 2e-2 * near

@@ -24,9 +24,8 @@ def generator_of(seed: int | torch.Generator) -> torch.Generator:
     if isinstance(seed, torch.Generator):
         return seed
     low, high = seed_key(seed)
-    number = low | high << 32
-    # torch takes the same 64 bits as a signed number.
-    return torch.Generator().manual_seed(number - (1 << 64) if number >= 1 << 63 else number)
+    # torch's generator on the CPU looks at 32 bits: the upper ones have to be mixed in.
+    return torch.Generator().manual_seed((low + 0x9E3779B9 * high) % (1 << 32))
 
 
 def initialise(module: nn.Module, generator: torch.Generator) -> None:

@@ -166,11 +166,11 @@ def check_forward(function: NetworkFunction) -> Tensor:
     """
     x = fixed_directions(function.weights.dim, 1)[0]
     constants = function.constants_for(x)
-    after = {name: value.clone() for name, value in constants.items()}
+    after = _clones(constants)
     try:
         with torch.random.fork_rng():
-            outputs = ElementaryFunction(lambda z: function.call(z, after))(x)
-            again = ElementaryFunction(lambda z: function.call(z, dict(constants)))(x)
+            outputs = ElementaryFunction(lambda z: function.outputs(z, after))(x)
+            again = ElementaryFunction(lambda z: function.outputs(z, _clones(constants)))(x)
     except ManifoldSDEError:
         raise
     except Exception as error:
@@ -223,28 +223,35 @@ def check_forward(function: NetworkFunction) -> Tensor:
     return outputs
 
 
+def _clones(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in tensors.items()}
+
+
 def coupled(function: NetworkFunction, outputs: Tensor) -> bool:
     """Whether the outputs of a block of samples depend on the data of other blocks.
 
-    Half of the blocks are replaced by others, and the outputs of the rest looked at.
+    Every second block, and each half of them, is replaced by another one, and the outputs of the
+    rest looked at.
 
     Args:
         function: The network on its data.
         outputs: Its outputs there.
     """
     blocks = torch.arange(len(outputs)).reshape(-1, function.block)
-    half = len(blocks) // 2
-    if half == 0:
+    count = len(blocks)
+    if count < 2:
         return False
     x = fixed_directions(function.weights.dim, 1)[0]
-    for replaced, kept in ((slice(half), slice(half, None)), (slice(half, None), slice(half))):
-        order = blocks.clone()
-        order[replaced] = blocks[kept][:1]
-        other = function.subset(order.flatten())
-        there = blocks[kept].flatten()
-        change = (ElementaryFunction(other.outputs)(x)[there] - outputs[there]).abs().max()
-        if float(change) > _COUPLED * float(outputs.abs().max()):
-            return True
+    number = torch.arange(count)
+    for mask in (number % 2 == 0, number < count // 2):
+        for replaced in (mask, ~mask):
+            order = blocks.clone()
+            order[replaced] = blocks[~replaced][:1]
+            there = blocks[~replaced].flatten()
+            changed = ElementaryFunction(function.subset(order.flatten()).outputs)(x)
+            change = (changed[there] - outputs[there]).abs().max()
+            if float(change) > _COUPLED * float(outputs.abs().max()):
+                return True
     return False
 
 

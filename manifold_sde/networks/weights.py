@@ -202,7 +202,9 @@ def _frozen_names(
     for prefix in wanted:
         matches = [name for name in every if is_below(name, str(prefix))]
         if not matches:
-            modules = [n for n, m in module.named_modules() if n and any(m.parameters())]
+            modules = [
+                n for n, m in module.named_modules() if n and next(m.parameters(), None) is not None
+            ]
             raise _unknown_name(str(prefix), [*every, *modules], "in frozen")
         found |= {first.get(name, name) for name in matches}
     return found
