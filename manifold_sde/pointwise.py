@@ -64,6 +64,12 @@ class Pointwise:
         """Sum of weights_xi times the gradient of L_xi, one reverse mode: (D,), (Xi,) -> (D,)."""
         return vjp(self.sample_losses, x)[1](weights)[0]
 
+    def drawn_gradient(self, x: Tensor, drawn: Tensor) -> Tensor:
+        """Mean gradient of the samples of these numbers, with repetitions: (D,), (B,) -> (D,)."""
+        samples = torch.arange(self.n_samples or 1, device=drawn.device)
+        counts = (drawn[:, None] == samples).to(x.dtype).sum(0)
+        return self.weighted_gradient(x, counts / len(drawn))
+
     def sample_derivatives(self, x: Tensor, v: Tensor) -> Tensor:
         """Directional derivatives <grad L_xi(x), v>, one forward mode: (D,), (D,) -> (Xi,)."""
         return jvp(self.sample_losses, (x,), (v,))[1].to(x.dtype)

@@ -63,12 +63,16 @@ class NetworkFunction:
         other.block, other.samples = block, samples
         return other
 
+    def on(self, inputs: tuple[Tensor, ...], targets: Tensor) -> NetworkFunction:
+        """The same network on other data."""
+        other = copy.copy(self)
+        other.inputs, other.targets = inputs, targets
+        return other
+
     def subset(self, index: Tensor) -> NetworkFunction:
         """The same network on some of the samples, given by their numbers."""
-        other = copy.copy(self)
-        other.inputs = tuple(value[index.to(value.device)] for value in self.inputs)
-        other.targets = self.targets[index.to(self.targets.device)]
-        return other
+        inputs = tuple(value[index.to(value.device)] for value in self.inputs)
+        return self.on(inputs, self.targets[index.to(self.targets.device)])
 
     def of_blocks(self, blocks: Sequence[int]) -> NetworkFunction:
         """The same network on some of the blocks of samples."""

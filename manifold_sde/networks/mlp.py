@@ -12,6 +12,7 @@ from torch.nn.utils import skip_init
 from manifold_sde.derivatives import integer
 from manifold_sde.errors import ArgumentError
 from manifold_sde.networks.layers import GhostBatchNorm, GroupNorm, LayerNorm
+from manifold_sde.paper import implements
 from manifold_sde.philox import seed_key
 
 
@@ -66,6 +67,7 @@ def normalisation(kind: str, channels: int, *, groups: int, ghost_size: int | No
     )
 
 
+@implements("Assumption 2.3")
 class NormalizedMLP(nn.Module):
     r"""Fully connected layers, each followed by a normalisation; the last layer is frozen.
 

@@ -13,9 +13,10 @@ from manifold_sde.least_squares import LeastSquaresProblem
 from manifold_sde.networks import module_checks
 from manifold_sde.networks.criteria import Criterion
 from manifold_sde.networks.function import NetworkFunction
+from manifold_sde.networks.pointwise import NetworkLeastSquaresPointwise, NetworkPointwise
 from manifold_sde.networks.weights import Weights
 from manifold_sde.noise.base import Noise, check_noise
-from manifold_sde.pointwise import LeastSquaresPointwise, Pointwise
+from manifold_sde.pointwise import Pointwise
 from manifold_sde.problem import Problem
 
 #: Number of sample losses on which derivatives are held against differences.
@@ -35,15 +36,12 @@ class ModuleProblem(Problem):
     def __init__(
         self, network: NetworkFunction, noise: Noise, *, rank: int | None, name: str | None
     ) -> None:
-        def pointwise(function: NetworkFunction | ElementaryFunction, n: int) -> Pointwise:
-            return Pointwise(function, network.weights.dim, n if network.samples else None)
-
         few = _few(network)
-        function = _elementary(network, few)
-        checked = _elementary(few, few)
-        loss_checks.require_derivatives(pointwise(checked, few.n_blocks), checked, "network's loss")
+        replaced = _is_elementary(few)
+        checked = _pointwise(few, replaced)
+        loss_checks.require_derivatives(checked, checked.function, "network's loss")
         self.network = network
-        self._setup(pointwise(function, network.n_blocks), noise, rank, name or network.__name__)
+        self._setup(_pointwise(network, replaced), noise, rank, name or network.__name__)
 
 
 class ModuleLeastSquaresProblem(LeastSquaresProblem):
@@ -63,18 +61,20 @@ class ModuleLeastSquaresProblem(LeastSquaresProblem):
         self, network: NetworkFunction, noise: Noise, *, rank: int | None, name: str | None
     ) -> None:
         few = _few(network)
+        replaced = _is_elementary(few)
         n_outputs = few(loss_checks.fixed_directions(network.weights.dim, 1)[0]).shape[1]
-
-        def pointwise(
-            function: NetworkFunction | ElementaryFunction, n: int
-        ) -> LeastSquaresPointwise:
-            return LeastSquaresPointwise(function, network.weights.dim, n, n_outputs)
-
-        function = _elementary(network, few)
-        checked = _elementary(few, few)
-        loss_checks.require_derivatives(pointwise(checked, few.n_blocks), checked, "network's loss")
+        checked = NetworkLeastSquaresPointwise(few, replaced, n_outputs)
+        loss_checks.require_derivatives(checked, checked.residual_function, "network's loss")
         self.network = network
-        self._setup(pointwise(function, network.n_blocks), noise, rank, name or network.__name__)
+        pointwise = NetworkLeastSquaresPointwise(network, replaced, n_outputs)
+        self._setup(pointwise, noise, rank, name or network.__name__)
+
+
+def _pointwise(network: NetworkFunction, replaced: bool) -> Pointwise:
+    if network.samples:
+        return NetworkPointwise(network, replaced)
+    function = ElementaryFunction(network) if replaced else network
+    return Pointwise(function, network.weights.dim, None)
 
 
 def _few(network: NetworkFunction) -> NetworkFunction:
@@ -85,12 +85,11 @@ def _few(network: NetworkFunction) -> NetworkFunction:
     return network.of_blocks([i * network.n_blocks // count for i in range(count)])
 
 
-def _elementary(
-    function: NetworkFunction, shown: NetworkFunction
-) -> NetworkFunction | ElementaryFunction:
-    """The function in elementary operations where torch's derivatives are wrong."""
-    x = loss_checks.fixed_directions(shown.weights.dim, 1)[0]
-    return function if elementary(shown, x) is shown else ElementaryFunction(function)
+def _is_elementary(network: NetworkFunction) -> bool:
+    """Whether it has to run in elementary operations, because torch's derivatives are wrong."""
+    return (
+        elementary(network, loss_checks.fixed_directions(network.weights.dim, 1)[0]) is not network
+    )
 
 
 def problem_from_module(

@@ -11,6 +11,7 @@ from torch.nn.utils import skip_init
 from manifold_sde.derivatives import integer
 from manifold_sde.errors import ArgumentError
 from manifold_sde.networks.mlp import generator_of, initialise, normalisation
+from manifold_sde.paper import implements
 
 Activation = Callable[[Tensor], Tensor]
 
@@ -63,6 +64,7 @@ class PreActivationBlock(nn.Module):
         return branch + (x if self.shortcut is None else self.shortcut(x))
 
 
+@implements("Assumption 2.3")
 class ScaleInvariantPreResNet(nn.Module):
     r"""Residual network of 6n + 2 layers that is scale-invariant in all trained weights together.
 

@@ -21,6 +21,8 @@ from manifold_sde import (
     errors,
 )
 from manifold_sde.networks import GhostBatchNorm, LayerNorm, NormalizedMLP
+from manifold_sde.pointwise import LeastSquaresPointwise, Pointwise
+from manifold_sde.solvers import run_sgd
 
 GENERATOR = torch.Generator().manual_seed(7)
 INPUTS = torch.randn(12, 6, dtype=torch.float64, generator=GENERATOR)
@@ -153,6 +155,53 @@ def test_copies_and_pickles() -> None:
         assert torch.equal(other.gradient(x), problem.gradient(x))
         assert repr(other) == repr(problem)
     assert problem.with_noise(SphericalNoise(0.3)).vector().equal(x)
+
+
+POINTWISE: dict[str, Callable[[], Problem]] = {
+    "cross entropy": made,
+    "in elementary operations": lambda: made(sequence(nn.LayerNorm(4), nn.Tanh())),
+    "squares": lambda: made(criterion=nn.MSELoss(), targets=ROWS),
+    "ghost batches": lambda: made(mlp(norm="ghost", ghost_size=3)),
+    "squares of ghost batches": lambda: made(
+        mlp(norm="ghost", ghost_size=3), nn.MSELoss(), targets=ROWS
+    ),
+}
+
+
+@pytest.mark.parametrize("which", POINTWISE)
+def test_gradients_sample_by_sample_are_those_of_all_losses(which: str) -> None:
+    """What is written for networks against the same from the function of x alone."""
+    problem = POINTWISE[which]()
+    loss, x = problem.pointwise, problem.vector()
+    drawn = torch.tensor([2, 0, 2])
+    close = partial(torch.testing.assert_close, rtol=1e-11, atol=1e-13)
+    close(loss.sample_gradients(x), Pointwise.sample_gradients(loss, x))
+    close(loss.drawn_gradient(x, drawn), Pointwise.drawn_gradient(loss, x, drawn))
+    close(loss.drawn_gradient(x, drawn), loss.sample_gradients(x)[drawn].mean(0))
+    many = drawn.repeat(20)
+    close(loss.drawn_gradient(x, many), loss.sample_gradients(x)[drawn].mean(0))
+    if isinstance(loss, LeastSquaresPointwise):
+        close(loss.jacobian(x), LeastSquaresPointwise.jacobian(loss, x))
+
+
+@pytest.mark.paper("Equation (2)")
+def test_a_step_of_sgd_is_a_step_of_torch_on_the_samples_drawn() -> None:
+    module = mlp()
+    problem = made(module, noise=SamplingNoise(4))
+    x = problem.vector(module)
+    after = run_sgd(problem, x, lr=0.1, weight_decay=0.01, steps=[0, 1], seed=3, compile=False)
+    gradient = (0.999 * x - after.ys[-1]) / 0.1
+    gradients = problem.pointwise.sample_gradients(x)
+    counts = torch.linalg.lstsq(gradients.T, 4 * gradient[:, None]).solution[:, 0]
+    torch.testing.assert_close(counts, counts.round(), rtol=0, atol=1e-8)
+    assert int(counts.round().sum()) == 4
+    chosen = torch.arange(12).repeat_interleave(counts.round().long())
+    optimiser = torch.optim.SGD(
+        [p for p in module.parameters() if p.requires_grad], lr=0.1, weight_decay=0.01
+    )
+    CE(module(INPUTS[chosen]), CLASSES[chosen]).backward()
+    optimiser.step()
+    torch.testing.assert_close(problem.vector(module), after.ys[-1])
 
 
 class Tied(nn.Module):
