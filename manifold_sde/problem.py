@@ -412,7 +412,7 @@ class Problem(Sources):
             tolerance = INVARIANCE_TOLERANCE.get(points.dtype, 1e-2)
         if violation <= tolerance:
             return
-        coordinates, description = self._guilty(points)
+        coordinates, description = self.guilty_coordinates(points)
         raise ScaleInvarianceError(
             f"the loss of {self.name!r} is not scale-invariant (Definition 2.2)",
             violation=violation,
@@ -423,8 +423,12 @@ class Problem(Sources):
             "in the normalisation, a frozen last layer), or take them out of x",
         )
 
-    def _guilty(self, points: Tensor) -> tuple[tuple[int, ...], str]:
-        """Coordinates that break scale invariance at these points, and what they are in words."""
+    def guilty_coordinates(self, points: Tensor) -> tuple[tuple[int, ...], str]:
+        """Coordinates that break scale invariance, and what they are in words.
+
+        Args:
+            points: Points (n, D) at which it was seen to be broken.
+        """
         found = self.breaking_parameters(points[0]) if self.network is not None else None
         if found is not None:
             return found

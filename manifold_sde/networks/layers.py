@@ -9,6 +9,8 @@ is written in operations that ``torch.func`` differentiates correctly four times
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -39,7 +41,18 @@ def standardise(x: Tensor, dims: tuple[int, ...]) -> Tensor:
 
     Returns:
         Tensor of the shape of x, which does not change when x is multiplied by a positive number.
+
+    Raises:
+        ShapeError: If there are one or two values, whose normalised ones are constants.
     """
+    count = math.prod(x.shape[dim] for dim in dims)
+    if count < 3:
+        raise ShapeError(
+            "so few values are not normalised: two of mean 0 and variance 1 are always -1 and 1",
+            received=f"groups of {count} in values {tuple(x.shape)}",
+            expected="at least 3 values in a group",
+            remedy="wider layers, fewer groups, or larger ghost batches",
+        )
     centred = x - x.mean(dims, keepdim=True)
     variance = (centred * centred).mean(dims, keepdim=True)
     return _over_root(centred, variance, (x * x).mean(dims, keepdim=True))

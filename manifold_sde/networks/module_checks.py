@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from manifold_sde.derivatives import integer
 from manifold_sde.elementary import ElementaryFunction
 from manifold_sde.errors import (
     ArgumentError,
@@ -97,7 +98,7 @@ def check_data(inputs: object, targets: object) -> tuple[tuple[Tensor, ...], Ten
     Raises:
         DTypeError, ShapeError, NonFiniteError: With the way out.
     """
-    several = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
+    several = tuple(inputs) if isinstance(inputs, (tuple, list)) and inputs else (inputs,)
     named = [("inputs", value) for value in several] + [("targets", targets)]
     tensors = []
     for name, value in named:
@@ -138,7 +139,7 @@ def block_of(module: nn.Module, ghost_size: int | None, n_samples: int) -> int:
     """
     sizes = {m.size for m in module.modules() if isinstance(m, GhostBatchNorm) and m.size}
     if ghost_size is not None:
-        sizes.add(int(ghost_size))
+        sizes.add(integer(ghost_size) or 0)
     if len(sizes) > 1 or min(sizes, default=1) < 1:
         raise ArgumentError(
             "the ghost batches have several sizes",

@@ -1,7 +1,7 @@
 """Losses of networks whose samples do not depend on each other, with all their gradients at once.
 
-Gradients of all samples cost as much as one gradient of their mean when each sample is
-differentiated by itself, and Xi times as much when their losses are differentiated one by one.
+Where each sample is differentiated by itself, the gradients of all of them take Xi passes over one
+sample; where their losses are differentiated one by one, Xi passes over all samples.
 """
 
 from __future__ import annotations

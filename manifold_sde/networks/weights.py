@@ -195,6 +195,13 @@ def _frozen_names(
     module: nn.Module, shared: Mapping[str, Sequence[str]], frozen: str | Iterable[str]
 ) -> set[str]:
     """First names of the parameters that the user freezes."""
+    if not isinstance(frozen, Iterable):
+        raise DTypeError(
+            "frozen are no names",
+            received=type(frozen).__name__,
+            expected="names of parameters or of submodules",
+            remedy="frozen=['head']",
+        )
     wanted = [frozen] if isinstance(frozen, str) else list(frozen)
     first = {further: name for name, names in shared.items() for further in names}
     every = [name for name, _ in module.named_parameters(remove_duplicate=False)]

@@ -157,6 +157,8 @@ ERRORS: dict[str, tuple[type[Exception], Callable[[], object], str]] = {
     "channels": (errors.ShapeError, lambda: GroupNorm(2, 6)(normal(2, 5)), "channels"),
     "one sample": (errors.ArgumentError, lambda: GhostBatchNorm(1), "statistics"),
     "blocks": (errors.ShapeError, lambda: GhostBatchNorm(4)(normal(6, 2)), "multiple of 4"),
+    "two values": (errors.ShapeError, lambda: LayerNorm(2)(normal(5, 2)), "always -1 and 1"),
+    "two samples": (errors.ShapeError, lambda: GhostBatchNorm(2)(normal(4, 5)), "ghost batches"),
     "bias": (errors.ArgumentError, lambda: WeightNorm(nn.Linear(2, 2)), "bias=False"),
     "layer": (errors.DTypeError, lambda: WeightNorm(nn.Tanh()), "Linear"),  # type: ignore[arg-type]
 }
