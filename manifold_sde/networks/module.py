@@ -20,7 +20,7 @@ from manifold_sde.pointwise import Pointwise
 from manifold_sde.problem import Problem
 
 #: Number of sample losses on which derivatives are held against differences.
-_CHECKED = 4
+_CHECKED = 2
 
 
 class ModuleProblem(Problem):

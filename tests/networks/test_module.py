@@ -20,6 +20,7 @@ from manifold_sde import (
     SphericalNoise,
     errors,
 )
+from manifold_sde.loss_checks import derivative_errors, fixed_directions, require_derivatives
 from manifold_sde.networks import (
     GhostBatchNorm,
     LayerNorm,
@@ -317,14 +318,19 @@ def test_several_inputs() -> None:
 
 
 def test_kinks_of_relu_are_no_wrong_derivatives() -> None:
-    """At the first test point of this network, both quotients are off by the same 0.2 %.
+    """At the first test point, both quotients of this loss are off by the same 0.2 %.
 
-    Of 27 draws of data, network and point one was so: at three points, of 20,000 problems.
+    One of 27 draws of data, network and point was so: at three points, one of 20,000 problems.
     """
     data = digits(1000)
     module = ScaleInvariantPreResNet(8, 16, in_channels=1)
     problem = made(module, inputs=data.inputs[:50], targets=data.targets[:50])
-    assert problem.n_samples == 50
+    few = problem.require_network().of_blocks([0, 12, 25, 37])
+    loss = Pointwise(few, problem.dim, 4)
+    off, reliable = derivative_errors(loss, fixed_directions(problem.dim, 1)[0])["gradient"]
+    assert off > 1e-3
+    assert reliable
+    require_derivatives(loss, few, "loss")
 
 
 def test_making_a_problem_of_many_parameters_is_quick() -> None:
