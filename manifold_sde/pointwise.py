@@ -35,6 +35,8 @@ class Pointwise:
         self.function = function
         self.dim = dim
         self.n_samples = n_samples
+        #: What single samples compute, where they do not act on each other.
+        self.samples = function if isinstance(function, SampleFunction) else None
 
     def loss(self, x: Tensor) -> Tensor:
         """L(x), the mean over the samples: (D,) -> ()."""
@@ -65,14 +67,42 @@ class Pointwise:
         """Sum of weights_xi times the gradient of L_xi, one reverse mode: (D,), (Xi,) -> (D,)."""
         return vjp(self.sample_losses, x)[1](weights)[0]
 
+    def drawn_gradient(self, x: Tensor, drawn: Tensor) -> Tensor:
+        """Mean gradient of the samples of these numbers, with repetitions: (D,), (B,) -> (D,).
+
+        Where samples do not act on each other, those drawn alone are evaluated.
+        """
+        if self.samples is not None and len(drawn) < (self.n_samples or 1):
+            data = [d[drawn.to(d.device)] for d in self.samples.data_for(x)]
+            return derivatives.gradient(lambda z: self._losses_of(z, *data).mean(), x)
+        samples = torch.arange(self.n_samples or 1, device=drawn.device)
+        counts = (drawn[:, None] == samples).to(x.dtype).sum(0)
+        return self.weighted_gradient(x, counts / len(drawn))
+
     def sample_derivatives(self, x: Tensor, v: Tensor) -> Tensor:
         """Directional derivatives <grad L_xi(x), v>, one forward mode: (D,), (D,) -> (Xi,)."""
         return jvp(self.sample_losses, (x,), (v,))[1].to(x.dtype)
 
     def sample_gradients(self, x: Tensor) -> Tensor:
-        """Gradients of all sample losses: (D,) -> (Xi, D)."""
+        """Gradients of all sample losses: (D,) -> (Xi, D).
+
+        Where samples do not act on each other, they take Xi passes over one sample; else Xi passes
+        over all.
+        """
+        if self.samples is not None:
+
+            def of_one(*sample: Tensor) -> Tensor:
+                own = [d[None] for d in sample]
+                return derivatives.gradient(lambda z: self._losses_of(z, *own)[0], x)
+
+            return torch.vmap(of_one)(*self.samples.data_for(x))
         identity = torch.eye(self.n_samples or 1, dtype=x.dtype, device=x.device)
         return torch.vmap(lambda w: self.weighted_gradient(x, w))(identity)
+
+    def _losses_of(self, x: Tensor, *data: Tensor) -> Tensor:
+        """Losses of any samples, given their data: (D,) -> (n,)."""
+        assert self.samples is not None
+        return self.samples.function(x, *data)
 
 
 class LeastSquaresPointwise(Pointwise):
@@ -99,7 +129,6 @@ class LeastSquaresPointwise(Pointwise):
         self.residual_function = residual_function
         self.n_outputs = n_outputs
         self.n_residuals = n_samples * n_outputs
-        #: The residuals of single samples, where samples do not act on each other.
         self.samples = residual_function if isinstance(residual_function, SampleFunction) else None
 
     def residuals(self, x: Tensor) -> Tensor:
@@ -112,6 +141,11 @@ class LeastSquaresPointwise(Pointwise):
 
     def _half_squares(self, x: Tensor) -> Tensor:
         return 0.5 * self.of_samples(self.residuals(x) ** 2).sum(1)
+
+    def _losses_of(self, x: Tensor, *data: Tensor) -> Tensor:
+        assert self.samples is not None
+        residuals = self.samples.function(x, *data)
+        return 0.5 * residuals.reshape(len(residuals), -1).square().sum(1)
 
     def residual_product(self, x: Tensor, v: Tensor) -> Tensor:
         """Jacobian of the residuals times v: (D,), (D,) -> (Xi K,)."""
@@ -176,6 +210,8 @@ class LeastSquaresPointwise(Pointwise):
 
     def jacobian(self, x: Tensor) -> Tensor:
         """Jacobian of the residuals, one mode for each of the fewer side: (D,) -> (Xi K, D)."""
+        if self.samples is not None and self.n_outputs < self.dim:
+            return self.rows(x, 0, self.n_samples)
         size = min(self.n_residuals, self.dim)
         identity = torch.eye(size, dtype=x.dtype, device=x.device)
         if self.n_residuals <= self.dim:

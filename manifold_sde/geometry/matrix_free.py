@@ -196,7 +196,7 @@ class MatrixFreeGeometry:
         """Fixed random orthonormal columns (D, k)."""
         paths = torch.arange(count, device=y.device)
         zero = torch.zeros((), dtype=torch.int64, device=y.device)
-        normals = philox.normals((0x5EED, 2), 0, paths, zero, self.loss.dim, y.dtype)
+        normals = philox.normals((0x5EED, 4), 0, paths, zero, self.loss.dim, y.dtype)
         return torch.linalg.qr(normals.reshape(self.loss.dim, count))[0]
 
     def start(self, route: NormalRoute) -> Callable[[Tensor], Tensor]:
