@@ -21,8 +21,10 @@ from manifold_sde.geometry.normal_space import NormalRoute
 from manifold_sde.noise import SphericalNoise
 from manifold_sde.problem import Problem
 
-#: Newton steps that share the last frame of a retraction.
-_SHARED_STEPS = 4
+#: Newton steps of a retraction with a frame of their own, beyond those that the scheme asks for,
+#: and those that share the last frame.
+_MORE_STEPS = 1
+_SHARED_STEPS = 3
 #: Largest dimension in which D second derivatives are taken.
 _ITO_LIMIT = 1000
 
@@ -99,7 +101,8 @@ class MatrixFreeField(Field):
         Args:
             x: Points near the manifold (D, n).
             anchor: Anchors nearby (D, d, n).
-            fresh_steps: Steps with a frame of their own, before four that share the last one.
+            fresh_steps: Steps with a frame of their own, besides one more and three that share the
+                last one.
 
         Returns:
             Points (D, n), anchors there (D, d, n), and whether the point arrived, (n,): one that
@@ -109,7 +112,7 @@ class MatrixFreeField(Field):
 
         def at_one(y: Tensor, near: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             base = y
-            for _ in range(fresh_steps):
+            for _ in range(fresh_steps + _MORE_STEPS):
                 base = y
                 frame = self.route.frame(base, near)
                 near = self.route.anchor(frame, base)
