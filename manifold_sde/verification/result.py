@@ -33,7 +33,7 @@ class Design:
         departure: The smallest departure that is to be found, in words with its size.
         miss: Probability of not finding that departure.
         sample_size: Number of independent runs that follow from these.
-        size: The departure as a number, where it is a relative one.
+        size: The departure as a number, in the units that its words name.
     """
 
     hypothesis: str
