@@ -180,6 +180,7 @@ def compare(
     p_values = np.array([omnibus, *(f.p_value for f in found)])
     p_value = float(holm(p_values.tolist()).min())
     worst = int(p_values.argmin())
+    within = bool(p_values[worst] >= 1.0)
     rejected = p_value < made.false_alarm
     stepping = [f.name for f in found if f.stepping]
     verdict: Verdict = "holds" if not rejected else "undecided" if stepping else "fails"
@@ -195,7 +196,7 @@ def compare(
     return Result(
         name,
         verdict,
-        _detail(left, right, names, worst, found, p_value, made),
+        _detail(left, right, names, worst, found, p_value, made, within),
         statistic=float(stats.norm.isf(max(p_value, 1e-300) / 2.0)),
         limit=float(stats.norm.isf(made.false_alarm / 2.0)),
         p_value=p_value,
@@ -205,6 +206,7 @@ def compare(
         design=made,
         tests=tests,
         pictures=(_picture(name, start, left, right),),
+        within_tolerance=within,
     )
 
 
@@ -216,9 +218,12 @@ def _detail(
     found: list[_Found],
     p_value: float,
     made: Design,
+    within: bool,
 ) -> str:
-    text = f"{left.label} and {right.label}, {made.sample_size} runs each: p = {p_value:.2g} "
-    text += f"({len(names)} tests; the smallest is {names[worst]}"
+    text = f"{left.label} and {right.label}, {made.sample_size} runs each: "
+    if within:
+        return f"{text}all {len(names)} tests within what is tolerated; finds {made.departure}"
+    text += f"p = {p_value:.2g} ({len(names)} tests; the smallest is {names[worst]}"
     if worst:
         f = found[worst - 1]
         text += f": {f.difference:.2g} +- {f.error:.2g}"
