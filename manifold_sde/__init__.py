@@ -1,6 +1,6 @@
 """Stochastic differential equations on manifolds of minimisers of scale-invariant losses."""
 
-from manifold_sde import problems
+from manifold_sde import networks, problems
 from manifold_sde.errors import ManifoldSDEError
 from manifold_sde.geometry import Geometry
 from manifold_sde.least_squares import LeastSquaresProblem
@@ -30,5 +30,6 @@ __all__ = [
     "SphericalNoise",
     "TimeScale",
     "WeightDecaySDE",
+    "networks",
     "problems",
 ]

@@ -160,6 +160,18 @@ class CheckpointError(ManifoldSDEError, RuntimeError):
     """A checkpoint or solution file is corrupted or belongs to another run."""
 
 
+class DataFileError(ManifoldSDEError, ValueError):
+    """A file of a data set is missing, or is not the published one.
+
+    Attributes:
+        path: The file or folder.
+    """
+
+    def __init__(self, problem: str, *, path: str = "", **parts: str) -> None:
+        super().__init__(problem, **parts)
+        self.path = path
+
+
 class PropertyError(ManifoldSDEError, AssertionError):
     """A property that the theory says of a problem does not hold, or could not be decided."""
 

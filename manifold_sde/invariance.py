@@ -13,6 +13,8 @@ from manifold_sde.pointwise import Pointwise
 
 #: Largest dimension in which the coordinates that break scale invariance are solved for.
 SOLVED_DIM = 512
+#: Numbers in the gradients of all samples, at all points, that are held at once.
+_AT_ONCE = 2**24
 #: Relative Euler defect below which a scaling counts as a symmetry, above rounding.
 _SYMMETRY = {torch.float64: 1e-11, torch.float32: 1e-5}
 #: Part of 1/D from which on two coordinates belong to the same group of scalings.
@@ -37,6 +39,40 @@ def euler_products(loss: Pointwise, points: Tensor) -> tuple[Tensor, Tensor]:
 
     terms, size = vmap(products)(points)
     return terms, size
+
+
+def euler_defects(loss: Pointwise, points: Tensor) -> tuple[Tensor, Tensor]:
+    """The sums of Euler's theorem, and the size that they are measured against.
+
+    Where the gradients of all samples do not fit into memory together, the sums come from forward
+    modes along the points, and the size is the root mean square over the samples in place of the
+    largest, from two random sums of gradients a point.
+
+    Args:
+        loss: The loss.
+        points: Points (n, D).
+
+    Returns:
+        <x, grad L_xi(x)>, (n, Xi or 1), and the largest |x| |grad L_xi(x)|, ().
+    """
+    n_samples = loss.n_samples
+    if points.numel() * (n_samples or 1) <= _AT_ONCE:
+        terms, size = euler_products(loss, points)
+        return terms.sum(-1), size.max()
+    if n_samples is None:
+        gradients = torch.stack([loss.gradient(z) for z in points])
+        sizes = points.norm(dim=1) * gradients.norm(dim=1)
+        return (gradients * points).sum(1, keepdim=True), sizes.max()
+    sums = torch.stack([loss.sample_derivatives(z, z) for z in points])
+    paths = torch.arange(2, device=points.device)
+    zero = torch.zeros((), dtype=torch.int64, device=points.device)
+    normals = philox.normals((0x5EED, 2), 0, paths, zero, n_samples, points.dtype).T
+    squares = [
+        torch.stack([loss.weighted_gradient(z, w).square().sum() for w in normals]).mean()
+        for z in points
+    ]
+    sizes = points.norm(dim=1) * (torch.stack(squares) / n_samples).sqrt()
+    return sums, sizes.max()
 
 
 def guilty_coordinates(loss: Pointwise, points: Tensor) -> tuple[int, ...]:

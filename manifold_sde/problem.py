@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Self
+from collections.abc import Callable
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -24,16 +24,17 @@ from manifold_sde.errors import (
 from manifold_sde.noise.base import Noise, check_noise
 from manifold_sde.paper import implements
 from manifold_sde.pointwise import Pointwise
-
-if TYPE_CHECKING:
-    import sympy
+from manifold_sde.sources import Sources
 
 #: Largest violation of scale invariance that counts as rounding, by dtype of the point.
 INVARIANCE_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
+#: Entries of sigma from which on its products with a few vectors are looked at instead.
+_MOST_NUMBERS = 1 << 20
+_PROBES = 8
 
 
 @implements("Assumption 2.1")
-class Problem:
+class Problem(Sources):
     r"""A loss on R^D without the origin, with the gradient noise that SGD has on it.
 
     Args:
@@ -129,7 +130,11 @@ class Problem:
     def __repr__(self) -> str:
         samples = "" if self.n_samples is None else f", n_samples={self.n_samples}"
         rank = "" if self.rank is None else f", rank={self.rank}"
-        return f"{type(self).__name__}({self.name!r}, dim={self.dim}{samples}, {self.noise}{rank})"
+        weights = "" if self.network is None else f"; {self.network.weights}"
+        return (
+            f"{type(self).__name__}({self.name!r}, dim={self.dim}{samples}, {self.noise}{rank}"
+            f"{weights})"
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"kernels": {}}
@@ -372,13 +377,13 @@ class Problem:
     def _euler_defects(self, x: Tensor | None) -> tuple[Tensor, Tensor]:
         """Relative Euler defects (n, Xi or 1) and the points (n, D) that they belong to."""
         points = self._points(x)
-        terms, size = invariance.euler_products(self.pointwise, points)
+        sums, size = invariance.euler_defects(self.pointwise, points)
         if self._gradient_size is None:
             # At points of Gamma alone there would be nothing but rounding to compare with.
             fixed = loss_checks.fixed_directions(self.dim)
-            self._gradient_size = float(invariance.euler_products(self.pointwise, fixed)[1].max())
-        largest = size.max().clamp(min=self._gradient_size)
-        return terms.sum(-1) / torch.where(largest > 0, largest, 1.0), points
+            self._gradient_size = float(invariance.euler_defects(self.pointwise, fixed)[1])
+        largest = size.clamp(min=self._gradient_size)
+        return sums / torch.where(largest > 0, largest, 1.0), points
 
     def _points(self, x: Tensor | None) -> Tensor:
         """The points (n, D) to measure at: those given, or fixed random directions."""
@@ -410,17 +415,28 @@ class Problem:
             tolerance = INVARIANCE_TOLERANCE.get(points.dtype, 1e-2)
         if violation <= tolerance:
             return
-        coordinates = invariance.guilty_coordinates(self.pointwise, points)
+        coordinates, description = self.guilty_coordinates(points)
         raise ScaleInvarianceError(
             f"the loss of {self.name!r} is not scale-invariant (Definition 2.2)",
             violation=violation,
             coordinates=coordinates,
-            received=f"|<x, grad L>| / (|x| |grad L|) = {violation:.3g}, caused by "
-            + invariance.describe_coordinates(coordinates, self.dim),
+            received=f"|<x, grad L>| / (|x| |grad L|) = {violation:.3g}, caused by " + description,
             expected=f"at most {tolerance:.1g}: each sample loss is constant along rays",
             remedy="normalise what these coordinates feed (no bias, no affine parameters, no eps "
             "in the normalisation, a frozen last layer), or take them out of x",
         )
+
+    def guilty_coordinates(self, points: Tensor) -> tuple[tuple[int, ...], str]:
+        """Coordinates that break scale invariance, and what they are in words.
+
+        Args:
+            points: Points (n, D) at which it was seen to be broken.
+        """
+        found = self.breaking_parameters(points[0]) if self.network is not None else None
+        if found is not None:
+            return found
+        coordinates = invariance.guilty_coordinates(self.pointwise, points)
+        return coordinates, invariance.describe_coordinates(coordinates, self.dim)
 
     def noise_violations(self, x: Tensor | None = None) -> dict[str, float]:
         """How far sigma is from the two properties that the theory asks of it.
@@ -431,11 +447,12 @@ class Problem:
         Returns:
             ``{"degree": ..., "radial": ...}``: the largest relative ``|a sigma(a x) - sigma(x)|``
             over a = 1/2 and 2, and the largest ``|sigma(x)^T x| / (|x| |sigma(x)|)``. Where
-            sigma nearly vanishes, both are relative to a thousandth of its size elsewhere.
+            sigma nearly vanishes, both are relative to a thousandth of its size elsewhere; where
+            it has more than a million entries, they are those of its products with eight vectors.
         """
         points = self._points(x)
         fixed = loss_checks.fixed_directions(self.dim).to(points)
-        factor = self.noise_factor(points)
+        factor = self._noise_columns(points)
         norms = points.norm(dim=1)
 
         def scaled_size(z: Tensor, sigma: Tensor) -> Tensor:
@@ -443,13 +460,13 @@ class Problem:
 
         # |x| |sigma(x)| has degree 0: where sigma vanishes at the points, it is compared with its
         # size elsewhere.
-        reference = scaled_size(fixed, self.noise_factor(fixed)).max()
+        reference = scaled_size(fixed, self._noise_columns(fixed)).max()
         size = scaled_size(points, factor).clamp(min=float(1e-3 * reference))
         size = torch.where(size > 0, size, 1.0)
         degree = max(
             float(
                 (
-                    (a * self.noise_factor(a * points) - factor).flatten(1).norm(dim=1)
+                    (a * self._noise_columns(a * points) - factor).flatten(1).norm(dim=1)
                     * norms
                     / size
                 ).max()
@@ -459,34 +476,10 @@ class Problem:
         radial = torch.einsum("bdm,bd->bm", factor, points).norm(dim=1)
         return {"degree": degree, "radial": float((radial / size).max())}
 
-    @classmethod
-    def from_sympy(
-        cls,
-        losses: sympy.Expr | Sequence[sympy.Expr],
-        symbols: Sequence[sympy.Symbol],
-        noise: Noise,
-        *,
-        limit_map: Sequence[sympy.Expr] | None = None,
-        rank: int | None = None,
-        name: str | None = None,
-    ) -> Problem:
-        """Problem from SymPy expressions, with exact derivatives and a proof of scale invariance.
-
-        Args:
-            losses: One expression, or the Xi sample losses.
-            symbols: The coordinates x_1, ..., x_D, in order.
-            noise: The gradient noise.
-            limit_map: Closed form of Phi, D expressions, where one is known.
-            rank: Rank M of the Hessian on the manifold of minimisers, where it is known.
-            name: Name used in messages and figures.
-
-        Returns:
-            A :class:`~manifold_sde.symbolic.SymbolicProblem`.
-
-        Raises:
-            SymbolicError: If the expressions are malformed.
-            ScaleInvarianceError: If SymPy refutes that a loss is 0-homogeneous.
-        """
-        from manifold_sde.symbolic import SymbolicProblem
-
-        return SymbolicProblem(losses, symbols, noise, limit_map=limit_map, rank=rank, name=name)
+    def _noise_columns(self, x: Tensor) -> Tensor:
+        """sigma(x), or its products with a few fixed vectors where it is large: (n, D, k)."""
+        if self.dim * self.n_noise <= _MOST_NUMBERS:
+            return self.noise_factor(x)
+        probes = loss_checks.fixed_directions(self.n_noise, _PROBES).to(x)
+        columns = [self.noise_product(x, probe.expand(len(x), -1)) for probe in probes]
+        return torch.stack(columns, dim=-1)

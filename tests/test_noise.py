@@ -258,9 +258,8 @@ def test_a_batch_without_replacement_has_its_size_despite_ties(
     noise = p.noise
     assert isinstance(noise, SamplingNoise)
     for uniforms in ([0.5, 0.5, 0.5, 0.5], [0.1, 0.7, 0.1, 0.1], [0.9, 0.2, 0.2, 0.9]):
-        weights = noise._sample_weights(p.pointwise, torch.tensor(uniforms, dtype=dtype))
-        assert int((weights > 0).sum()) == batch
-        assert float(weights.sum()) == pytest.approx(1.0)
+        drawn = noise._drawn(p.pointwise, torch.tensor(uniforms, dtype=dtype))
+        assert len(drawn) == len(drawn.unique()) == batch
 
 
 def test_uniforms_at_the_ends_draw_the_first_and_the_last() -> None:
@@ -268,8 +267,8 @@ def test_uniforms_at_the_ends_draw_the_first_and_the_last() -> None:
     assert isinstance(p.noise, SamplingNoise)
     for u, drawn in ((1e-9, 0), (1 - 1e-9, SAMPLES - 1), (1.0, SAMPLES - 1)):
         for dtype in (torch.float64, torch.float32):
-            weights = p.noise._sample_weights(p.pointwise, torch.tensor([u], dtype=dtype))
-            assert weights.tolist() == [float(i == drawn) for i in range(SAMPLES)]
+            found = p.noise._drawn(p.pointwise, torch.tensor([u], dtype=dtype))
+            assert found.tolist() == [drawn]
 
 
 # What sgd_noise draws: the same, from the counter-based generator.

@@ -23,6 +23,7 @@ from manifold_sde import (
     SamplingNoise,
     SphericalNoise,
     errors,
+    invariance,
     problems,
 )
 
@@ -490,3 +491,25 @@ def test_noise_that_vanishes_on_the_manifold_is_measured_as_none() -> None:
     assert float(p.noise_trace(X.new_ones(10)).max()) > 1e-3
     found = p.noise_violations(on)
     assert max(found.values()) < 1e-9
+
+
+@pytest.mark.parametrize("scalar", [False, True])
+def test_invariance_of_large_problems_is_that_of_small_ones(
+    scalar: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sums of Euler's theorem without the gradients of all samples; sizes are not the largest."""
+
+    def loss(x: Tensor) -> Tensor:
+        values = samples(x) + 0.1 * x[0] ** 2
+        return values.mean() if scalar else values
+
+    pointwise = Problem(loss, DIM, SphericalNoise(0.3)).pointwise
+    points = X.reshape(-1, DIM)
+    sums, size = invariance.euler_defects(pointwise, points)
+    monkeypatch.setattr(invariance, "_AT_ONCE", 0)
+    lean_sums, lean_size = invariance.euler_defects(pointwise, points)
+    torch.testing.assert_close(lean_sums, sums, rtol=1e-12, atol=1e-13)
+    if scalar:
+        torch.testing.assert_close(lean_size, size)
+    else:
+        assert 0.2 < float(lean_size / size) < 2.0

@@ -94,22 +94,19 @@ class SamplingNoise(GradientNoise):
         self, loss: Pointwise, x: Tensor, normals: Tensor, uniforms: Tensor
     ) -> Tensor:
         """The gradient of the mean loss of the samples drawn."""
-        return loss.weighted_gradient(x, self._sample_weights(loss, uniforms).to(x.dtype))
+        return loss.drawn_gradient(x, self._drawn(loss, uniforms))
 
-    def _sample_weights(self, loss: Pointwise, uniforms: Tensor) -> Tensor:
-        """How often each sample is drawn, divided by the batch size: (Xi,)."""
+    def _drawn(self, loss: Pointwise, uniforms: Tensor) -> Tensor:
+        """Numbers of the samples drawn: (B,)."""
         if self.replacement:
-            return draw_counts_with_replacement(uniforms, self.n_components(loss)).div(
-                self.batch_size
-            )
+            return draws(uniforms, self.n_components(loss))
         # The samples with the smallest uniforms; by rank, so that ties never make a larger batch.
-        drawn = uniforms.argsort(stable=True)[: self.batch_size]
-        return torch.zeros_like(uniforms).scatter(0, drawn, 1.0 / self.batch_size)
+        return uniforms.argsort(stable=True)[: self.batch_size]
 
 
-def draw_counts_with_replacement(uniforms: Tensor, n_samples: int) -> Tensor:
-    """How often each of n_samples is drawn by these uniforms on (0, 1): (B,) -> (Xi,)."""
-    return one_hot_draws(uniforms, n_samples).sum(0)
+def draws(uniforms: Tensor, n_samples: int) -> Tensor:
+    """Which of n_samples each uniform on (0, 1) draws: (B,) -> (B,), whole numbers."""
+    return (uniforms * n_samples).floor().clamp(max=n_samples - 1).to(torch.int64)
 
 
 def one_hot_draws(uniforms: Tensor, n_samples: int) -> Tensor:

@@ -32,19 +32,19 @@ def check_invariance(subject: Subject, effort: Effort) -> Sequence[Result]:
     problem = subject.problem
     x = subject.cone_points(effort.points)
     fixed = loss_checks.fixed_directions(problem.dim)
-    terms, size = invariance.euler_products(problem.pointwise, torch.cat([x, fixed]))
-    defects = terms.sum(-1).abs() / size.max().clamp(min=1e-300)
+    sums, size = invariance.euler_defects(problem.pointwise, torch.cat([x, fixed]))
+    defects = sums.abs() / size.clamp(min=1e-300)
     defects = defects.nan_to_num(nan=torch.inf)
     point, sample = divmod(int(defects.argmax()), defects.shape[1])
     worst = float(defects.max())
     where = torch.cat([x, fixed])[point]
     if worst > _LIMIT:
-        coordinates = invariance.guilty_coordinates(problem.pointwise, fixed)
+        culprits = problem.guilty_coordinates(fixed)[1]
         which = "" if problem.n_samples is None else f" of sample {sample}"
         detail = (
             f"|<x, grad L>| / (|x| |grad L|) = {worst:.2g}{which} at "
             f"{show_point(where / where.norm())} times {float(where.norm()):.2g}, caused by "
-            f"{invariance.describe_coordinates(coordinates, problem.dim)}"
+            f"{culprits}"
         )
         meaning = (
             "The norm of the weights changes the loss, and no statement of the theory holds as it "

@@ -1,0 +1,24 @@
+"""Networks: layers and architectures with scale-invariant losses, and what breaks them."""
+
+from manifold_sde.networks.invariance_report import (
+    Cause,
+    ParameterInvariance,
+    ScaleInvarianceReport,
+    scale_invariance_report,
+)
+from manifold_sde.networks.layers import GhostBatchNorm, GroupNorm, LayerNorm, WeightNorm
+from manifold_sde.networks.mlp import NormalizedMLP
+from manifold_sde.networks.preresnet import ScaleInvariantPreResNet
+
+__all__ = [
+    "Cause",
+    "GhostBatchNorm",
+    "GroupNorm",
+    "LayerNorm",
+    "NormalizedMLP",
+    "ParameterInvariance",
+    "ScaleInvarianceReport",
+    "ScaleInvariantPreResNet",
+    "WeightNorm",
+    "scale_invariance_report",
+]

@@ -1,0 +1,141 @@
+"""What a module, a criterion and data compute, as a function of one vector of weights."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from manifold_sde.networks.criteria import Criterion, follow
+from manifold_sde.networks.weights import Weights
+from manifold_sde.samples import SampleFunction
+
+
+class NetworkFunction:
+    """Sample losses, or residuals, of a network as a function of x (D,).
+
+    Frozen parameters and buffers are constants, copied when it is made; they and the data follow
+    the dtype and device of x.
+
+    Args:
+        module: The module; a copy is kept, and the module is never changed.
+        criterion: The criterion.
+        inputs: What the module is called with, (N, ...) each.
+        targets: The targets (N, ...).
+        weights: Which parameters make up x.
+        block: Number of samples, one after the other, whose mean loss is one sample loss.
+        samples: Whether the samples, or blocks of them, have losses of their own.
+
+    Attributes:
+        module, criterion, inputs, targets, weights, block, samples: As given.
+        constants: Frozen parameters and buffers, by name.
+        start: The module's weights, as x (D,).
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        criterion: Criterion,
+        inputs: tuple[Tensor, ...],
+        targets: Tensor,
+        weights: Weights,
+        *,
+        block: int = 1,
+        samples: bool = True,
+    ) -> None:
+        self.module = copy.deepcopy(module).requires_grad_(False)
+        self.criterion = criterion
+        self.inputs = inputs
+        self.targets = targets
+        self.weights = weights
+        self.block = block
+        self.samples = samples
+        self.start = weights.vector(module)
+        tensors = [*self.module.named_parameters(), *self.module.named_buffers()]
+        self.constants = {n: t.detach() for n, t in tensors if n not in weights.parameters}
+        self.__name__ = type(module).__name__
+
+    def with_samples(self, *, block: int, samples: bool) -> NetworkFunction:
+        """The same network with losses of other blocks of samples, or with one loss."""
+        other = copy.copy(self)
+        other.block, other.samples = block, samples
+        return other
+
+    def on(self, inputs: tuple[Tensor, ...], targets: Tensor) -> NetworkFunction:
+        """The same network on other data."""
+        other = copy.copy(self)
+        other.inputs, other.targets = inputs, targets
+        return other
+
+    def subset(self, index: Tensor) -> NetworkFunction:
+        """The same network on some of the samples, given by their numbers."""
+        inputs = tuple(value[index.to(value.device)] for value in self.inputs)
+        return self.on(inputs, self.targets[index.to(self.targets.device)])
+
+    def of_blocks(self, blocks: Sequence[int]) -> NetworkFunction:
+        """The same network on some of the blocks of samples."""
+        index = torch.arange(len(self.targets)).reshape(-1, self.block)
+        return self.subset(index[torch.tensor(blocks)].flatten())
+
+    @property
+    def n_blocks(self) -> int:
+        """Number Xi of blocks of samples."""
+        return len(self.targets) // self.block
+
+    def constants_for(self, x: Tensor) -> dict[str, Tensor]:
+        """Frozen parameters and buffers in the dtype and on the device of x."""
+        return {name: follow(value, x) for name, value in self.constants.items()}
+
+    def outputs(self, x: Tensor, constants: dict[str, Tensor] | None = None) -> Tensor:
+        """Outputs of the module for weights x (D,): (N, ...).
+
+        Args:
+            x: Point (D,).
+            constants: Frozen parameters and buffers in place of the network's own; where the module
+                changes one of them, the dictionary holds the changed one afterwards.
+        """
+        inputs = tuple(follow(value, x) for value in self.inputs)
+        if constants is None:
+            constants = self.constants_for(x)
+        values = self.weights.unflatten(x) | constants
+        outputs = functional_call(self.module, values, inputs)
+        constants.update((name, values[name]) for name in constants)
+        return outputs
+
+    def losses(self, x: Tensor) -> Tensor:
+        """The mean loss of each block (Xi,), or of all samples (): one vector (D,)."""
+        losses = self.criterion.sample_losses(self.outputs(x), follow(self.targets, x))
+        return losses.reshape(-1, self.block).mean(1) if self.samples else losses.mean()
+
+    def residuals(self, x: Tensor) -> Tensor:
+        """The residuals of each block: (D,) -> (Xi, K)."""
+        values = self.criterion.residuals(self.outputs(x), follow(self.targets, x))
+        return values.reshape(self.n_blocks, -1) / self.block**0.5
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The residuals of least squares, the losses of other criteria."""
+        return self.residuals(x) if self.criterion.is_least_squares else self.losses(x)
+
+    def by_samples(self) -> SampleFunction:
+        """The same function, of which each block of samples can be evaluated by itself."""
+        blocks = (
+            value.reshape(self.n_blocks, self.block, *value.shape[1:])
+            for value in (self.targets, *self.inputs)
+        )
+        return SampleFunction(_OfBlocks(self.on((), self.targets[:0])), *blocks)
+
+
+class _OfBlocks:
+    """A network as a function of x and of the data of any blocks, (n, block, ...) each."""
+
+    def __init__(self, network: NetworkFunction) -> None:
+        self.network = network
+        self.__name__ = network.__name__
+
+    def __call__(self, x: Tensor, targets: Tensor, *inputs: Tensor) -> Tensor:
+        """The residuals (n, K) of least squares, the losses (n,) of other criteria."""
+        data = tuple(value.flatten(0, 1) for value in inputs)
+        return self.network.on(data, targets.flatten(0, 1))(x)

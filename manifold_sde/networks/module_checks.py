@@ -1,0 +1,281 @@
+"""What a module has to do before its loss is taken for a function of its weights.
+
+Everything is told before any run: a forward pass that is random, that changes buffers, or in which
+samples depend on each other would otherwise give wrong numbers without an error.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from manifold_sde.derivatives import integer
+from manifold_sde.elementary import ElementaryFunction
+from manifold_sde.errors import (
+    ArgumentError,
+    DTypeError,
+    ManifoldSDEError,
+    NoiseError,
+    NonFiniteError,
+    ShapeError,
+)
+from manifold_sde.loss_checks import first_line, fixed_directions
+from manifold_sde.networks.function import NetworkFunction
+from manifold_sde.networks.layers import GhostBatchNorm
+from manifold_sde.noise import LabelNoise, SamplingNoise
+from manifold_sde.noise.base import Noise
+
+_DROPOUT = (
+    nn.Dropout,
+    nn.Dropout1d,
+    nn.Dropout2d,
+    nn.Dropout3d,
+    nn.AlphaDropout,
+    nn.FeatureAlphaDropout,
+)
+#: The base class of batch and instance normalisation.
+RUNNING = nn.modules.batchnorm._NormBase
+#: Relative change of an output that is no rounding.
+_COUPLED = 1e-9
+
+
+def check_module(module: object) -> None:
+    """Refuse what is no module, is random, or changes its buffers.
+
+    Raises:
+        DTypeError, ArgumentError: With the names of the layers and the way out.
+    """
+    if not isinstance(module, nn.Module):
+        raise DTypeError(
+            "the module is not a module",
+            received=f"the class {module.__name__}"
+            if isinstance(module, type)
+            else type(module).__name__,
+            expected="a torch.nn.Module",
+            remedy="Net() with brackets; a plain function of x goes into Problem(loss, dim, noise)",
+        )
+    if any(nn.parameter.is_lazy(p) for p in module.parameters()):
+        raise ArgumentError(
+            "the module has parameters without a shape",
+            received="lazy layers that have not seen an input",
+            expected="parameters with their shapes",
+            remedy="module(inputs), once, before the problem is made",
+        )
+    random = [n for n, m in module.named_modules() if isinstance(m, _DROPOUT) and m.training if m.p]
+    if random:
+        raise ArgumentError(
+            "the loss is random: dropout is on",
+            received=f"in training mode: {', '.join(random)}",
+            expected="a fixed function of the weights",
+            remedy="module.eval(), or p=0 (module.eval() also fixes the statistics of batch norm)",
+        )
+    running = [
+        name
+        for name, m in module.named_modules()
+        if isinstance(m, RUNNING) and m.training and m.track_running_stats
+    ]
+    if running:
+        raise ArgumentError(
+            "the loss would change at every evaluation: running statistics are updated",
+            received=f"in training mode: {', '.join(running)}",
+            expected="buffers that stay as they are",
+            remedy="manifold_sde.networks.GhostBatchNorm in their place; track_running_stats=False "
+            "for statistics of the whole batch; module.eval() for fixed statistics, which are "
+            "not scale-invariant",
+        )
+
+
+def check_data(inputs: object, targets: object) -> tuple[tuple[Tensor, ...], Tensor]:
+    """The inputs and targets as tensors that belong together.
+
+    Args:
+        inputs: A tensor (N, ...), or several for a module of several arguments.
+        targets: A tensor (N, ...).
+
+    Returns:
+        The inputs as a tuple, and the targets.
+
+    Raises:
+        DTypeError, ShapeError, NonFiniteError: With the way out.
+    """
+    several = tuple(inputs) if isinstance(inputs, (tuple, list)) and inputs else (inputs,)
+    named = [("inputs", value) for value in several] + [("targets", targets)]
+    tensors = []
+    for name, value in named:
+        if not isinstance(value, Tensor) or value.dim() == 0:
+            raise DTypeError(
+                f"the {name} are not a tensor of samples",
+                received=type(value).__name__ if not isinstance(value, Tensor) else "one number",
+                expected="a tensor (N, ...), a sample a row",
+                remedy="torch.as_tensor(array); for a Dataset, torch.stack of its samples",
+            )
+        if not bool(torch.isfinite(value).all()):
+            bad = (~torch.isfinite(value)).reshape(len(value), -1).any(1)
+            raise NonFiniteError(
+                f"the {name} hold NaN or infinity",
+                received=f"{int(bad.sum())} of {len(value)} samples, the first number "
+                f"{int(bad.nonzero()[0])}",
+                expected="finite numbers",
+                remedy="leave these samples out; look for a division by a deviation of 0",
+            )
+        tensors.append(value.detach())
+    counts = {len(value) for value in tensors}
+    if len(counts) > 1 or counts == {0}:
+        raise ShapeError(
+            "inputs and targets are not of the same samples",
+            received=" and ".join(str(tuple(value.shape)) for value in tensors),
+            expected="one number of samples, at least 1, in the first dimension",
+            remedy="the same rows of both",
+        )
+    return tuple(tensors[:-1]), tensors[-1]
+
+
+def block_of(module: nn.Module, ghost_size: int | None, n_samples: int) -> int:
+    """The number of samples in a ghost batch, 1 where there are none.
+
+    Raises:
+        ArgumentError: If ghost batches have several sizes.
+        ShapeError: If the samples do not divide into them.
+    """
+    sizes = {m.size for m in module.modules() if isinstance(m, GhostBatchNorm) and m.size}
+    if ghost_size is not None:
+        sizes.add(integer(ghost_size) or 0)
+    if len(sizes) > 1 or min(sizes, default=1) < 1:
+        raise ArgumentError(
+            "the ghost batches have several sizes",
+            received=" and ".join(map(str, sorted(sizes))),
+            expected="one size, at least 1, in all layers: a ghost batch is one sample loss",
+            remedy="the same size in all GhostBatchNorm layers; leave ghost_size out",
+        )
+    block = sizes.pop() if sizes else 1
+    if n_samples % block:
+        raise ShapeError(
+            "the samples do not divide into ghost batches",
+            received=f"{n_samples} samples, in ghost batches of {block}",
+            expected=f"a multiple of {block} samples",
+            remedy="leave samples out, or choose a size that divides their number",
+        )
+    return block
+
+
+def check_forward(function: NetworkFunction) -> Tensor:
+    """The outputs at a test point, after it is known that the forward pass is a fixed function.
+
+    Raises:
+        ArgumentError: If the module raises, is random or changes its buffers.
+        DTypeError, ShapeError, NonFiniteError: If its outputs cannot be used.
+    """
+    x = fixed_directions(function.weights.dim, 1)[0]
+    constants = function.constants_for(x)
+    after = _clones(constants)
+    try:
+        with torch.random.fork_rng():
+            outputs = ElementaryFunction(lambda z: function.outputs(z, after))(x)
+            again = ElementaryFunction(lambda z: function.outputs(z, _clones(constants)))(x)
+    except ManifoldSDEError:
+        raise
+    except Exception as error:
+        raise ArgumentError(
+            f"the module {function.__name__} raised",
+            received=first_line(error),
+            expected="outputs for these inputs, and weights and inputs in float64",
+            remedy="module(inputs) by itself first; tensors that the module keeps have to be "
+            "buffers (register_buffer) or follow the dtype of the input: Z.to(x)",
+        ) from error
+    n_samples = len(function.targets)
+    if not isinstance(outputs, Tensor):
+        raise DTypeError(
+            "the module does not return a tensor",
+            received=type(outputs).__name__,
+            expected="outputs (Xi, ...)",
+            remedy="a module around it that returns the outputs alone",
+        )
+    if outputs.dim() == 0 or len(outputs) != n_samples:
+        raise ShapeError(
+            "the module does not return an output for each sample",
+            received=f"{tuple(outputs.shape)} for {n_samples} samples",
+            expected=f"({n_samples}, ...)",
+            remedy="samples in the first dimension of inputs and outputs",
+        )
+    changed = [n for n, value in constants.items() if not torch.equal(value, after[n])]
+    if changed:
+        raise ArgumentError(
+            "the forward pass changes buffers of the module",
+            received=f"changed by one forward pass: {', '.join(changed)}",
+            expected="buffers that are constants of the loss",
+            remedy="module.eval(), where that leaves them alone",
+        )
+    if not torch.equal(outputs, again):
+        raise ArgumentError(
+            "the module is random",
+            received="outputs that differ at the same weights by "
+            f"{float((outputs - again).abs().max()):.3g}",
+            expected="the same outputs at every call",
+            remedy="module.eval() switches dropout off; draw random constants outside",
+        )
+    if not bool(torch.isfinite(outputs).all()):
+        raise NonFiniteError(
+            "the outputs of the module are not finite",
+            received=f"{int((~torch.isfinite(outputs)).sum())} of {outputs.numel()} outputs at a "
+            "random unit vector of weights",
+            expected="finite outputs at all weights other than 0",
+            remedy="the layers of manifold_sde.networks map groups without variance to 0",
+        )
+    return outputs
+
+
+def _clones(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in tensors.items()}
+
+
+def coupled(function: NetworkFunction, outputs: Tensor) -> bool:
+    """Whether the outputs of a block of samples depend on the data of other blocks.
+
+    Every second block, and each half of them, is replaced by another one, and the outputs of the
+    rest looked at.
+
+    Args:
+        function: The network on its data.
+        outputs: Its outputs there.
+    """
+    blocks = torch.arange(len(outputs)).reshape(-1, function.block)
+    count = len(blocks)
+    if count < 2:
+        return False
+    x = fixed_directions(function.weights.dim, 1)[0]
+    number = torch.arange(count)
+    for mask in (number % 2 == 0, number < count // 2):
+        for replaced in (mask, ~mask):
+            order = blocks.clone()
+            order[replaced] = blocks[~replaced][:1]
+            there = blocks[~replaced].flatten()
+            changed = ElementaryFunction(function.subset(order.flatten()).outputs)(x)
+            change = (changed[there] - outputs[there]).abs().max()
+            if float(change) > _COUPLED * float(outputs.abs().max()):
+                return True
+    return False
+
+
+def require_uncoupled_noise(function: NetworkFunction, noise: Noise) -> None:
+    """Refuse the noise of single samples for a network in which samples depend on each other.
+
+    Raises:
+        NoiseError: With the layers that may couple them.
+    """
+    if not isinstance(noise, (SamplingNoise, LabelNoise)):
+        return
+    names = [
+        n
+        for n, m in function.module.named_modules()
+        if (isinstance(m, RUNNING) and m.training) or (isinstance(m, GhostBatchNorm) and not m.size)
+    ]
+    batch = "" if function.block == 1 else f" of the ghost batches of {function.block}"
+    raise NoiseError(
+        "the samples have no losses of their own: the output of one depends on the others",
+        received=f"{type(noise).__name__}, and outputs{batch} that change with other samples"
+        + (f", through {', '.join(names)}" if names else ""),
+        expected="outputs of a sample that depend on that sample, or on its ghost batch",
+        remedy="GhostBatchNorm(size) of manifold_sde.networks in place of batch norm, or LayerNorm "
+        "or GroupNorm; ghost_size=B for a module with ghost batches of its own; SphericalNoise or "
+        "CustomNoise, which need no samples",
+    )
