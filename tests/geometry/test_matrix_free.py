@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -70,7 +71,8 @@ CASES: dict[str, Callable[[], Problem]] = {
     "section 6.1": lambda: problems.normalized_linear(),
     "great circle": lambda: problems.great_circle(),
     "residuals": lambda: ResidualModel(20, 6, seed=3, curvature=0.5),
-    "large": lambda: ResidualModel(300, 12, seed=4, curvature=0.5),
+    "larger": lambda: ResidualModel(120, 8, seed=4, curvature=0.5),
+    "largest": lambda: ResidualModel(500, 12, seed=4, curvature=0.5),
     "network": lambda: NormalizedNetwork(3, 4, 2, seed=1),
     "outputs": lambda: taught(samples=False),
     "samples": lambda: taught(samples=True),
@@ -79,10 +81,20 @@ CASES: dict[str, Callable[[], Problem]] = {
 }
 
 
-@pytest.fixture(params=sorted(CASES))
+@pytest.fixture(
+    params=[
+        pytest.param(name, marks=pytest.mark.thorough if name == "largest" else ())
+        for name in sorted(CASES)
+    ]
+)
 def case(request: pytest.FixtureRequest) -> tuple[Problem, Tensor]:
     """A problem, and points of its manifold that the dense route has found."""
-    problem = CASES[request.param]()
+    return on_the_manifold(request.param)
+
+
+@functools.cache
+def on_the_manifold(name: str) -> tuple[Problem, Tensor]:
+    problem = CASES[name]()
     noise = torch.randn(
         3, problem.dim, dtype=torch.float64, generator=torch.Generator().manual_seed(5)
     )
