@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor, nn
 
+from manifold_sde.derivatives import batched, check_point
 from manifold_sde.errors import ArgumentError
 from manifold_sde.noise.base import Noise
 
@@ -207,17 +208,29 @@ class Sources:
 
     @torch.no_grad()
     def outputs(self, x: Tensor, *inputs: Tensor) -> Tensor:
-        """Outputs of the module at one point, on its own data or on other inputs.
+        """Outputs of the module, on its own data or on other inputs.
 
         Args:
-            x: Point (D,).
+            x: Points (..., D).
             *inputs: What the module is called with, (n, ...) each; by default the problem's data.
 
         Returns:
-            Tensor (n, ...).
+            Tensor (..., n, ...).
 
         Raises:
-            ArgumentError: If the problem was not made from a module.
+            ArgumentError: If the problem was not made from a module, or the module cannot be called
+                with the inputs.
         """
         network = self.require_network()
-        return (network.on(inputs, network.targets) if inputs else network).outputs(x)
+        network = network.on(inputs, network.targets) if inputs else network
+        check_point(x, network.weights.dim)
+        try:
+            return batched(network.outputs, x)
+        except RuntimeError as error:
+            shapes = [tuple(value.shape) for value in network.inputs]
+            raise ArgumentError(
+                "the module cannot be called with these inputs",
+                received=f"inputs of shapes {shapes}: {str(error).splitlines()[0]}",
+                expected="what the module takes, (n, ...) each",
+                remedy="problem.outputs(x) for the problem's own data",
+            ) from error

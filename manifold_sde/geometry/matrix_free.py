@@ -408,7 +408,8 @@ class MatrixFreeGeometry:
             received=f"{len(reasons)} of {len(flat)} points failed; point {index}: "
             f"{reasons[index]}",
             expected="points of the attraction set U, from which the flow ends on Gamma",
-            remedy="start closer to Gamma, or train first; raise Geometry(max_steps=...)",
+            remedy="start closer to Gamma, or train first; raise Geometry(max_steps=...)"
+            + ("; x.double(): single precision seldom tells the rank" * (x.dtype == torch.float32)),
         )
 
     def _one_limit(self, x: Tensor, invariant: bool) -> tuple[Tensor, str]:

@@ -51,6 +51,10 @@ class Check:
         seconds = (time.perf_counter() - begin) / max(len(results), 1)
         return [replace(result, seconds=seconds) for result in results]
 
+    def not_made(self, why: str) -> Result:
+        """The result where there is no point in making it."""
+        return self._stopped(f"not made: {why}", "")
+
     def _stopped(self, detail: str, meaning: str) -> Result:
         return Result(
             self.name,

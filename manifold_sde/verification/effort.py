@@ -56,6 +56,6 @@ def effort_of(effort: str | Effort) -> Effort:
             "there is no such effort",
             received=repr(effort),
             expected=" or ".join(repr(name) for name in EFFORTS),
-            remedy='effort="quick" takes about a minute, effort="thorough" some',
+            remedy='effort="quick" takes about a minute, effort="thorough" some minutes',
         )
     return EFFORTS[effort]

@@ -542,3 +542,7 @@ def test_outputs_on_other_inputs() -> None:
     x, other = problem.vector(module), torch.eye(2, 6, dtype=torch.float64)
     torch.testing.assert_close(problem.outputs(x, other), module(other).detach())
     torch.testing.assert_close(problem.outputs(x), module(INPUTS.double()).detach())
+    both = problem.outputs(torch.stack([x, 2.0 * x])[None], other)
+    torch.testing.assert_close(both, problem.outputs(x, other).expand(1, 2, -1, -1))
+    with pytest.raises(errors.ArgumentError, match="cannot be called with these inputs"):
+        problem.outputs(x, torch.ones(2, 5, dtype=torch.float64))

@@ -18,9 +18,9 @@ from manifold_sde.verification.assumptions import (
 from manifold_sde.verification.check import Check
 
 CHECKS: tuple[Check, ...] = (
+    *scale_invariance.CHECKS,
     *smoothness.CHECKS,
     *minimisers.CHECKS,
-    *scale_invariance.CHECKS,
     *groups.CHECKS,
     *connected.CHECKS,
     *controllability.CHECKS,

@@ -18,7 +18,7 @@ from manifold_sde.verification.effort import Effort
 from manifold_sde.verification.result import Result
 from manifold_sde.verification.subject import Subject
 
-_INVARIANCE, _CONE, _NOISE = "scale invariance", "cone of minimisers", "properties of the noise"
+INVARIANCE, _CONE, _NOISE = "scale invariance", "cone of minimisers", "properties of the noise"
 _STATEMENTS = ("Assumption 2.3",)
 _OF_NOISE = ("Assumption 2.3", "Lemma 2.4", "Lemma 2.5")
 _result = partial(assumption, _STATEMENTS)
@@ -52,12 +52,12 @@ def check_invariance(subject: Subject, effort: Effort) -> Sequence[Result]:
             "eps), or take them out of x. Where the violation is small, what follows describes "
             "the run as long as its effect is."
         )
-        return [_result(_INVARIANCE, "fails", detail, worst, _LIMIT, meaning)]
+        return [_result(INVARIANCE, "fails", detail, worst, _LIMIT, meaning)]
     losses = "the loss is" if problem.n_samples in (None, 1) else f"{problem.n_samples} losses are"
     detail = f"{losses} constant along rays to {worst:.1g}, at {len(defects)} points"
     if isinstance(problem, SymbolicProblem):
         detail += f"; symbolically {problem.scale_invariance.verdict}"
-    return [_result(_INVARIANCE, "holds", detail, worst, _LIMIT)]
+    return [_result(INVARIANCE, "holds", detail, worst, _LIMIT)]
 
 
 def check_cone(subject: Subject, effort: Effort) -> Sequence[Result]:
@@ -121,7 +121,7 @@ def _on_manifold(subject: Subject, effort: Effort) -> Tensor:
 
 
 CHECKS = (
-    Check(_INVARIANCE, "assumption", _STATEMENTS, check_invariance),
+    Check(INVARIANCE, "assumption", _STATEMENTS, check_invariance),
     Check(_CONE, "assumption", _STATEMENTS, check_cone),
     Check(_NOISE, "assumption", _OF_NOISE, check_noise),
 )
