@@ -15,8 +15,8 @@ from torch import Tensor
 
 from benchmarks.weak_errors import TIME, Setting, Step
 from manifold_sde import DirectionDiffusion, LimitingDiffusion, Problem
+from manifold_sde.equations import ManifoldEquation
 from manifold_sde.hessian_field import HessianField
-from manifold_sde.sdes import ManifoldEquation
 from manifold_sde.solvers import BrownianPath, solve
 from manifold_sde.solvers.schemes import SCHEMES
 

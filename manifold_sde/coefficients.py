@@ -98,18 +98,29 @@ class Coefficients:
             + \tfrac12 \mathrm{sym}(H^\dagger N\Sigma P)]
             - \tfrac12 P \sum_j \partial\sigma_j[P\sigma_j]
         """
-        split = len(y) - self.rank
-        tangent, normal = vectors[:, :split], vectors[:, split:]
-        eigenvalues = values[split:]
-        covariance = self.noise.covariance(self.loss, y)
-        rows = normal.T @ covariance
-        lyapunov = (rows @ normal) / (eigenvalues[:, None] + eigenvalues[None, :])
-        mixed = tangent @ ((rows @ tangent) / eigenvalues[:, None]).T
-        columns = 0.5 * (normal @ lyapunov + mixed)
-        force = self.script_t(y, normal, columns)
+        tangent, normal, lyapunov, mixed = self._blocks(y, values, vectors)
+        force = self.script_t(y, normal, 0.5 * (lyapunov + mixed))
         projection = tangent @ tangent.T
         force = force + 0.5 * self.noise.correction(self.loss, y, projection)
         return _without_radial_part(-(tangent @ (tangent.T @ force)), y)
+
+    def spectral_tangent(self, y: Tensor, values: Tensor, vectors: Tensor) -> Tensor:
+        """The part of the Ito drift that is tangent to Gamma_1: the whole of the mixed block."""
+        tangent, normal, lyapunov, mixed = self._blocks(y, values, vectors)
+        force = self.script_t(y, normal, 0.5 * lyapunov + mixed)
+        return _without_radial_part(-(tangent @ (tangent.T @ force)), y)
+
+    def _blocks(
+        self, y: Tensor, values: Tensor, vectors: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Tangent and normal basis, and the columns of L^-1(N Sigma N) and of H^+ N Sigma P."""
+        split = len(y) - self.rank
+        tangent, normal = vectors[:, :split], vectors[:, split:]
+        eigenvalues = values[split:]
+        rows = normal.T @ self.noise.covariance(self.loss, y)
+        lyapunov = (rows @ normal) / (eigenvalues[:, None] + eigenvalues[None, :])
+        mixed = tangent @ ((rows @ tangent) / eigenvalues[:, None]).T
+        return tangent, normal, normal @ lyapunov, mixed
 
 
 def _without_radial_part(v: Tensor, y: Tensor) -> Tensor:

@@ -17,6 +17,8 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from manifold_sde.samples import SampleFunction
+
 
 def _normalise(x: Tensor, dims: tuple[int, ...], eps: float) -> Tensor:
     centred = x - x.mean(dims, keepdim=True)
@@ -188,6 +190,8 @@ def elementary(function: Callable[..., Tensor], *arguments: Tensor) -> Callable[
         True
     """
     if any(f in _REPLACEMENTS for f in functions_called(function, *arguments)):
+        if isinstance(function, SampleFunction):
+            return SampleFunction(ElementaryFunction(function.function), *function.data)
         return ElementaryFunction(function)
     return function
 

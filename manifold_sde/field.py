@@ -44,7 +44,11 @@ class Field(ABC):
 
     @abstractmethod
     def direction_drift(self, y: Tensor, anchor: Tensor, calculus: str) -> Tensor:
-        """Drift of the direction diffusion at unit vectors: (D, n), (D, d, n) -> (D, n)."""
+        """Drift of the direction diffusion at unit vectors: (D, n), (D, d, n) -> (D, n).
+
+        The calculus is "ito", "stratonovich", or "tangent" for the part of the Ito drift that is
+        tangent to Gamma_1.
+        """
 
     @abstractmethod
     def drift_and_noise(
@@ -56,7 +60,7 @@ class Field(ABC):
             y: Unit vectors (D, n).
             anchor: Anchors nearby (D, d, n).
             w: Increments (m, n).
-            calculus: "ito" or "stratonovich".
+            calculus: "ito", "stratonovich" or "tangent".
 
         Returns:
             Drift of the direction diffusion and P sigma w, (D, n) each.

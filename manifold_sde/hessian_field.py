@@ -65,14 +65,14 @@ class HessianField(Field):
     def _isotropic_drift(self, y: Tensor, basis: Tensor, inverse: Tensor, calculus: str) -> Tensor:
         """The drift for the noise of (18).
 
-        Stratonovich: -(s^2 / 4) P T[H^+], which is -(s^2 / 4) grad log pdet H along Gamma_1. Ito:
-        that and -(s^2 / 2) H^+ T[P] - 1/2 V y; T[P - y y^T] is T[P], because the gradient is
-        homogeneous and vanishes at y.
+        Stratonovich and tangent: -(s^2 / 4) P T[H^+], which is -(s^2 / 4) grad log pdet H along
+        Gamma_1. Ito: that and -(s^2 / 2) H^+ T[P] - 1/2 V y; T[P - y y^T] is T[P], because the
+        gradient is homogeneous and vanishes at y.
         """
         force = self.kernels.run_last("turning", self.coefficients.turning, y, inverse)
         variance = self.coefficients.isotropic_variance
         drift = (-0.25 * variance) * _project(basis, force)
-        if calculus == "stratonovich":
+        if calculus != "ito":
             return drift - y * (y * drift).sum(0)
         curving = self.kernels.run_last("curving", self.coefficients.curving, y, inverse, basis)
         return drift - (0.5 * variance) * curving - 0.5 * self.trace(y) * y
@@ -82,7 +82,7 @@ class HessianField(Field):
         name = f"spectral_{calculus}"
         function = getattr(self.coefficients, name)
         drift: Tensor = self.kernels.run_last(f"{name}_{self.rank}", function, y, values, vectors)
-        return drift if calculus == "stratonovich" else drift - 0.5 * self.trace(y) * y
+        return drift if calculus != "ito" else drift - 0.5 * self.trace(y) * y
 
     def spectral_noise(self, y: Tensor, vectors: Tensor, w: Tensor) -> Tensor:
         """P sigma w at unit vectors, from the eigenvectors of H: -> (D, n)."""

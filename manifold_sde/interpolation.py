@@ -110,7 +110,7 @@ class InterpolationField(Field):
     ) -> Tensor:
         force = self.kernels.run_last("level_set_force", self._force, y, dual)
         drift: Tensor = self.kernels.run_last("level_set_drift", self._drift, y, rows, force)
-        if calculus == "stratonovich":
+        if calculus != "ito":
             return drift
         curving = self.kernels.run_last("level_set_curving", self._curving, y, dual, anchor)
         # P T[H^+] has the part -2 M along y, and V is s^2 (D - 1).

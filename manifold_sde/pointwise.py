@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.func import jvp, vjp
 
 from manifold_sde import derivatives
+from manifold_sde.samples import SampleFunction
 
 
 class Pointwise:
@@ -34,6 +35,8 @@ class Pointwise:
         self.function = function
         self.dim = dim
         self.n_samples = n_samples
+        #: What single samples compute, where they do not act on each other.
+        self.samples = function if isinstance(function, SampleFunction) else None
 
     def loss(self, x: Tensor) -> Tensor:
         """L(x), the mean over the samples: (D,) -> ()."""
@@ -65,7 +68,13 @@ class Pointwise:
         return vjp(self.sample_losses, x)[1](weights)[0]
 
     def drawn_gradient(self, x: Tensor, drawn: Tensor) -> Tensor:
-        """Mean gradient of the samples of these numbers, with repetitions: (D,), (B,) -> (D,)."""
+        """Mean gradient of the samples of these numbers, with repetitions: (D,), (B,) -> (D,).
+
+        Where samples do not act on each other, those drawn alone are evaluated.
+        """
+        if self.samples is not None and len(drawn) < (self.n_samples or 1):
+            data = [d[drawn.to(d.device)] for d in self.samples.data_for(x)]
+            return derivatives.gradient(lambda z: self._losses_of(z, *data).mean(), x)
         samples = torch.arange(self.n_samples or 1, device=drawn.device)
         counts = (drawn[:, None] == samples).to(x.dtype).sum(0)
         return self.weighted_gradient(x, counts / len(drawn))
@@ -75,9 +84,25 @@ class Pointwise:
         return jvp(self.sample_losses, (x,), (v,))[1].to(x.dtype)
 
     def sample_gradients(self, x: Tensor) -> Tensor:
-        """Gradients of all sample losses: (D,) -> (Xi, D)."""
+        """Gradients of all sample losses: (D,) -> (Xi, D).
+
+        Where samples do not act on each other, they take Xi passes over one sample; else Xi passes
+        over all.
+        """
+        if self.samples is not None:
+
+            def of_one(*sample: Tensor) -> Tensor:
+                own = [d[None] for d in sample]
+                return derivatives.gradient(lambda z: self._losses_of(z, *own)[0], x)
+
+            return torch.vmap(of_one)(*self.samples.data_for(x))
         identity = torch.eye(self.n_samples or 1, dtype=x.dtype, device=x.device)
         return torch.vmap(lambda w: self.weighted_gradient(x, w))(identity)
+
+    def _losses_of(self, x: Tensor, *data: Tensor) -> Tensor:
+        """Losses of any samples, given their data: (D,) -> (n,)."""
+        assert self.samples is not None
+        return self.samples.function(x, *data)
 
 
 class LeastSquaresPointwise(Pointwise):
@@ -104,6 +129,7 @@ class LeastSquaresPointwise(Pointwise):
         self.residual_function = residual_function
         self.n_outputs = n_outputs
         self.n_residuals = n_samples * n_outputs
+        self.samples = residual_function if isinstance(residual_function, SampleFunction) else None
 
     def residuals(self, x: Tensor) -> Tensor:
         """All residuals, a sample's side by side: (D,) -> (Xi K,)."""
@@ -116,6 +142,11 @@ class LeastSquaresPointwise(Pointwise):
     def _half_squares(self, x: Tensor) -> Tensor:
         return 0.5 * self.of_samples(self.residuals(x) ** 2).sum(1)
 
+    def _losses_of(self, x: Tensor, *data: Tensor) -> Tensor:
+        assert self.samples is not None
+        residuals = self.samples.function(x, *data)
+        return 0.5 * residuals.reshape(len(residuals), -1).square().sum(1)
+
     def residual_product(self, x: Tensor, v: Tensor) -> Tensor:
         """Jacobian of the residuals times v: (D,), (D,) -> (Xi K,)."""
         return jvp(self.residuals, (x,), (v,))[1].to(x.dtype)
@@ -124,8 +155,63 @@ class LeastSquaresPointwise(Pointwise):
         """Transposed Jacobian of the residuals times w: (D,), (Xi K,) -> (D,)."""
         return vjp(self.residuals, x)[1](w)[0]
 
+    def rows(self, x: Tensor, first: int, last: int) -> Tensor:
+        """Rows of the Jacobian that belong to some samples: (D,) -> ((last - first) K, D)."""
+        samples = self.samples
+        if samples is None:
+            pull = vjp(self.residuals, x)[1]
+            return torch.vmap(lambda w: pull(w)[0])(self._units(x, first, last))
+
+        def of_one(*sample: Tensor) -> Tensor:
+            slope = vjp(lambda z: samples.one(z, *sample).reshape(-1), x)[1]
+            identity = torch.eye(self.n_outputs, dtype=x.dtype, device=x.device)
+            return torch.vmap(lambda w: slope(w)[0])(identity)
+
+        data = (d[first:last] for d in samples.data_for(x))
+        return torch.vmap(of_one)(*data).reshape(-1, self.dim)
+
+    def bend(self, x: Tensor, first: int, last: int, vectors: Tensor) -> Tensor:
+        """Sum over the residuals of some samples of their Hessians times a vector each.
+
+        Args:
+            x: Point (D,).
+            first: The first of the samples.
+            last: The one after the last.
+            vectors: A vector for each of their residuals, ((last - first) K, D).
+
+        Returns:
+            Tensor (D,).
+        """
+        samples, k = self.samples, self.n_outputs
+
+        def slopes(function: Callable[[Tensor], Tensor], z: Tensor, own: Tensor) -> Tensor:
+            return torch.vmap(lambda v: jvp(function, (z,), (v,))[1])(own)
+
+        def of_one(z: Tensor, own: Tensor, *sample: Tensor) -> Tensor:
+            assert samples is not None
+            found = slopes(lambda y: samples.one(y, *sample).reshape(-1), z, own)
+            return found.diagonal().sum()
+
+        def total(z: Tensor) -> Tensor:
+            if samples is None:
+                found = slopes(self.residuals, z, vectors)
+                return found[:, first * k : last * k].diagonal().sum()
+            data = (d[first:last] for d in samples.data_for(z))
+            grouped = vectors.reshape(-1, k, self.dim)
+            return torch.vmap(lambda own, *sample: of_one(z, own, *sample))(grouped, *data).sum()
+
+        # Reverse over forward mode: the sum over the residuals is taken on the way back.
+        return derivatives.gradient(total, x)
+
+    def _units(self, x: Tensor, first: int, last: int) -> Tensor:
+        """Unit vectors of the residuals of some samples, as rows (b K, Xi K)."""
+        identity = torch.eye(self.n_residuals, dtype=x.dtype, device=x.device)
+        return identity[first * self.n_outputs : last * self.n_outputs]
+
     def jacobian(self, x: Tensor) -> Tensor:
         """Jacobian of the residuals, one mode for each of the fewer side: (D,) -> (Xi K, D)."""
+        if self.samples is not None and self.n_outputs < self.dim:
+            return self.rows(x, 0, self.n_samples)
         size = min(self.n_residuals, self.dim)
         identity = torch.eye(size, dtype=x.dtype, device=x.device)
         if self.n_residuals <= self.dim:

@@ -28,6 +28,9 @@ from manifold_sde.sources import Sources
 
 #: Largest violation of scale invariance that counts as rounding, by dtype of the point.
 INVARIANCE_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
+#: Entries of sigma from which on its products with a few vectors are looked at instead.
+_MOST_NUMBERS = 1 << 20
+_PROBES = 8
 
 
 @implements("Assumption 2.1")
@@ -444,11 +447,12 @@ class Problem(Sources):
         Returns:
             ``{"degree": ..., "radial": ...}``: the largest relative ``|a sigma(a x) - sigma(x)|``
             over a = 1/2 and 2, and the largest ``|sigma(x)^T x| / (|x| |sigma(x)|)``. Where
-            sigma nearly vanishes, both are relative to a thousandth of its size elsewhere.
+            sigma nearly vanishes, both are relative to a thousandth of its size elsewhere; where
+            it has more than a million entries, they are those of its products with eight vectors.
         """
         points = self._points(x)
         fixed = loss_checks.fixed_directions(self.dim).to(points)
-        factor = self.noise_factor(points)
+        factor = self._noise_columns(points)
         norms = points.norm(dim=1)
 
         def scaled_size(z: Tensor, sigma: Tensor) -> Tensor:
@@ -456,13 +460,13 @@ class Problem(Sources):
 
         # |x| |sigma(x)| has degree 0: where sigma vanishes at the points, it is compared with its
         # size elsewhere.
-        reference = scaled_size(fixed, self.noise_factor(fixed)).max()
+        reference = scaled_size(fixed, self._noise_columns(fixed)).max()
         size = scaled_size(points, factor).clamp(min=float(1e-3 * reference))
         size = torch.where(size > 0, size, 1.0)
         degree = max(
             float(
                 (
-                    (a * self.noise_factor(a * points) - factor).flatten(1).norm(dim=1)
+                    (a * self._noise_columns(a * points) - factor).flatten(1).norm(dim=1)
                     * norms
                     / size
                 ).max()
@@ -471,3 +475,11 @@ class Problem(Sources):
         )
         radial = torch.einsum("bdm,bd->bm", factor, points).norm(dim=1)
         return {"degree": degree, "radial": float((radial / size).max())}
+
+    def _noise_columns(self, x: Tensor) -> Tensor:
+        """sigma(x), or its products with a few fixed vectors where it is large: (n, D, k)."""
+        if self.dim * self.n_noise <= _MOST_NUMBERS:
+            return self.noise_factor(x)
+        probes = loss_checks.fixed_directions(self.n_noise, _PROBES).to(x)
+        columns = [self.noise_product(x, probe.expand(len(x), -1)) for probe in probes]
+        return torch.stack(columns, dim=-1)

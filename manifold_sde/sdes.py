@@ -1,105 +1,18 @@
-"""The stochastic differential equations of the theory, as objects that torchsde can integrate.
-
-Each has the attributes and methods of a torchsde SDE (``sde_type``, ``noise_type``, ``f``,
-``g_prod``, ``f_and_g_prod``, ``g``) on states (B, D), and the same coefficients for the schemes of
-:mod:`manifold_sde.solvers`, which keep the state on the manifold.
-"""
+"""The stochastic differential equations of the theory, as objects that torchsde can integrate."""
 
 from __future__ import annotations
-
-from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor
 from torch.func import vmap
 
-from manifold_sde.derivatives import check_point
-from manifold_sde.errors import ArgumentError, DTypeError, NoiseError, NotOnManifoldError
+from manifold_sde.equations import ManifoldEquation, Spectra, StochasticEquation
+from manifold_sde.errors import ArgumentError, NotOnManifoldError
 from manifold_sde.field import Field
 from manifold_sde.geometry import Geometry
-from manifold_sde.geometry.dense import DenseGeometry
 from manifold_sde.hessian_field import HessianField
-from manifold_sde.interpolation import InterpolationField, interpolates
-from manifold_sde.least_squares import LeastSquaresProblem
-from manifold_sde.noise import SphericalNoise
 from manifold_sde.paper import implements
 from manifold_sde.problem import Problem
-
-#: Eigenvalues (D, n) and eigenvectors (D, D, n).
-Spectra = tuple[Tensor, Tensor]
-
-_CALCULI = ("ito", "stratonovich")
-#: Largest relative violation of the two properties of sigma that counts as rounding.
-_NOISE_TOLERANCE = 1e-6
-#: Smallest part of the noise's size elsewhere that counts as noise on the manifold.
-_NO_NOISE = 1e-12
-
-
-class StochasticEquation(ABC):
-    """What all equations share.
-
-    Args:
-        problem: The problem, with its noise.
-        calculus: "ito" or "stratonovich": the form whose drift ``f`` is.
-    """
-
-    #: What a unit of the equation's time is.
-    time_unit: str
-    #: torchsde's word for a diffusion matrix that depends on the state in any way.
-    noise_type = "general"
-
-    def __init__(self, problem: Problem, calculus: str = "ito") -> None:
-        if not isinstance(problem, Problem):
-            raise DTypeError(
-                "the problem is not a problem",
-                received=type(problem).__name__,
-                expected="Problem, LeastSquaresProblem or one of manifold_sde.problems",
-                remedy="Problem(loss, dim, noise)",
-            )
-        if calculus not in _CALCULI:
-            raise ArgumentError(
-                "calculus is not a form of a stochastic differential equation",
-                received=repr(calculus),
-                expected='"ito" or "stratonovich"',
-                remedy='"ito" is the form that the paper prints',
-            )
-        self.problem = problem
-        self.calculus = calculus
-
-    @property
-    def sde_type(self) -> str:
-        """The calculus, as torchsde names it."""
-        return self.calculus
-
-    @property
-    def dim(self) -> int:
-        """Dimension D of the state."""
-        return self.problem.dim
-
-    @property
-    def n_noise(self) -> int:
-        """Number m of Brownian motions."""
-        return self.problem.n_noise
-
-    @abstractmethod
-    def with_calculus(self, calculus: str) -> StochasticEquation:
-        """The same process in the other form."""
-
-    @abstractmethod
-    def f(self, t: Tensor, y: Tensor) -> Tensor:
-        """Drift: (B, D) -> (B, D)."""
-
-    @abstractmethod
-    def g_prod(self, t: Tensor, y: Tensor, v: Tensor) -> Tensor:
-        """Diffusion times v, by products: (B, D), (B, m) -> (B, D)."""
-
-    @abstractmethod
-    def g(self, t: Tensor, y: Tensor) -> Tensor:
-        """Diffusion matrix: (B, D) -> (B, D, m)."""
-
-    def f_and_g_prod(self, t: Tensor, y: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Drift, and diffusion times v."""
-        return self.f(t, y), self.g_prod(t, y, v)
 
 
 @implements("Equation (3)", "Equation (19)")
@@ -172,131 +85,6 @@ class WeightDecaySDE(StochasticEquation):
         return self.lr * vmap(lambda x: noise.factor(loss, x))(y)
 
 
-class ManifoldEquation(StochasticEquation):
-    """A diffusion on the manifold of minimisers.
-
-    Its coefficients are evaluated at the direction of a state and extended by homogeneity; off the
-    manifold the tangent space is the span of the D - M eigenvectors of H of smallest eigenvalue.
-    """
-
-    def __init__(self, problem: Problem, calculus: str = "ito") -> None:
-        super().__init__(problem, calculus)
-        problem.require_scale_invariance()
-        violations = problem.noise_violations()
-        wrong = {name: size for name, size in violations.items() if size > _NOISE_TOLERANCE}
-        if wrong:
-            raise NoiseError(
-                f"the noise does not have the properties that {type(self).__name__} needs",
-                received=", ".join(f"{_PROPERTY[k]} fails by {v:.2g}" for k, v in wrong.items()),
-                expected="sigma(a x) = sigma(x) / a and sigma(x)^T x = 0, which the noise of SGD "
-                "on a scale-invariant loss has",
-                remedy="divide the factor by |x| and take the part along x away from its columns",
-            )
-        self.geometry = Geometry(problem)
-        self._dense = DenseGeometry(problem, rtol=1e-10, max_steps=2000, compiled=False)
-        self._rank = problem.rank
-        self._interpolating = False
-
-    @property
-    def rank(self) -> int:
-        """Rank M of the Hessian on the manifold; known once a point of the manifold was seen."""
-        if self._rank is None:
-            raise ArgumentError(
-                "the rank of the Hessian is not known yet",
-                received=f"{self.problem!r}",
-                expected="rank=M with the problem, or a first state on the manifold",
-                remedy="sde.require_on_manifold(y0), or declare the rank",
-            )
-        return self._rank
-
-    def field(self, *, compiled: bool = False) -> Field:
-        """The coefficients for batches with the points last."""
-        problem = self.problem
-        if self._interpolating and isinstance(problem, LeastSquaresProblem):
-            needs_basis = self.calculus == "ito"
-            return InterpolationField(problem, needs_basis=needs_basis, compiled=compiled)
-        return self._hessian_field(compiled)
-
-    def _hessian_field(self, compiled: bool = False) -> HessianField:
-        return HessianField(self.problem, self.rank, compiled=compiled)
-
-    def require_on_manifold(self, y: Tensor) -> None:
-        """Check that states are on the manifold, where the noise does not vanish.
-
-        Args:
-            y: States (..., D).
-
-        Raises:
-            NotOnManifoldError, RankError: If a state is not on the manifold of minimisers.
-            NoiseError: If the noise vanishes there (interpolation): nothing would move.
-        """
-        flat = check_point(y, self.dim, name="y0").reshape(-1, self.dim)
-        spectrum = self._dense.spectrum(flat)
-        self._rank = spectrum.rank
-        isotropic = isinstance(self.problem.noise, SphericalNoise)
-        self._interpolating = isotropic and interpolates(self.problem, flat, spectrum.rank)
-        directions = flat / flat.norm(dim=1, keepdim=True)
-        here = float(self.problem.noise_trace(directions).max())
-        elsewhere = self.problem.noise_trace(directions + 0.5 * directions.roll(1, dims=1))
-        if here <= _NO_NOISE * float(elsewhere.max()):
-            raise NoiseError(
-                "the noise vanishes on the manifold: nothing would ever move",
-                received=f"tr Sigma = {here:.2g} at the start, {float(elsewhere.max()):.2g} off it",
-                expected="noise on the manifold",
-                remedy="every sample is fitted there (interpolation): SGD stands still. Use "
-                "LabelNoise or SphericalNoise, or a loss that its samples disagree on",
-            )
-
-    def _frame(self, y: Tensor) -> tuple[HessianField, Tensor, Tensor, Spectra]:
-        """Field, norms (n,), unit vectors (D, n), and the spectra there."""
-        if self._rank is None:
-            self.require_on_manifold(y)
-        field = self._hessian_field()
-        columns = y.T.contiguous()
-        norms = columns.norm(dim=0)
-        unit = columns / norms
-        return field, norms, unit, field.eigen(unit)
-
-    def f(self, t: Tensor, y: Tensor) -> Tensor:
-        """Drift: (B, D) -> (B, D)."""
-        field, norms, unit, spectrum = self._frame(y)
-        return self._drift(field, norms, unit, spectrum).T
-
-    def g_prod(self, t: Tensor, y: Tensor, v: Tensor) -> Tensor:
-        """P sigma v: (B, D), (B, m) -> (B, D)."""
-        field, norms, unit, spectrum = self._frame(y)
-        return (field.spectral_noise(unit, spectrum[1], v.T) / norms).T
-
-    def f_and_g_prod(self, t: Tensor, y: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Drift, and P sigma v, with one eigendecomposition."""
-        field, norms, unit, spectrum = self._frame(y)
-        noise = field.spectral_noise(unit, spectrum[1], v.T) / norms
-        return self._drift(field, norms, unit, spectrum).T, noise.T
-
-    def g(self, t: Tensor, y: Tensor) -> Tensor:
-        """P sigma: (B, D) -> (B, D, m)."""
-        field, norms, unit, spectrum = self._frame(y)
-        return (field.spectral_factor(unit, spectrum[1]) / norms).movedim(-1, 0)
-
-    @abstractmethod
-    def _drift(self, field: HessianField, norms: Tensor, unit: Tensor, spectrum: Spectra) -> Tensor:
-        """Drift from the spectra: (D, n)."""
-
-    @abstractmethod
-    def drift(self, field: Field, x: Tensor, anchor: Tensor) -> Tensor:
-        """Drift for the schemes: (D, n), (D, d, n) -> (D, n)."""
-
-    def noise(self, field: Field, x: Tensor, anchor: Tensor, w: Tensor) -> Tensor:
-        """P sigma w for the schemes: (D, n), (D, d, n), (m, n) -> (D, n)."""
-        return field.noise(x, anchor, w)
-
-    @abstractmethod
-    def drift_and_noise(
-        self, field: Field, x: Tensor, anchor: Tensor, w: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Drift, and P sigma w, for less than one after the other: (D, n) each."""
-
-
 @implements("Equation (8)")
 class FixedRatioDiffusion(ManifoldEquation):
     r"""The limit of SGD at a fixed ratio C of weight decay to learning rate; t = eta^2 k.
@@ -309,6 +97,7 @@ class FixedRatioDiffusion(ManifoldEquation):
         problem: The problem.
         ratio: C = lambda / eta, not negative.
         calculus: "ito", as printed, or "stratonovich", whose drift is tangent to the manifold.
+        geometry: The geometry of the problem; by default ``Geometry(problem)``.
 
     Raises:
         ScaleInvarianceError, NoiseError: If the loss or the noise does not have the properties
@@ -319,8 +108,15 @@ class FixedRatioDiffusion(ManifoldEquation):
 
     time_unit = "t = eta^2 k"
 
-    def __init__(self, problem: Problem, ratio: float, calculus: str = "ito") -> None:
-        super().__init__(problem, calculus)
+    def __init__(
+        self,
+        problem: Problem,
+        ratio: float,
+        calculus: str = "ito",
+        *,
+        geometry: Geometry | None = None,
+    ) -> None:
+        super().__init__(problem, calculus, geometry=geometry)
         self.ratio = _number("ratio", ratio)
 
     def __repr__(self) -> str:
@@ -331,7 +127,7 @@ class FixedRatioDiffusion(ManifoldEquation):
 
     def with_calculus(self, calculus: str) -> FixedRatioDiffusion:
         """The same process in the other form."""
-        return FixedRatioDiffusion(self.problem, self.ratio, calculus)
+        return FixedRatioDiffusion(self.problem, self.ratio, calculus, geometry=self.geometry)
 
     def _drift(self, field: HessianField, norms: Tensor, unit: Tensor, spectrum: Spectra) -> Tensor:
         drift = field.spectral_drift(unit, *spectrum, self.calculus)
@@ -363,6 +159,7 @@ class LimitingDiffusion(FixedRatioDiffusion):
     Args:
         problem: The problem.
         calculus: "ito", as printed, or "stratonovich".
+        geometry: The geometry of the problem; by default ``Geometry(problem)``.
 
     Raises:
         ScaleInvarianceError, NoiseError: As for :class:`FixedRatioDiffusion`.
@@ -372,15 +169,17 @@ class LimitingDiffusion(FixedRatioDiffusion):
 
     time_unit = "T of (12)"
 
-    def __init__(self, problem: Problem, calculus: str = "ito") -> None:
-        super().__init__(problem, 0.5, calculus)
+    def __init__(
+        self, problem: Problem, calculus: str = "ito", *, geometry: Geometry | None = None
+    ) -> None:
+        super().__init__(problem, 0.5, calculus, geometry=geometry)
 
     def __repr__(self) -> str:
         return f"LimitingDiffusion({self.problem!r}, calculus={self.calculus!r})"
 
     def with_calculus(self, calculus: str) -> LimitingDiffusion:
         """The same process in the other form."""
-        return LimitingDiffusion(self.problem, calculus)
+        return LimitingDiffusion(self.problem, calculus, geometry=self.geometry)
 
 
 class DirectionDiffusion(ManifoldEquation):
@@ -397,6 +196,7 @@ class DirectionDiffusion(ManifoldEquation):
     Args:
         problem: The problem.
         calculus: "ito" or "stratonovich".
+        geometry: The geometry of the problem; by default ``Geometry(problem)``.
 
     Raises:
         ScaleInvarianceError, NoiseError: As for :class:`FixedRatioDiffusion`.
@@ -411,7 +211,7 @@ class DirectionDiffusion(ManifoldEquation):
 
     def with_calculus(self, calculus: str) -> DirectionDiffusion:
         """The same process in the other form."""
-        return DirectionDiffusion(self.problem, calculus)
+        return DirectionDiffusion(self.problem, calculus, geometry=self.geometry)
 
     def require_on_manifold(self, y: Tensor) -> None:
         """As for the others; the states also have norm 1.
@@ -457,9 +257,6 @@ class DirectionDiffusion(ManifoldEquation):
     def g(self, t: Tensor, y: Tensor) -> Tensor:
         """P sigma at the direction: (B, D) -> (B, D, m)."""
         return super().g(t, y / y.norm(dim=1, keepdim=True))
-
-
-_PROPERTY = {"degree": "sigma(a x) = sigma(x) / a", "radial": "sigma(x)^T x = 0"}
 
 
 def _number(name: str, value: object, *, positive: bool = False) -> float:

@@ -18,8 +18,8 @@ from manifold_sde import (
     WeightDecaySDE,
     problems,
 )
+from manifold_sde.equations import ManifoldEquation
 from manifold_sde.errors import ArgumentError, NoiseError, NotOnManifoldError
-from manifold_sde.sdes import ManifoldEquation
 from manifold_sde.solvers import BrownianPath, solve
 
 ZERO = torch.zeros(())

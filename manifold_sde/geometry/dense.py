@@ -96,6 +96,12 @@ class DenseGeometry:
         """P v: (n, D), (n, D) -> (n, D)."""
         return self.spectrum(y).project(v)
 
+    def projector(self, y: Tensor) -> Callable[[Tensor], Tensor]:
+        """P at ONE point (D,) as a function of vectors (..., D)."""
+        spectrum = self.spectrum(y[None])
+        own = Spectrum(spectrum.eigenvalues[0], spectrum.eigenvectors[0], spectrum.rank)
+        return own.project
+
     def second_derivative(self, y: Tensor, covariance: Tensor) -> Tensor:
         """d^2 Phi(y)[Sigma]: (n, D), (n, D, D) -> (n, D)."""
         spectrum = self.spectrum(y)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -15,12 +17,13 @@ from manifold_sde.errors import (
 )
 from manifold_sde.geometry.closed_form import ClosedFormGeometry
 from manifold_sde.geometry.dense import DenseGeometry
+from manifold_sde.geometry.matrix_free import DEFAULT_MEMORY, MatrixFreeGeometry
 from manifold_sde.geometry.pseudo_determinant import LogPseudoDeterminant
 from manifold_sde.geometry.spectrum import find_rank, gap_ratios
 from manifold_sde.paper import implements
 from manifold_sde.problem import Problem
 
-_METHODS = ("auto", "dense", "symbolic")
+_METHODS = ("auto", "dense", "matrix_free", "symbolic")
 #: Largest dimension that the dense route takes without being asked to.
 _DENSE_LIMIT = 1000
 
@@ -30,12 +33,15 @@ class Geometry:
 
     Args:
         problem: The problem.
-        method: "dense" (eigendecomposition of the Hessian), "symbolic" (a closed form of Phi
-            given to ``Problem.from_sympy``), or "auto": symbolic where there is a closed form,
-            dense otherwise.
+        method: "dense" (eigendecomposition of the Hessian), "matrix_free" (products with the
+            Jacobian of interpolating least squares, or with the Hessian), "symbolic" (a closed form
+            of Phi given to ``Problem.from_sympy``), or "auto": symbolic where there is a closed
+            form, dense up to dimension 1000, matrix-free beyond.
         rtol: Accuracy of the limit map, relative to the norm.
         max_steps: Steps of the gradient flow after which a point counts as failed.
         compile: Whether Hessians and third derivatives of large batches are compiled.
+        memory: Bytes that the matrix-free route may take for a block of vectors (rows of the
+            Jacobian, third derivatives) with what is computed from them; half a GiB by default.
 
     Raises:
         ArgumentError: If the method is unknown or does not fit the problem, or another argument is
@@ -61,6 +67,7 @@ class Geometry:
         rtol: float = 1e-10,
         max_steps: int = 2000,
         compile: bool = False,
+        memory: int = DEFAULT_MEMORY,
     ) -> None:
         if not isinstance(problem, Problem):
             raise DTypeError(
@@ -107,19 +114,33 @@ class Geometry:
                 "of symbolic problems all the same",
             )
         if method == "auto":
-            method = "dense" if closed_form is None else "symbolic"
+            small = "dense" if problem.dim <= _DENSE_LIMIT else "matrix_free"
+            method = small if closed_form is None else "symbolic"
         if method == "dense" and problem.dim > _DENSE_LIMIT:
             raise ArgumentError(
                 "the problem is too large for the dense route",
                 received=f"dimension {problem.dim}",
                 expected=f"at most {_DENSE_LIMIT}: H has {problem.dim**2:.1e} entries",
-                remedy="a smaller network",
+                remedy='method="matrix_free", or "auto"',
+            )
+        if isinstance(memory, bool) or not isinstance(memory, int) or memory < 1:
+            raise ArgumentError(
+                "memory is not a number of bytes",
+                received=repr(memory),
+                expected="a positive integer",
+                remedy="memory=2 * 2**30 for two gibibytes",
             )
         self.problem = problem
         self.method = method
         self._dense = DenseGeometry(problem, rtol=rtol, max_steps=max_steps, compiled=compile)
         self._closed = (
             ClosedFormGeometry(closed_form, self._dense) if method == "symbolic" else None
+        )
+        #: The matrix-free route, where it is the one that is taken.
+        self.products = (
+            MatrixFreeGeometry(problem, rtol=rtol, max_steps=max_steps, memory=memory)
+            if method == "matrix_free"
+            else None
         )
         self._log_pseudo_determinant = LogPseudoDeterminant(self._dense)
 
@@ -152,9 +173,7 @@ class Geometry:
         check_point(x, self.problem.dim)
         if x.is_meta:
             return torch.empty_like(x)
-        if self._closed is not None:
-            return self._closed.limit_map(x)
-        return self._dense.limit_map(x)
+        return self._route.limit_map(x)
 
     @implements("Lemma 2.8")
     def tangent_projection(self, y: Tensor, v: Tensor) -> Tensor:
@@ -181,8 +200,7 @@ class Geometry:
         if y.is_meta:
             return torch.empty_like(v)
         flat_y, flat_v = self._flat(y, "y"), v.reshape(-1, self.problem.dim)
-        route = self._closed or self._dense
-        return route.tangent_projection(flat_y, flat_v).reshape(v.shape)
+        return self._route.tangent_projection(flat_y, flat_v).reshape(v.shape)
 
     @implements("Equation (5)")
     def second_derivative(
@@ -210,9 +228,11 @@ class Geometry:
         Source: the drift of equations (5), (8) and (13).
         """
         check_point(y, self.problem.dim, name="y")
+        dim = self.problem.dim
+        if self.products is not None:
+            return self._second_derivative_by_products(self.products, y, covariance, factor)
         sigma = self._covariance(y, covariance, factor)
         batch = _common_batch(y.shape[:-1], sigma.shape[:-2], "Sigma")
-        dim = self.problem.dim
         if y.is_meta:
             return y.new_empty(*batch, dim)
         flat_y = y.expand(*batch, dim).reshape(-1, dim)
@@ -220,7 +240,33 @@ class Geometry:
         route = self._closed or self._dense
         return route.second_derivative(flat_y, flat_sigma).reshape(*batch, dim)
 
+    def _second_derivative_by_products(
+        self,
+        products: MatrixFreeGeometry,
+        y: Tensor,
+        covariance: Tensor | None,
+        factor: Tensor | None,
+    ) -> Tensor:
+        dim, name = self.problem.dim, "factor" if covariance is None else "covariance"
+        given = self._given(y, covariance, factor)
+        batch = y.shape[:-1]
+        if given is not None:
+            batch = _common_batch(batch, given.shape[:-2], "Sigma")
+            given = given.expand(*batch, *given.shape[-2:]).reshape(-1, *given.shape[-2:])
+        if y.is_meta:
+            return y.new_empty(*batch, dim)
+        flat_y = y.expand(*batch, dim).reshape(-1, dim)
+        parts = {"covariance": None, "factor": None, name: given}
+        return products.second_derivative(flat_y, **parts).reshape(*batch, dim)
+
     def _covariance(self, y: Tensor, covariance: Tensor | None, factor: Tensor | None) -> Tensor:
+        given = self._given(y, covariance, factor)
+        if given is None:
+            return self.problem.noise_covariance(y)
+        return given if factor is None else given @ given.mT
+
+    def _given(self, y: Tensor, covariance: Tensor | None, factor: Tensor | None) -> Tensor | None:
+        """The covariance, made symmetric, or the factor, or ``None``; checked."""
         dim = self.problem.dim
         if covariance is not None and factor is not None:
             raise ArgumentError(
@@ -229,10 +275,9 @@ class Geometry:
                 expected="one of them, or neither for the noise of the problem",
                 remedy="drop one",
             )
-        if covariance is None and factor is None:
-            return self.problem.noise_covariance(y)
         given, name = (covariance, "covariance") if factor is None else (factor, "factor")
-        assert given is not None
+        if given is None:
+            return None
         _check_same_kind(y, given, name)
         wanted = (dim, dim) if factor is None else (dim,)
         shape = given.shape[-2:] if factor is None else given.shape[-2:-1]
@@ -251,7 +296,7 @@ class Geometry:
                 remedy="find where they arose",
             )
         if factor is not None:
-            return factor @ factor.mT
+            return given
         skew = (given - given.mT).abs()
         size = given.abs().amax(dim=(-2, -1), keepdim=True)
         if is_known_false((skew <= 1e-6 * size).all()):
@@ -262,6 +307,61 @@ class Geometry:
                 remedy="0.5 * (A + A.mT) contracts the same",
             )
         return 0.5 * (given + given.mT)
+
+    def projector(self, y: Tensor) -> Callable[[Tensor], Tensor]:
+        """The projection onto the tangent space at ONE point, set up once for many vectors.
+
+        Args:
+            y: Point of Gamma, (D,).
+
+        Returns:
+            A function of vectors (..., D), at rounding level that of :meth:`tangent_projection`.
+
+        Raises:
+            ShapeError: If y is not one point.
+            NotOnManifoldError, RankError: As :meth:`tangent_projection`.
+        """
+        if check_point(y, self.problem.dim, name="y").dim() != 1:
+            raise ShapeError(
+                "a projector belongs to one point",
+                received=str(tuple(y.shape)),
+                expected=f"({self.problem.dim},)",
+                remedy="geometry.tangent_projection(y, v) takes a batch of both",
+            )
+        return self._spectral_route.projector(y)
+
+    def residuals(self, y: Tensor) -> dict[str, Tensor]:
+        """How accurate the matrix-free route is at points of Gamma.
+
+        Args:
+            y: Points of Gamma, (..., D).
+
+        Returns:
+            Relative errors (...) by name: "orthogonality" of the basis of range H, "eigenvectors"
+            (size of H q - lambda q), "projection" (P P v - P v), each measured on one fixed vector,
+            and "constraint", the distance from Gamma.
+
+        Raises:
+            ArgumentError: If the route is another one.
+            NotOnManifoldError, RankError: As :meth:`tangent_projection`.
+        """
+        if self.products is None:
+            raise ArgumentError(
+                "residuals are those of the matrix-free route",
+                received=f"method={self.method!r}",
+                expected='method="matrix_free"',
+                remedy='Geometry(problem, method="matrix_free").residuals(y)',
+            )
+        found = self.products.residuals(self._flat(y, "y"))
+        return {name: value.reshape(y.shape[:-1]) for name, value in found.items()}
+
+    @property
+    def _route(self) -> ClosedFormGeometry | MatrixFreeGeometry | DenseGeometry:
+        return self._closed or self.products or self._dense
+
+    @property
+    def _spectral_route(self) -> MatrixFreeGeometry | DenseGeometry:
+        return self.products or self._dense
 
     def rank(self, y: Tensor) -> Tensor:
         """Rank M of the Hessian at points of Gamma, by the spectral gap.
@@ -276,7 +376,7 @@ class Geometry:
             RankError: If the gap is ambiguous (with the eigenvalues), or the declared rank is not
                 confirmed.
         """
-        values = self._dense.eigenvalues(self._flat(y, "y"))
+        values = self._spectral_route.eigenvalues(self._flat(y, "y"))
         return find_rank(values, self.problem.rank).reshape(y.shape[:-1])
 
     def spectral_gap(self, y: Tensor) -> Tensor:
@@ -291,7 +391,7 @@ class Geometry:
         Raises:
             RankError: As :meth:`rank`.
         """
-        values = self._dense.eigenvalues(self._flat(y, "y"))
+        values = self._spectral_route.eigenvalues(self._flat(y, "y"))
         ranks = find_rank(values, self.problem.rank)
         ratios = gap_ratios(values)
         gaps = ratios.gather(-1, (ranks - 1).clamp(min=0)[:, None])[:, 0]
@@ -317,7 +417,7 @@ class Geometry:
             return torch.empty_like(x)
         flat = self._flat(x, "x")
         try:
-            return self._dense.retract(flat).reshape(x.shape)
+            return self._spectral_route.retract(flat).reshape(x.shape)
         except PartialError as error:
             if error.partial is not None:
                 error.failed = error.failed.reshape(x.shape[:-1])
@@ -343,6 +443,8 @@ class Geometry:
         flat = self._flat(y, "y")
         if y.is_meta:
             return y.new_empty(y.shape[:-1])
+        if self.products is not None:
+            return self.products.log_pseudo_determinant(flat).reshape(y.shape[:-1])
         return self._log_pseudo_determinant(flat).reshape(y.shape[:-1])
 
 

@@ -28,7 +28,7 @@ _CORRECTIONS = 3
 #: Fewest points that a compiled kernel of the flow takes.
 _SMALLEST_KERNEL = 64
 #: Accuracy that single precision can deliver.
-_SINGLE_RTOL = 1e-5
+SINGLE_RTOL = 1e-5
 
 _REASONS = {
     FlowStatus.NOT_FINITE: "the gradient or the Hessian is not finite",
@@ -137,13 +137,7 @@ class LimitMap:
         """
         key = (x.dtype, x.device)
         if key not in self._invariant:
-            generator = torch.Generator().manual_seed(0)
-            points = torch.randn(4, self.problem.dim, generator=generator, dtype=torch.float64)
-            points = (points / points.norm(dim=1, keepdim=True)).to(x)
-            slopes = torch.vmap(self.problem.pointwise.gradient)(points)
-            radial, sizes = (points * slopes).sum(-1).abs(), slopes.norm(dim=-1)
-            tolerance = INVARIANCE_TOLERANCE.get(x.dtype, 1e-2)
-            self._invariant[key] = bool(radial.max() <= tolerance * sizes.max())
+            self._invariant[key] = is_scale_invariant(self.problem, x)
         return self._invariant[key]
 
     def _functions(self, n: int) -> tuple[BatchFunction, BatchFunction]:
@@ -173,7 +167,7 @@ class LimitMap:
                 gradient,
                 hessian,
                 start,
-                rtol=self.rtol if x.dtype == torch.float64 else max(self.rtol, _SINGLE_RTOL),
+                rtol=self.rtol if x.dtype == torch.float64 else max(self.rtol, SINGLE_RTOL),
                 max_steps=self.max_steps,
                 record=record,
             )
@@ -245,11 +239,10 @@ class LimitMap:
 
     def _describe(self, result: FlowResult, index: int) -> str:
         status = FlowStatus(int(result.status[index]))
-        if status == FlowStatus.FLOWING:
-            return f"not settled after {self.max_steps} steps"
+        reason = describe_status(status, self.max_steps)
         if status == FlowStatus.SADDLE:
-            return f"{_REASONS[status]} (smallest Hessian eigenvalue {result.values[index, 0]:.3g})"
-        return _REASONS[status]
+            return f"{reason} (smallest Hessian eigenvalue {result.values[index, 0]:.3g})"
+        return reason
 
     def _refuse(self, points: Tensor, result: FlowResult, failures: dict[int, str]) -> None:
         n = len(points)
@@ -278,6 +271,24 @@ class LimitMap:
             expected="points of the attraction set U, from which the flow ends on Gamma",
             remedy=remedy,
         )
+
+
+def is_scale_invariant(problem: Problem, x: Tensor) -> bool:
+    """Whether a loss is scale-invariant in the dtype and on the device of x (Lemma 2.5)."""
+    generator = torch.Generator().manual_seed(0)
+    points = torch.randn(4, problem.dim, generator=generator, dtype=torch.float64)
+    points = (points / points.norm(dim=1, keepdim=True)).to(x)
+    slopes = torch.vmap(problem.pointwise.gradient)(points)
+    radial, sizes = (points * slopes).sum(-1).abs(), slopes.norm(dim=-1)
+    tolerance = INVARIANCE_TOLERANCE.get(x.dtype, 1e-2)
+    return bool(radial.max() <= tolerance * sizes.max())
+
+
+def describe_status(status: FlowStatus, max_steps: int) -> str:
+    """Why a flow has no limit, in words."""
+    if status == FlowStatus.FLOWING:
+        return f"not settled after {max_steps} steps"
+    return _REASONS[status]
 
 
 def _scaled(limits: Tensor, norms: Tensor | None) -> Tensor:

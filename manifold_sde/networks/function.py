@@ -11,6 +11,7 @@ from torch.func import functional_call
 
 from manifold_sde.networks.criteria import Criterion, follow
 from manifold_sde.networks.weights import Weights
+from manifold_sde.samples import SampleFunction
 
 
 class NetworkFunction:
@@ -117,3 +118,24 @@ class NetworkFunction:
     def __call__(self, x: Tensor) -> Tensor:
         """The residuals of least squares, the losses of other criteria."""
         return self.residuals(x) if self.criterion.is_least_squares else self.losses(x)
+
+    def by_samples(self) -> SampleFunction:
+        """The same function, of which each block of samples can be evaluated by itself."""
+        blocks = (
+            value.reshape(self.n_blocks, self.block, *value.shape[1:])
+            for value in (self.targets, *self.inputs)
+        )
+        return SampleFunction(_OfBlocks(self.on((), self.targets[:0])), *blocks)
+
+
+class _OfBlocks:
+    """A network as a function of x and of the data of any blocks, (n, block, ...) each."""
+
+    def __init__(self, network: NetworkFunction) -> None:
+        self.network = network
+        self.__name__ = network.__name__
+
+    def __call__(self, x: Tensor, targets: Tensor, *inputs: Tensor) -> Tensor:
+        """The residuals (n, K) of least squares, the losses (n,) of other criteria."""
+        data = tuple(value.flatten(0, 1) for value in inputs)
+        return self.network.on(data, targets.flatten(0, 1))(x)

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
 
 from manifold_sde import loss_checks
-from manifold_sde.elementary import ElementaryFunction, elementary
+from manifold_sde.elementary import elementary
 from manifold_sde.least_squares import LeastSquaresProblem
 from manifold_sde.networks import module_checks
 from manifold_sde.networks.criteria import Criterion
 from manifold_sde.networks.function import NetworkFunction
-from manifold_sde.networks.pointwise import NetworkLeastSquaresPointwise, NetworkPointwise
 from manifold_sde.networks.weights import Weights
 from manifold_sde.noise.base import Noise, check_noise
-from manifold_sde.pointwise import Pointwise
+from manifold_sde.pointwise import LeastSquaresPointwise, Pointwise
 from manifold_sde.problem import Problem
 
 #: Number of sample losses on which derivatives are held against differences.
-_CHECKED = 4
+_CHECKED = 2
 
 
 class ModuleProblem(Problem):
@@ -36,12 +35,10 @@ class ModuleProblem(Problem):
     def __init__(
         self, network: NetworkFunction, noise: Noise, *, rank: int | None, name: str | None
     ) -> None:
-        few = _few(network)
-        replaced = _is_elementary(few)
-        checked = _pointwise(few, replaced)
+        checked = _pointwise(_few(network))
         loss_checks.require_derivatives(checked, checked.function, "network's loss")
         self.network = network
-        self._setup(_pointwise(network, replaced), noise, rank, name or network.__name__)
+        self._setup(_pointwise(network), noise, rank, name or network.__name__)
 
 
 class ModuleLeastSquaresProblem(LeastSquaresProblem):
@@ -60,21 +57,26 @@ class ModuleLeastSquaresProblem(LeastSquaresProblem):
     def __init__(
         self, network: NetworkFunction, noise: Noise, *, rank: int | None, name: str | None
     ) -> None:
-        few = _few(network)
-        replaced = _is_elementary(few)
-        n_outputs = few(loss_checks.fixed_directions(network.weights.dim, 1)[0]).shape[1]
-        checked = NetworkLeastSquaresPointwise(few, replaced, n_outputs)
-        loss_checks.require_derivatives(checked, checked.residual_function, "network's loss")
+        few = _function(_few(network))
+        dim = network.weights.dim
+        value = few(loss_checks.fixed_directions(dim, 1)[0])
+        checked = LeastSquaresPointwise(few, dim, *value.shape)
+        loss_checks.require_derivatives(checked, few, "network's loss")
         self.network = network
-        pointwise = NetworkLeastSquaresPointwise(network, replaced, n_outputs)
+        n_outputs = value.shape[1]
+        pointwise = LeastSquaresPointwise(_function(network), dim, network.n_blocks, n_outputs)
         self._setup(pointwise, noise, rank, name or network.__name__)
 
 
-def _pointwise(network: NetworkFunction, replaced: bool) -> Pointwise:
-    if network.samples:
-        return NetworkPointwise(network, replaced)
-    function = ElementaryFunction(network) if replaced else network
-    return Pointwise(function, network.weights.dim, None)
+def _pointwise(network: NetworkFunction) -> Pointwise:
+    count = network.n_blocks if network.samples else None
+    return Pointwise(_function(network), network.weights.dim, count)
+
+
+def _function(network: NetworkFunction) -> Callable[[Tensor], Tensor]:
+    """The network as a function of x, in elementary operations where torch's are wrong."""
+    function = network.by_samples() if network.samples else network
+    return elementary(function, loss_checks.fixed_directions(network.weights.dim, 1)[0])
 
 
 def _few(network: NetworkFunction) -> NetworkFunction:
@@ -83,13 +85,6 @@ def _few(network: NetworkFunction) -> NetworkFunction:
     if not network.samples or count == network.n_blocks:
         return network
     return network.of_blocks([i * network.n_blocks // count for i in range(count)])
-
-
-def _is_elementary(network: NetworkFunction) -> bool:
-    """Whether it has to run in elementary operations, because torch's derivatives are wrong."""
-    return (
-        elementary(network, loss_checks.fixed_directions(network.weights.dim, 1)[0]) is not network
-    )
 
 
 def problem_from_module(

@@ -91,7 +91,10 @@ class Weights:
 
     def unflatten(self, x: Tensor) -> dict[str, Tensor]:
         """The parameters of one vector x (D,), by name."""
-        return {name: x[b.index].reshape(b.shape) for name, b in self._blocks.items()}
+        # One split: the gradient of slices would be a sum of as many vectors as there are.
+        parts = x.split([b.stop - b.start for b in self._blocks.values()])
+        named = zip(self._blocks.items(), parts, strict=True)
+        return {name: part.reshape(b.shape) for (name, b), part in named}
 
     def vector(self, module: nn.Module) -> Tensor:
         """The trained parameters of a module as a vector x (D,), a copy.

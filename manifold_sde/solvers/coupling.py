@@ -9,8 +9,8 @@ from torch import Tensor
 
 from manifold_sde import philox
 from manifold_sde.derivatives import integer
+from manifold_sde.equations import StochasticEquation
 from manifold_sde.errors import ArgumentError
-from manifold_sde.sdes import StochasticEquation
 from manifold_sde.solvers.chunk import run_chunk
 from manifold_sde.solvers.march import Grid
 from manifold_sde.solvers.moments import Moments, Observable, evaluate

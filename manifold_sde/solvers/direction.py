@@ -181,7 +181,7 @@ class DirectionSolution(Solution):
             return None
         equation = self._plan().sde
         assert isinstance(equation, DirectionDiffusion)
-        terrain = Terrain.of(equation.problem, equation.rank, seen, variance)
+        terrain = Terrain.of(equation, seen, variance)
         return StepSizes.of(scale, steps, float(torch.as_tensor(norm).min()), terrain)
 
     def _times(self, times: Any) -> Tensor:

@@ -18,9 +18,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from manifold_sde.sdes import StochasticEquation
+from manifold_sde.equations import StochasticEquation
 from manifold_sde.solvers.coupling import coupled_values, moments_at, request_of
 from manifold_sde.solvers.moments import Moments, Observable
+from manifold_sde.solvers.run import direction_scheme
 from manifold_sde.solvers.schemes import SCHEMES
 from manifold_sde.solvers.simulation import CHUNK
 
@@ -102,7 +103,9 @@ def extrapolate(
     request = request_of(
         sde, y0, ts, n_paths, dt, method, seed=seed, compile=compile, chunk_size=chunk_size
     )
-    order = SCHEMES["weak2" if request.method == "split" else request.method].weak_order
+    order = SCHEMES[
+        direction_scheme(request.equation) if request.method == "split" else request.method
+    ].weak_order
     weight = 1.0 / (2.0**order - 1.0)
     parts: dict[str, Moments] = {}
     lost = 0

@@ -173,10 +173,10 @@ def finite_lr_error(
     equation = LimitingDiffusion(problem)
     equation.require_on_manifold(y0)
     norm = float(y0.norm())
-    terrain = Terrain.of(problem, equation.rank, y0[None] / norm)
+    terrain = Terrain.of(equation, y0[None] / norm)
     sizes = StepSizes.of(scale, int(counts[-1]), norm, terrain)
     seen = _pilot(problem, x0, scale, counts, sizes, phi, seed)
-    terrain = Terrain.of(problem, equation.rank, seen)
+    terrain = Terrain.of(equation, seen)
     sizes = StepSizes.of(scale, int(counts[-1]), norm, terrain)
     merges = _check_merge(merge, sizes, counts)
     if limit is None:

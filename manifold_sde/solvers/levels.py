@@ -17,8 +17,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from manifold_sde.equations import StochasticEquation
 from manifold_sde.errors import ArgumentError
-from manifold_sde.sdes import StochasticEquation
 from manifold_sde.solvers.coupling import coupled_values, moments_at, request_of
 from manifold_sde.solvers.moments import Moments, Observable
 from manifold_sde.solvers.run import Request

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from manifold_sde.sdes import StochasticEquation
+from manifold_sde.equations import StochasticEquation
 from manifold_sde.solvers.adaptive_march import AdaptiveMarch
 from manifold_sde.solvers.bookkeeping import Book, GrowthBook, log_time_at_zero_ratio
 from manifold_sde.solvers.brownian import BrownianPath

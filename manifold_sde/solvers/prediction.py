@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from manifold_sde.equations import ManifoldEquation
 from manifold_sde.errors import ArgumentError, NotOnManifoldError
 from manifold_sde.paper import implements
 from manifold_sde.problem import Problem
-from manifold_sde.sdes import LimitingDiffusion, ManifoldEquation
+from manifold_sde.sdes import LimitingDiffusion
 from manifold_sde.solvers.runner import check_steps, starts
 from manifold_sde.solvers.simulation import CHUNK, solve
 from manifold_sde.solvers.solution import Solution
@@ -127,7 +128,7 @@ def predict_sgd(
         config["ratio"] = scale.weight_decay / scale.lr
     directions = run.directions.reshape(-1, problem.dim)
     seen = directions[torch.isfinite(directions).all(-1)]
-    terrain = Terrain.of(problem, sde.rank, seen)
+    terrain = Terrain.of(sde, seen)
     sizes = StepSizes.of(scale, kept[-1], float(start.norm(dim=1).min()), terrain)
     sizes.warn_if_unstable()
     return replace(run, stats={**run.stats, **sizes.stats()}, config=config)

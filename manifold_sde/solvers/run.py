@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from manifold_sde.compiling import check_mode, compiler_available
+from manifold_sde.equations import ManifoldEquation, StochasticEquation
 from manifold_sde.errors import LostPathsWarning
 from manifold_sde.loss_checks import fixed_directions
 from manifold_sde.sdes import (
     DirectionDiffusion,
     FixedRatioDiffusion,
-    StochasticEquation,
     WeightDecaySDE,
 )
 from manifold_sde.solvers.archive import SUFFIX, versions
@@ -81,6 +81,18 @@ class Request:
     first_path: int = 0
 
 
+def matrix_free(equation: StochasticEquation) -> bool:
+    """Whether an equation is evaluated by products alone."""
+    return isinstance(equation, ManifoldEquation) and equation.geometry.products is not None
+
+
+def direction_scheme(equation: StochasticEquation, *, adaptive: bool = False) -> str:
+    """The scheme that "split" takes for the direction."""
+    if adaptive:
+        return "heun"
+    return "walk" if matrix_free(equation) else "weak2"
+
+
 class Run:
     """A request with its plan.
 
@@ -98,7 +110,7 @@ class Run:
         begin = 0.0 if self.split else r.times[0]
         method = r.method
         if method == "split":
-            method = "weak2" if r.tolerance is None else "heun"
+            method = direction_scheme(r.equation, adaptive=r.tolerance is not None)
         h, control = self._step(), None
         self.grid = grid or Grid.of_step(begin, h)
         if r.tolerance is not None:
@@ -114,7 +126,8 @@ class Run:
             book=self._book(),
             seed=r.seed,
             antithetic=r.antithetic,
-            compiled=worth and compiler_available() if mode == "auto" else bool(mode),
+            compiled=not matrix_free(r.equation)
+            and (worth and compiler_available() if mode == "auto" else bool(mode)),
             times=r.times,
             ratio=r.sde.ratio if self.split and isinstance(r.sde, FixedRatioDiffusion) else None,
             observables=r.observables or None,

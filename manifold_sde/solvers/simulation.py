@@ -13,11 +13,10 @@ from torch import Tensor
 
 from manifold_sde import philox
 from manifold_sde.derivatives import integer
+from manifold_sde.equations import ManifoldEquation, StochasticEquation
 from manifold_sde.errors import ArgumentError, DTypeError
 from manifold_sde.sdes import (
     DirectionDiffusion,
-    ManifoldEquation,
-    StochasticEquation,
     WeightDecaySDE,
 )
 from manifold_sde.solvers.ensemble import check_workers, outcomes
@@ -69,7 +68,8 @@ def solve(
         ts: Times asked for, increasing, in the equation's own time; ``ts[0]`` is the start.
         n_paths: Number of paths from one start; ``None`` for one path, or as many as starts.
         method: Scheme: "euler" (Ito), "heun", "midpoint", "weak2" (Stratonovich), "phi_jet" (any),
-            or "split": the direction in the intrinsic clock by "weak2", and the norm by its own
+            "walk" (any form, directions alone), or "split": the direction in the intrinsic clock by
+            "weak2", or by "walk" where the geometry is matrix-free, and the norm by its own
             equation. "auto" is "split" on the manifold. For (3) in the whole space: "euler",
             "heun", "midpoint", or those of torchsde: "torchsde:euler" (Ito), "torchsde:heun",
             "torchsde:midpoint", "torchsde:euler_heun" (Stratonovich).
@@ -196,10 +196,18 @@ def choose(
             remedy='leave it at "auto"'
             + ", or torchsde:euler, heun, midpoint, euler_heun" * ambient,
         )
+    if method == "walk" and not isinstance(sde, DirectionDiffusion):
+        raise ArgumentError(
+            '"walk" steps directions, and leaves the norm alone',
+            received=type(sde).__name__,
+            expected="a DirectionDiffusion",
+            remedy='"split": the direction by itself, and the norm by its own equation',
+        )
     if adaptive:
         require_adaptive_scheme(method)
     if method == "split":
-        return method, DirectionDiffusion(sde.problem, "stratonovich")
+        assert isinstance(sde, ManifoldEquation)
+        return method, DirectionDiffusion(sde.problem, "stratonovich", geometry=sde.geometry)
     calculus = TORCHSDE[method] if method in TORCHSDE else SCHEMES[method].calculus
     if calculus is not None and calculus != sde.calculus:
         raise ArgumentError(

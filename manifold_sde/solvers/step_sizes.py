@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from manifold_sde.equations import ManifoldEquation
 from manifold_sde.errors import StepSizeWarning
-from manifold_sde.problem import Problem
 from manifold_sde.time_scale import TimeScale
 
 #: Points of the manifold at which the Hessian is looked at: fewer where it is large.
@@ -44,22 +44,26 @@ class Terrain:
     spread: float
 
     @classmethod
-    def of(cls, problem: Problem, rank: int, directions: Tensor, factor: float = 1.0) -> Terrain:
+    def of(cls, equation: ManifoldEquation, directions: Tensor, factor: float = 1.0) -> Terrain:
         """At some of these points of Gamma_1.
 
         Args:
-            problem: The problem.
-            rank: Rank M of H.
+            equation: The equation, which knows the problem and the rank of H.
             directions: Unit vectors (p, D) on Gamma, at least one.
             factor: What the covariance of the problem's noise is multiplied by.
         """
+        problem = equation.problem
         points = max(1, min(_POINTS, _NUMBERS // problem.dim**2))
         few = directions[:: -(-len(directions) // points)]
-        values, vectors = torch.linalg.eigh(problem.hessian(few))
-        covariance = problem.noise_covariance(few)
-        across = torch.einsum("pdi,pde,pei->pi", vectors, covariance, vectors)
-        first = values.shape[-1] - rank
-        spread = (across[:, first:] / (2.0 * values[:, first:])).sum(-1)
+        if equation.geometry.products is not None:
+            values, across = equation.geometry.products.normal_variances(few)
+        else:
+            values, vectors = torch.linalg.eigh(problem.hessian(few))
+            covariance = problem.noise_covariance(few)
+            across = torch.einsum("pdi,pde,pei->pi", vectors, covariance, vectors)
+            first = values.shape[-1] - equation.rank
+            values, across = values[:, first:], across[:, first:]
+        spread = (across / (2.0 * values)).sum(-1)
         trace = problem.noise_trace(few)
         return cls(
             trace=factor * float(trace.mean()),

@@ -20,6 +20,7 @@ from manifold_sde import (
     SphericalNoise,
     errors,
 )
+from manifold_sde.loss_checks import derivative_errors, fixed_directions, require_derivatives
 from manifold_sde.networks import (
     GhostBatchNorm,
     LayerNorm,
@@ -176,18 +177,34 @@ POINTWISE: dict[str, Callable[[], Problem]] = {
 
 @pytest.mark.parametrize("which", POINTWISE)
 def test_gradients_sample_by_sample_are_those_of_all_losses(which: str) -> None:
-    """What is written for networks against the same from the function of x alone."""
+    """Samples by themselves against the same from the function of x alone."""
     problem = POINTWISE[which]()
     loss, x = problem.pointwise, problem.vector()
+    assert loss.samples is not None
+    assert loss.n_samples is not None
     drawn = torch.tensor([2, 0, 2])
     close = partial(torch.testing.assert_close, rtol=1e-11, atol=1e-13)
-    close(loss.sample_gradients(x), Pointwise.sample_gradients(loss, x))
-    close(loss.drawn_gradient(x, drawn), Pointwise.drawn_gradient(loss, x, drawn))
+    whole = Pointwise(lambda z: loss.sample_losses(z), loss.dim, loss.n_samples)
+    assert whole.samples is None
+    close(loss.sample_gradients(x), whole.sample_gradients(x))
+    close(loss.drawn_gradient(x, drawn), whole.drawn_gradient(x, drawn))
     close(loss.drawn_gradient(x, drawn), loss.sample_gradients(x)[drawn].mean(0))
     many = drawn.repeat(20)
     close(loss.drawn_gradient(x, many), loss.sample_gradients(x)[drawn].mean(0))
     if isinstance(loss, LeastSquaresPointwise):
-        close(loss.jacobian(x), LeastSquaresPointwise.jacobian(loss, x))
+        shape = loss.dim, loss.n_samples, loss.n_outputs
+        squares = LeastSquaresPointwise(lambda z: loss.residuals(z), *shape)
+        rows = squares.jacobian(x)
+        close(loss.jacobian(x), rows)
+        k = loss.n_outputs
+        for first, last in ((0, 1), (1, loss.n_samples)):
+            own = rows.flip(0)[first * k : last * k]
+            close(loss.rows(x, first, last), rows[first * k : last * k])
+            close(squares.rows(x, first, last), rows[first * k : last * k])
+            bent = loss.bend(x, first, last, own)
+            close(bent, squares.bend(x, first, last, own))
+            hessians = torch.func.jacrev(torch.func.jacrev(loss.residuals))(x)
+            close(bent, torch.einsum("ide,ie->d", hessians[first * k : last * k], own))
 
 
 @pytest.mark.paper("Equation (2)")
@@ -317,14 +334,19 @@ def test_several_inputs() -> None:
 
 
 def test_kinks_of_relu_are_no_wrong_derivatives() -> None:
-    """At the first test point of this network, both quotients are off by the same 0.2 %.
+    """At the first test point, both quotients of this loss are off by the same 0.2 %.
 
-    Of 27 draws of data, network and point one was so: at three points, of 20,000 problems.
+    One of 27 draws of data, network and point was so: at three points, one of 20,000 problems.
     """
     data = digits(1000)
     module = ScaleInvariantPreResNet(8, 16, in_channels=1)
     problem = made(module, inputs=data.inputs[:50], targets=data.targets[:50])
-    assert problem.n_samples == 50
+    few = problem.require_network().of_blocks([0, 12, 25, 37])
+    loss = Pointwise(few, problem.dim, 4)
+    off, reliable = derivative_errors(loss, fixed_directions(problem.dim, 1)[0])["gradient"]
+    assert off > 1e-3
+    assert reliable
+    require_derivatives(loss, few, "loss")
 
 
 def test_making_a_problem_of_many_parameters_is_quick() -> None:
@@ -512,3 +534,11 @@ def test_other_problems_have_no_module(call: Callable[[Problem], Any]) -> None:
     problem = Problem(lambda x: (x[0] / x.norm()) ** 2, 6, SphericalNoise(0.3))
     with pytest.raises(errors.ArgumentError, match=r"Problem\.from_module"):
         call(problem)
+
+
+def test_outputs_on_other_inputs() -> None:
+    module = mlp().double()
+    problem = made(module)
+    x, other = problem.vector(module), torch.eye(2, 6, dtype=torch.float64)
+    torch.testing.assert_close(problem.outputs(x, other), module(other).detach())
+    torch.testing.assert_close(problem.outputs(x), module(INPUTS.double()).detach())

@@ -17,7 +17,7 @@ from manifold_sde import (
     WeightDecaySDE,
     problems,
 )
-from manifold_sde.sdes import ManifoldEquation, StochasticEquation
+from manifold_sde.equations import ManifoldEquation, StochasticEquation
 from manifold_sde.solvers import solve
 from manifold_sde.solvers.bookkeeping import Book, ClockBook, GrowthBook
 from manifold_sde.solvers.brownian import BrownianPath

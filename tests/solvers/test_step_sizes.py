@@ -25,7 +25,7 @@ def direction(scale: float, clock: float = 0.5) -> DirectionSolution:
 
 def terrain(scale: float = 0.3) -> Terrain:
     problem = problems.great_circle(noise_scale=scale)
-    return Terrain.of(problem, 1, problem.minimizer[None])
+    return Terrain.of(DirectionDiffusion(problem), problem.minimizer[None])
 
 
 def test_terrain_of_the_great_circle() -> None:
@@ -33,7 +33,8 @@ def test_terrain_of_the_great_circle() -> None:
     assert terrain().sharpness == pytest.approx(1.0)
     assert terrain().trace == pytest.approx(2 * 0.3**2)
     assert terrain().spread == pytest.approx(0.3**2 / 2)
-    doubled = Terrain.of(problems.great_circle(), 1, problems.great_circle().minimizer[None], 2.0)
+    problem = problems.great_circle()
+    doubled = Terrain.of(DirectionDiffusion(problem), problem.minimizer[None], 2.0)
     assert doubled.trace == pytest.approx(2 * terrain().trace)
     assert doubled.spread == pytest.approx(2 * terrain().spread)
 

@@ -22,8 +22,8 @@ from manifold_sde import (
     philox,
     problems,
 )
+from manifold_sde.equations import StochasticEquation
 from manifold_sde.field import Field
-from manifold_sde.sdes import StochasticEquation
 from manifold_sde.solvers import run_sgd, sgd_step, solve
 from manifold_sde.verification import Effort, Result, Subject
 from manifold_sde.verification.check import Check

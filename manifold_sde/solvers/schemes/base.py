@@ -9,11 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from manifold_sde.equations import ManifoldEquation, StochasticEquation
 from manifold_sde.geometry.kernels import Kernels
 from manifold_sde.sdes import (
     DirectionDiffusion,
-    ManifoldEquation,
-    StochasticEquation,
     WeightDecaySDE,
 )
 
@@ -39,6 +38,10 @@ class Motion(ABC):
     @abstractmethod
     def increment(self, x: Tensor, anchor: Tensor, h: Tensor, w: Tensor) -> Tensor:
         """Drift times h and diffusion times w: (D, n), (D, d, n), () or (n,), (m, n) -> (D, n)."""
+
+    def tangent_increment(self, x: Tensor, anchor: Tensor, h: Tensor, w: Tensor) -> Tensor:
+        """As :meth:`increment`, by the tangent part of the Ito drift: where there is a tangent."""
+        raise NotImplementedError(f"{type(self).__name__} has no tangent space")
 
     @abstractmethod
     def land(self, x: Tensor, anchor: Tensor, fresh_steps: int = 2) -> tuple[Tensor, Tensor]:
@@ -92,6 +95,11 @@ class ManifoldMotion(Motion):
     def increment(self, x: Tensor, anchor: Tensor, h: Tensor, w: Tensor) -> Tensor:
         """Drift times h and P sigma w, which share a tangent space."""
         drift, noise = self.sde.drift_and_noise(self.field, x, anchor, w)
+        return h * drift + noise
+
+    def tangent_increment(self, x: Tensor, anchor: Tensor, h: Tensor, w: Tensor) -> Tensor:
+        """Tangent part of the direction's Ito drift times h, and P sigma w."""
+        drift, noise = self.field.drift_and_noise(x / x.norm(dim=0), anchor, w, "tangent")
         return h * drift + noise
 
     def land(self, x: Tensor, anchor: Tensor, fresh_steps: int = 2) -> tuple[Tensor, Tensor]:

@@ -14,9 +14,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from manifold_sde.equations import ManifoldEquation
 from manifold_sde.errors import LimitMapError
 from manifold_sde.geometry import Geometry
-from manifold_sde.sdes import DirectionDiffusion, FixedRatioDiffusion, ManifoldEquation
+from manifold_sde.sdes import DirectionDiffusion, FixedRatioDiffusion
 from manifold_sde.solvers.schemes.base import Motion, Scheme, StepNoise
 
 

@@ -1,0 +1,29 @@
+"""A step along the tangent space, and a retraction."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from manifold_sde.solvers.schemes.base import Motion, Scheme, StepNoise
+
+
+class Walk(Scheme):
+    """A retraction walk of the direction: the tangent part of the Ito drift, and P sigma dW.
+
+    The retraction moves along the normal space, which makes it one of second order: it supplies
+    the normal part of the Ito drift, whose D second derivatives are never taken (Schwarz, Herrmann,
+    Sturm and Wardetzky, "Efficient random walks on Riemannian manifolds", arXiv:2202.00959). Where
+    D is large this is the cheapest step there is.
+    """
+
+    name = "walk"
+    calculus = None
+    weak_order = 1
+    strong_order_commutative = 0.5
+    cost = "6 D + 7"
+
+    def step(
+        self, motion: Motion, x: Tensor, anchor: Tensor, h: Tensor, noise: StepNoise
+    ) -> tuple[Tensor, Tensor]:
+        """One step."""
+        return motion.land(x + motion.tangent_increment(x, anchor, h, noise.dw), anchor)

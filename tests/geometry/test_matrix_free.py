@@ -1,0 +1,332 @@
+"""The matrix-free route against its dense twin, and against itself where no twin fits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from manifold_sde import (
+    Geometry,
+    LabelNoise,
+    LeastSquaresProblem,
+    Problem,
+    SamplingNoise,
+    SphericalNoise,
+    errors,
+    problems,
+)
+from manifold_sde.geometry.normal_space import HessianRoute, JacobianRoute, NormalRoute
+from manifold_sde.hessian_field import HessianField
+from manifold_sde.matrix_free_field import MatrixFreeField
+from manifold_sde.samples import SampleFunction
+from manifold_sde.verification.strategies.models import (
+    NormalizedNetwork,
+    ResidualModel,
+    TiltedModel,
+)
+
+#: What the two routes may differ by.
+AGREE = 1e-6
+GENERATOR = torch.Generator().manual_seed(11)
+
+INPUTS = torch.randn(4, 3, dtype=torch.float64, generator=GENERATOR)
+HEADS = torch.randn(2, 5, dtype=torch.float64, generator=GENERATOR)
+
+
+def two_layers(x: Tensor, inputs: Tensor) -> Tensor:
+    """Outputs (n, 2) of a network with a normalised layer of width 5, and a frozen last one."""
+    hidden = inputs @ x.reshape(5, 3).T
+    hidden = hidden - hidden.mean(1, keepdim=True)
+    hidden = hidden * hidden.square().mean(1, keepdim=True).rsqrt()
+    return torch.tanh(hidden) @ HEADS.to(x).T
+
+
+def start_of(dim: int) -> Tensor:
+    x = torch.randn(dim, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    return x / x.norm()
+
+
+def taught(samples: bool) -> LeastSquaresProblem:
+    """Four samples of two outputs; targets are those of a point, which is then a minimiser."""
+    targets = two_layers(start_of(15), INPUTS)
+
+    def residuals(x: Tensor, inputs: Tensor, wanted: Tensor) -> Tensor:
+        return two_layers(x, inputs) - wanted
+
+    function: Callable[..., Tensor] = SampleFunction(residuals, INPUTS, targets)
+    whole = function if samples else lambda x: residuals(x, INPUTS.to(x), targets.to(x))
+    return LeastSquaresProblem(whole, 15, SphericalNoise(0.3), name="taught")
+
+
+def minimizer(problem: Problem) -> Tensor:
+    return start_of(15) if problem.facts is None else problem.minimizer
+
+
+CASES: dict[str, Callable[[], Problem]] = {
+    "section 6.1": lambda: problems.normalized_linear(),
+    "great circle": lambda: problems.great_circle(),
+    "residuals": lambda: ResidualModel(20, 6, seed=3, curvature=0.5),
+    "large": lambda: ResidualModel(300, 12, seed=4, curvature=0.5),
+    "network": lambda: NormalizedNetwork(3, 4, 2, seed=1),
+    "outputs": lambda: taught(samples=False),
+    "samples": lambda: taught(samples=True),
+    "not interpolating": lambda: TiltedModel(12, 4, seed=2),
+    "mixed noise": lambda: problems.mixed_noise_circle(),
+}
+
+
+@pytest.fixture(params=sorted(CASES))
+def case(request: pytest.FixtureRequest) -> tuple[Problem, Tensor]:
+    """A problem, and points of its manifold that the dense route has found."""
+    problem = CASES[request.param]()
+    noise = torch.randn(
+        3, problem.dim, dtype=torch.float64, generator=torch.Generator().manual_seed(5)
+    )
+    x = minimizer(problem) + 0.1 * noise / problem.dim**0.5
+    return problem, Geometry(problem, "dense").limit_map(x)
+
+
+def close(got: Tensor, want: Tensor) -> None:
+    torch.testing.assert_close(got, want, rtol=AGREE, atol=AGREE * float(want.abs().max()))
+
+
+def test_the_same_as_the_dense_route(case: tuple[Problem, Tensor]) -> None:
+    """Everything that Geometry has, at points of the manifold of any norm."""
+    problem, y = case
+    y = y * torch.tensor([[0.5], [1.0], [3.0]], dtype=y.dtype)
+    dense, free = Geometry(problem, "dense"), Geometry(problem, "matrix_free")
+    v = torch.randn(y.shape, dtype=y.dtype, generator=torch.Generator().manual_seed(6))
+    factor = torch.stack([v, v.roll(1, 0), v.flip(1)], dim=-1)
+    close(free.tangent_projection(y, v), dense.tangent_projection(y, v))
+    close(free.log_pseudo_determinant(y), dense.log_pseudo_determinant(y))
+    assert torch.equal(free.rank(y), dense.rank(y))
+    assert bool((free.spectral_gap(y) > 1e4).all())
+    close(free.second_derivative(y, factor=factor), dense.second_derivative(y, factor=factor))
+    sigma = factor @ factor.mT
+    close(free.second_derivative(y, sigma), dense.second_derivative(y, sigma))
+    if problem.dim < 100:
+        close(free.second_derivative(y), dense.second_derivative(y))
+    close(free.projector(y[0])(v), dense.projector(y[0])(v))
+    close(free.projector(y[0])(v[1]), dense.tangent_projection(y[0], v[1]))
+    assert all(float(r.max()) < AGREE for r in free.residuals(y).values())
+
+
+def test_the_limit_map_is_that_of_gradient_flow(case: tuple[Problem, Tensor]) -> None:
+    """Also far from the manifold, where the frame is no more than a preconditioner."""
+    problem, y = case
+    if problem.rank is None and not isinstance(problem, LeastSquaresProblem):
+        pytest.skip("the rank off the manifold is to be declared")
+    noise = torch.randn(y.shape, dtype=y.dtype, generator=torch.Generator().manual_seed(7))
+    x = 2.0 * (y + 0.2 * noise / problem.dim**0.5)
+    free, dense = Geometry(problem, "matrix_free"), Geometry(problem, "dense")
+    limit = free.limit_map(x)
+    close(limit, dense.limit_map(x))
+    torch.testing.assert_close(limit.norm(dim=1), x.norm(dim=1))
+    if isinstance(problem, (ResidualModel, NormalizedNetwork)) or problem.name == "taught":
+        # The twin: Newton's method in place of the flow.
+        assert float((limit - free.retract(x)).abs().max()) > 1e2 * AGREE
+
+
+def test_retraction(case: tuple[Problem, Tensor]) -> None:
+    """It ends on the manifold, agrees with Phi to first order, and leaves its points alone."""
+    problem, y = case
+    free = Geometry(problem, "matrix_free")
+    if problem.rank is None and not isinstance(problem, LeastSquaresProblem):
+        pytest.skip("the rank off the manifold is to be declared")
+    noise = torch.randn(y.shape, dtype=y.dtype, generator=torch.Generator().manual_seed(8))
+    apart = []
+    for size in (1e-2, 1e-3):
+        x = y + size * noise / problem.dim**0.5
+        z = free.retract(x)
+        assert float(problem.gradient(z).norm(dim=1).max()) < 1e-11
+        apart.append(float((z - free.limit_map(x)).norm()))
+    assert apart[1] < 0.03 * apart[0] + 1e-12
+    torch.testing.assert_close(free.retract(y), y, rtol=1e-9, atol=1e-10)
+
+
+NOISES: dict[str, Callable[[], tuple[Problem, Tensor]]] = {
+    "isotropic": lambda: _on(taught(samples=True)),
+    "labels": lambda: _on(taught(samples=True).with_noise(LabelNoise(0.4))),
+    "sampling": lambda: _on(TiltedModel(12, 4, seed=2)),
+    "isotropic, Hessian": lambda: _on(TiltedModel(12, 4, seed=2).with_noise(SphericalNoise(0.2))),
+    "mixed": lambda: _on(problems.mixed_noise_circle()),
+}
+
+
+def _on(problem: Problem) -> tuple[Problem, Tensor]:
+    noise = torch.randn(
+        3, problem.dim, dtype=torch.float64, generator=torch.Generator().manual_seed(9)
+    )
+    y = Geometry(problem, "dense").limit_map(minimizer(problem) + 0.1 * noise / problem.dim**0.5)
+    return problem, y / y.norm(dim=1, keepdim=True)
+
+
+def fields(problem: Problem, y: Tensor) -> tuple[HessianField, MatrixFreeField]:
+    products = Geometry(problem, "matrix_free").products
+    assert products is not None
+    route = products.route_at(y)
+    return HessianField(problem, route.rank), MatrixFreeField(problem, route, products.start(route))
+
+
+@pytest.mark.parametrize("name", sorted(NOISES))
+@pytest.mark.parametrize("calculus", ["ito", "stratonovich", "tangent"])
+def test_drift_and_noise_are_those_of_the_dense_field(name: str, calculus: str) -> None:
+    problem, y = NOISES[name]()
+    dense, free = fields(problem, y)
+    columns = y.T.contiguous()
+    generator = torch.Generator().manual_seed(10)
+    w = torch.randn(problem.n_noise, len(y), dtype=y.dtype, generator=generator)
+    want = dense.drift_and_noise(columns, dense.anchor(columns), w, calculus)
+    anchor = free.anchor(columns)
+    got = free.drift_and_noise(columns, anchor, w, calculus)
+    scale = float(want[0].abs().max()) + 1e-3
+    torch.testing.assert_close(got[0], want[0], rtol=AGREE, atol=AGREE * scale)
+    close(got[1] + 1.0, want[1] + 1.0)
+    close(free.direction_drift(columns, anchor, calculus), got[0])
+    close(free.noise(2.0 * columns, anchor, w) + 1.0, 0.5 * got[1] + 1.0)
+    close(free.trace(columns), dense.trace(columns))
+
+
+@pytest.mark.parametrize("name", sorted(NOISES))
+def test_retraction_of_the_field(name: str) -> None:
+    problem, y = NOISES[name]()
+    dense, free = fields(problem, y)
+    columns = y.T.contiguous()
+    apart = []
+    for size in (1e-2, 1e-3):
+        moved = 2.0 * (columns + size * torch.sin(17.0 * columns))
+        got = free.retract(moved, free.anchor(columns))
+        assert bool(got[2].all())
+        torch.testing.assert_close(got[0].norm(dim=0), moved.norm(dim=0))
+        assert float(problem.gradient(got[0].T).norm(dim=1).max()) < 1e-11
+        want = dense.retract(moved, dense.anchor(columns))
+        apart.append(float((got[0] - want[0]).abs().max()))
+    assert apart[1] < 0.03 * apart[0] + 1e-12  # retractions agree to first order
+    lost = free.retract(torch.cat([moved[:, :2], moved[:, 2:] * torch.nan], 1), got[1])
+    assert lost[2].tolist() == [True, True, False]
+
+
+@pytest.mark.parametrize("memory", [1, 2000, 1 << 20])
+def test_the_memory_changes_nothing_but_rounding(memory: int) -> None:
+    """Blocks of one vector, of a few, and of all."""
+    problem = taught(samples=True)
+    y = start_of(15)[None]
+    whole, small = Geometry(problem, "matrix_free"), Geometry(problem, "matrix_free", memory=memory)
+    factor = torch.randn(1, 15, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    for name in ("log_pseudo_determinant", "second_derivative"):
+        arguments = {"factor": factor} if name == "second_derivative" else {}
+        one, other = (getattr(g, name)(y, **arguments) for g in (whole, small))
+        torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-12)
+
+
+def test_nothing_is_as_large_as_the_square_of_the_dimension() -> None:
+    """At D = 4000 a square matrix would have 16 million entries; the largest tensor has fewer."""
+    model = ResidualModel(4000, 5, seed=1)
+    largest = 0
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            nonlocal largest
+            out = func(*args, **(kwargs or {}))
+            for t in out if isinstance(out, tuple) else (out,):
+                if isinstance(t, Tensor):
+                    largest = max(largest, t.untyped_storage().nbytes() // t.element_size())
+            return out
+
+    geometry = Geometry(_without_matrices(model), "matrix_free", memory=1 << 22)
+    y = model.minimizer
+    with Watch():
+        geometry.tangent_projection(y, y.flip(0))
+        geometry.limit_map(y + 1e-3 * y.flip(0))
+    assert largest < 100 * 4000
+
+
+def _without_matrices(model: ResidualModel) -> LeastSquaresProblem:
+    """Residuals of the direction without the model's quadratic forms."""
+    rows = torch.randn(5, 4000, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    rows = rows - (rows @ model.minimizer)[:, None] * model.minimizer
+
+    def residuals(x: Tensor) -> Tensor:
+        direction = rows.to(x) @ (x / x.norm())
+        return direction + direction**2
+
+    return LeastSquaresProblem(residuals, 4000, SphericalNoise(0.3))
+
+
+@pytest.mark.parametrize("route", [JacobianRoute, HessianRoute])
+def test_a_wrong_rank_is_not_a_small_error(route: type[NormalRoute]) -> None:
+    """The twin: a frame with one eigenvector too few."""
+    problem = problems.normalized_linear()
+    y = problem.minimizer
+    products = Geometry(problem, "matrix_free").products
+    assert products is not None
+    wrong = route(problem.pointwise, 7, 1 << 20)
+    frame = wrong.frame(y, products.start(wrong)(y))
+    v = torch.ones_like(y)
+    right = Geometry(problem, "dense").tangent_projection(y, v)
+    assert float((wrong.project(y, frame, v) - right).norm()) > 1e-2
+
+
+def test_errors_name_what_to_do() -> None:
+    problem = problems.normalized_linear()
+    free = Geometry(problem, "matrix_free")
+    off = problem.minimizer + 0.3 * torch.ones(10, dtype=torch.float64)
+    with pytest.raises(errors.NotOnManifoldError, match="limit_map"):
+        free.tangent_projection(off, off)
+    with pytest.raises(errors.NotOnManifoldError, match="1 of 1"):
+        free.projector(off)
+    with pytest.raises(errors.ShapeError, match="one point"):
+        free.projector(off[None])
+    with pytest.raises(errors.ArgumentError, match="matrix_free"):
+        Geometry(problem, "dense").residuals(problem.minimizer)
+    with pytest.raises(errors.ArgumentError, match="number of bytes"):
+        Geometry(problem, memory=0)
+    with pytest.raises(errors.DifferentiationError, match="dense route"):
+        torch.func.jacrev(free.limit_map)(problem.minimizer)
+    with pytest.raises(errors.DifferentiationError, match="plain tensor"):
+        free.limit_map(problem.minimizer.requires_grad_())
+    wrong = LeastSquaresProblem(problem.residuals, 10, SphericalNoise(0.3), rank=5)
+    with pytest.raises(errors.RankError, match="not confirmed"):
+        Geometry(wrong, "matrix_free").rank(problem.minimizer.detach())
+    unknown = Problem(lambda x: 0.5 * (x[2] / x.norm()) ** 2, 3, SphericalNoise(0.3))
+    with pytest.raises(errors.LimitMapError, match="rank"):
+        Geometry(unknown, "matrix_free").limit_map(torch.ones(3, dtype=torch.float64))
+
+
+def test_a_flow_that_does_not_arrive() -> None:
+    """A loss without minimisers on the way: the others of the batch are kept."""
+    problem = problems.normalized_linear()
+    free = Geometry(problem, "matrix_free", max_steps=2)
+    y = problem.minimizer
+    x = torch.stack([y, y + 0.3 * torch.ones_like(y)])
+    with pytest.raises(errors.LimitMapError, match="not settled after 2 steps") as caught:
+        free.limit_map(x)
+    assert caught.value.failed.tolist() == [False, True]
+    torch.testing.assert_close(caught.value.partial[0], y, rtol=1e-10, atol=1e-10)
+    assert bool(caught.value.partial[1].isnan().all())
+
+
+def test_sampling_noise_that_vanishes_is_told() -> None:
+    problem = taught(samples=True).with_noise(SamplingNoise())
+    from manifold_sde import DirectionDiffusion
+
+    sde = DirectionDiffusion(problem, geometry=Geometry(problem, "matrix_free"))
+    with pytest.raises(errors.NoiseError, match="interpolation"):
+        sde.require_on_manifold(start_of(15))
+
+
+def test_float32() -> None:
+    problem = taught(samples=True)
+    free = Geometry(problem, "matrix_free")
+    y = start_of(15).float()
+    v = torch.ones(15)
+    want = Geometry(problem, "dense").tangent_projection(start_of(15), v.double())
+    got = free.tangent_projection(y, v)
+    assert got.dtype == torch.float32
+    torch.testing.assert_close(got.double(), want, rtol=1e-3, atol=1e-3)
