@@ -69,17 +69,17 @@ class Settings:
     depth: int = 8
     width: int = 4
     norm: str = "layer"
-    lr: float = 1.0
-    weight_decay: float = 1e-3
+    lr: float = 0.5
+    weight_decay: float = 2e-3
     batch_size: int = 10
-    epochs: int = 300
-    decays: int = 13
+    epochs: int = 240
+    decays: int = 12
     decay_lr: float = 0.05
     decay_epochs: int = 60
-    runs: int = 8
+    runs: int = 6
     seed: int = 0
-    side_by_side: int = 4
-    branches_side_by_side: int = 16
+    side_by_side: int = 3
+    branches_side_by_side: int = 18
     device: str = "cpu"
     form: str = "full"
 
