@@ -87,6 +87,8 @@ def test_interrupt_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         (["--data", "cifar10", "--data-dir", "nowhere"], "there is no such folder"),
         (["--norm", "instance"], "no such normalisation"),
         (["--depth", "9"], "6n + 2"),
+        (["--device", "cuda:99"], "cannot compute on this device"),
+        (["--device", "nothing"], "cannot compute on this device"),
         (["--lr", "0"], "do not make Figures 1 and 3"),
         (["--train-images", "3"], "too few images"),
         (["--decays", "1"], "Invalid value"),

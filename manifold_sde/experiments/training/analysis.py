@@ -241,8 +241,8 @@ def sentences(run: TrainingRun) -> list[str]:
         _about_saturation(found, settings.epochs, settings.runs),
         _about_norm(found),
         f"{found.branches_full:.0%} of the continuations reach full training accuracy within "
-        f"{settings.decay_epochs} epochs at learning rate {settings.decay_lr:g}; the others are "
-        "farther from Φ(x).",
+        f"{settings.decay_epochs} epochs at learning rate {settings.decay_lr:g}. That is how near "
+        "they come to Φ(x).",
     ]
 
 
@@ -297,8 +297,8 @@ def _about_norm(found: Summary) -> str:
         else ("The norm is not at the equilibrium of (10)")
     )
     return (
-        f"{verdict}: over the last quarter it is {ratio.value:.3f}{error} of it. The trace of the "
-        f"noise is not constant ({low:.2f} to {high:.2f} of its mean in the second half); with the "
+        f"{verdict}: over the last quarter it is {ratio.value:.3f}{error} of it. In the second "
+        f"half the trace of the noise varies from {low:.2f} to {high:.2f} of its mean; with the "
         f"trace along the run the norm equation is off by at most {found.varying_error:.1%}. Of "
         f"|g|² {found.gradient_share:.0%} is the full gradient, which (10) leaves out; with it the "
         f"error is at most {found.whole_error:.1%}."

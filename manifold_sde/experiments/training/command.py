@@ -6,11 +6,13 @@ import functools
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from manifold_sde.errors import ArgumentError
 from manifold_sde.experiments.processes import Note, Screen, run_in_processes
 from manifold_sde.experiments.training.analysis import rows, sentences, summarise, write_table
 from manifold_sde.experiments.training.plots import plot_figure1, plot_figure3
@@ -50,10 +52,12 @@ def make_figure(
         "_quick" if settings.form == "quick" else ""
     )
     data, unfinished = out / f"training{suffix}.npz", out / f"training{suffix}.unfinished"
+    run = None if restart else TrainingRun.saved(data, settings)
+    if run is None:
+        require(settings)
     _announce(number, settings, console)
     if restart:
         discard(unfinished)
-    run = None if restart else TrainingRun.saved(data, settings)
     if run is not None:
         console.print("Both figures come from the same runs, which are there: drawn from")
         console.print(Text(f"{data} (--restart trains anew)."), soft_wrap=True)
@@ -66,12 +70,28 @@ def make_figure(
     return files
 
 
+def require(settings: Settings) -> None:
+    """Check that data, network and device are there, before anything is made.
+
+    Raises:
+        MissingDependencyError, DataFileError, ArgumentError: If one is not.
+    """
+    settings.images()
+    settings.network(settings.seed)
+    try:
+        torch.zeros(1, device=settings.device)
+    except (RuntimeError, AssertionError) as error:
+        raise ArgumentError(
+            "torch cannot compute on this device",
+            received=f"{settings.device!r}: {str(error).splitlines()[0][:80]}",
+            expected="a device of this machine's torch",
+            remedy="--device cpu, or a torch that is built for the device",
+        ) from error
+
+
 def _trained(
     settings: Settings, out: Path, unfinished: Path, console: Console, jobs: int
 ) -> TrainingRun:
-    # What is missing or cannot be is said before anything is made.
-    settings.images()
-    settings.network(settings.seed)
     out.mkdir(parents=True, exist_ok=True)
     if unfinished.is_dir() and any(unfinished.glob(f"*{settings.key()}*")):
         console.print("Going on from where this was stopped (--restart starts anew).")
@@ -113,7 +133,7 @@ def _setting(settings: Settings) -> str:
         else f"{settings.n_train or 1000} of scikit-learn's digits"
     )
     runs = f"{settings.runs} runs" if settings.runs > 1 else "One run"
-    shift = f"shifted by up to {settings.shift} pixels" if settings.shift else ""
+    shift = f"shifted by up to {_pixels(settings.shift)}" if settings.shift else ""
     moved = " and ".join(filter(None, [shift, "mirrored" if settings.mirror else ""]))
     images = f"{data}, {moved} at random" if moved else data
     return (
@@ -123,6 +143,10 @@ def _setting(settings: Settings) -> str:
         f"weight decay {settings.weight_decay:g}, decayed to {settings.decay_lr:g} for "
         f"{settings.decay_epochs} epochs from {len(settings.decay_times)} of them."
     )
+
+
+def _pixels(count: int) -> str:
+    return "1 pixel" if count == 1 else f"{count} pixels"
 
 
 def _announce(number: int, settings: Settings, console: Console) -> None:
