@@ -104,7 +104,7 @@ def test_branches_start_where_the_run_was_and_go_on_at_the_small_rate(run: Train
 
 
 def test_branches_at_the_large_rate_are_not_the_small_ones(run: TrainingRun) -> None:
-    large = train(tiny(decay_lr=0.999))
+    large = train(tiny(decay_lr=0.499))
     assert not np.allclose(large.branch_norm, run.branch_norm, rtol=1e-3)
 
 
@@ -138,6 +138,24 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
     before = taken
     assert train(run.settings, folder=tmp_path).norm.tobytes() == run.norm.tobytes()
     assert taken == before
+
+
+def test_training_is_kept_when_the_decay_is_another(
+    run: TrainingRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(simulation._Group, "branches", stop)
+    with pytest.raises(KeyboardInterrupt):
+        train(run.settings, folder=tmp_path)
+    monkeypatch.undo()
+    monkeypatch.setattr(simulation._Group, "_noise", stop)  # training would measure
+    other = train(tiny(decay_lr=0.01), folder=tmp_path)
+    assert other.norm.tobytes() == run.norm.tobytes()
+    assert not np.array_equal(other.branch_norm, run.branch_norm)
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny(lr=0.4), folder=tmp_path)
 
 
 def test_runs_do_not_depend_on_their_neighbours(run: TrainingRun) -> None:

@@ -93,7 +93,8 @@ def _trained(
     settings: Settings, out: Path, unfinished: Path, console: Console, jobs: int
 ) -> TrainingRun:
     out.mkdir(parents=True, exist_ok=True)
-    if unfinished.is_dir() and any(unfinished.glob(f"*{settings.key()}*")):
+    keys = (settings.key(), settings.training_key())
+    if any(any(unfinished.glob(f"*{key}*")) for key in keys):
         console.print("Going on from where this was stopped (--restart starts anew).")
     if jobs == 1 or len(settings.groups) == 1:
         return train(settings, folder=unfinished, progress=console.is_terminal)

@@ -241,9 +241,15 @@ class Settings:
 
     def key(self) -> str:
         """A short name of what the numbers of a run depend on: settings and versions."""
-        fields = dataclasses.asdict(self)
-        # Of the folder only the images count; which of the files it is in does not.
-        left_out = ("runs", "seed", "data_dir", "form")
-        fields = {name: value for name, value in fields.items() if name not in left_out}
+        return self._key(())
+
+    def training_key(self) -> str:
+        """The same for the numbers before a decay, which do not depend on what comes after."""
+        return self._key(("decay_lr", "decay_epochs", "branches_side_by_side"))
+
+    def _key(self, left_out: tuple[str, ...]) -> str:
+        # Of the folder only the images count; which of the runs it is, the files say.
+        names = {*left_out, "runs", "seed", "data_dir", "form"}
+        fields = {k: v for k, v in dataclasses.asdict(self).items() if k not in names}
         text = json.dumps([fields, versions()], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:10]

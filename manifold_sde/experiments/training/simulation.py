@@ -23,6 +23,8 @@ from manifold_sde.solvers.archive import read_archive, write_archive
 
 _KIND = "checkpoint of figures 1 and 3"
 _CHECKPOINT_SECONDS = 20.0
+#: Name of the part before the decay.
+_PART = "training"
 #: What the order of batches is drawn for: training, a branch after a decay, a measurement.
 _TRAINING, _BRANCH, _MEASUREMENT = 0, 1, 2
 
@@ -171,7 +173,7 @@ class _Group:
             square = _numbers(gradient.square().sum(-1) * state.x.square().sum(-1))
             state.kept["square"][:, epoch] += square / self.per_epoch
 
-        self._run(self.fleet, state, settings.lr, epochs, keys, "training", before, after)
+        self._run(self.fleet, state, settings.lr, epochs, keys, _PART, before, after)
         return state.kept
 
     def _noise(self, x: Tensor, epoch: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -345,7 +347,8 @@ class _Group:
         if self.folder is None:
             return None
         name = f"{self.label}-{part.replace(' ', '-')}".replace(" ", "-")
-        return self.folder / f"{name}-{self.settings.key()}.ckpt"
+        key = self.settings.training_key() if part == _PART else self.settings.key()
+        return self.folder / f"{name}-{key}.ckpt"
 
     def _save(self, path: Path, state: _State) -> None:
         write_archive(path, _KIND, {"step": state.step}, {"x": state.x.cpu().numpy(), **state.kept})
@@ -354,8 +357,9 @@ class _Group:
         """Remove the checkpoints of these runs, which are done."""
         assert self.folder is not None
         name = self.label.replace(" ", "-")
-        for path in self.folder.glob(f"{name}-*-{self.settings.key()}.ckpt"):
-            path.unlink(missing_ok=True)
+        for key in (self.settings.key(), self.settings.training_key()):
+            for path in self.folder.glob(f"{name}-*-{key}.ckpt"):
+                path.unlink(missing_ok=True)
 
 
 def _numbers(value: Tensor) -> NDArray[np.float64]:
