@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter, ScalarFormatter
+from matplotlib.ticker import PercentFormatter
 
 from manifold_sde.errors import ArgumentError
 from manifold_sde.experiments.training.analysis import (
@@ -120,7 +120,7 @@ def plot_limit_accuracy(run: TrainingRun, ax: Axes | None = None, **kwargs: Any)
     _dots(ax, times, after_decay(run), **{"label": label, "linestyle": "-", **kwargs})
     _mark_mixing(run, ax)
     ax.set_xscale("log")
-    ax.xaxis.set_major_formatter(ScalarFormatter())
+    ax.xaxis.set_major_formatter("{x:g}")
     ax.set_ylim(_least(run), None)
     ax.yaxis.set_major_formatter(PercentFormatter(1.0))
     ax.set_ylabel("test accuracy")
@@ -151,7 +151,7 @@ def plot_norm(run: TrainingRun, ax: Axes | None = None, **kwargs: Any) -> Axes:
         ax.plot(epochs, curve.mean(0)[1:], style, color="black", linewidth=1.2, label=label)
     _mark_mixing(run, ax)
     ax.set_xscale("log")
-    ax.xaxis.set_major_formatter(ScalarFormatter())
+    ax.xaxis.set_major_formatter("{x:g}")
     low = min(float(values.mean(0).min()) for values in (curves.measured, curves.varying))
     high = max(float(values.mean(0).max()) for values in (curves.measured, curves.varying))
     ax.set_ylim(low - 0.6 * (high - low), high + 0.15 * (high - low))
