@@ -141,6 +141,7 @@ class Summary:
         better: Number of runs whose gain is positive.
         saturation: First time of decay from which on none of the later ones is better on average,
             as far as the runs can tell (paired t-test at 5 %); ``None`` if that is the last one.
+        later_gain: What the decays later than ``saturation`` give over it; ``None`` with it.
         branches_full: Share of branches that reach full training accuracy.
         norm_ratio: Norm over the last quarter, divided by the equilibrium of (10).
         varying_error: Largest relative deviation of the norm from the norm equation with the trace
@@ -159,6 +160,7 @@ class Summary:
     settled_gain: Mean
     better: int
     saturation: int | None
+    later_gain: Mean | None
     branches_full: float
     norm_ratio: Mean
     varying_error: float
@@ -188,6 +190,7 @@ def summarise(run: TrainingRun) -> Summary:
         return np.asarray(values[:, late].mean(1) - values[:, since])
 
     gains = gain(after, first)
+    saturation, later_gain = _saturation(times, after)
     curves = norm_curves(run)
     trace, share = late_trace(run), run.mean_square / (run.mean_square + run.trace)
     equilibrium = (settings.lr * trace / (2 * settings.weight_decay)) ** 0.25
@@ -202,7 +205,8 @@ def summarise(run: TrainingRun) -> Summary:
         gain_before=Mean.of(gain(before, first)),
         settled_gain=Mean.of(gain(after, settled)),
         better=int((gains > 0).sum()),
-        saturation=_saturation(times, after),
+        saturation=saturation,
+        later_gain=later_gain,
         branches_full=float((run.branch_train >= _FULL).any(-1).mean()),
         norm_ratio=Mean.of(run.norm[:, round(0.75 * settings.epochs) :].mean(1) / equilibrium),
         varying_error=_largest(curves.varying, curves.measured),
@@ -216,17 +220,17 @@ def _largest(curve: Array, measured: Array) -> float:
     return float(np.abs(curve.mean(0) / measured.mean(0) - 1).max())
 
 
-def _saturation(times: Array, after: Array) -> int | None:
+def _saturation(times: Array, after: Array) -> tuple[int | None, Mean | None]:
     """See :class:`Summary`; with one or two runs there is no answer."""
     count = len(after)
     if count < _ENOUGH:
-        return None
+        return None, None
     quantile = float(stats.t.ppf(0.95, count - 1))
     for i, time in enumerate(times[:-1]):
         later = Mean.of(after[:, i + 1 :].mean(1) - after[:, i])
         if later.value <= quantile * later.standard_error:
-            return int(time)
-    return None
+            return int(time), later
+    return None, None
 
 
 def sentences(run: TrainingRun) -> list[str]:
@@ -277,12 +281,13 @@ def _about_gain(found: Summary, epochs: int, runs: int) -> str:
 def _about_saturation(found: Summary, epochs: int, runs: int) -> str:
     if runs < _ENOUGH:
         return f"When test accuracy after the decay saturates needs at least {_ENOUGH} runs."
-    if found.saturation is None:
+    if found.saturation is None or found.later_gain is None:
         return f"Test accuracy after the decay does not saturate within the {epochs} epochs."
     times = found.saturation / found.mixing_epochs
     return (
         f"Test accuracy after the decay saturates at epoch {found.saturation}, {times:.2g} × "
-        "1/(ηλ): later decays are not better on average, as far as a paired t-test at 5 % tells."
+        f"1/(ηλ): later decays give {_points(found.later_gain)}, which a paired t-test at 5 % does "
+        "not tell from none."
     )
 
 
