@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 
 from manifold_sde import __version__
 from manifold_sde.errors import ArgumentError, ManifoldSDEError
+from manifold_sde.experiments.training_options import add_training_figures
 
 #: Exit status of wrong arguments and of everything else that fails, and of an interrupt.
 _USAGE, _FAILURE, _INTERRUPTED = 2, 1, 130
@@ -318,6 +319,9 @@ def _one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+add_training_figures(figure, _errors, _INTERRUPTED)
 
 
 def main() -> None:

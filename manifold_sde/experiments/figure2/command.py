@@ -5,11 +5,9 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 
 from rich import box
-from rich.console import Console, Group
-from rich.live import Live
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -26,6 +24,7 @@ from manifold_sde.experiments.figure2.plots import plot_figure2
 from manifold_sde.experiments.figure2.settings import DESIGNS, Settings
 from manifold_sde.experiments.figure2.simulation import Figure2, discard, simulate
 from manifold_sde.experiments.figure2.workers import simulate_in_processes
+from manifold_sde.experiments.processes import Screen
 
 
 def make_figure2(
@@ -64,7 +63,7 @@ def make_figure2(
             warnings.simplefilter("ignore", CompilationWarning)
             figure = simulate(settings, folder=unfinished, progress=console.is_terminal)
     else:
-        with Screen(console) as screen:
+        with Screen(console, list(DESIGNS)) as screen:
             figure = simulate_in_processes(settings, unfinished, screen)
     if settings.compiled and not figure.settings.compiled:
         console.print(
@@ -162,39 +161,3 @@ def comparison_table(rows: Sequence[Comparison]) -> Table:
             end_section=last,
         )
     return table
-
-
-class Screen:
-    """Progress of the two processes: a line for each at the bottom, finished runs above."""
-
-    def __init__(self, console: Console) -> None:
-        self.console = console
-        self._bars = dict.fromkeys(DESIGNS, "")
-        self._live = Live(console=console, transient=True, auto_refresh=False)
-
-    def __enter__(self) -> Screen:
-        if self.console.is_terminal:
-            self._live.start()
-            for design in DESIGNS:
-                self.bar(design, f"{design}: starting")
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if self.console.is_terminal:
-            self._live.stop()
-
-    def bar(self, design: str, text: str) -> None:
-        """Show the new state of a process's bar; an empty text removes it."""
-        self._bars[design] = text
-        if self.console.is_terminal:
-            lines = [Text(line, no_wrap=True) for line in self._bars.values() if line]
-            self._live.update(Group(*lines), refresh=True)
-
-    def note(self, text: str) -> None:
-        """Print a line above the bars."""
-        self.console.print(Text(text))

@@ -1,0 +1,257 @@
+"""Figures 1 and 3 drawn."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from manifold_sde.errors import ArgumentError
+from manifold_sde.experiments.training.analysis import (
+    Mean,
+    after_decay,
+    at_full_training_accuracy,
+    norm_curves,
+)
+from manifold_sde.experiments.training.record import Array, TrainingRun
+
+#: Okabe and Ito's colours, which the colour-blind tell apart.
+_TRAIN, _TEST, _DECAYED, _NORM = "#E69F00", "#0072B2", "#D55E00", "#009E73"
+_GREY = "0.45"
+
+
+def plot_accuracies(run: TrainingRun, ax: Axes | None = None, **kwargs: Any) -> Axes:
+    """Figure 1a: accuracies over epochs before a decay, and how some decays change them.
+
+    Args:
+        run: The runs.
+        ax: Axes to draw in; by default new ones.
+        **kwargs: Passed on to ``plot``, for the curves before a decay.
+
+    Returns:
+        The axes; bands are a standard error over runs wide on either side.
+    """
+    ax = _axes(ax)
+    settings = run.settings
+    records = np.array(settings.records)
+    for values, color, label in (
+        (run.train_accuracy, _TRAIN, "training, before decay"),
+        (run.test_accuracy, _TEST, "test, before decay"),
+    ):
+        _curve(ax, records, values, **{"color": color, "label": label, **kwargs})
+    label = "test, after a decay"
+    for i, time in enumerate(settings.decay_times):
+        after = Mean.of(run.branch_test[:, i])
+        ax.plot(
+            time + np.array(settings.branch_records),
+            after.value,
+            color=_DECAYED,
+            linewidth=0.9,
+            label=label,
+        )
+        ax.plot(time, after.value[0], ".", color=_DECAYED, markersize=4)
+        label = ""
+    ax.set_xlim(0, settings.epochs + settings.decay_epochs)
+    ax.set_ylim(_least(run), 1.005)
+    ax.yaxis.set_major_formatter(PercentFormatter(1.0))
+    ax.set_xlabel("epoch")
+    ax.set_ylabel("accuracy")
+    ax.legend(loc="lower right", frameon=False, fontsize="small")
+    ax.set_title(
+        rf"SGD at $\eta={settings.lr:g}$, $\lambda={settings.weight_decay:g}$, "
+        rf"decayed to {settings.decay_lr:g}",
+        fontsize="medium",
+    )
+    return ax
+
+
+def plot_decay_and_norm(run: TrainingRun, ax: Axes | None = None, **kwargs: Any) -> Axes:
+    """Figure 1b: test accuracy after decay, and the norm before it, over the time of the decay.
+
+    The test accuracy is that at full training accuracy, where it is reached.
+
+    Args:
+        run: The runs.
+        ax: Axes to draw in; by default new ones.
+        **kwargs: Passed on to ``errorbar``.
+
+    Returns:
+        The axes of the accuracy; those of the norm share its epochs.
+    """
+    ax = _axes(ax)
+    settings = run.settings
+    right = ax.twinx()
+    _curve(right, np.arange(settings.epochs + 1), run.norm, color=_NORM)
+    right.set_ylabel("norm of the weights before decay", color=_NORM)
+    right.tick_params(axis="y", colors=_NORM)
+    right.set_ylim(0, 1.25 * float(run.norm.mean(0).max()))
+    _dots(ax, settings.decay_times, at_full_training_accuracy(run), **kwargs)
+    ax.set_zorder(right.get_zorder() + 1)
+    ax.patch.set_visible(False)
+    ax.yaxis.set_major_formatter(PercentFormatter(1.0))
+    ax.set_xlabel("epoch of the decay")
+    ax.set_ylabel("test accuracy after decay", color=_DECAYED)
+    ax.tick_params(axis="y", colors=_DECAYED)
+    ax.set_title("at full training accuracy after the decay", fontsize="medium")
+    return ax
+
+
+def plot_limit_accuracy(run: TrainingRun, ax: Axes | None = None, **kwargs: Any) -> Axes:
+    """Figure 3: test accuracy at the end of each branch, which stands for that of Phi(x).
+
+    Args:
+        run: The runs.
+        ax: Axes to draw in; by default new ones.
+        **kwargs: Passed on to ``errorbar``.
+
+    Returns:
+        The axes, with epochs on a logarithmic scale.
+    """
+    ax = _axes(ax)
+    settings = run.settings
+    times = np.array(settings.decay_times)
+    at = np.searchsorted(settings.records, times)
+    label = rf"before decay, $x_t$ at $\eta={settings.lr:g}$"
+    _curve(ax, times, run.test_accuracy[:, at], color=_TEST, label=label)
+    label = rf"after {settings.decay_epochs} epochs at {settings.decay_lr:g}, for $\Phi(x_t)$"
+    _dots(ax, times, after_decay(run), **{"label": label, "linestyle": "-", **kwargs})
+    _mark_mixing(run, ax)
+    ax.set_xscale("log")
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.set_ylim(_least(run), None)
+    ax.yaxis.set_major_formatter(PercentFormatter(1.0))
+    ax.set_ylabel("test accuracy")
+    ax.legend(loc="lower right", frameon=False, fontsize="small")
+    return ax
+
+
+def plot_norm(run: TrainingRun, ax: Axes | None = None, **kwargs: Any) -> Axes:
+    """The norm before the decay, beside equation (10).
+
+    Args:
+        run: The runs.
+        ax: Axes to draw in; by default new ones.
+        **kwargs: Passed on to ``plot``, for the measured norm.
+
+    Returns:
+        The axes, with epochs on a logarithmic scale.
+    """
+    ax = _axes(ax)
+    epochs = np.arange(run.settings.epochs + 1)[1:]
+    curves = norm_curves(run)
+    options = {"color": _NORM, "label": "measured", **kwargs}
+    _curve(ax, epochs, curves.measured[:, 1:], **options)
+    for curve, style, label in (
+        (curves.equation10, "--", "(10), trace: its mean over the second half"),
+        (curves.varying, ":", "norm equation, trace measured along the run"),
+    ):
+        ax.plot(epochs, curve.mean(0)[1:], style, color="black", linewidth=1.2, label=label)
+    _mark_mixing(run, ax)
+    ax.set_xscale("log")
+    ax.xaxis.set_major_formatter("{x:g}")
+    low = min(float(values.mean(0).min()) for values in (curves.measured, curves.varying))
+    high = max(float(values.mean(0).max()) for values in (curves.measured, curves.varying))
+    ax.set_ylim(low - 0.6 * (high - low), high + 0.15 * (high - low))
+    ax.set_xlabel("epoch of the decay")
+    ax.set_ylabel(r"$\Vert x\Vert$ before decay")
+    ax.legend(loc="lower left", frameon=False, fontsize="small")
+    return ax
+
+
+def _mark_mixing(run: TrainingRun, ax: Axes) -> None:
+    settings = run.settings
+    mixing = 1 / (settings.lr * settings.weight_decay * run.steps_per_epoch)
+    ax.axvline(mixing, color=_GREY, linewidth=0.8, zorder=0.5)
+    ax.annotate(
+        r"$1/\eta\lambda$",
+        (mixing, 1.0),
+        xycoords=("data", "axes fraction"),
+        xytext=(3, -3),
+        textcoords="offset points",
+        va="top",
+        color=_GREY,
+        fontsize="small",
+    )
+
+
+def plot_figure1(run: TrainingRun, **kwargs: Any) -> Figure:
+    """Figure 1: accuracies over epochs; test accuracy after decay, and norm.
+
+    Args:
+        run: The runs.
+        **kwargs: Passed on to ``matplotlib.figure.Figure``.
+
+    Returns:
+        The figure; ``savefig`` writes it.
+    """
+    canvas = Figure(**{"figsize": (10.5, 4.2), "layout": "constrained", **kwargs})
+    left, right = canvas.subplots(1, 2)
+    plot_accuracies(run, left)
+    plot_decay_and_norm(run, right)
+    canvas.suptitle(_title(run), fontsize="large")
+    return canvas
+
+
+def plot_figure3(run: TrainingRun, **kwargs: Any) -> Figure:
+    """Figure 3: test accuracy of Phi(x_t) over time, and the norm with equation (10).
+
+    Args:
+        run: The runs.
+        **kwargs: Passed on to ``matplotlib.figure.Figure``.
+
+    Returns:
+        The figure; ``savefig`` writes it.
+    """
+    canvas = Figure(**{"figsize": (7.5, 7.2), "layout": "constrained", **kwargs})
+    above, below = canvas.subplots(2, 1, sharex=True)
+    plot_limit_accuracy(run, above)
+    plot_norm(run, below)
+    canvas.suptitle(_title(run), fontsize="large")
+    return canvas
+
+
+def _title(run: TrainingRun) -> str:
+    settings = run.settings
+    data = "CIFAR-10" if settings.data == "cifar10" else f"{settings.n_train or 1000} digits"
+    runs = f"mean and standard error of {settings.runs} runs" if settings.runs > 1 else "one run"
+    return f"PreResNet-{settings.depth} of width {settings.width} on {data}, {runs}"
+
+
+def _least(run: TrainingRun) -> float:
+    """Lower end of the accuracies shown: the first epochs, near chance, are cut off."""
+    settled = run.test_accuracy.mean(0)[len(run.settings.records) // 6 :]
+    lowest = min(float(settled.min()), float(after_decay(run).mean(0).min()))
+    return max(0.0, lowest - 0.05)
+
+
+def _curve(ax: Axes, x: Any, values: Array, **options: Any) -> None:
+    """Mean over runs, with a band of a standard error."""
+    mean = Mean.of(values)
+    if len(values) > 1:
+        low, high = mean.value - mean.standard_error, mean.value + mean.standard_error
+        ax.fill_between(x, low, high, color=options["color"], alpha=0.2, linewidth=0)
+    ax.plot(x, mean.value, **{"linewidth": 1.3, **options})
+
+
+def _dots(ax: Axes, times: Any, values: Array, **options: Any) -> None:
+    """Mean over runs, with bars of a standard error."""
+    mean = Mean.of(values)
+    error = mean.standard_error if len(values) > 1 else None
+    style = {"fmt": "o", "color": _DECAYED, "markersize": 4.5, "capsize": 2.5, "linewidth": 1.0}
+    ax.errorbar(times, mean.value, error, **{**style, **options})
+
+
+def _axes(ax: Axes | None) -> Axes:
+    if ax is None:
+        return Figure(figsize=(5.5, 4.0), layout="constrained").subplots()
+    if not isinstance(ax, Axes):
+        raise ArgumentError(
+            "ax is not what can be drawn in",
+            received=type(ax).__name__,
+            expected="matplotlib axes, or None for new ones",
+            remedy="figure, ax = matplotlib.pyplot.subplots()",
+        )
+    return ax
