@@ -213,9 +213,7 @@ def distance(paths: Array, reference: Array) -> Distance:
     difference = float(average.mean() - other.mean())
     error = math.sqrt(average.var(ddof=1) / len(average) + other.var(ddof=1) / len(other))
     gaps = paths.mean(0) - reference.mean(0)
-    errors = np.sqrt(
-        paths.var(0, ddof=1) / len(paths) + reference.var(0, ddof=1) / len(reference)
-    )
+    errors = np.sqrt(paths.var(0, ddof=1) / len(paths) + reference.var(0, ddof=1) / len(reference))
     curve = reference.mean(0)
     moved = float(np.ptp(curve))
     return Distance(

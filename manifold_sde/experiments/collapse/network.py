@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from manifold_sde.errors import ArgumentError, LimitMapError, NonFiniteError, PartialError
+from manifold_sde.experiments.collapse.flow import flow_steps, near_limit
 from manifold_sde.experiments.collapse.settings import PIXELS, Settings
 from manifold_sde.geometry import Geometry
 from manifold_sde.networks import NormalizedMLP
@@ -46,6 +47,7 @@ class Task:
         module: A module of the same kind, into which weights are loaded.
         images, labels: What the test accuracy is measured on.
         layers: Names of the hidden layers, which the loss can be scaled by separately.
+        flow: Steps of gradient flow that bring SGD's weights onto the manifold.
     """
 
     problem: Problem
@@ -56,6 +58,7 @@ class Task:
     images: Tensor
     labels: Tensor
     layers: tuple[str, ...]
+    flow: tuple[float, ...]
 
     @torch.no_grad()
     def evaluate(self, points: Tensor) -> dict[str, Array]:
@@ -81,19 +84,16 @@ class Task:
         return right.to(point.dtype).mean()
 
     def onto_manifold(self, x: Tensor) -> tuple[Tensor, int]:
-        """Weights of SGD (n, D) brought onto the manifold.
-
-        By the retraction, which costs a fiftieth of the limit map Phi and agrees with it to first
-        order in the distance; by Phi where it fails.
+        """Phi of weights of SGD (n, D), to plotting accuracy; by the limit map where that fails.
 
         Returns:
-            Points (n, D), and how many of them are by Phi.
+            Points (n, D), and how many of them are by the limit map.
 
         Raises:
             LimitMapError: If neither arrives.
         """
         try:
-            return self.geometry.retract(x), 0
+            return near_limit(self.geometry, x, self.flow), 0
         except PartialError as error:
             failed, partial = error.failed, error.partial
             if failed is None or partial is None:
@@ -152,15 +152,19 @@ def _task(
     problem = free.with_noise(SphericalNoise((free.dim - 1) ** -0.5))
     geometry = Geometry(problem, method="matrix_free")
     start = _train(problem, geometry)
+    assert geometry.products is not None
+    rank = int(geometry.rank(start))
+    values = geometry.products.eigenvalues(start[None])[0, -rank:]
     return Task(
         problem,
         geometry,
         start,
-        int(geometry.rank(start)),
+        rank,
         module,
         data.test_inputs.reshape(-1, PIXELS),
         data.test_targets,
         tuple(f"hidden.{i}" for i in range(len(widths) - 2)),
+        tuple(flow_steps(float(values[-1]), float(values[0]))),
     )
 
 
@@ -179,10 +183,10 @@ def _train(problem: Problem, geometry: Geometry) -> Tensor:
     def closure() -> Tensor:
         optimizer.zero_grad()
         loss = problem.loss(x)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         return loss
 
-    optimizer.step(closure)  # type: ignore[no-untyped-call]
+    optimizer.step(closure)
     trained = x.detach()
     if not bool(torch.isfinite(trained).all()):
         raise NonFiniteError(

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,7 +41,8 @@ class Settings:
         horizon: Clock u that is reached.
         snapshots: Times, equally spaced in u, at which the test functions are evaluated.
         dt: Step of the diffusion in u.
-        limit_points: Runs of each ensemble whose last retraction is compared with the limit map.
+        limit_points: Runs of each ensemble whose last point of the manifold is compared with the
+            limit map to ten digits.
         network_seed: Seed of the network's first weights and of the choice of images.
         seed: Seed of the noise.
         compiled: Whether the step of SGD is compiled.
@@ -58,10 +60,10 @@ class Settings:
     n_samples: int = 10
     head_scale: float = 0.5
     test_images: int = 500
-    paths: int = 48
-    diffusion_paths: int = 48
+    paths: int = 40
+    diffusion_paths: int = 40
     horizon: float = 0.5
-    snapshots: int = 16
+    snapshots: int = 10
     dt: float = 0.005
     limit_points: int = 4
     network_seed: int = 0
@@ -106,10 +108,10 @@ class Settings:
         """
         return cls(
             **{
-                "paths": 16,
+                "paths": 12,
                 "diffusion_paths": 16,
                 "horizon": 0.25,
-                "snapshots": 6,
+                "snapshots": 5,
                 "dt": 0.01,
                 "limit_points": 1,
                 **changes,
@@ -144,3 +146,28 @@ class Settings:
         """A short name of what the numbers depend on: these settings and the versions."""
         text = json.dumps([dataclasses.asdict(self), versions()], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def read_rates(texts: Sequence[str]) -> tuple[tuple[float, float], ...]:
+    """Pairs of a learning rate and a weight decay, each written as "ETA,LAMBDA".
+
+    Raises:
+        ArgumentError: If one is no pair of numbers.
+
+    Example:
+        >>> read_rates(["0.01,0.02"])
+        ((0.01, 0.02),)
+    """
+    pairs = []
+    for text in texts:
+        try:
+            lr, weight_decay = (float(part) for part in text.split(","))
+        except ValueError:
+            raise ArgumentError(
+                "these are not rates of SGD",
+                received=f"--rates {text}",
+                expected="a learning rate and a weight decay with a comma between them",
+                remedy="--rates 0.02,0.01 --rates 0.01,0.0025",
+            ) from None
+        pairs.append((lr, weight_decay))
+    return tuple(pairs)

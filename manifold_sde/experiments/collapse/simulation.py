@@ -17,7 +17,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from manifold_sde.errors import CheckpointError, LostPathsWarning, ManifoldSDEError, NonFiniteError
+from manifold_sde.errors import (
+    ArgumentError,
+    CheckpointError,
+    LostPathsWarning,
+    ManifoldSDEError,
+    NonFiniteError,
+)
 from manifold_sde.experiments.collapse.network import FUNCTIONS, SHARPNESS, Task, make_task
 from manifold_sde.experiments.collapse.settings import Settings
 from manifold_sde.paper import implements
@@ -44,9 +50,10 @@ class Ensemble:
         values: Test functions by name, and "sharpness", (K, n) each.
         distances: |x - y| / |x| of SGD's weights x from the points y of the manifold at which the
             test functions are evaluated, (K, n).
-        by_limit_map: Number of these points that the retraction did not find, and Phi did.
-        retraction_errors: For each test function the largest change, at the last snapshot of a few
-            runs, where Phi takes the place of the retraction.
+        by_limit_map: Number of these points that few steps of the flow did not find, and
+            the limit map did.
+        limit_errors: For each test function the largest change, at the last snapshot of a few
+            runs, where the limit map takes the place of few steps of the flow.
         lost: Paths of the diffusion that were lost, and are left out.
     """
 
@@ -57,18 +64,22 @@ class Ensemble:
     values: dict[str, Array]
     distances: Array
     by_limit_map: int = 0
-    retraction_errors: dict[str, float] = dataclasses.field(default_factory=dict)
+    limit_errors: dict[str, float] = dataclasses.field(default_factory=dict)
     lost: int = 0
 
     def positions(self, axis: str) -> Array:
         """Positions of the snapshots on an axis, (K,), or (K, n) for the clock."""
         if axis == "clock":
             return self.clock
-        factors = {"steps": 1.0, "lr_steps": self.lr, "lr_decay_steps": None}
         if self.lr is None or self.weight_decay is None:
-            raise ValueError("the diffusion has a clock, and no steps of SGD")
-        factors["lr_decay_steps"] = self.lr * self.weight_decay
-        return self.steps * factors[axis]
+            raise ArgumentError(
+                "the diffusion has a clock, and no steps of SGD",
+                received=repr(axis),
+                expected="'clock'",
+                remedy="the other axes are for ensembles of SGD",
+            )
+        factors = {"lr_steps": self.lr, "lr_decay_steps": self.lr * self.weight_decay}
+        return self.steps * factors.get(axis, 1.0)
 
     @property
     def largest_step(self) -> float:
@@ -92,7 +103,7 @@ class Ensemble:
 
     def header(self) -> dict[str, Any]:
         """What is not an array."""
-        names = ("lr", "weight_decay", "by_limit_map", "retraction_errors", "lost")
+        names = ("lr", "weight_decay", "by_limit_map", "limit_errors", "lost")
         return {name: getattr(self, name) for name in names}
 
     def arrays(self) -> dict[str, Array]:
@@ -104,7 +115,8 @@ class Ensemble:
     def restored(cls, header: dict[str, Any], arrays: dict[str, Array]) -> Ensemble:
         """The ensemble of a header and arrays."""
         values = {name: arrays[f"value_{name}"] for name in (*FUNCTIONS, SHARPNESS)}
-        return cls(**header, **{name: arrays[name] for name in _ARRAYS}, values=values)
+        fields: dict[str, Any] = {**header, **{name: arrays[name] for name in _ARRAYS}}
+        return cls(**fields, values=values)
 
 
 @dataclass(frozen=True)
@@ -280,8 +292,8 @@ def _sgd(
             expected="finite weights",
             remedy="smaller rates, or a smaller head_scale: a smaller curvature",
         )
-    points, failed = [], 0
-    for x in tqdm(solution.ys, desc=f"{name}: onto Γ", disable=not progress, leave=False):
+    points, failed = [solution.ys[0]], 0  # the start is on the manifold
+    for x in tqdm(solution.ys[1:], desc=f"{name}: onto Γ", disable=not progress, leave=False):
         y, count = task.onto_manifold(x)
         points.append(y)
         failed += count
@@ -295,7 +307,7 @@ def _sgd(
         _evaluate(task, on, name, progress),
         distances.numpy(),
         failed,
-        _retraction_errors(task, solution.ys[-1], on[-1], settings.limit_points),
+        _limit_errors(task, solution.ys[-1], on[-1], settings.limit_points),
     )
 
 
@@ -346,10 +358,10 @@ def _evaluate(task: Task, points: Tensor, name: str, progress: bool) -> dict[str
     return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
 
 
-def _retraction_errors(task: Task, x: Tensor, retracted: Tensor, count: int) -> dict[str, float]:
-    """Largest change of each test function where Phi takes the retraction's place."""
+def _limit_errors(task: Task, x: Tensor, near: Tensor, count: int) -> dict[str, float]:
+    """Largest change of each test function where the limit map takes its points' place."""
     if not count:
         return {}
     there = task.evaluate(task.geometry.limit_map(x[:count]))
-    here = task.evaluate(retracted[:count])
+    here = task.evaluate(near[:count])
     return {name: float(np.abs(there[name] - here[name]).max()) for name in FUNCTIONS}
