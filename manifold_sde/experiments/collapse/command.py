@@ -18,6 +18,7 @@ from manifold_sde.experiments.collapse.comparison import (
     DistanceRow,
     Row,
     distances,
+    in_per_cent,
     measure,
     verdicts,
     write_tables,
@@ -174,9 +175,8 @@ def collapse_table(rows: Sequence[Row]) -> Table:
         found = {row.axis: row.result for row in rows if row.function == function}
         cells = []
         for axis in AXES:
-            result = found[axis]
-            value, error = 100 * result.unexplained, 100 * result.standard_error
-            cells.append("no signal" if math.isnan(value) else f"{value:.1f}±{error:.1f}")
+            lost = math.isnan(found[axis].unexplained)
+            cells.append("no signal" if lost else in_per_cent(found[axis]).replace(" ", ""))
         p = found["clock"].p_value
         shown = "-" if math.isnan(p) else f"{p:.2g}"
         table.add_row(words.removesuffix(" of a layer's norm"), *cells, shown)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.special import ndtri
 
 from manifold_sde.experiments.collapse.measure import (
     Array,
@@ -32,6 +33,8 @@ AXIS_NAMES = {
 }
 #: Positions of the common grid.
 _POINTS = 40
+#: Standard errors from which on one axis counts as better than another.
+_SEEN = 3.0
 #: Probability that the differences from the diffusion, all together, are said to be seen where
 #: there are none.
 FALSE_ALARM = 0.01
@@ -135,30 +138,40 @@ def verdicts(data: CollapseData, rows: Sequence[Row], apart: Sequence[DistanceRo
 
 def _verdict(function: str, rows: Sequence[Row]) -> str:
     found = {row.axis: row.result for row in rows if row.function == function}
-    name = FUNCTIONS[function]
     usable = {a: r for a, r in found.items() if not math.isnan(r.unexplained)}
     if not usable:
-        return f"{name}: does not move beyond its noise."
+        return f"{FUNCTIONS[function]}: does not move beyond its noise."
     best = min(usable, key=lambda axis: usable[axis].unexplained)
-    others = [axis for axis in usable if axis != best]
-    text = f"{name}: collapses best on {AXIS_NAMES[best]}, {_percent(usable[best])} unexplained"
-    rivals = []
-    for axis in others:
-        gap = usable[axis].unexplained - usable[best].unexplained
-        error = math.hypot(usable[axis].standard_error, usable[best].standard_error)
-        if gap < 3 * error:
-            rivals.append(AXIS_NAMES[axis])
+    rivals = [
+        axis
+        for axis in usable
+        if axis != best
+        and usable[axis].unexplained - usable[best].unexplained
+        < _SEEN * math.hypot(usable[axis].standard_error, usable[best].standard_error)
+    ]
+    text = f"{FUNCTIONS[function]}: "
     if rivals:
-        text += f" ({' and '.join(rivals)} not worse by 3 standard errors)"
+        names = ", ".join(AXIS_NAMES[axis] for axis in (best, *rivals))
+        text += f"too noisy to tell {names} apart by {_SEEN:g} standard errors; best is "
+    else:
+        text += "collapses best on "
     p = usable[best].p_value
-    text += (
-        f"; what is left is chance (p = {p:.2g})." if p > 0.01 else f"; it is real (p = {p:.1g})."
-    )
-    return text
+    left = "no more than chance makes" if p > FALSE_ALARM else "more than chance makes"
+    unexplained = f"{in_per_cent(usable[best])} % unexplained"
+    return f"{text}{AXIS_NAMES[best]}, {unexplained}, {left} (p = {p:.2g})."
 
 
-def _percent(result: Collapse) -> str:
-    return f"{100 * result.unexplained:.1f} ± {100 * result.standard_error:.1f} %"
+def in_per_cent(result: Collapse) -> str:
+    """What is unexplained with its standard error, with the digits that the error allows.
+
+    Example:
+        >>> in_per_cent(Collapse(0.2543, 0.0031, 0.5, 1.0, 4.0))
+        '25.4 ± 0.3'
+    """
+    error = 100.0 * result.standard_error
+    digits = 1 if not 0.0 < error < 0.1 else min(3, math.ceil(-math.log10(error)))
+    value = 100.0 * result.unexplained
+    return f"{value:.{digits}f} ± {error:.{digits}f}"
 
 
 def _against_diffusion(apart: Sequence[DistanceRow]) -> str:
@@ -175,14 +188,12 @@ def _against_diffusion(apart: Sequence[DistanceRow]) -> str:
         f"η = {worst.lr:g}, λ = {worst.weight_decay:g})"
     )
     if beyond:
-        return f"{text}; {len(beyond)} beyond {limit:.1f}, where chance ends."
+        return f"{text}; {len(beyond)} beyond {limit:.1f}, which is more than chance makes."
     return f"{text}; none beyond {limit:.1f}, so no difference was found."
 
 
 def _critical(comparisons: int) -> float:
     """Standard errors that none of so many comparisons exceeds by chance."""
-    from scipy.special import ndtri
-
     return float(-ndtri(FALSE_ALARM / (2 * comparisons)))
 
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from manifold_sde.errors import ArgumentError
-from manifold_sde.experiments.collapse.comparison import Row, measure
+from manifold_sde.experiments.collapse.comparison import Row, in_per_cent, measure
 from manifold_sde.experiments.collapse.network import FUNCTIONS
 from manifold_sde.experiments.collapse.simulation import AXES, CollapseData, Ensemble
 
@@ -100,10 +100,7 @@ def _draw(
 def _annotate(ax: Axes, row: Row) -> None:
     """The measure above the panel, and where the range that it looks at ends."""
     result = row.result
-    if np.isnan(result.unexplained):
-        text = "no signal"
-    else:
-        text = f"{100 * result.unexplained:.1f} ± {100 * result.standard_error:.1f} % unexplained"
+    text = "no signal" if np.isnan(result.unexplained) else f"{in_per_cent(result)} % unexplained"
     ax.set_title(text, fontsize="small")
     if row.end < 0.97 * ax.get_xlim()[1]:
         ax.axvline(row.end, color="0.7", linewidth=0.8, linestyle=":", zorder=0)
@@ -127,7 +124,7 @@ def plot_collapse(data: CollapseData, rows: list[Row] | None = None, **kwargs: A
     for line, function in zip(grid, FUNCTIONS, strict=True):
         for axis, ax in zip(AXES, line, strict=True):
             plot_curves(data, function, axis, ax)
-            if line is not grid[-1]:
+            if function != list(FUNCTIONS)[-1]:
                 ax.set_xlabel("")
             if ax is not line[0]:
                 ax.set_ylabel("")

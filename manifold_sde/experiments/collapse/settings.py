@@ -99,6 +99,16 @@ class Settings:
                 remedy=f"widths=({PIXELS}, 24, {CLASSES})",
             )
 
+        for pair in self.rates:
+            if len(self.steps(*pair)) <= self.snapshots:
+                raise ArgumentError(
+                    "the steps of SGD are too large for the snapshots",
+                    received=f"learning rate {pair[0]:g}, which reaches u = {self.horizon:g} in "
+                    f"{self.steps(*pair)[-1]} steps",
+                    expected=f"a step at least between {self.snapshots} snapshots",
+                    remedy="a smaller learning rate, or a larger horizon",
+                )
+
     @classmethod
     def quick(cls, **changes: Any) -> Settings:
         """The quick form: fewer paths and snapshots, and half the way.
