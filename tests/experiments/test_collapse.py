@@ -201,7 +201,9 @@ def test_settings_that_cannot_be_run(changes: dict[str, object]) -> None:
 
 def test_rates_beyond_stability_are_refused() -> None:
     with pytest.raises(ArgumentError, match="unstable"):
-        make_task(dataclasses.replace(TINY, rates=((3.0, 0.01), (0.01, 0.01))))
+        make_task(
+            dataclasses.replace(TINY, rates=((0.9, 0.01), (0.01, 0.01)), horizon=3.0, snapshots=1)
+        )
 
 
 def test_more_residuals_than_weights_have_no_minimiser_to_start_from() -> None:
