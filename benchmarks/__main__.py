@@ -20,7 +20,15 @@ from typing import Any
 
 from benchmarks.rows import Row, installed
 
-NAMES = ("sgd", "second_derivative", "symbolic", "limit_map", "brownian", "diffusion")
+NAMES = (
+    "sgd",
+    "second_derivative",
+    "symbolic",
+    "limit_map",
+    "brownian",
+    "diffusion",
+    "network",
+)
 PACKAGES = (
     "manifold_sde",
     "torch",

@@ -102,13 +102,13 @@ class Coefficients:
         force = self.script_t(y, normal, 0.5 * (lyapunov + mixed))
         projection = tangent @ tangent.T
         force = force + 0.5 * self.noise.correction(self.loss, y, projection)
-        return _without_radial_part(-(tangent @ (tangent.T @ force)), y)
+        return without_radial_part(-(tangent @ (tangent.T @ force)), y)
 
     def spectral_tangent(self, y: Tensor, values: Tensor, vectors: Tensor) -> Tensor:
         """The part of the Ito drift that is tangent to Gamma_1: the whole of the mixed block."""
         tangent, normal, lyapunov, mixed = self._blocks(y, values, vectors)
         force = self.script_t(y, normal, 0.5 * lyapunov + mixed)
-        return _without_radial_part(-(tangent @ (tangent.T @ force)), y)
+        return without_radial_part(-(tangent @ (tangent.T @ force)), y)
 
     def _blocks(
         self, y: Tensor, values: Tensor, vectors: Tensor
@@ -123,5 +123,6 @@ class Coefficients:
         return tangent, normal, normal @ lyapunov, mixed
 
 
-def _without_radial_part(v: Tensor, y: Tensor) -> Tensor:
+def without_radial_part(v: Tensor, y: Tensor) -> Tensor:
+    """The part of v orthogonal to y: (D,), (D,) -> (D,)."""
     return v - y * ((v * y).sum() / (y * y).sum())

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.func import jvp, vmap
 
+from manifold_sde.coefficients import without_radial_part
 from manifold_sde.errors import ArgumentError
 from manifold_sde.field import ARRIVED, Field
 from manifold_sde.geometry.contraction import contract, noise_pairs, noise_units
@@ -21,8 +22,10 @@ from manifold_sde.geometry.normal_space import NormalRoute
 from manifold_sde.noise import SphericalNoise
 from manifold_sde.problem import Problem
 
-#: Newton steps that share the last frame of a retraction.
-_SHARED_STEPS = 4
+#: Newton steps of a retraction with a frame of their own, beyond those that the scheme asks for,
+#: and those that share the last frame.
+_MORE_STEPS = 1
+_SHARED_STEPS = 3
 #: Largest dimension in which D second derivatives are taken.
 _ITO_LIMIT = 1000
 
@@ -99,7 +102,8 @@ class MatrixFreeField(Field):
         Args:
             x: Points near the manifold (D, n).
             anchor: Anchors nearby (D, d, n).
-            fresh_steps: Steps with a frame of their own, before four that share the last one.
+            fresh_steps: Steps with a frame of their own, besides one more and three that share the
+                last one.
 
         Returns:
             Points (D, n), anchors there (D, d, n), and whether the point arrived, (n,): one that
@@ -109,7 +113,7 @@ class MatrixFreeField(Field):
 
         def at_one(y: Tensor, near: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             base = y
-            for _ in range(fresh_steps):
+            for _ in range(fresh_steps + _MORE_STEPS):
                 base = y
                 frame = self.route.frame(base, near)
                 near = self.route.anchor(frame, base)
@@ -136,14 +140,14 @@ class MatrixFreeField(Field):
         if isinstance(noise, SphericalNoise):
             # -(s^2 / 4) grad log pdet H along Gamma_1, in either form.
             turning = -0.25 * noise.scale**2 * route.turning(y, frame)
-            return _without_radial_part(route.project(y, frame, turning), y)
+            return without_radial_part(route.project(y, frame, turning), y)
         # What sigma_j itself turns by counts half of the mixed block, and by itself.
         stratonovich = calculus == "stratonovich"
         terms = contract(route, y, frame, noise_pairs(route, noise, y), tangent=False)
         force = -0.5 * terms.normal - (0.5 if stratonovich else 1.0) * terms.mixed
         if stratonovich:
             force = force - 0.5 * self._correction(y, frame)
-        return _without_radial_part(route.project(y, frame, force), y)
+        return without_radial_part(route.project(y, frame, force), y)
 
     def _correction(self, y: Tensor, frame: Frame) -> Tensor:
         """Sum over j of the derivative of sigma_j along P sigma_j."""
@@ -177,7 +181,3 @@ class MatrixFreeField(Field):
 
 def _unit(y: Tensor) -> Tensor:
     return y * y.square().sum().rsqrt()
-
-
-def _without_radial_part(v: Tensor, y: Tensor) -> Tensor:
-    return v - y * ((v * y).sum() / (y * y).sum())

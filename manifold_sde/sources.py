@@ -206,6 +206,18 @@ class Sources:
         return coordinates, f"{shown}; scale_invariance_report(problem) says more"
 
     @torch.no_grad()
-    def outputs(self, x: Tensor) -> Tensor:
-        """Outputs of the module at one point, without gradients: (D,) -> (N, ...)."""
-        return self.require_network().outputs(x)
+    def outputs(self, x: Tensor, *inputs: Tensor) -> Tensor:
+        """Outputs of the module at one point, on its own data or on other inputs.
+
+        Args:
+            x: Point (D,).
+            *inputs: What the module is called with, (n, ...) each; by default the problem's data.
+
+        Returns:
+            Tensor (n, ...).
+
+        Raises:
+            ArgumentError: If the problem was not made from a module.
+        """
+        network = self.require_network()
+        return (network.on(inputs, network.targets) if inputs else network).outputs(x)

@@ -14,14 +14,16 @@ from benchmarks import (
     bench_brownian,
     bench_diffusion,
     bench_limit_map,
+    bench_network,
     bench_second_derivative,
     bench_sgd,
     bench_symbolic,
+    network_problems,
     rows,
 )
 from benchmarks.bench_sgd import LR, WEIGHT_DECAY, EagerTorch, check_peer
 from benchmarks.rows import Row, Timing, in_turns
-from manifold_sde import problems
+from manifold_sde import Geometry, problems
 
 MODULES = {
     "sgd": bench_sgd,
@@ -30,6 +32,7 @@ MODULES = {
     "limit_map": bench_limit_map,
     "brownian": bench_brownian,
     "diffusion": bench_diffusion,
+    "network": bench_network,
 }
 needs_jax = pytest.mark.skipif(not rows.installed("jax"), reason="no JAX (make bench-environment)")
 STEPS = 40
@@ -250,3 +253,12 @@ def test_a_benchmark_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> No
     with pytest.raises(SystemExit):
         __main__.main(["sde"])
     assert "no benchmark 'sde'" in capsys.readouterr().err
+
+
+def test_a_projection_that_is_none_is_refused() -> None:
+    problem, y = network_problems.network("1k", 3)
+    v = y.flip(0)
+    right = Geometry(problem, "matrix_free").projector(y)(v)
+    bench_network.check_projection(problem, y, v, right)
+    with pytest.raises(AssertionError):
+        bench_network.check_projection(problem, y, v, right + 1e-8 * v)

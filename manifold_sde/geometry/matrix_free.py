@@ -361,7 +361,7 @@ class MatrixFreeGeometry:
                 values = self._gram_spectrum(x)[0]
                 assert values is not None
                 rank = common_rank(find_rank(self._with_zero(values), None))
-            return JacobianRoute(loss, rank, self.memory)
+            return JacobianRoute(loss, rank, self.memory, floor=_NO_SLOPE)
         if self.problem.rank is None:
             raise RankError(
                 "the rank of the Hessian is not known off the manifold",

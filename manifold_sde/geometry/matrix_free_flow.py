@@ -1,9 +1,10 @@
 r"""Gradient flow of ONE point to its limit by products: Radau collocation without D x D matrices.
 
 The method and its control are those of :mod:`~manifold_sde.geometry.gradient_flow`. The
-simplified Newton iteration takes the curvature in the range of the frame where the step begins and
-none outside it, which is exact on the manifold; what is left off it costs iterations and no
-accuracy, since the collocation equations contain the gradient alone.
+simplified Newton iteration takes the curvature in the range of a frame and none outside it, which
+is exact on the manifold; what is left off it costs iterations and no accuracy, since the
+collocation equations contain the gradient alone. A frame costs more than a step: it is kept from
+step to step as long as the iteration converges fast.
 """
 
 from __future__ import annotations
@@ -23,8 +24,12 @@ _MAX_ITERATIONS = 15
 _MAX_CONTRACTION = 0.9
 _TOLERANCE_FACTOR, _TOLERANCE_POWER = 3.0, 0.65
 _SAFETY, _SHRINK, _GROW, _SHRINK_UNSOLVED = 0.9, 0.2, 5.0, 0.4
+#: Rounds of the Newton iteration beyond which the next step has a frame of its own.
+_FEW_ROUNDS = 6
 _COLLAPSED = 1e-10
 _FIRST_STEP = 0.5
+#: Force outside the range of the frame that counts as none, in units of the dense route's.
+_CREEPING = 100.0
 
 Frame = tuple[Tensor, Tensor]
 
@@ -40,6 +45,7 @@ class Flow:
         time: Flow time reached.
         steps: Accepted steps.
         gradients: Gradients evaluated.
+        frames: Frames made.
         anchor: Anchor at the end (D, d).
     """
 
@@ -49,26 +55,41 @@ class Flow:
     time: float
     steps: int
     gradients: int
+    frames: int
     anchor: Tensor
 
 
 @dataclass(frozen=True)
 class _Start:
-    """The flow at the beginning of a step."""
+    """The flow at the beginning of a step, with a frame made there or before.
+
+    Attributes:
+        route: The route.
+        x: Where the step begins (D,).
+        force: Minus the gradient there.
+        base: Where the frame was made (D,).
+        frame: The frame.
+    """
 
     route: NormalRoute
     x: Tensor
-    frame: Frame
     force: Tensor
+    base: Tensor
+    frame: Frame
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether the frame is that of the beginning."""
+        return self.base is self.x
 
     def components(self, rows: Tensor) -> Tensor:
         """Q^T of rows: (s, D) -> (s, M)."""
-        result: Tensor = vmap(lambda v: self.route.components(self.x, self.frame, v))(rows)
+        result: Tensor = vmap(lambda v: self.route.components(self.base, self.frame, v))(rows)
         return result
 
     def combine(self, rows: Tensor) -> Tensor:
         """Q of rows: (s, M) -> (s, D)."""
-        result: Tensor = vmap(lambda c: self.route.combine(self.x, self.frame, c))(rows)
+        result: Tensor = vmap(lambda c: self.route.combine(self.base, self.frame, c))(rows)
         return result
 
 
@@ -94,43 +115,52 @@ def flow_to_limit(
     newton = max(0.01 * rtol, 50.0 * torch.finfo(x.dtype).eps)
     small = precision(x.dtype)
     gradient = vmap(route.loss.gradient)
-    flow = Flow(x, FlowStatus.FLOWING, float("inf"), 0.0, 0, 0, start(x))
+    flow = Flow(x, FlowStatus.FLOWING, float("inf"), 0.0, 0, 0, 0, start(x))
     h, last_h, fastest, size = 0.0, 0.0, 0.0, float(x.norm())
-    last_stages, held, begin = torch.zeros_like(x).expand(STAGES, -1), False, None
+    last_stages, held = torch.zeros_like(x).expand(STAGES, -1), False
+    begin, keep = None, False
     for _ in range(max_steps):
+        if begin is None or begin.x is not flow.point:
+            begin = _begin(route, flow, begin if keep else None)
+        if begin is not None and not begin.is_fresh and _distance(begin, flow) <= small.settled:
+            begin = _begin(route, flow, None)
         if begin is None:
-            begin = _begin(route, flow)
-            if begin is None:
-                flow.status = FlowStatus.NOT_FINITE
-                return flow
-            top = float(begin.frame[0][-1])
-            fastest = max(fastest, top)
-            inside = begin.components(begin.force[None])[0]
-            flow.distance = float((inside / begin.frame[0]).norm()) / float(flow.point.norm())
-            slow = float((begin.force - begin.combine(inside[None])[0]).norm())
-            if flow.distance <= small.settled and slow <= 1e2 * small.creeping * top * size:
-                flow.status = FlowStatus.SETTLED
-                return flow
-            if h == 0.0:
-                h = _FIRST_STEP / max(top, float(begin.force.norm()) / size)
+            flow.status = FlowStatus.NOT_FINITE
+            return flow
+        top = float(begin.frame[0][-1])
+        fastest = max(fastest, top)
+        flow.distance = _distance(begin, flow)
+        inside = begin.components(begin.force[None])
+        slow = float((begin.force - begin.combine(inside)[0]).norm())
+        at_rest = slow <= _CREEPING * small.creeping * top * size
+        if begin.is_fresh and at_rest and flow.distance <= small.settled:
+            flow.status = FlowStatus.SETTLED
+            return flow
+        if h == 0.0:
+            h = _FIRST_STEP / max(top, float(begin.force.norm()) / size)
         guess = torch.zeros_like(last_stages)
         if last_h > 0.0:
             ratio = torch.tensor([h / last_h], dtype=x.dtype, device=x.device)
             guess = extrapolate(method, last_stages[None], ratio)[0]
         stages, solved, rounds = _solve(begin, gradient, method, h, guess, newton * size)
         flow.gradients += rounds * STAGES
+        keep = solved and rounds <= _FEW_ROUNDS
+        if not solved and not begin.is_fresh:
+            begin = _begin(route, flow, None)
+            continue
         excess = float("inf")
         if solved:
             excess = _error(begin, method, stages, h, flow.distance) / (tolerance * size)
-        if solved and excess <= 1.0:
+        accepted = solved and excess <= 1.0
+        if accepted:
             flow.point, flow.time = flow.point + stages[-1], flow.time + h
             flow.steps += 1
-            last_stages, last_h, begin = stages, h, None
+            last_stages, last_h = stages, h
         factor = _SHRINK_UNSOLVED
         if excess < float("inf"):
             factor = _SAFETY * max(excess, 1e-30) ** (-1.0 / (STAGES + 1))
-            factor = min(max(factor, _SHRINK), 1.0 if held and begin is None else _GROW)
-        held = begin is not None
+            factor = min(max(factor, _SHRINK), 1.0 if held and accepted else _GROW)
+        held = not accepted
         h *= factor
         if flow.time * fastest > small.stalled:
             flow.status = FlowStatus.STALLED
@@ -141,15 +171,27 @@ def flow_to_limit(
     return flow
 
 
-def _begin(route: NormalRoute, flow: Flow) -> _Start | None:
-    """Linearise at the point of the flow; ``None`` where the loss is not finite."""
+def _begin(route: NormalRoute, flow: Flow, last: _Start | None) -> _Start | None:
+    """The flow at its point, with the frame of the last step or a new one.
+
+    ``None`` where the loss is not finite.
+    """
     force = -route.loss.gradient(flow.point)
     flow.gradients += 1
     if not bool(torch.isfinite(force).all()):
         return None
+    if last is not None:
+        return _Start(route, flow.point, force, last.base, last.frame)
     frame = route.frame(flow.point, flow.anchor)
+    flow.frames += 1
     flow.anchor = route.anchor(frame, flow.point)
-    return _Start(route, flow.point, frame, force)
+    return _Start(route, flow.point, force, flow.point, frame)
+
+
+def _distance(start: _Start, flow: Flow) -> float:
+    """Newton displacement over the norm."""
+    inside = start.components(start.force[None])[0]
+    return float((inside / start.frame[0]).norm()) / float(flow.point.norm())
 
 
 def _solve(

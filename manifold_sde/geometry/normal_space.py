@@ -116,9 +116,17 @@ class JacobianRoute(NormalRoute):
         loss: Least squares of one vector.
         rank: Rank M, at most the number of residuals.
         memory: As for :class:`NormalRoute`.
+        floor: Eigenvalue, relative to the largest, up to which a direction has no slope and is left
+            alone. On the manifold there is none.
     """
 
     loss: LeastSquaresPointwise
+
+    def __init__(
+        self, loss: LeastSquaresPointwise, rank: int, memory: int, *, floor: float = 0.0
+    ) -> None:
+        super().__init__(loss, rank, memory)
+        self.floor = floor
 
     def blocks(self, y: Tensor) -> Iterator[tuple[int, int, slice]]:
         """Blocks of samples: the first, the one after the last, and their residuals."""
@@ -147,6 +155,10 @@ class JacobianRoute(NormalRoute):
         squares, vectors = eigen(self.gram(y))
         first = len(squares) - self.rank
         squares, vectors = squares[first:], vectors[:, first:]
+        if self.floor > 0.0:
+            least = self.floor * squares[-1]
+            vectors = torch.where(squares > least, vectors, 0.0)
+            squares = squares.clamp(min=least)
         return squares / self.loss.n_samples, vectors / squares.sqrt()
 
     def anchor(self, frame: tuple[Tensor, Tensor], y: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """Networks: layers and architectures with scale-invariant losses, and what breaks them."""
 
+from manifold_sde.networks.groups import InvariantGroups, WeightGroup, invariant_groups
 from manifold_sde.networks.invariance_report import (
     Cause,
     ParameterInvariance,
@@ -14,11 +15,14 @@ __all__ = [
     "Cause",
     "GhostBatchNorm",
     "GroupNorm",
+    "InvariantGroups",
     "LayerNorm",
     "NormalizedMLP",
     "ParameterInvariance",
     "ScaleInvarianceReport",
     "ScaleInvariantPreResNet",
+    "WeightGroup",
     "WeightNorm",
+    "invariant_groups",
     "scale_invariance_report",
 ]

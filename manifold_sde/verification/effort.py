@@ -23,6 +23,8 @@ class Effort:
         runs: Largest number of independent runs of a statistical check of a limit theorem. Where
             it is less than the departure asks for, the check declares the departure that it finds.
         steps: Largest number of steps of SGD of these checks, about.
+        long_checks: Whether checks are made that take minutes on small problems; where not, they
+            are undecided.
     """
 
     name: str
@@ -33,9 +35,10 @@ class Effort:
     step_size: float = 0.02
     runs: int = 2048
     steps: int = 512
+    long_checks: bool = True
 
 
-QUICK = Effort("quick", points=32, departure=0.25)
+QUICK = Effort("quick", points=32, departure=0.25, long_checks=False)
 THOROUGH = Effort("thorough", points=256, departure=0.1, step_size=0.01, runs=16384, steps=2048)
 EFFORTS = {effort.name: effort for effort in (QUICK, THOROUGH)}
 

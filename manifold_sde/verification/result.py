@@ -33,7 +33,7 @@ class Design:
         departure: The smallest departure that is to be found, in words with its size.
         miss: Probability of not finding that departure.
         sample_size: Number of independent runs that follow from these.
-        size: The departure as a number, where it is a relative one.
+        size: The departure as a number, in the units that its words name.
     """
 
     hypothesis: str
@@ -120,6 +120,8 @@ class Result:
         tests: P-values of its single tests, before they are corrected for their number and without
             what is tolerated: uniform under the hypothesis.
         pictures: Plots behind the verdict.
+        within_tolerance: Whether the p-value is 1 because each difference is smaller than what is
+            tolerated of it.
         seconds: Time that it took.
     """
 
@@ -135,6 +137,7 @@ class Result:
     design: Design | None = None
     tests: Mapping[str, float] = field(default_factory=dict, repr=False)
     pictures: tuple[Picture, ...] = field(default=(), repr=False)
+    within_tolerance: bool = False
     seconds: float = 0.0
 
     def __post_init__(self) -> None:
@@ -150,6 +153,8 @@ class Result:
     @property
     def number(self) -> str:
         """The number that decided beside what it was compared with, or the p-value."""
+        if self.within_tolerance:
+            return "within tolerance"
         if self.p_value is not None:
             return f"p = {self.p_value:.2g}"
         if math.isnan(self.statistic):

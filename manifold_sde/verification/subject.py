@@ -21,6 +21,8 @@ from manifold_sde.time_scale import TimeScale
 
 T = TypeVar("T")
 
+#: Largest dimension that is verified.
+LARGEST_DIM = 1000
 #: Directions from which gradient flow is followed where no start is known.
 _TRIES = 64
 #: Steps of the walk over the manifold, and their length in radians.
@@ -85,6 +87,15 @@ class Subject:
                 received=repr(seed),
                 expected="an integer in [0, 2**63)",
                 remedy="seed=0",
+            )
+        if problem.dim > LARGEST_DIM:
+            raise ArgumentError(
+                "the problem is too large to be verified",
+                received=f"dimension {problem.dim}",
+                expected=f"at most {LARGEST_DIM}: checks take Hessians and covariances as matrices",
+                remedy="verify a narrower network of the same kind; for this one there are "
+                "networks.scale_invariance_report, networks.invariant_groups and "
+                "geometry.residuals",
             )
         if x_init is not None:
             x_init = check_point(x_init, problem.dim).detach().to(torch.float64)

@@ -534,3 +534,11 @@ def test_other_problems_have_no_module(call: Callable[[Problem], Any]) -> None:
     problem = Problem(lambda x: (x[0] / x.norm()) ** 2, 6, SphericalNoise(0.3))
     with pytest.raises(errors.ArgumentError, match=r"Problem\.from_module"):
         call(problem)
+
+
+def test_outputs_on_other_inputs() -> None:
+    module = mlp().double()
+    problem = made(module)
+    x, other = problem.vector(module), torch.eye(2, 6, dtype=torch.float64)
+    torch.testing.assert_close(problem.outputs(x, other), module(other).detach())
+    torch.testing.assert_close(problem.outputs(x), module(INPUTS.double()).detach())

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,11 @@ import numpy as np
 import torch
 from scipy import stats
 
-from manifold_sde import SphericalNoise, problems
-from manifold_sde.problem import Problem
-from manifold_sde.solvers import run_sgd, solve
 from manifold_sde.verification import Effort, Result, Subject
 from manifold_sde.verification.check import Check
 from manifold_sde.verification.ergodicity import convergence, end_law, independence, reversible
 from manifold_sde.verification.limit_theorems import CHECKS as LIMIT_THEOREMS
+from tests.verification.departures import Equilibria, Limits, problem
 
 SEEDS = int(os.environ.get("MANIFOLD_SDE_SEEDS", "200"))
 PATH = Path(__file__).parents[2] / "results" / "calibration.jsonl"
@@ -57,37 +55,23 @@ BIASED = {
 BROKEN_EVERY = 4
 
 
-def problem(noise_scale: float = 0.3) -> Problem:
-    """The well-conditioned design, whose limit SGD reaches at the step sizes here; D = 4."""
-    noise = SphericalNoise(noise_scale)
-    return problems.normalized_linear(4, 2, design="orthogonal", noise=noise)
-
-
-def louder_solver(size: float) -> Callable[..., Any]:
-    """A solver whose clock is off: its noise has 1 + size times the variance."""
-    other = problem(0.3 * (1.0 + size) ** 0.5)
-
-    def wrong(sde: Any, *args: Any, **options: Any) -> Any:
-        same = {"ratio": sde.ratio} if hasattr(sde, "ratio") else {}
-        same |= {"lr": sde.lr, "weight_decay": sde.weight_decay} if hasattr(sde, "lr") else {}
-        return solve(type(sde)(other, calculus=sde.calculus, **same), *args, **options)
-
-    return wrong
-
-
-def louder_sgd(size: float) -> Callable[..., Any]:
-    """SGD whose noise has 1 + size times the variance."""
-    other = problem(0.3 * (1.0 + size) ** 0.5)
-    return lambda made, *args, **options: run_sgd(other, *args, **options)
-
-
+_LIMITS, _EQUILIBRIA = Limits(EFFORT), Equilibria(EFFORT)
 #: What is broken to see whether a departure of the declared size is found.
 BROKEN: dict[str, Callable[[Subject, float], Subject]] = {
-    "SGD at a fixed ratio tends to (8)": lambda s, x: replace(s, run_sgd=louder_sgd(x)),
-    "SGD in the time tau tends to (13)": lambda s, x: replace(s, run_sgd=louder_sgd(x)),
-    "norm of SGD's weights": lambda s, x: replace(s, run_sgd=louder_sgd(x)),
-    "equilibrium norm of SGD's weights": lambda s, x: replace(s, run_sgd=louder_sgd(x)),
-    "laws of the direction against the exact law": lambda s, x: replace(s, solve=louder_solver(x)),
+    "Z of (7) tends to a Brownian motion": _LIMITS.steps,
+    "Z of (15) to (17) tends to a Brownian motion": _LIMITS.steps,
+    "SGD at a fixed ratio tends to (8)": _LIMITS.sgd,
+    "SGD in the time tau tends to (13)": _LIMITS.sgd,
+    "the SDE of SGD in the time tau tends to (13)": _LIMITS.limiting,
+    "weight decay changes time and norm of (8)": _LIMITS.decaying,
+    "SGD without weight decay comes later": _LIMITS.sgd_without_decay,
+    "SGD at two pairs of rates has one law": _LIMITS.sgd_at_the_second_rates,
+    "norm of SGD's weights": _LIMITS.norms,
+    "equilibrium norm of SGD's weights": _LIMITS.steps,
+    "laws of the direction against the exact law": _EQUILIBRIA.direction,
+    "independence of the runs": _EQUILIBRIA.dependent,
+    "one equilibrium from every start": _EQUILIBRIA.one_start,
+    "equilibrium and the volume of the Hessian": _EQUILIBRIA.all_starts,
 }
 
 
@@ -108,9 +92,8 @@ def one_seed(seed: int) -> dict[str, Any]:
 
 def _broken(check: Check, subject: Subject, right: Result) -> float:
     assert right.design is not None
-    # The exact law's departure is that of a mean: this shifts E cos(angle) by more than it.
-    size = 5.25 if right.design.size is None else right.design.size
-    broken = BROKEN[right.name](subject, size)
+    assert right.design.size is not None
+    broken = BROKEN[right.name](subject, right.design.size)
     broken.__dict__["walks"] = subject.walks
     (found,) = (r for r in check(broken, EFFORT) if r.name == right.name)
     return 1.0 if found.p_value is None else found.p_value

@@ -41,7 +41,7 @@ def on_another(problem: Problem) -> Callable[..., Any]:
     """A solver that takes the coefficients of another problem."""
 
     def wrong(sde: Any, *args: Any, **options: Any) -> Any:
-        return solve(type(sde)(problem), *args, **options)
+        return solve(type(sde)(problem, calculus=sde.calculus), *args, **options)
 
     return wrong
 
@@ -85,7 +85,7 @@ def circle_with_varying_trace() -> Problem:
     return problems.great_circle(noise=CustomNoise(_varying_trace))
 
 
-def two_groups(coupled: bool = True) -> Problem:
+def two_groups(coupled: bool = True, scale: float = 0.5) -> Problem:
     """Two groups of three weights, a great circle each, with noise that keeps each group."""
 
     def loss(x: Tensor) -> Tensor:
@@ -99,7 +99,7 @@ def two_groups(coupled: bool = True) -> Problem:
             u, other = units[i], units[1 - i]
             size = torch.sqrt(1.0 + 0.8 * other[0]) if coupled else torch.ones(()).to(x)
             identity = torch.eye(3, dtype=x.dtype)
-            parts.append(0.5 * size / part.norm() * (identity - torch.outer(u, u)))
+            parts.append(scale * size / part.norm() * (identity - torch.outer(u, u)))
         return torch.block_diag(*parts)
 
     return Problem(loss, 6, CustomNoise(factor), rank=2)

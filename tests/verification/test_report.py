@@ -69,6 +69,14 @@ def test_the_number_and_its_limit(
     assert Result("x", "holds", "y", statistic, limit, p_value).number == number
 
 
+def test_what_is_tolerated_has_a_word_of_its_own() -> None:
+    """A p-value of 1 that is so because nothing is left beyond a tolerance is no p-value."""
+    result = Result("law", "holds", "detail", p_value=1.0, within_tolerance=True)
+    assert result.number == "within tolerance"
+    assert "within tolerance" in str(report(result))
+    assert Result("law", "holds", "detail", p_value=1.0).number == "p = 1"
+
+
 FAILS_NOT = Result("law", "holds", "p = 0.3", p_value=0.3, kind="statistics", design=DESIGN)
 
 

@@ -63,7 +63,9 @@ def along_manifold(subject: Subject, y: Tensor, v: Tensor) -> Tensor:
     return along - y * (along * y).sum(1, keepdim=True)
 
 
-def wander(subject: Subject, y: Tensor, use: int, steps: int, stride: float) -> Tensor:
+def wander(
+    subject: Subject, y: Tensor, use: int, steps: int, stride: float, *, adapting: bool = False
+) -> Tensor:
     """Random walks on Gamma_1 in small steps, which do not leave a component.
 
     Args:
@@ -72,16 +74,21 @@ def wander(subject: Subject, y: Tensor, use: int, steps: int, stride: float) -> 
         use: Number of the random numbers.
         steps: Number K of steps; one that would leave the manifold is not made.
         stride: Length of a step.
+        adapting: Whether a walk that a step would take off the manifold tries half the step next,
+            and then longer ones again. It passes where the manifold is bent more.
 
     Returns:
         The points after each step, (K, n, D).
     """
     visited = []
+    length = torch.full((len(y), 1), stride, dtype=y.dtype)
     for noise in subject.normals(use, steps, *y.shape):
         along = along_manifold(subject, y, noise)
-        move = stride * along / along.norm(dim=1, keepdim=True).clamp(min=1e-300)
+        move = length * along / along.norm(dim=1, keepdim=True).clamp(min=1e-300)
         moved, good = advance(subject, y, move)
         y = torch.where(good[:, None], moved, y)
+        if adapting:
+            length = torch.where(good[:, None], (1.5 * length).clamp(max=stride), 0.5 * length)
         visited.append(y)
     return torch.stack(visited)
 

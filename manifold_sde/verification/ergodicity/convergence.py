@@ -55,6 +55,7 @@ def check_convergence(subject: Subject, effort: Effort) -> list[Result]:
         f"somewhere in laws at a total variation distance of {effort.departure:g}",
         effort.miss,
         STARTS * n,
+        runs.effect,
     )
     ends = runs.end_directions()
     comparisons = [

@@ -32,24 +32,39 @@ _DEGREES = (1, 2, 3)
 _USE = 141
 
 
+def clocks(runs: ErgodicRuns) -> list[float]:
+    """The clocks u at which the laws are compared."""
+    return [runs.relaxation.clock * clock for clock in _CLOCKS]
+
+
+def sample_size(runs: ErgodicRuns, *, on_sphere: bool) -> int:
+    """Runs that find a mean of a low harmonic that is off by the effect.
+
+    Watson's test spends its power on some four moments of the angle: with twice the runs that the
+    mean of one of them takes, its power is at least what is declared (a test measures it).
+    """
+    if on_sphere:
+        return runs.runs(2 * len(_CLOCKS) * len(_DEGREES), 1.5)
+    return runs.runs(4 * len(_CLOCKS), 2.0)
+
+
 def check_end_law(subject: Subject, effort: Effort) -> list[Result]:
     """Watson's test on curves, means of zonal harmonics on spheres."""
     runs = ErgodicRuns.of(subject, effort)
     if not runs.is_regular or runs.law is None:
         return []
     law = runs.law
-    tests = len(_CLOCKS) * (len(_DEGREES) * 2 if isinstance(law, SphereLaw) else 1)
-    # Watson's test spends its power on some four moments of the angle.
-    n = runs.runs(tests * (1 if isinstance(law, SphereLaw) else 4), 1.5)
+    n = sample_size(runs, on_sphere=isinstance(law, SphereLaw))
     design = Design(
         "the direction has the exact law at the clock u, from one start",
         effort.false_alarm,
         f"a mean of a low harmonic off by {runs.effect:g} standard deviations",
         effort.miss,
         n,
+        runs.effect,
     )
     relaxation = runs.relaxation.clock
-    times = [0.0, *(relaxation * clock for clock in _CLOCKS)]
+    times = [0.0, *clocks(runs)]
     refine = max(1.0, math.sqrt(0.25 / effort.departure))
     solution = subject.solve(
         DirectionDiffusion(subject.problem),

@@ -8,7 +8,9 @@ equilibrium all the same.
 
 from __future__ import annotations
 
+import itertools
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -18,7 +20,6 @@ from torch import Tensor
 
 from manifold_sde.errors import ClockRangeError
 from manifold_sde.sdes import LimitingDiffusion
-from manifold_sde.solvers import Solution
 from manifold_sde.verification.check import Check
 from manifold_sde.verification.effort import Effort
 from manifold_sde.verification.ergodicity.functionals import Functionals
@@ -41,8 +42,12 @@ _LONGEST = 64.0
 _MOMENTS = 16
 #: Relaxation times of a pilot that tells them.
 _PILOTED = 2.5
-#: Largest variance of a group's direction in a step, in squared radians and in each dimension.
-_VARIANCE = 0.25
+#: Largest variance of a group's direction in a step, in squared radians and in each dimension, for
+#: this share of the paths, and longest step.
+_VARIANCE, _SHARE, _LONGEST_STEP = 0.25, 0.95, 0.25
+#: Time T after which the norms of the starts have settled enough for longer steps, and time at the
+#: end that is solved with a scheme of order two: four times that in which norms settle.
+_FIRST, _LAST = 1.0, 2.0
 
 
 class GroupState:
@@ -81,6 +86,8 @@ def check_groups(subject: Subject, effort: Effort) -> list[Result]:
     degeneracy = runs.degeneracy
     if degeneracy.noise_rank == 0 or len(degeneracy.groups) < 2:
         return []
+    if not effort.long_checks:
+        return [_not_asked(len(degeneracy.groups))]
     state = GroupState(degeneracy.groups)
     starts = torch.cat(
         [state.tilted(start[None], tilt) for start, tilt in zip(runs.starts, _TILTS, strict=True)]
@@ -100,9 +107,9 @@ def check_groups(subject: Subject, effort: Effort) -> list[Result]:
         len(starts) * n,
     )
     relaxation = _relaxation(runs, starts, state, functionals)
-    end = relaxation * math.log(2.0 * math.sqrt(2.0) / (0.1 * runs.effect))
-    solution = _run(runs, state, starts.repeat_interleave(n, 0), end, 9)
-    if not bool(torch.isfinite(solution.ys[-1]).all()):
+    end = relaxation * math.log(2.0 * math.sqrt(2.0) / (0.1 * runs.effect)) + _LAST
+    solution = _run(runs, state, starts.repeat_interleave(n, 0), end, 9, _LAST)
+    if solution.lost:
         return [_lost(solution, design)]
     ends = state(solution.ys[-1]).reshape(len(starts), n, -1)
     p_values = {}
@@ -146,29 +153,80 @@ def _functionals(subject: Subject, state: GroupState) -> Functionals:
     return Functionals(torch.from_numpy(walked[:, : -len(state.groups)]))
 
 
-def _run(runs: ErgodicRuns, state: GroupState, start: Tensor, end: float, kept: int) -> Solution:
-    subject = runs.subject
+@dataclass(frozen=True)
+class Paths:
+    """Paths of (13).
+
+    Attributes:
+        ts: Times (K,).
+        ys: States (K, n, D), NaN where lost.
+    """
+
+    ts: Tensor
+    ys: Tensor
+
+    @property
+    def lost(self) -> int:
+        """Number of paths that were lost."""
+        return int((~torch.isfinite(self.ys[-1]).all(1)).sum())
+
+
+def _run(
+    runs: ErgodicRuns, state: GroupState, start: Tensor, end: float, kept: int, last: float = 0.0
+) -> Paths:
+    """Paths in short steps at first, and then in steps for norms that have settled.
+
+    Euler's scheme, at a fifth of the cost of one of order two: all starts have the same step, so
+    that its bias does not tell them apart. What is compared with the equation itself needs
+    ``last`` at the end.
+
+    Args:
+        runs: The simulations.
+        state: The groups.
+        start: States (n, D).
+        end: Length in time T.
+        kept: Number of times that are kept, the start among them.
+        last: Time at the end that is solved with the scheme of order two.
+    """
     times = torch.linspace(0.0, end, kept, dtype=torch.float64)
-    unit = start / start.norm(dim=1, keepdim=True)
-    factor = subject.problem.noise_factor(unit)
+    first = min(_FIRST, 0.5 * end)
+    marks = [0.0, first, *([end - last] if first < end - last < end else []), end]
+    ts, ys = [times[:1]], [start[None]]
+    for part, (a, b) in enumerate(itertools.pairwise(marks)):
+        here = ys[-1][-1]
+        alive = torch.isfinite(here).all(1)
+        ends = torch.tensor([a, b], dtype=torch.float64)
+        inside = times[(times > a) & (times < b)]
+        asked = torch.cat([ends[:1], inside, ends[1:]])
+        exact = b == end and last > 0.0
+        longest = min(_LONGEST_STEP, runs.effort.departure) if exact else _LONGEST_STEP
+        found = runs.subject.solve(
+            LimitingDiffusion(runs.subject.problem, calculus="stratonovich" if exact else "ito"),
+            here[alive],
+            asked,
+            method="weak2" if exact else "euler",
+            dt=_step(runs, state, here[alive], longest),
+            seed=runs.subject.seed * 16 + 5 + part,
+            compile=False,
+        )
+        moved = torch.full((len(asked), *start.shape), math.nan, dtype=start.dtype)
+        moved[:, alive] = found.ys
+        ts.append(asked[1:])
+        ys.append(moved[1:])
+    every = torch.cat(ts)
+    chosen = torch.searchsorted(every, times)
+    return Paths(every[chosen], torch.cat(ys)[chosen])
+
+
+def _step(runs: ErgodicRuns, state: GroupState, y: Tensor, longest: float) -> float:
+    """Step in time T in which the groups' directions move by half a radian or less."""
+    factor = runs.subject.problem.noise_factor(y)
     rates = [
-        factor[:, group].square().sum((1, 2))
-        / unit[:, group].square().sum(1)
-        / max(len(group) - 1, 1)
+        factor[:, group].square().sum((1, 2)) / y[:, group].square().sum(1) / max(len(group) - 1, 1)
         for group in state.groups
     ]
-    step = _VARIANCE / float(torch.stack(rates).max())  # in the clock
-    scale = float(torch.maximum(start.norm(dim=1) ** 4, factor.square().sum((1, 2))).max())
-    dt = min(step * scale, 0.25)
-    solution: Solution = subject.solve(
-        LimitingDiffusion(subject.problem),
-        start,
-        times,
-        dt=dt,
-        seed=subject.seed * 16 + 5,
-        compile="auto" if runs.effort.departure < 0.2 else False,
-    )
-    return solution
+    fastest = torch.stack(rates).amax(0).quantile(_SHARE)
+    return min(_VARIANCE / float(fastest), longest)
 
 
 def _relaxation(
@@ -237,11 +295,23 @@ def _balance(
     return p_values
 
 
-def _lost(solution: Solution, design: Design) -> Result:
+def _not_asked(groups: int) -> Result:
     return Result(
         NAME,
         "undecided",
-        f"{solution.stats.get('lost_paths')} of {solution.ys.shape[1]} paths were lost",
+        f"{groups} groups; asked for effort='thorough'",
+        statements=("Theorem 5.4",),
+        kind="statistics",
+        meaning="Whether the directions and norms of the groups have an equilibrium takes minutes "
+        "to find out, and is left to effort='thorough'.",
+    )
+
+
+def _lost(solution: Paths, design: Design) -> Result:
+    return Result(
+        NAME,
+        "undecided",
+        f"{solution.lost} of {solution.ys.shape[1]} paths were lost",
         statements=("Theorem 5.4",),
         kind="statistics",
         meaning="Where a group's norm is small its noise is large: smaller steps are needed.",
@@ -249,7 +319,7 @@ def _lost(solution: Solution, design: Design) -> Result:
     )
 
 
-def _picture(solution: Solution, state: GroupState, starts: int) -> Picture:
+def _picture(solution: Paths, state: GroupState, starts: int) -> Picture:
     times = solution.ts.tolist()
     squares = np.stack([state(y)[:, -len(state.groups)] for y in solution.ys])
     by_start = squares.reshape(len(times), starts, -1)

@@ -83,6 +83,7 @@ def _check(subject: Subject, effort: Effort) -> list[Result]:
         f"two that are the same, and correlations of {found:.2f} between runs a fixed number apart",
         effort.miss,
         STARTS * n,
+        found,
     )
     ends = runs.end_directions()
     copies = sum(map(repeated, ends))

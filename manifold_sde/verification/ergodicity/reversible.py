@@ -81,6 +81,7 @@ def check_reversible(subject: Subject, effort: Effort) -> list[Result]:
         "deviations, in place of 0",
         effort.miss,
         STARTS * runs.runs_per_start,
+        runs.effect,
     )
     values = generator_values(subject, torch.from_numpy(ends), runs)
     spread = values.std(0, ddof=1)

@@ -68,23 +68,23 @@ def _variance(values: Array) -> float:
     return float(values.var(ddof=1)) / len(values)
 
 
-def factor_of(sides: int, coarse: tuple[int, ...]) -> float:
-    """Variance of the difference of two means, in units of one functional's over n.
+def shares_of(sides: int, coarse: tuple[int, ...]) -> tuple[float, ...]:
+    """Variance of the mean of each side, in units of one functional's over n.
 
     Args:
         sides: Sides that are one run.
         coarse: Factors of the steps of the sides that are extrapolated.
     """
-    return sides + sum((c**2 + 1.0) / (c - 1.0) ** 2 for c in coarse)
+    return (1.0,) * sides + tuple((c**2 + 1.0) / (c - 1.0) ** 2 for c in coarse)
 
 
-def design(simulations: Simulations, hypothesis: str, factor: float) -> Design:
+def design(simulations: Simulations, hypothesis: str, shares: tuple[float, ...]) -> Design:
     """The design of a comparison, before its runs are made."""
-    departure = simulations.departure(factor)
+    departure = simulations.departure(shares)
     return Design(
         hypothesis=hypothesis,
         false_alarm=simulations.effort.false_alarm,
-        departure=f"a clock (time scale, noise variance) off by {departure:.0%}",
+        departure=f"a clock (time scale) off by {departure:.0%}",
         miss=simulations.effort.miss,
         sample_size=simulations.runs,
         size=departure,
@@ -137,7 +137,7 @@ def compare(
     made: Design,
     left: Side,
     right: Side,
-    factor: float,
+    shares: tuple[float, ...],
     *,
     norms: bool,
     wrong: str,
@@ -152,7 +152,7 @@ def compare(
         made: The design.
         left: One side.
         right: The other.
-        factor: Variance of a difference, as in the design.
+        shares: Variances of the means of the two sides, as in the design.
         norms: Whether norms are compared too.
         wrong: What it means if the laws differ.
         exact: Whether both sides have the law up to the solver's error, and nothing is tolerated
@@ -162,7 +162,7 @@ def compare(
         The result.
     """
     start = simulations.subject.start
-    scale = simulations.departure(factor) / simulations.effort.departure
+    scale = simulations.departure(shares) / simulations.effort.departure
     found = []
     for functional in simulations.functionals:
         if norms or not functional.of_norm:
@@ -180,6 +180,7 @@ def compare(
     p_values = np.array([omnibus, *(f.p_value for f in found)])
     p_value = float(holm(p_values.tolist()).min())
     worst = int(p_values.argmin())
+    within = bool(p_values[worst] >= 1.0)
     rejected = p_value < made.false_alarm
     stepping = [f.name for f in found if f.stepping]
     verdict: Verdict = "holds" if not rejected else "undecided" if stepping else "fails"
@@ -195,7 +196,7 @@ def compare(
     return Result(
         name,
         verdict,
-        _detail(left, right, names, worst, found, p_value, made),
+        _detail(left, right, names, worst, found, p_value, made, within),
         statistic=float(stats.norm.isf(max(p_value, 1e-300) / 2.0)),
         limit=float(stats.norm.isf(made.false_alarm / 2.0)),
         p_value=p_value,
@@ -205,6 +206,7 @@ def compare(
         design=made,
         tests=tests,
         pictures=(_picture(name, start, left, right),),
+        within_tolerance=within,
     )
 
 
@@ -216,9 +218,12 @@ def _detail(
     found: list[_Found],
     p_value: float,
     made: Design,
+    within: bool,
 ) -> str:
-    text = f"{left.label} and {right.label}, {made.sample_size} runs each: p = {p_value:.2g} "
-    text += f"({len(names)} tests; the smallest is {names[worst]}"
+    text = f"{left.label} and {right.label}, {made.sample_size} runs each: "
+    if within:
+        return f"{text}all {len(names)} tests within what is tolerated; finds {made.departure}"
+    text += f"p = {p_value:.2g} ({len(names)} tests; the smallest is {names[worst]}"
     if worst:
         f = found[worst - 1]
         text += f": {f.difference:.2g} +- {f.error:.2g}"

@@ -16,7 +16,7 @@ from manifold_sde.verification.limit_theorems.comparison import (
     Side,
     compare,
     design,
-    factor_of,
+    shares_of,
 )
 from manifold_sde.verification.limit_theorems.regime import Rates
 from manifold_sde.verification.limit_theorems.simulations import Simulations
@@ -35,12 +35,12 @@ def sgd_at_fixed_ratio(subject: Subject, effort: Effort) -> Sequence[Result]:
     simulations = Simulations.of(subject, effort)
     regime = simulations.regime
     rates = regime.runs[0]
-    factor = factor_of(1, (regime.coarseness,))
+    shares = shares_of(1, (regime.coarseness,))
     made = design(
         simulations,
         f"Phi of SGD's weights after t / eta^2 steps at lambda / eta = {rates.ratio:.3g} has the "
         f"law of (8) at t up to {rates.times[-1]:.3g}, as eta goes to 0",
-        factor,
+        shares,
     )
     coarser = rates.coarser(regime.coarseness)
     fine, coarse = simulations.sgd(rates, 110), simulations.sgd(coarser, 111)
@@ -53,7 +53,7 @@ def sgd_at_fixed_ratio(subject: Subject, effort: Effort) -> Sequence[Result]:
             made,
             Side("SGD", fine, coarse, regime.coarseness),
             Side("diffusion (8)", diffusion),
-            factor,
+            shares,
             norms=True,
             wrong="SGD does not tend to the diffusion (8): the noise that its steps draw, or Phi, "
             "its second derivative or sigma in the drift of (8), is not that of this problem.",
@@ -85,7 +85,7 @@ def sgd_in_general(subject: Subject, effort: Effort) -> Sequence[Result]:
     """SGD after floor(tau^{-1}(T)) steps, divided by R, against (13) at T."""
     simulations = Simulations.of(subject, effort)
     regime = simulations.regime
-    factor = factor_of(1, (regime.coarseness,))
+    shares = shares_of(1, (regime.coarseness,))
     times = general_times(simulations)
     rates = steps_at(simulations, regime.runs[1], times)
     coarser = steps_at(simulations, rates.coarser(regime.coarseness), times)
@@ -94,7 +94,7 @@ def sgd_in_general(subject: Subject, effort: Effort) -> Sequence[Result]:
         f"Phi of SGD's weights after floor(tau^-1(T)) steps, divided by R, has the law of (13) at "
         f"T up to {times[-1]:.3g}, as eta lambda goes to 0 (eta = {rates.lr:.2g}, "
         f"lambda = {rates.weight_decay:.2g})",
-        factor,
+        shares,
     )
     fine, coarse = (rescaled(simulations, r, use) for r, use in ((rates, 113), (coarser, 114)))
     return [
@@ -105,7 +105,7 @@ def sgd_in_general(subject: Subject, effort: Effort) -> Sequence[Result]:
             made,
             Side("SGD", fine, coarse, regime.coarseness),
             Side("diffusion (13)", simulations.limiting(times, 115)),
-            factor,
+            shares,
             norms=True,
             wrong="SGD, divided by R in the time tau, does not tend to (13): the noise, the "
             "weight decay or the learning rate of the steps, R or tau is not what the theory says.",
@@ -117,7 +117,7 @@ def sgd_in_general(subject: Subject, effort: Effort) -> Sequence[Result]:
 def sde_in_general(subject: Subject, effort: Effort) -> Sequence[Result]:
     """The SDE (3) at tau^{-1}(T), divided by R, against (13) at T."""
     simulations = Simulations.of(subject, effort)
-    factor = 1.0 + 5.0
+    shares = (1.0, 5.0)
     times = general_times(simulations)
     first, second = (simulations.regime.runs[1].coarser(c) for c in _OF_SDE)
     made = design(
@@ -125,7 +125,7 @@ def sde_in_general(subject: Subject, effort: Effort) -> Sequence[Result]:
         "Phi of the SDE (3) at tau^-1(T), divided by R, has the law of (13) at T up to "
         f"{times[-1]:.3g}, as eta lambda goes to 0 (eta = {first.lr:.2g}, "
         f"lambda = {first.weight_decay:.2g})",
-        factor,
+        shares,
     )
     states = []
     for rates, use in ((first, 116), (second, 117)):
@@ -142,7 +142,7 @@ def sde_in_general(subject: Subject, effort: Effort) -> Sequence[Result]:
             made,
             Side("SDE (3)", states[0], states[1], _OF_SDE[1] // _OF_SDE[0]),
             Side("diffusion (13)", simulations.limiting(times, 115)),
-            factor,
+            shares,
             norms=True,
             wrong="The SDE (3), divided by R in the time tau, does not tend to (13): R, tau, "
             "sigma, or Phi and its second derivative is not what the theory says.",

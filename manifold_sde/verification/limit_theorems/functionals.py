@@ -7,6 +7,7 @@ that a clock (a time scale, a variance of the noise) has on it that is off by th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -37,6 +38,7 @@ class Functional:
         compute: Function of the start (D,) and states (K, n, D) at the moments that returns (n,).
         spread: Its standard deviation.
         effect: How far the departure moves its mean.
+        wider: How much larger its standard deviation is where the clock is off by the departure.
     """
 
     name: str
@@ -44,6 +46,20 @@ class Functional:
     compute: Callable[[Tensor, Tensor], Array]
     spread: float
     effect: float
+    wider: float = 0.0
+
+    def deviation(self, shares: tuple[float, ...], multiple: float) -> float:
+        """Standard deviation of a difference of two means, times sqrt(n).
+
+        The side whose mean varies most has a clock that is off, and so another spread.
+
+        Args:
+            shares: Variances of the means of the two sides, in units of the functional's over n.
+            multiple: By how many times the departure the clock is off.
+        """
+        wrong = max(shares)
+        off = self.spread + multiple * self.wider
+        return math.sqrt(wrong * off**2 + (sum(shares) - wrong) * self.spread**2)
 
 
 def declare(
@@ -83,7 +99,8 @@ def declare(
         right, off = compute(start, directions), compute(start, wrong)
         if right.std() > _CONSTANT * max(1.0, float(np.abs(right).max())):
             effect = abs(float((off - right).mean()))
-            found.append(Functional(name, False, compute, float(right.std()), effect))
+            spread, wider = float(right.std()), max(float(off.std() - right.std()), 0.0)
+            found.append(Functional(name, False, compute, spread, effect, wider))
     norm = _as_numpy(lambda y0, y: y[-1].norm(dim=-1).log())
     moved = 0.25 * (growth[1] - growth[0])
     spread = 0.25 * float(growth[0].std())

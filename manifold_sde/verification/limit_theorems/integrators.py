@@ -143,9 +143,10 @@ def _drawn(subject: Subject, effort: Effort) -> tuple[Design, StepNoise]:
         hypothesis="Z has independent increments with mean 0 and covariance that of its limit, "
         "and no two steps and no two runs have the same noise",
         false_alarm=effort.false_alarm,
-        departure=f"a variance of the noise off by {min(found, effort.departure):.0%}",
+        departure=f"a variance of the noise off by {found:.0%}",
         miss=effort.miss,
         sample_size=runs,
+        size=found,
     )
     return made, StepNoise.of(subject, effort, runs)
 

@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from scipy import stats
+from scipy import optimize, stats
 from torch import Tensor
 
 from manifold_sde.degeneracy import Degeneracy
@@ -39,6 +39,8 @@ _AT_ONCE = 4096
 #: Difference up to which a closed form of Phi is taken for that of the geometry.
 _SAME = 1e-6
 _FEWEST_RUNS = 64
+#: Multiple of the effort's departure that is the largest to be declared.
+_LARGEST = 16.0
 
 
 class Simulations:
@@ -140,20 +142,64 @@ class Simulations:
         """Number of tests of a comparison: the functionals, and the energy distance."""
         return len(self.functionals) + 1
 
-    def needed(self, factor: float) -> int:
-        """Runs that find the departure, for an estimate of variance factor / n."""
+    @property
+    def _quantiles(self) -> float:
+        """Standard errors by which the departure has to be beyond what is tolerated."""
         alpha = self.effort.false_alarm / self.tests
-        quantiles = stats.norm.isf(alpha / 2) + stats.norm.isf(self.effort.miss)
-        return math.ceil(factor * (quantiles / ((1.0 - TOLERATED) * self.effect)) ** 2)
+        return float(stats.norm.isf(alpha / 2) + stats.norm.isf(self.effort.miss))
+
+    def needed(self, shares: tuple[float, ...]) -> int:
+        """Runs that find the departure, on the side whose mean varies most.
+
+        Args:
+            shares: Variances of the means of the two sides, in units of one functional's over n.
+        """
+        felt = [f for f in self.functionals if not f.of_norm]
+        return min(
+            math.ceil(
+                (f.deviation(shares, 1.0) * self._quantiles / ((1.0 - TOLERATED) * f.effect)) ** 2
+            )
+            for f in felt
+            if f.effect > 0.0
+        )
 
     @cached_property
     def runs(self) -> int:
         """Number of independent runs of each simulation, even."""
-        return 2 * (max(_FEWEST_RUNS, min(self.effort.runs, self.needed(4.0))) // 2)
+        needed = self.needed((2.0, 2.0))
+        return 2 * (max(_FEWEST_RUNS, min(self.effort.runs, needed)) // 2)
 
-    def departure(self, factor: float) -> float:
-        """The departure that these runs find: the effort's, or a larger one."""
-        return self.effort.departure * max(1.0, math.sqrt(self.needed(factor) / self.runs))
+    def departure(self, shares: tuple[float, ...]) -> float:
+        """The departure that these runs find: the effort's, or a larger one.
+
+        Raises:
+            ArgumentError: If these runs find none.
+        """
+        if self.needed(shares) <= self.runs:
+            return self.effort.departure
+        found = [
+            self._multiple(f, shares) for f in self.functionals if not f.of_norm and f.effect > 0.0
+        ]
+        if min(found) >= _LARGEST:
+            raise ArgumentError(
+                "the runs are too few to find anything",
+                received=f"{self.runs} runs, of which a clock that is off by "
+                f"{_LARGEST * self.effort.departure:.0%} is not found",
+                expected=f"{self.needed(shares)} runs, for {self.effort.departure:.0%}",
+                remedy="an effort with more runs",
+            )
+        return self.effort.departure * min(found)
+
+    def _multiple(self, functional: Functional, shares: tuple[float, ...]) -> float:
+        """How many times the effort's departure a functional shows to these runs."""
+
+        def short(k: float) -> float:
+            error = functional.deviation(shares, k) / math.sqrt(self.runs)
+            return self._quantiles * error - (1.0 - TOLERATED) * k * functional.effect
+
+        if short(_LARGEST) > 0.0:
+            return _LARGEST
+        return 1.0 if short(1.0) <= 0.0 else float(optimize.brentq(short, 1.0, _LARGEST))
 
     # Runs.
 

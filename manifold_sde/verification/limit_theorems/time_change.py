@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from manifold_sde.paper import implements
 from manifold_sde.verification.check import Check
 from manifold_sde.verification.effort import Effort
-from manifold_sde.verification.limit_theorems.comparison import Side, compare, design, factor_of
+from manifold_sde.verification.limit_theorems.comparison import Side, compare, design, shares_of
 from manifold_sde.verification.limit_theorems.convergence import general_times, steps_at
 from manifold_sde.verification.limit_theorems.regime import Rates
 from manifold_sde.verification.limit_theorems.simulations import Simulations
@@ -21,12 +21,12 @@ def diffusions_at_two_ratios(subject: Subject, effort: Effort) -> Sequence[Resul
     """Y_C(t) against Y_0((e^{4Ct} - 1) / 4C) e^{-Ct}, each solved in its own time."""
     simulations = Simulations.of(subject, effort)
     rates = simulations.regime.runs[0]
-    factor = factor_of(2, ())
+    shares = shares_of(2, ())
     made = design(
         simulations,
         f"Y_C(t) and Y_0((e^(4Ct) - 1) / 4C) e^(-Ct) have one law at C = {rates.ratio:.3g}, "
         f"t up to {rates.times[-1]:.3g}",
-        factor,
+        shares,
     )
     decaying = simulations.diffusion(rates.ratio, rates.times, 112)
     free = simulations.diffusion(0.0, simulations.regime.elapsed, 118)
@@ -41,7 +41,7 @@ def diffusions_at_two_ratios(subject: Subject, effort: Effort) -> Sequence[Resul
             made,
             Side("Y_C", decaying),
             Side("Y_0 with its time changed", shrunk),
-            factor,
+            shares,
             norms=True,
             exact=True,
             wrong="The diffusions at two ratios are not one process with time and norm changed: "
@@ -60,12 +60,12 @@ def sgd_without_weight_decay(subject: Subject, effort: Effort) -> Sequence[Resul
     counts = tuple(round(t / rates.lr**2) for t in regime.elapsed)
     free = Rates(rates.lr, 0.0, counts)
     coarse = Rates(c * rates.lr, 0.0, tuple(max(1, round(k / c**2)) for k in counts))
-    factor = factor_of(0, (c, c))
+    shares = shares_of(0, (c, c))
     made = design(
         simulations,
         "the directions of SGD without weight decay after (e^(4Ct) - 1) / 4C / eta^2 = "
         f"{counts[-1]} steps have the law of those with it after t / eta^2 = {rates.counts[-1]}",
-        factor,
+        shares,
     )
     later = f"SGD without, {counts[-1] / rates.counts[-1]:.2f} times the steps"
     sides = [
@@ -83,7 +83,7 @@ def sgd_without_weight_decay(subject: Subject, effort: Effort) -> Sequence[Resul
             made,
             sides[0],
             sides[1],
-            factor,
+            shares,
             norms=False,
             wrong="Weight decay does more here than change time and norm: the loss or the noise "
             "is not scale-invariant, or the steps do not decay as they say.",
@@ -98,7 +98,7 @@ def sgd_at_two_rates(subject: Subject, effort: Effort) -> Sequence[Result]:
     regime = simulations.regime
     c = regime.coarseness
     times = general_times(simulations)
-    factor = factor_of(0, (c, c))
+    shares = shares_of(0, (c, c))
     pairs = [steps_at(simulations, rates, times) for rates in regime.runs]
     shown = " and ".join(
         f"{r.counts[-1]} steps at eta = {r.lr:.2g}, lambda = {r.weight_decay:.2g}" for r in pairs
@@ -106,7 +106,7 @@ def sgd_at_two_rates(subject: Subject, effort: Effort) -> Sequence[Result]:
     made = design(
         simulations,
         f"the directions of SGD have one law after {shown}, both at T = {times[-1]:.3g}",
-        factor,
+        shares,
     )
     sides = []
     for rates, use in zip(pairs, (110, 113), strict=True):
@@ -121,7 +121,7 @@ def sgd_at_two_rates(subject: Subject, effort: Effort) -> Sequence[Result]:
             made,
             sides[0],
             sides[1],
-            factor,
+            shares,
             norms=False,
             wrong="The directions depend on more than T: the time scale, the learning rate or the "
             "weight decay is not what the steps have.",

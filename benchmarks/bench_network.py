@@ -1,0 +1,230 @@
+"""The matrix-free route on networks: against fixed limits, the gradient of the loss, and SGD."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.func import vmap
+
+from benchmarks.memory_use import peak
+from benchmarks.network_problems import network
+from benchmarks.rows import Row, one_thread, seconds
+from manifold_sde import DirectionDiffusion, Geometry, LeastSquaresProblem
+from manifold_sde.solvers import run_sgd, solve
+
+TITLE = "Networks on the digits, LayerNorm MLP, float64, one thread: products alone"
+PEERS: tuple[str, ...] = ()
+#: Seconds that the set-up, a projection, and drift with noise may take at 86,000 parameters and
+#: 1000 constraints; steps a second at 10,000 and 100; and memory over that of J.
+SET_UP, PROJECTION, DRIFT, STEPS_A_SECOND, MEMORY = 10.0, 0.5, 15.0, 10.0, 3.0
+#: Error that the projection may have.
+ACCURACY = 1e-10
+#: Clock to reach, the effective learning rates of SGD, and the steps that are timed of the small.
+CLOCK, COARSE, FINE, TIMED = 1.0, 1e-2, 1e-4, 10_000
+#: What the costs at the largest network may be over those at the one a tenth of its size, in units
+#: of the gradient there: linear growth is 1.
+LINEAR = 1.5
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Networks and samples of a run of the benchmarks."""
+
+    large: tuple[str, int] = ("86k", 100)
+    small: tuple[str, int] = ("10k", 10)
+    growth: tuple[str, ...] = ("1k", "10k", "100k", "1M")
+    steps: int = 25
+    clock: float = CLOCK
+    timed: int = TIMED
+
+
+QUICK = Sizes(("1k", 5), ("1k", 5), ("1k", "10k"), 2, 0.02, 20)
+
+
+def rows(quick: bool = False) -> list[Row]:
+    """Rows of the table of benchmarks.
+
+    Args:
+        quick: Small networks: it shows that everything runs.
+    """
+    sizes = QUICK if quick else Sizes()
+    with one_thread():
+        found = large_network(*sizes.large)
+        found.append(steps_a_second(*sizes.small, sizes.steps))
+        found += growth(sizes.growth)
+        found += against_sgd(*sizes.small, sizes.clock, sizes.timed)
+    return found
+
+
+def large_network(size: str, samples: int) -> list[Row]:
+    """One set-up, one projection, one evaluation of the direction diffusion, and the memory."""
+    problem, y = network(size, samples)
+    geometry = Geometry(problem, "matrix_free")
+    v = torch.ones_like(y) + y.flip(0)
+    start = time.process_time()
+    project = geometry.projector(y)
+    set_up = time.process_time() - start
+    projection = seconds(lambda: project(v), 3)
+    check_projection(problem, y, v, project(v))
+    sde = DirectionDiffusion(problem, "stratonovich", geometry=geometry)
+    sde.require_on_manifold(y)
+    clock = torch.zeros(())
+    drift = seconds(lambda: sde.f_and_g_prod(clock, y[None], v[None]), 1)
+    constraints = problem.pointwise.n_residuals
+    of_j = constraints * problem.dim * 8 / 2**20
+    used = subprocess.run(
+        [sys.executable, "-m", "benchmarks.bench_network", size, str(samples)],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    where = f"{problem.dim} parameters, {constraints} constraints"
+    return [
+        _limit("set-up of dPhi", set_up, SET_UP, f"{where}; ours in seconds, peer the limit"),
+        _limit("dPhi v", projection, PROJECTION, f"to {ACCURACY:g}, after the set-up"),
+        _limit("drift and noise", drift, DRIFT, "of the direction diffusion, Stratonovich"),
+        Row(
+            "peak memory",
+            float(used.stdout),
+            of_j,
+            "J itself",
+            "MB",
+            float(used.stdout) / of_j,
+            MEMORY,
+            "of a process that evaluates drift and noise, torch included",
+        ),
+    ]
+
+
+def check_projection(problem: LeastSquaresProblem, y: Tensor, v: Tensor, found: Tensor) -> None:
+    """Check that a vector is the projection of another on the kernel of J.
+
+    Raises:
+        AssertionError: If J times it is not zero to the accuracy, or what was taken away has a part
+            along it.
+    """
+    loss = problem.pointwise
+    slope = float(loss.residual_product(y, v).norm())
+    assert float(loss.residual_product(y, found).norm()) <= ACCURACY * slope
+    assert abs(float((v - found) @ found)) <= ACCURACY * float(v.norm()) ** 2
+
+
+def _limit(name: str, ours: float, limit: float, note: str) -> Row:
+    return Row(name, ours, limit, "limit", "s", ours / limit, 1.0, note)
+
+
+def steps_a_second(size: str, samples: int, steps: int) -> Row:
+    """Steps of the direction diffusion: the retraction walk, one path."""
+    problem, y = network(size, samples)
+    sde = DirectionDiffusion(problem, geometry=Geometry(problem, "matrix_free"))
+    dt = 1.0 / 64.0
+
+    def run(count: int) -> float:
+        return seconds(lambda: solve(sde, y, [0.0, count * dt], dt=dt), 1)
+
+    each = (run(2 * steps) - run(steps)) / steps
+    note = f"{problem.dim} parameters, {problem.pointwise.n_residuals} constraints"
+    return _limit("a step of the direction", each, 1.0 / STEPS_A_SECOND, note)
+
+
+def growth(sizes: tuple[str, ...]) -> list[Row]:
+    """Costs in gradients of the loss, at 100 constraints, from the smallest network on."""
+    operations: dict[str, list[float]] = {}
+    dims = []
+    for size in sizes:
+        problem, y = network(size, 10)
+        dims.append(problem.dim)
+        for name, cost in costs(problem, y).items():
+            operations.setdefault(name, []).append(cost)
+    found = []
+    for name, cost in operations.items():
+        listed = ", ".join(f"{c:.0f} at {d}" for c, d in zip(cost, dims, strict=True))
+        note = f"in gradients: {listed}"
+        ratio = cost[-1] / cost[-2]
+        found.append(
+            Row(f"growth, {name}", cost[-1], cost[-2], "a tenth of D", "grd", ratio, LINEAR, note)
+        )
+    return found
+
+
+def costs(problem: LeastSquaresProblem, y: Tensor) -> dict[str, float]:
+    """What operations cost, in gradients of the loss."""
+    products = Geometry(problem, "matrix_free").products
+    assert products is not None
+    route, frames = products.frames_at(y[None])
+    frame = frames[0][0], frames[1][0]
+    v, none = y.flip(0), y.new_zeros(len(y), 0)
+    repeats = 5 if problem.dim < 50_000 else 2
+    gradient = seconds(lambda: vmap(problem.pointwise.gradient)(y[None]), 4 * repeats)
+    operations: dict[str, Callable[[], object]] = {
+        "set-up": lambda: route.frame(y, none),
+        "dPhi v": lambda: route.project(y, frame, v),
+        "drift": lambda: route.turning(y, frame),
+        "step back": lambda: route.newton_step(y, frame, y),
+    }
+    return {name: seconds(run, repeats) / gradient for name, run in operations.items()}
+
+
+def against_sgd(size: str, samples: int, clock: float, timed: int) -> list[Row]:
+    """The direction to a clock: the diffusion in full, and SGD at two effective learning rates."""
+    problem, y = network(size, samples)
+    sde = DirectionDiffusion(problem, geometry=Geometry(problem, "matrix_free"))
+    ours = seconds(lambda: solve(sde, y, [0.0, clock]), 1)
+
+    def sgd(step: float, count: int) -> float:
+        # Without weight decay the norm grows: the rate is kept in step with it.
+        norm4 = 1.0
+        rates = []
+        for _ in range(count):
+            rates.append(step * norm4**0.5)
+            norm4 += 2.0 * rates[-1] ** 2
+        return seconds(lambda: run_sgd(problem, y, rates, 0.0, [0, count]), 1)
+
+    coarse = max(1, round(clock / COARSE**2))
+    fine = round(clock / FINE**2)
+    full = sgd(COARSE, coarse)
+    part = sgd(FINE, min(timed, fine))
+    whole = part * fine / min(timed, fine)
+    note = f"to u = {clock:g}, {problem.dim} parameters; one path"
+    return [
+        Row(
+            "to u, SGD at .01",
+            ours,
+            full,
+            "SGD",
+            "s",
+            ours / full,
+            None,
+            f"{note}, {coarse} steps of SGD",
+        ),
+        Row(
+            "to u, SGD at .0001",
+            ours,
+            whole,
+            "SGD, extrap.",
+            "s",
+            ours / whole,
+            None,
+            f"{fine} steps of SGD, extrapolated from {min(timed, fine)}",
+        ),
+    ]
+
+
+def evaluate(size: str, samples: int) -> None:
+    """One evaluation of drift and noise, for its memory."""
+    torch.set_num_threads(1)
+    problem, y = network(size, samples)
+    sde = DirectionDiffusion(problem, "stratonovich", geometry=Geometry(problem, "matrix_free"))
+    sde.require_on_manifold(y)
+    sde.f_and_g_prod(torch.zeros(()), y[None], y.flip(0)[None])
+
+
+if __name__ == "__main__":
+    evaluate(sys.argv[1], int(sys.argv[2]))
+    print(f"{peak():.1f}")
