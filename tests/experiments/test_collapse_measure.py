@@ -8,7 +8,7 @@ import pytest
 from scipy.stats import binomtest
 
 from manifold_sde.errors import ArgumentError
-from manifold_sde.experiments.collapse.measure import (
+from manifold_sde.experiments.collapse.curve_statistics import (
     Array,
     collapse,
     common_grid,
@@ -134,6 +134,9 @@ def test_curves_that_do_not_move_have_no_measure() -> None:
     generator = np.random.default_rng(0)
     curves = [generator.standard_normal((10, 1)) + np.zeros(8) for _ in range(3)]
     assert math.isnan(collapse(curves).unexplained)
+    rounding = [1.0 + 1e-16 * generator.integers(-2, 3, (10, 8)) for _ in range(3)]
+    assert math.isnan(collapse(rounding).unexplained)
+    assert math.isnan(distance(rounding[0], rounding[1]).z)
 
 
 def test_paths_of_their_own_positions_are_laid_on_one_grid() -> None:

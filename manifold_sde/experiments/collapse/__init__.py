@@ -6,7 +6,12 @@ measure of how far the curves are from one curve on each axis.
 """
 
 from manifold_sde.experiments.collapse.comparison import distances, measure, verdicts
-from manifold_sde.experiments.collapse.measure import Collapse, Distance, collapse, distance
+from manifold_sde.experiments.collapse.curve_statistics import (
+    Collapse,
+    Distance,
+    collapse,
+    distance,
+)
 from manifold_sde.experiments.collapse.plots import plot_collapse, plot_curves
 from manifold_sde.experiments.collapse.settings import Settings
 from manifold_sde.experiments.collapse.simulation import CollapseData, Ensemble, simulate

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from scipy.special import ndtri
 
-from manifold_sde.experiments.collapse.measure import (
+from manifold_sde.experiments.collapse.curve_statistics import (
     Array,
     Collapse,
     Distance,

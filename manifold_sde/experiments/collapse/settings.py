@@ -52,7 +52,7 @@ class Settings:
 
     Example:
         >>> Settings().steps(0.02, 0.01)[-1]
-        1249
+        1250
     """
 
     rates: tuple[tuple[float, float], ...] = _RATES

@@ -27,6 +27,8 @@ Array = NDArray[np.float64]
 
 #: A variation of less than so many times its noise is none to speak of.
 _SIGNAL = 3.0
+#: Differences relative to the values that are rounding.
+_ROUNDING = 1e-12
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,8 @@ def collapse(
     ]
     (between,), (total,), noise = _variations(curves, even)
     noise_between, noise_total = (float(part[0]) for part in noise)
-    if not total - noise_total > _SIGNAL * noise_total / math.sqrt(len(curves)):
+    rounding = (_ROUNDING * max(float(np.abs(c).max()) for c in curves)) ** 2
+    if not total - noise_total > max(_SIGNAL * noise_total / math.sqrt(len(curves)), rounding):
         return Collapse(math.nan, math.nan, math.nan, 0.0, 0.0)
     # Resampled means carry the noise of the sample, and that of the resampling.
     between_, total_, (extra_between, extra_total) = _variations(curves, drawn)
@@ -216,10 +219,11 @@ def distance(paths: Array, reference: Array) -> Distance:
     errors = np.sqrt(paths.var(0, ddof=1) / len(paths) + reference.var(0, ddof=1) / len(reference))
     curve = reference.mean(0)
     moved = float(np.ptp(curve))
+    rounding = _ROUNDING * float(np.abs(curve).max())
     return Distance(
         difference=difference,
         standard_error=error,
-        relative=difference / moved if moved > 0 else math.nan,
-        z=difference / error if error > 0 else math.nan,
-        largest_z=float(np.max(np.abs(gaps) / np.where(errors > 0, errors, np.inf))),
+        relative=difference / moved if moved > rounding else math.nan,
+        z=difference / error if error > rounding else math.nan,
+        largest_z=float(np.max(np.abs(gaps) / np.where(errors > rounding, errors, np.inf))),
     )
