@@ -157,6 +157,68 @@ def figure2(
 
 
 @app.command()
+def collapse(
+    full: Annotated[
+        bool, typer.Option("--full", help="More runs and snapshots, twice the way.")
+    ] = False,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the files.")] = _RESULTS,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of the noise.")] = 0,
+    network_seed: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Seed of the network and of its digits.")
+    ] = 0,
+    rates: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ETA,LAMBDA",
+            show_default="four",
+            help="Learning rate and weight decay; give it once for each pair.",
+        ),
+    ] = None,
+    paths: Annotated[
+        int | None,
+        typer.Option(
+            min=2,
+            metavar="N",
+            show_default="12; 40 if full",
+            help="Runs at each pair, and paths of the diffusion.",
+        ),
+    ] = None,
+    until: Annotated[
+        float | None,
+        typer.Option(metavar="U", show_default="0.25; 0.5 if full", help="Clock to reach."),
+    ] = None,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Start anew, not from where a run was stopped.")
+    ] = False,
+    compile: Annotated[
+        bool, typer.Option(help="Compile the step of SGD, where there is a C++ compiler.")
+    ] = True,
+) -> None:
+    """Which axis collapses SGD's curves: steps, lr k, lr wd k, or the clock u.
+
+    SGD on a network at several learning rates and weight decays, and the diffusion beside it.
+    Writes a figure, the data, tables and a description. A run that was stopped goes on.
+    """
+    from manifold_sde.experiments.collapse.command import make_collapse
+    from manifold_sde.experiments.collapse.settings import Settings, read_rates
+
+    changes: dict[str, Any] = {"seed": seed, "network_seed": network_seed, "compiled": compile}
+    if rates:
+        changes["rates"] = read_rates(rates)
+    if paths is not None:
+        changes |= {"paths": paths, "diffusion_paths": paths}
+    if until is not None:
+        changes["horizon"] = until
+    settings = Settings(**changes) if full else Settings.quick(**changes)
+    _one_thread()
+    try:
+        make_collapse(settings, out, Console(), full=full, restart=restart)
+    except KeyboardInterrupt:
+        _errors().print("Stopped. The same command goes on from here; --restart starts anew.")
+        raise typer.Exit(_INTERRUPTED) from None
+
+
+@app.command()
 def info(
     problem: _Problem,
     seed: Annotated[

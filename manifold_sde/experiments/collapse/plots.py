@@ -1,0 +1,169 @@
+"""The test functions on four axes, drawn."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from manifold_sde.errors import ArgumentError
+from manifold_sde.experiments.collapse.comparison import Row, in_per_cent, measure
+from manifold_sde.experiments.collapse.network import FUNCTIONS
+from manifold_sde.experiments.collapse.simulation import AXES, CollapseData, Ensemble
+
+#: Okabe and Ito's colours, which the colour-blind tell apart, in the order of the rates.
+COLORS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_LABELS = {
+    "steps": "steps $k$",
+    "lr_steps": r"$\eta k$",
+    "lr_decay_steps": r"$\eta\lambda k$",
+    "clock": r"intrinsic clock $u$",
+}
+_FUNCTION_LABELS = {
+    "cosine": "cosine with the start",
+    "accuracy": "test accuracy",
+    "log_pdet": r"$\log\,\mathrm{pdet}\,H$",
+    "trace": r"$\mathrm{tr}\,H$",
+    "smallest_group": "smallest share\nof a layer's norm",
+}
+_BAND = 2.0
+
+
+def plot_curves(
+    data: CollapseData,
+    function: str,
+    axis: str,
+    ax: Axes | None = None,
+    *,
+    row: Row | None = None,
+    **kwargs: Any,
+) -> Axes:
+    """Mean curves of one test function on one axis, and of the diffusion if it is the clock.
+
+    Args:
+        data: The data.
+        function: Name of a test function, a key of ``FUNCTIONS``.
+        axis: "steps", "lr_steps", "lr_decay_steps" or "clock".
+        ax: Axes to draw in; by default new ones.
+        row: The measure, written into the panel; the end of the common range is marked.
+        **kwargs: Passed on to ``plot``.
+
+    Returns:
+        The axes; bands are two standard errors wide on either side.
+
+    Raises:
+        ArgumentError: If there is no such function or axis.
+    """
+    if function not in FUNCTIONS or axis not in AXES:
+        raise ArgumentError(
+            "there is no such panel",
+            received=f"{function!r} on {axis!r}",
+            expected=f"one of {', '.join(FUNCTIONS)} on one of {', '.join(AXES)}",
+            remedy='plot_curves(data, "trace", "clock")',
+        )
+    ax = _axes(ax)
+    for index, run in enumerate(data.runs):
+        _draw(run, function, axis, ax, {"color": COLORS[index % len(COLORS)], **kwargs})
+    if axis == "clock":
+        style = {"color": "black", "linestyle": "--", "linewidth": 1.3, "zorder": 5}
+        _draw(data.diffusion, function, axis, ax, {**style, **kwargs}, alpha=0.10)
+    ax.set_xlim(left=0.0)
+    ax.set_xlabel(_LABELS[axis])
+    ax.set_ylabel(_FUNCTION_LABELS[function])
+    if row is not None:
+        _annotate(ax, row)
+    return ax
+
+
+def _draw(
+    run: Ensemble,
+    function: str,
+    axis: str,
+    ax: Axes,
+    style: dict[str, Any],
+    alpha: float = 0.18,
+) -> None:
+    positions = run.positions(axis)
+    where = positions.mean(1) if positions.ndim == 2 else positions
+    values = run.values[function]
+    mean = values.mean(1)
+    error = _BAND * values.std(1, ddof=1) / np.sqrt(values.shape[1])
+    ax.fill_between(
+        where, mean - error, mean + error, color=style["color"], alpha=alpha, linewidth=0
+    )
+    ax.plot(where, mean, **{"linewidth": 1.3, **style})
+
+
+def _annotate(ax: Axes, row: Row) -> None:
+    """The measure above the panel, and where the range that it looks at ends."""
+    result = row.result
+    text = "no signal" if np.isnan(result.unexplained) else f"{in_per_cent(result)} % unexplained"
+    ax.set_title(text, fontsize="small")
+    if row.end < 0.97 * ax.get_xlim()[1]:
+        ax.axvline(row.end, color="0.7", linewidth=0.8, linestyle=":", zorder=0)
+
+
+def plot_collapse(data: CollapseData, rows: list[Row] | None = None, **kwargs: Any) -> Figure:
+    """The whole figure: a row for each test function, a column for each axis.
+
+    Args:
+        data: The data.
+        rows: The measure, if it is known already.
+        **kwargs: Passed on to ``matplotlib.figure.Figure``.
+
+    Returns:
+        The figure; ``savefig`` writes it.
+    """
+    rows = measure(data) if rows is None else rows
+    found = {(row.function, row.axis): row for row in rows}
+    canvas = Figure(**{"figsize": (11.0, 11.5), "layout": "constrained", **kwargs})
+    grid = canvas.subplots(len(FUNCTIONS), len(AXES), sharey="row", sharex="col", squeeze=False)
+    for line, function in zip(grid, FUNCTIONS, strict=True):
+        for axis, ax in zip(AXES, line, strict=True):
+            plot_curves(data, function, axis, ax)
+            if function != list(FUNCTIONS)[-1]:
+                ax.set_xlabel("")
+            if ax is not line[0]:
+                ax.set_ylabel("")
+    for line, function in zip(grid, FUNCTIONS, strict=True):
+        for axis, ax in zip(AXES, line, strict=True):
+            _annotate(ax, found[function, axis])
+    settings = data.settings
+    canvas.suptitle(
+        f"SGD on a network ({'-'.join(map(str, settings.widths))}, D = {data.dim}) and "
+        f"{settings.n_samples} digits: means over {settings.paths} runs, bands of 2 standard errors"
+    )
+    canvas.legend(
+        handles=_legend(data), loc="outside lower center", ncols=min(3, len(data.runs) + 1)
+    ).set_frame_on(False)
+    return canvas
+
+
+def _legend(data: CollapseData) -> list[Line2D]:
+    handles = [
+        Line2D(
+            [],
+            [],
+            color=COLORS[index % len(COLORS)],
+            label=rf"SGD, $\eta={run.lr:g}$, $\lambda={run.weight_decay:g}$",
+        )
+        for index, run in enumerate(data.runs)
+    ]
+    diffusion = Line2D([], [], color="black", linestyle="--", label="diffusion, in its clock $u$")
+    return [*handles, diffusion]
+
+
+def _axes(ax: Axes | None) -> Axes:
+    if ax is None:
+        return Figure(figsize=(4.0, 3.0), layout="constrained").subplots()
+    if not isinstance(ax, Axes):
+        raise ArgumentError(
+            "ax is not what can be drawn in",
+            received=type(ax).__name__,
+            expected="matplotlib axes, or None for new ones",
+            remedy="figure, ax = matplotlib.pyplot.subplots()",
+        )
+    return ax
