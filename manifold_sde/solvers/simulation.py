@@ -192,7 +192,7 @@ def choose(
         raise ArgumentError(
             f"there is no such method for {type(sde).__name__}",
             received=repr(method),
-            expected=", ".join(repr(m) for m in ("auto", *allowed) if m not in TORCHSDE),
+            expected=", ".join(repr(m) for m in allowed if m not in TORCHSDE),
             remedy='leave it at "auto"'
             + ", or torchsde:euler, heun, midpoint, euler_heun" * ambient,
         )

@@ -187,4 +187,5 @@ def test_something_that_is_not_a_problem() -> None:
 def test_a_dimension_beyond_the_dense_route() -> None:
     problem = Problem(lambda x: unit(x)[0] ** 2, 1001, NOISE)
     with pytest.raises(ArgumentError, match="too large for the dense route"):
-        Geometry(problem)
+        Geometry(problem, "dense")
+    assert Geometry(problem).method == "matrix_free"

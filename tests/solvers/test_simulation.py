@@ -64,10 +64,12 @@ def refused(error: type[ManifoldSDEError], words: str, **changes: Any) -> None:
         (LIMIT, "rk4", "no such method for LimitingDiffusion"),
         (LIMIT, None, "no such method"),
         (SDE, "split", "no such method for WeightDecaySDE"),
-        (SDE, "weak2", "'auto', 'euler', 'heun', 'midpoint'"),
+        (SDE, "weak2", "'euler', 'heun', 'midpoint'"),
         (LIMIT, "heun", "the ito form"),
         (LIMIT.with_calculus("stratonovich"), "euler", r"sde.with_calculus\('ito'\)"),
         (DirectionDiffusion(PROBLEM), "weak2", "the stratonovich form"),
+        (DirectionDiffusion(PROBLEM), "rk4", "'walk'"),
+        (LIMIT, "walk", "leaves the norm alone"),
         (SDE, "midpoint", "drifts differ"),
     ],
 )
