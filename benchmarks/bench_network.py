@@ -27,8 +27,8 @@ SET_UP, PROJECTION, DRIFT, STEPS_A_SECOND, MEMORY = 10.0, 0.5, 15.0, 10.0, 3.0
 ACCURACY = 1e-10
 #: Clock to reach, the effective learning rates of SGD, and the steps that are timed of the small.
 CLOCK, COARSE, FINE, TIMED = 1.0, 1e-2, 1e-4, 10_000
-#: What the costs at the largest network may be over those at the one a tenth of its size, in units
-#: of the gradient there: linear growth is 1.
+#: How much faster than the number of parameters times may grow from the last network but one to the
+#: largest: linear growth is 1.
 LINEAR = 1.5
 
 
@@ -39,7 +39,7 @@ class Sizes:
     large: tuple[str, int] = ("86k", 100)
     small: tuple[str, int] = ("10k", 10)
     growth: tuple[str, ...] = ("1k", "10k", "100k", "1M")
-    steps: int = 25
+    steps: int = 50
     clock: float = CLOCK
     timed: int = TIMED
 
@@ -125,50 +125,48 @@ def steps_a_second(size: str, samples: int, steps: int) -> Row:
     sde = DirectionDiffusion(problem, geometry=Geometry(problem, "matrix_free"))
     dt = 1.0 / 64.0
 
-    def run(count: int) -> float:
-        return seconds(lambda: solve(sde, y, [0.0, count * dt], dt=dt), 1)
-
-    each = (run(2 * steps) - run(steps)) / steps
-    note = f"{problem.dim} parameters, {problem.pointwise.n_residuals} constraints"
-    return _limit("a step of the direction", each, 1.0 / STEPS_A_SECOND, note)
+    whole = seconds(lambda: solve(sde, y, [0.0, steps * dt], dt=dt), 3)
+    note = f"{problem.dim} parameters, {problem.pointwise.n_residuals} constraints; of {steps} "
+    return _limit("a step of the direction", whole / steps, 1.0 / STEPS_A_SECOND, f"{note}steps")
 
 
 def growth(sizes: tuple[str, ...]) -> list[Row]:
-    """Costs in gradients of the loss, at 100 constraints, from the smallest network on."""
-    operations: dict[str, list[float]] = {}
+    """Growth of times with the number of parameters, at 100 constraints; costs in gradients."""
+    times: dict[str, list[float]] = {}
     dims = []
     for size in sizes:
         problem, y = network(size, 10)
         dims.append(problem.dim)
-        for name, cost in costs(problem, y).items():
-            operations.setdefault(name, []).append(cost)
+        for name, found in operation_times(problem, y).items():
+            times.setdefault(name, []).append(found)
+    gradients = times.pop("gradient")
     found = []
-    for name, cost in operations.items():
-        listed = ", ".join(f"{c:.0f} at {d}" for c, d in zip(cost, dims, strict=True))
-        note = f"in gradients: {listed}"
-        ratio = cost[-1] / cost[-2]
-        found.append(
-            Row(f"growth, {name}", cost[-1], cost[-2], "a tenth of D", "grd", ratio, LINEAR, note)
-        )
+    for name, listed in times.items():
+        costs = [t / g for t, g in zip(listed, gradients, strict=True)]
+        shown = ", ".join(f"{c:.3g} at {d}" for c, d in zip(costs, dims, strict=True))
+        linear = listed[-2] * dims[-1] / dims[-2]
+        note = f"linear in D from {dims[-2]}; in gradients: {shown}"
+        ratio = listed[-1] / linear
+        found.append(Row(f"growth, {name}", listed[-1], linear, "linear", "s", ratio, LINEAR, note))
     return found
 
 
-def costs(problem: LeastSquaresProblem, y: Tensor) -> dict[str, float]:
-    """What operations cost, in gradients of the loss."""
+def operation_times(problem: LeastSquaresProblem, y: Tensor) -> dict[str, float]:
+    """Seconds that operations take, the gradient of the loss among them."""
     products = Geometry(problem, "matrix_free").products
     assert products is not None
     route, frames = products.frames_at(y[None])
     frame = frames[0][0], frames[1][0]
     v, none = y.flip(0), y.new_zeros(len(y), 0)
     repeats = 5 if problem.dim < 50_000 else 2
-    gradient = seconds(lambda: vmap(problem.pointwise.gradient)(y[None]), 4 * repeats)
     operations: dict[str, Callable[[], object]] = {
         "set-up": lambda: route.frame(y, none),
         "dPhi v": lambda: route.project(y, frame, v),
         "drift": lambda: route.turning(y, frame),
         "step back": lambda: route.newton_step(y, frame, y),
     }
-    return {name: seconds(run, repeats) / gradient for name, run in operations.items()}
+    found = {"gradient": seconds(lambda: vmap(problem.pointwise.gradient)(y[None]), 4 * repeats)}
+    return found | {name: seconds(run, repeats) for name, run in operations.items()}
 
 
 def against_sgd(size: str, samples: int, clock: float, timed: int) -> list[Row]:

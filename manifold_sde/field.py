@@ -66,6 +66,21 @@ class Field(ABC):
             Drift of the direction diffusion and P sigma w, (D, n) each.
         """
 
+    def tangent_increment(self, y: Tensor, anchor: Tensor, h: Tensor, w: Tensor) -> Tensor:
+        """Tangent part of the Ito drift times h, and P sigma w, at unit vectors.
+
+        Args:
+            y: Unit vectors (D, n).
+            anchor: Anchors nearby (D, d, n).
+            h: Steps, () or (n,).
+            w: Increments (m, n).
+
+        Returns:
+            Tensor (D, n).
+        """
+        drift, noise = self.drift_and_noise(y, anchor, w, "tangent")
+        return h * drift + noise
+
     @abstractmethod
     def retract(
         self, x: Tensor, anchor: Tensor, fresh_steps: int = 2

@@ -94,6 +94,18 @@ class MatrixFreeField(Field):
         result: tuple[Tensor, Tensor] = self._each(at_one, y, anchor, w)
         return result
 
+    def tangent_increment(self, y: Tensor, anchor: Tensor, h: Tensor, w: Tensor) -> Tensor:
+        """Drift and noise share a projection."""
+
+        def at_one(y: Tensor, near: Tensor, step: Tensor, v: Tensor) -> Tensor:
+            frame = self.route.frame(y, near)
+            noise = self.problem.noise.product(self.loss, y, v)
+            move = step * self._force(y, frame, "tangent") + noise
+            return without_radial_part(self.route.project(y, frame, move), y)
+
+        result: Tensor = self._each(at_one, y, anchor, h.expand(y.shape[1]), w)
+        return result
+
     def retract(
         self, x: Tensor, anchor: Tensor, fresh_steps: int = 2
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -134,20 +146,24 @@ class MatrixFreeField(Field):
         return self.route.project(y, frame, self.problem.noise.product(self.loss, y, w))
 
     def _drift(self, y: Tensor, frame: Frame, calculus: str) -> Tensor:
-        route, noise = self.route, self.problem.noise
         if calculus == "ito":
             return self._ito_drift(y, frame)
+        force = self._force(y, frame, calculus)
+        return without_radial_part(self.route.project(y, frame, force), y)
+
+    def _force(self, y: Tensor, frame: Frame, calculus: str) -> Tensor:
+        """What the tangent drift is the projection of."""
+        route, noise = self.route, self.problem.noise
         if isinstance(noise, SphericalNoise):
             # -(s^2 / 4) grad log pdet H along Gamma_1, in either form.
-            turning = -0.25 * noise.scale**2 * route.turning(y, frame)
-            return without_radial_part(route.project(y, frame, turning), y)
+            return -0.25 * noise.scale**2 * route.turning(y, frame)
         # What sigma_j itself turns by counts half of the mixed block, and by itself.
         stratonovich = calculus == "stratonovich"
         terms = contract(route, y, frame, noise_pairs(route, noise, y), tangent=False)
         force = -0.5 * terms.normal - (0.5 if stratonovich else 1.0) * terms.mixed
         if stratonovich:
             force = force - 0.5 * self._correction(y, frame)
-        return without_radial_part(route.project(y, frame, force), y)
+        return force
 
     def _correction(self, y: Tensor, frame: Frame) -> Tensor:
         """Sum over j of the derivative of sigma_j along P sigma_j."""

@@ -202,6 +202,11 @@ def test_drift_and_noise_are_those_of_the_dense_field(name: str, calculus: str) 
     close(free.direction_drift(columns, anchor, calculus), got[0])
     close(free.noise(2.0 * columns, anchor, w) + 1.0, 0.5 * got[1] + 1.0)
     close(free.trace(columns), dense.trace(columns))
+    step = torch.tensor([0.1, 0.2, 0.3], dtype=y.dtype)
+    if calculus == "tangent":
+        for h in (step, step[0]):
+            found = free.tangent_increment(columns, anchor, h, w)
+            close(found + 1.0, h * want[0] + want[1] + 1.0)
 
 
 @pytest.mark.parametrize("name", sorted(NOISES))

@@ -99,8 +99,7 @@ class ManifoldMotion(Motion):
 
     def tangent_increment(self, x: Tensor, anchor: Tensor, h: Tensor, w: Tensor) -> Tensor:
         """Tangent part of the direction's Ito drift times h, and P sigma w."""
-        drift, noise = self.field.drift_and_noise(x / x.norm(dim=0), anchor, w, "tangent")
-        return h * drift + noise
+        return self.field.tangent_increment(x / x.norm(dim=0), anchor, h, w)
 
     def land(self, x: Tensor, anchor: Tensor, fresh_steps: int = 2) -> tuple[Tensor, Tensor]:
         """The retraction of x. The direction diffusion lives on unit vectors."""
