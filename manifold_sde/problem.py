@@ -47,7 +47,10 @@ class Problem(Sources):
         name: Name used in messages and figures.
 
     Attributes:
-        dim, noise, rank, name: As given.
+        dim: As given.
+        noise: As given.
+        rank: As given.
+        name: As given.
         n_samples: Number Xi of sample losses, or ``None`` for a loss that returns one number.
         facts: What is known of the problem in closed form, or ``None``.
 

@@ -43,7 +43,9 @@ def described(package: ModuleType, name: str) -> tuple[str, str]:
     if inspect.ismodule(target):
         return target.__name__, text
     if hasattr(target, "__qualname__"):
-        return f"{target.__module__}.{target.__qualname__}", text
+        # A decorator's inner function bears the name of what it decorates.
+        own = target.__qualname__.rpartition("<locals>.")[2]
+        return f"{target.__module__}.{own}", text
     for module in [key for key in sys.modules if key.startswith(package.__name__)]:
         comments = ModuleAnalyzer.for_module(module).find_attr_docs()
         if ("", name) in comments and getattr(sys.modules[module], name) is target:

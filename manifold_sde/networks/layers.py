@@ -94,7 +94,7 @@ class LayerNorm(nn.Module):
         self.shape = tuple(_positive(size, "shape") for size in sizes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Values (..., *shape) -> (..., *shape).
+        """Values ``(..., *shape)`` -> ``(..., *shape)``.
 
         Raises:
             ShapeError: If the last dimensions are others.

@@ -22,7 +22,8 @@ class ParameterBlock:
     Attributes:
         name: Name in the module, such as ``"stem.weight"``.
         shape: Its shape.
-        start, stop: Its coordinates in x are start, ..., stop - 1.
+        start: The first of its coordinates in x.
+        stop: The one after the last.
     """
 
     name: str

@@ -17,6 +17,7 @@ from manifold_sde.verification.assumptions import (
 )
 from manifold_sde.verification.check import Check
 
+#: The checks, in the order in which they are made.
 CHECKS: tuple[Check, ...] = (
     *scale_invariance.CHECKS,
     *smoothness.CHECKS,

@@ -5,6 +5,7 @@ from manifold_sde.verification.limit_theorems import convergence, integrators, n
 
 __all__ = ["CHECKS"]
 
+#: The checks, in the order in which they are made.
 CHECKS: tuple[Check, ...] = (
     *integrators.CHECKS,
     *convergence.CHECKS,
