@@ -205,7 +205,7 @@ def against_sgd(size: str, samples: int, clock: float, timed: int) -> list[Row]:
             "to u, SGD at .0001",
             ours,
             whole,
-            "SGD, extrap.",
+            "SGD, extr.",
             "s",
             ours / whole,
             None,
