@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -14,10 +15,19 @@ from typer.core import TyperGroup
 
 from manifold_sde import __version__
 from manifold_sde.errors import ArgumentError, ManifoldSDEError
+from manifold_sde.experiments.terminal import (
+    FAILURE,
+    INTERRUPTED,
+    USAGE,
+    Compile,
+    Out,
+    Restart,
+    errors,
+    one_thread,
+    resumable,
+)
 from manifold_sde.experiments.training_options import add_training_figures
 
-#: Exit status of wrong arguments and of everything else that fails, and of an interrupt.
-_USAGE, _FAILURE, _INTERRUPTED = 2, 1, 130
 _RESULTS = Path("results")
 
 _Problem = Annotated[
@@ -33,12 +43,12 @@ class _Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except ManifoldSDEError as error:
-            _errors().print(Text("Error: ", style="bold red") + Text(str(error)), soft_wrap=True)
-            code = _USAGE if isinstance(error, ArgumentError) else _FAILURE
+            errors().print(Text("Error: ", style="bold red") + Text(str(error)), soft_wrap=True)
+            code = USAGE if isinstance(error, ArgumentError) else FAILURE
             raise typer.Exit(code) from error
         except KeyboardInterrupt:
-            _errors().print("Stopped.")
-            raise typer.Exit(_INTERRUPTED) from None
+            errors().print("Stopped.")
+            raise typer.Exit(INTERRUPTED) from None
 
 
 app = typer.Typer(
@@ -83,9 +93,7 @@ def figure2(
     full: Annotated[
         bool, typer.Option("--full", help="All steps of every learning rate, more runs compared.")
     ] = False,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the files.")] = Path(
-        "results"
-    ),
+    out: Out = _RESULTS,
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of SGD's noise.")] = 0,
     runs: Annotated[int, typer.Option(min=1, metavar="N", help="Runs in a box.")] = 60,
     law_runs: Annotated[
@@ -120,12 +128,8 @@ def figure2(
     jobs: Annotated[
         int, typer.Option(min=1, max=2, metavar="N", help="Processes: one, or one for each design.")
     ] = 2,
-    restart: Annotated[
-        bool, typer.Option("--restart", help="Start anew, not from where a run was stopped.")
-    ] = False,
-    compile: Annotated[
-        bool, typer.Option(help="Compile the step of SGD, where there is a C++ compiler.")
-    ] = True,
+    restart: Restart = False,
+    compile: Compile = True,
 ) -> None:
     """Figure 2: SGD on the normalised linear model follows the paper's time scale.
 
@@ -148,12 +152,9 @@ def figure2(
     if lr:
         changes["lrs"] = tuple(lr)
     settings = Settings(**changes) if full else Settings.quick(**changes)
-    _one_thread()
-    try:
+    one_thread()
+    with resumable():
         make_figure2(settings, out, Console(), jobs=jobs, restart=restart)
-    except KeyboardInterrupt:
-        _errors().print("Stopped. The same command goes on from here; --restart starts anew.")
-        raise typer.Exit(_INTERRUPTED) from None
 
 
 @app.command()
@@ -161,7 +162,7 @@ def collapse(
     full: Annotated[
         bool, typer.Option("--full", help="More runs and snapshots, twice the way.")
     ] = False,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the files.")] = _RESULTS,
+    out: Out = _RESULTS,
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of the noise.")] = 0,
     network_seed: Annotated[
         int, typer.Option(min=0, metavar="N", help="Seed of the network and of its digits.")
@@ -187,12 +188,8 @@ def collapse(
         float | None,
         typer.Option(metavar="U", show_default="0.25; 0.5 if full", help="Clock to reach."),
     ] = None,
-    restart: Annotated[
-        bool, typer.Option("--restart", help="Start anew, not from where a run was stopped.")
-    ] = False,
-    compile: Annotated[
-        bool, typer.Option(help="Compile the step of SGD, where there is a C++ compiler.")
-    ] = True,
+    restart: Restart = False,
+    compile: Compile = True,
 ) -> None:
     """Which axis collapses SGD's curves: steps, lr k, lr wd k, or the clock u.
 
@@ -210,12 +207,9 @@ def collapse(
     if until is not None:
         changes["horizon"] = until
     settings = Settings(**changes) if full else Settings.quick(**changes)
-    _one_thread()
-    try:
+    one_thread()
+    with resumable():
         make_collapse(settings, out, Console(), full=full, restart=restart)
-    except KeyboardInterrupt:
-        _errors().print("Stopped. The same command goes on from here; --restart starts anew.")
-        raise typer.Exit(_INTERRUPTED) from None
 
 
 @app.command()
@@ -325,14 +319,9 @@ def simulate(
         output=output,
         compare_sgd=compare_sgd,
     )
-    _one_thread()
-    try:
-        simulate_law(settings, Console(), _errors())
-    except KeyboardInterrupt:
-        if checkpoint is None:
-            raise
-        _errors().print("Stopped. The same command goes on from here.")
-        raise typer.Exit(_INTERRUPTED) from None
+    one_thread()
+    with contextlib.nullcontext() if checkpoint is None else resumable(""):
+        simulate_law(settings, Console(), errors())
 
 
 @app.command()
@@ -364,26 +353,15 @@ def verify(
     """
     from manifold_sde.experiments.verify import verify_problem
 
-    _one_thread()
+    one_thread()
     report = verify_problem(problem, effort, seed, x0, assumptions, output)
     typer.echo(str(report))
     typer.echo(f"\nWith the plots behind the verdicts: {output}")
     if not report.passed:
-        raise typer.Exit(_FAILURE)
+        raise typer.Exit(FAILURE)
 
 
-def _errors() -> Console:
-    return Console(stderr=True, highlight=False)
-
-
-def _one_thread() -> None:
-    """More threads make the small operations here slower."""
-    import torch
-
-    torch.set_num_threads(1)
-
-
-add_training_figures(figure, _errors, _INTERRUPTED)
+add_training_figures(figure)
 
 
 def main() -> None:
@@ -393,4 +371,4 @@ def main() -> None:
     except BrokenPipeError:
         # The reader of the output has gone, as in `manifold-sde ... | head`.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(_FAILURE)
+        sys.exit(FAILURE)

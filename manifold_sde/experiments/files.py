@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,11 @@ import torch
 from torch import Tensor
 
 from manifold_sde.errors import ArgumentError
+
+
+def discard(folder: Path) -> None:
+    """Remove what unfinished runs left behind, if it is there."""
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def read_array(file: Path) -> Tensor:

@@ -8,10 +8,11 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from manifold_sde.experiments.terminal import Out, one_thread, resumable
+
 _SHOWN = "that of the form"
 
 Full = Annotated[bool, typer.Option("--full", help="More and longer runs on the digits.")]
-Out = Annotated[Path, typer.Option(metavar="DIR", help="Folder for the files.")]
 Data = Annotated[str, typer.Option(metavar="digits|cifar10", help="What is trained on.")]
 DataDir = Annotated[
     Path | None,
@@ -82,14 +83,8 @@ Restart = Annotated[
 ]
 
 
-def add_training_figures(figure: typer.Typer, errors: Any, interrupted: int) -> None:
-    """Add the commands for Figures 1 and 3.
-
-    Args:
-        figure: The group of commands.
-        errors: Makes the console for errors.
-        interrupted: Exit status of an interrupt.
-    """
+def add_training_figures(figure: typer.Typer) -> None:
+    """Add the commands for Figures 1 and 3 to a group."""
 
     def add(number: int, text: str) -> None:
         def command(
@@ -134,13 +129,8 @@ def add_training_figures(figure: typer.Typer, errors: Any, interrupted: int) -> 
             }
             chosen = {name: value for name, value in changes.items() if value is not None}
             chosen |= {"seed": seed, "device": device}
-            try:
+            with resumable():
                 _make(number, full, out, data, data_dir, chosen, jobs, restart)
-            except KeyboardInterrupt:
-                errors().print(
-                    "Stopped. The same command goes on from here; --restart starts anew."
-                )
-                raise typer.Exit(interrupted) from None
 
         command.__doc__ = text
         figure.command(str(number))(command)
@@ -159,8 +149,6 @@ def _make(
     jobs: int,
     restart: bool,
 ) -> None:
-    import torch
-
     from manifold_sde.experiments.training.command import make_figure
     from manifold_sde.experiments.training.settings import Settings
 
@@ -170,7 +158,7 @@ def _make(
     else:
         form = Settings if full else Settings.quick
         settings = form(data=data, data_dir=folder, **changes)
-    torch.set_num_threads(1)
+    one_thread()
     make_figure(number, settings, out, Console(), jobs=jobs, restart=restart)
 
 

@@ -7,10 +7,8 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from manifold_sde.errors import CompilationWarning
 from manifold_sde.experiments.collapse.comparison import (
@@ -26,7 +24,14 @@ from manifold_sde.experiments.collapse.comparison import (
 from manifold_sde.experiments.collapse.network import FUNCTIONS
 from manifold_sde.experiments.collapse.plots import plot_collapse
 from manifold_sde.experiments.collapse.settings import Settings
-from manifold_sde.experiments.collapse.simulation import AXES, CollapseData, discard, simulate
+from manifold_sde.experiments.collapse.simulation import AXES, CollapseData, simulate
+from manifold_sde.experiments.files import discard
+from manifold_sde.experiments.printing import (
+    GOING_ON,
+    plain_table,
+    print_findings,
+    print_full_form,
+)
 
 
 def make_collapse(
@@ -124,7 +129,7 @@ def _announce(settings: Settings, unfinished: Path, console: Console, full: bool
     if not settings.compiled:
         console.print("Uncompiled: a step of SGD takes some 5 times longer.")
     if unfinished.is_dir() and any(unfinished.iterdir()):
-        console.print("Going on from where this was stopped (--restart starts anew).")
+        console.print(GOING_ON)
 
 
 def _conclude(
@@ -135,37 +140,21 @@ def _conclude(
     console: Console,
     full: bool,
 ) -> None:
-    console.print()
-    console.print(collapse_table(rows))
-    console.print()
-    for sentence in sentences:
-        console.print(Text("• " + sentence))
-    console.print()
-    for file in files:
-        console.print(Text(str(file)), soft_wrap=True)
+    print_findings(console, collapse_table(rows), sentences, files)
     if not full:
-        console.print()
-        console.print(
-            f"The quick form has {data.settings.paths} runs and ends at "
-            f"u = {data.settings.horizon:g}. For all of it, in some minutes:",
-            highlight=False,
-        )
-        console.print("    manifold-sde collapse --full", highlight=False, style="bold")
+        settings = data.settings
+        what = f"The quick form has {settings.paths} runs and ends at u = {settings.horizon:g}."
+        print_full_form(console, what, "collapse")
 
 
 def collapse_table(rows: Sequence[Row]) -> Table:
     """The measure as a table of 80 columns."""
-    table = Table(
-        title="Unexplained: per cent of the curves' variation that is between the curves",
-        caption="0 is a collapse onto one curve; what chance adds is subtracted\n"
+    table = plain_table(
+        "Unexplained: per cent of the curves' variation that is between the curves",
+        "0 is a collapse onto one curve; what chance adds is subtracted\n"
         "± standard error by bootstrap over paths\n"
         "smallest share: of the norm of the weights, that one of the layers has\n"
         "chance: p-value that all runs have one law on the axis u",
-        box=box.SIMPLE_HEAD,
-        title_justify="left",
-        caption_justify="left",
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
     )
     table.add_column("test function", no_wrap=True)
     for axis in AXES:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.func import jacrev, vmap
+from torch.func import vmap
 
 from manifold_sde.geometry import Geometry
 from manifold_sde.pointwise import LeastSquaresPointwise
@@ -98,7 +98,7 @@ class _Linear:
 
 
 def _linearise(loss: LeastSquaresPointwise, x: Tensor) -> _Linear:
-    jacobian = jacrev(loss.residuals)(x)
+    jacobian = loss.jacobian(x)
     values, vectors = torch.linalg.eigh(jacobian @ jacobian.T / loss.n_samples)
     values = torch.maximum(values, _NONE * values[-1])
     return _Linear(loss.residuals(x), jacobian, values, vectors, loss.n_samples)

@@ -13,6 +13,7 @@ from manifold_sde.errors import ArgumentError
 from manifold_sde.experiments.collapse.comparison import Row, in_per_cent, measure
 from manifold_sde.experiments.collapse.network import FUNCTIONS
 from manifold_sde.experiments.collapse.simulation import AXES, CollapseData, Ensemble
+from manifold_sde.experiments.drawing import axes_of, plot_band
 
 #: Okabe and Ito's colours, which the colour-blind tell apart, in the order of the rates.
 COLORS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -64,7 +65,7 @@ def plot_curves(
             expected=f"one of {', '.join(FUNCTIONS)} on one of {', '.join(AXES)}",
             remedy='plot_curves(data, "trace", "clock")',
         )
-    ax = _axes(ax)
+    ax = axes_of(ax, (4.0, 3.0))
     for index, run in enumerate(data.runs):
         _draw(run, function, axis, ax, {"color": COLORS[index % len(COLORS)], **kwargs})
     if axis == "clock":
@@ -91,10 +92,7 @@ def _draw(
     values = run.values[function]
     mean = values.mean(1)
     error = _BAND * values.std(1, ddof=1) / np.sqrt(values.shape[1])
-    ax.fill_between(
-        where, mean - error, mean + error, color=style["color"], alpha=alpha, linewidth=0
-    )
-    ax.plot(where, mean, **{"linewidth": 1.3, **style})
+    plot_band(ax, where, mean, error, {"linewidth": 1.3, **style}, alpha)
 
 
 def _annotate(ax: Axes, row: Row) -> None:
@@ -154,16 +152,3 @@ def _legend(data: CollapseData) -> list[Line2D]:
     ]
     diffusion = Line2D([], [], color="black", linestyle="--", label="diffusion, in its clock $u$")
     return [*handles, diffusion]
-
-
-def _axes(ax: Axes | None) -> Axes:
-    if ax is None:
-        return Figure(figsize=(4.0, 3.0), layout="constrained").subplots()
-    if not isinstance(ax, Axes):
-        raise ArgumentError(
-            "ax is not what can be drawn in",
-            received=type(ax).__name__,
-            expected="matplotlib axes, or None for new ones",
-            remedy="figure, ax = matplotlib.pyplot.subplots()",
-        )
-    return ax

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 import time
 import warnings
 from collections.abc import Callable
@@ -26,6 +25,7 @@ from manifold_sde.errors import (
 )
 from manifold_sde.experiments.collapse.network import FUNCTIONS, SHARPNESS, Task, make_task
 from manifold_sde.experiments.collapse.settings import Settings
+from manifold_sde.experiments.files import discard
 from manifold_sde.paper import implements
 from manifold_sde.sdes import DirectionDiffusion
 from manifold_sde.solvers import run_sgd, solve
@@ -243,11 +243,6 @@ def label(settings: Settings, index: int) -> str:
 def ensemble_path(settings: Settings, index: int, folder: Path) -> Path:
     """File of a finished ensemble; its name says what it depends on."""
     return folder / f"ensemble{index}-{settings.key()}.npz"
-
-
-def discard(folder: Path) -> None:
-    """Remove what unfinished runs left behind."""
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _ensemble(

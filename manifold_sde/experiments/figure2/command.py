@@ -6,10 +6,8 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from manifold_sde.compiling import compiler_available
 from manifold_sde.errors import CompilationWarning
@@ -22,8 +20,15 @@ from manifold_sde.experiments.figure2.comparison import (
 )
 from manifold_sde.experiments.figure2.plots import plot_figure2
 from manifold_sde.experiments.figure2.settings import DESIGNS, Settings
-from manifold_sde.experiments.figure2.simulation import Figure2, discard, simulate
+from manifold_sde.experiments.figure2.simulation import Figure2, simulate
 from manifold_sde.experiments.figure2.workers import simulate_in_processes
+from manifold_sde.experiments.files import discard
+from manifold_sde.experiments.printing import (
+    GOING_ON,
+    plain_table,
+    print_findings,
+    print_full_form,
+)
 from manifold_sde.experiments.processes import Screen
 
 
@@ -102,45 +107,32 @@ def _announce(settings: Settings, unfinished: Path, console: Console) -> None:
         how = "no C++ compiler was found" if not compiler_available() else "not compiled"
         console.print(f"Uncompiled ({how}): a step takes some 50 times longer.")
     if unfinished.is_dir() and any(unfinished.iterdir()):
-        console.print("Going on from where this was stopped (--restart starts anew).")
+        console.print(GOING_ON)
     elif settings.compiled:
         console.print("The first progress is seen once the step is compiled, in some 20 seconds.")
 
 
 def _conclude(figure: Figure2, files: Sequence[Path], console: Console) -> None:
     rows = compare(figure)
-    console.print()
-    console.print(comparison_table(rows))
-    console.print()
-    for sentence in verdicts(rows):
-        console.print(Text("• " + sentence), soft_wrap=False)
+    print_findings(console, comparison_table(rows), verdicts(rows), files)
     settings = figure.settings
-    console.print()
-    for file in files:
-        console.print(Text(str(file)), soft_wrap=True)
     if settings.step_limit is not None:
-        console.print()
-        console.print(
+        what = (
             f"The quick form ends after {settings.step_limit:,} steps and compares "
-            f"{settings.law_runs} runs. For all of it, in some minutes:"
+            f"{settings.law_runs} runs."
         )
-        console.print("    manifold-sde figure 2 --full", highlight=False, style="bold")
+        print_full_form(console, what, "figure 2")
 
 
 def comparison_table(rows: Sequence[Comparison]) -> Table:
     """The comparison as a table of 80 columns."""
-    table = Table(
-        title="The angle of SGD against the exact law of the limit",
-        caption="variance: of the unwrapped angle, divided by the limit's\n"
+    table = plain_table(
+        "The angle of SGD against the exact law of the limit",
+        "variance: of the unwrapped angle, divided by the limit's\n"
         "kurtosis: of the unwrapped angle, 3 in the limit\n"
         "> π: runs more than half a turn from the start, and as many in the limit\n"
         "p: Watson's test of the angle on the circle\n"
         f"differs: by variance or p, with a false alarm rate of {FALSE_ALARM:g} for the table",
-        box=box.SIMPLE_HEAD,
-        title_justify="left",
-        caption_justify="left",
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
     )
     table.add_column("inputs", no_wrap=True)
     for name in ("η", "T", "variance", "kurtosis", "> π", "limit", "p"):

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Circle
 
-from manifold_sde.errors import ArgumentError
+from manifold_sde.experiments.drawing import axes_of, plot_band
 from manifold_sde.experiments.figure2.comparison import Comparison, compare, limit_law, ratio_curve
 from manifold_sde.experiments.figure2.settings import DESIGNS
 from manifold_sde.experiments.figure2.simulation import Figure2, Run
@@ -39,7 +39,7 @@ def plot_boxes(figure: Figure2, ax: Axes | None = None, **kwargs: Any) -> Axes:
     Returns:
         The axes, with one inset for each box.
     """
-    ax = _axes(ax, (11.0, 3.8))
+    ax = axes_of(ax, (11.0, 3.8))
     settings = figure.settings
     products = settings.column_products()
     lrs = sorted(settings.lrs, reverse=True)
@@ -167,7 +167,7 @@ def plot_angle_law(
     Returns:
         The axes.
     """
-    ax = _axes(ax, (4.0, 3.0))
+    ax = axes_of(ax, (4.0, 3.0))
     run = figure.run(design, lr)
     T = figure.settings.law_times[-1]
     ax.set_xlim(-math.pi, math.pi)
@@ -214,7 +214,7 @@ def plot_variance_ratio(
     Returns:
         The axes; bands are two standard errors wide on either side.
     """
-    ax = _axes(ax, (4.0, 3.0))
+    ax = axes_of(ax, (4.0, 3.0))
     for lr in sorted(figure.settings.lrs, reverse=True):
         run = figure.run(design, lr)
         if run is None or not run.plan.law_steps:
@@ -223,10 +223,8 @@ def plot_variance_ratio(
         value = np.array([r.value for r in ratios])
         error = np.array([r.standard_error for r in ratios])
         color = _color(figure, lr)
-        ax.fill_between(
-            times, value - 2 * error, value + 2 * error, color=color, alpha=0.15, linewidth=0
-        )
-        ax.plot(times, value, **{"color": color, "label": rf"$\eta={_power(lr)}$", **kwargs})
+        style = {"color": color, "label": rf"$\eta={_power(lr)}$", **kwargs}
+        plot_band(ax, times, value, 2 * error, style, alpha=0.15)
     ax.axhline(1.0, color="black", linewidth=1.3, zorder=0.5)
     ax.set_xlim(0, figure.settings.law_times[-1])
     ax.set_ylim(bottom=0.0)
@@ -295,16 +293,3 @@ def _color(figure: Figure2, lr: float) -> str:
 
 def _index(run: Run | None, T: float) -> int | None:
     return run.plan.law_times.index(T) if run is not None and T in run.plan.law_times else None
-
-
-def _axes(ax: Axes | None, size: tuple[float, float]) -> Axes:
-    if ax is None:
-        return Figure(figsize=size, layout="constrained").subplots()
-    if not isinstance(ax, Axes):
-        raise ArgumentError(
-            "ax is not what can be drawn in",
-            received=type(ax).__name__,
-            expected="matplotlib axes, or None for new ones",
-            remedy="figure, ax = matplotlib.pyplot.subplots()",
-        )
-    return ax

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 import time
 import warnings
 from collections.abc import Callable
@@ -298,8 +297,3 @@ def _compiles(settings: Settings, problem: NormalizedLinear) -> bool:
         except CompilationWarning:
             return False
     return True
-
-
-def discard(folder: Path) -> None:
-    """Remove what unfinished runs left behind."""
-    shutil.rmtree(folder, ignore_errors=True)

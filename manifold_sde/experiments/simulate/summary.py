@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from rich import box
 from rich.table import Table
 from torch import Tensor
 
+from manifold_sde.experiments.printing import plain_table
 from manifold_sde.geometry import Geometry
 from manifold_sde.problem import Problem
 from manifold_sde.solvers.solution import Solution
@@ -108,9 +108,7 @@ def law_table(
         first: What the moments are.
         times: T of (12) at each, or ``None``.
     """
-    table = Table(
-        title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False, padding=(0, 1, 0, 0)
-    )
+    table = plain_table(title)
     known = rows[0].log_pseudo_determinant is not None
     heads = [first, *(["T"] if times is not None else []), "clock u", "norm"]
     heads += [*(["log pdet H"] if known else []), "spread", "paths"]

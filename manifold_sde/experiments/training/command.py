@@ -7,18 +7,24 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from manifold_sde.errors import ArgumentError
+from manifold_sde.experiments.files import discard
+from manifold_sde.experiments.printing import (
+    GOING_ON,
+    plain_table,
+    print_findings,
+    print_full_form,
+)
 from manifold_sde.experiments.processes import Note, Screen, run_in_processes
 from manifold_sde.experiments.training.analysis import rows, sentences, summarise, write_table
 from manifold_sde.experiments.training.plots import plot_figure1, plot_figure3
 from manifold_sde.experiments.training.record import TrainingRun
 from manifold_sde.experiments.training.settings import Settings
-from manifold_sde.experiments.training.simulation import discard, train, train_group
+from manifold_sde.experiments.training.simulation import train, train_group
 
 _DRAW = {1: plot_figure1, 3: plot_figure3}
 
@@ -95,7 +101,7 @@ def _trained(
     out.mkdir(parents=True, exist_ok=True)
     keys = (settings.key(), settings.training_key())
     if any(any(unfinished.glob(f"*{key}*")) for key in keys):
-        console.print("Going on from where this was stopped (--restart starts anew).")
+        console.print(GOING_ON)
     if jobs == 1 or len(settings.groups) == 1:
         return train(settings, folder=unfinished, progress=console.is_terminal)
     tasks = {
@@ -157,33 +163,19 @@ def _announce(number: int, settings: Settings, console: Console) -> None:
 
 
 def _conclude(number: int, run: TrainingRun, files: Sequence[Path], console: Console) -> None:
-    console.print()
-    console.print(decay_table(run))
-    console.print()
-    for sentence in sentences(run):
-        console.print(Text("• " + sentence))
-    console.print()
-    for file in files:
-        console.print(Text(str(file)), soft_wrap=True)
+    print_findings(console, decay_table(run), sentences(run), files)
     if run.settings.form == "quick":
-        console.print()
-        console.print("The quick form has fewer and shorter runs. For all of it, in some minutes:")
-        console.print(f"    manifold-sde figure {number} --full", highlight=False, style="bold")
+        print_full_form(console, "The quick form has fewer and shorter runs.", f"figure {number}")
 
 
 def decay_table(run: TrainingRun) -> Table:
     """Accuracies in per cent and norms at the times of decay, as a table of 80 columns."""
     mixing = summarise(run).mixing_epochs
-    table = Table(
-        title="Test accuracy and norm by the epoch of the decay",
-        caption="ηλk: steps k in units of 1/(ηλ), which are "
-        f"{mixing:.3g} epochs\nbefore, after: test accuracy around the decay, in per cent\n"
+    table = plain_table(
+        "Test accuracy and norm by the epoch of the decay",
+        f"ηλk: steps k in units of 1/(ηλ), which are {mixing:.3g} epochs\n"
+        "before, after: test accuracy around the decay, in per cent\n"
         "(10): the norm with the trace's mean over the second half",
-        box=box.SIMPLE_HEAD,
-        title_justify="left",
-        caption_justify="left",
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
     )
     for name in ("epoch", "ηλk", "train", "before", "after", "norm", "(10)"):
         table.add_column(name, justify="right", no_wrap=True)

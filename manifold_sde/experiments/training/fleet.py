@@ -85,14 +85,8 @@ class Fleet:
         return F.cross_entropy(self._outputs(x, frozen, inputs), targets)
 
     def _outputs(self, x: Tensor, frozen: dict[str, Tensor], inputs: Tensor) -> Tensor:
-        # One split has one reverse pass; a slice for each parameter would have as many.
-        blocks = self.weights.parameters
-        parts = x.split([block.index.stop - block.index.start for block in blocks.values()])
-        named = {
-            name: part.reshape(block.shape)
-            for (name, block), part in zip(blocks.items(), parts, strict=True)
-        }
-        outputs: Tensor = functional_call(self.module, {**named, **frozen}, (inputs,))
+        values = self.weights.unflatten(x) | frozen
+        outputs: Tensor = functional_call(self.module, values, (inputs,))
         return outputs
 
     @torch.no_grad()

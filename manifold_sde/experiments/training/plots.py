@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from manifold_sde.errors import ArgumentError
+from manifold_sde.experiments.drawing import axes_of, plot_band
 from manifold_sde.experiments.training.analysis import (
     Mean,
     after_decay,
@@ -21,6 +21,7 @@ from manifold_sde.experiments.training.record import Array, TrainingRun
 #: Okabe and Ito's colours, which the colour-blind tell apart.
 _TRAIN, _TEST, _DECAYED, _NORM = "#E69F00", "#0072B2", "#D55E00", "#009E73"
 _GREY = "0.45"
+_SIZE = (5.5, 4.0)
 
 
 def plot_accuracies(run: TrainingRun, ax: Axes | None = None, **kwargs: Any) -> Axes:
@@ -34,7 +35,7 @@ def plot_accuracies(run: TrainingRun, ax: Axes | None = None, **kwargs: Any) -> 
     Returns:
         The axes; bands are a standard error over runs wide on either side.
     """
-    ax = _axes(ax)
+    ax = axes_of(ax, _SIZE)
     settings = run.settings
     records = np.array(settings.records)
     for values, color, label in (
@@ -81,7 +82,7 @@ def plot_decay_and_norm(run: TrainingRun, ax: Axes | None = None, **kwargs: Any)
     Returns:
         The axes of the accuracy; those of the norm share its epochs.
     """
-    ax = _axes(ax)
+    ax = axes_of(ax, _SIZE)
     settings = run.settings
     right = ax.twinx()
     _curve(right, np.arange(settings.epochs + 1), run.norm, color=_NORM)
@@ -110,7 +111,7 @@ def plot_limit_accuracy(run: TrainingRun, ax: Axes | None = None, **kwargs: Any)
     Returns:
         The axes, with epochs on a logarithmic scale.
     """
-    ax = _axes(ax)
+    ax = axes_of(ax, _SIZE)
     settings = run.settings
     times = np.array(settings.decay_times)
     at = np.searchsorted(settings.records, times)
@@ -139,7 +140,7 @@ def plot_norm(run: TrainingRun, ax: Axes | None = None, **kwargs: Any) -> Axes:
     Returns:
         The axes, with epochs on a logarithmic scale.
     """
-    ax = _axes(ax)
+    ax = axes_of(ax, _SIZE)
     epochs = np.arange(run.settings.epochs + 1)[1:]
     curves = norm_curves(run)
     options = {"color": _NORM, "label": "measured", **kwargs}
@@ -229,11 +230,11 @@ def _least(run: TrainingRun) -> float:
 
 def _curve(ax: Axes, x: Any, values: Array, **options: Any) -> None:
     """Mean over runs, with a band of a standard error."""
-    mean = Mean.of(values)
+    mean, style = Mean.of(values), {"linewidth": 1.3, **options}
     if len(values) > 1:
-        low, high = mean.value - mean.standard_error, mean.value + mean.standard_error
-        ax.fill_between(x, low, high, color=options["color"], alpha=0.2, linewidth=0)
-    ax.plot(x, mean.value, **{"linewidth": 1.3, **options})
+        plot_band(ax, x, mean.value, mean.standard_error, style, alpha=0.2)
+    else:
+        ax.plot(x, mean.value, **style)
 
 
 def _dots(ax: Axes, times: Any, values: Array, **options: Any) -> None:
@@ -242,16 +243,3 @@ def _dots(ax: Axes, times: Any, values: Array, **options: Any) -> None:
     error = mean.standard_error if len(values) > 1 else None
     style = {"fmt": "o", "color": _DECAYED, "markersize": 4.5, "capsize": 2.5, "linewidth": 1.0}
     ax.errorbar(times, mean.value, error, **{**style, **options})
-
-
-def _axes(ax: Axes | None) -> Axes:
-    if ax is None:
-        return Figure(figsize=(5.5, 4.0), layout="constrained").subplots()
-    if not isinstance(ax, Axes):
-        raise ArgumentError(
-            "ax is not what can be drawn in",
-            received=type(ax).__name__,
-            expected="matplotlib axes, or None for new ones",
-            remedy="figure, ax = matplotlib.pyplot.subplots()",
-        )
-    return ax

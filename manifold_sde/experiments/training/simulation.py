@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -364,8 +363,3 @@ class _Group:
 
 def _numbers(value: Tensor) -> NDArray[np.float64]:
     return value.detach().double().cpu().numpy()
-
-
-def discard(folder: Path) -> None:
-    """Remove what unfinished runs left behind."""
-    shutil.rmtree(folder, ignore_errors=True)

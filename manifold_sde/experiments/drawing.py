@@ -1,0 +1,38 @@
+"""What the figures of the experiments share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from manifold_sde.errors import ArgumentError
+
+
+def axes_of(ax: Axes | None, size: tuple[float, float]) -> Axes:
+    """The axes to draw in, or new ones of a size in inches.
+
+    Raises:
+        ArgumentError: If it is something else.
+    """
+    if ax is None:
+        return Figure(figsize=size, layout="constrained").subplots()
+    if not isinstance(ax, Axes):
+        raise ArgumentError(
+            "ax is not what can be drawn in",
+            received=type(ax).__name__,
+            expected="matplotlib axes, or None for new ones",
+            remedy="figure, ax = matplotlib.pyplot.subplots()",
+        )
+    return ax
+
+
+def plot_band(
+    ax: Axes, x: Any, middle: Any, half_width: Any, style: dict[str, Any], alpha: float
+) -> None:
+    """A curve in a style that names its color, with a band around it."""
+    ax.fill_between(
+        x, middle - half_width, middle + half_width, color=style["color"], alpha=alpha, linewidth=0
+    )
+    ax.plot(x, middle, **style)
