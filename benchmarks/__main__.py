@@ -28,6 +28,7 @@ NAMES = (
     "brownian",
     "diffusion",
     "network",
+    "limits",
 )
 PACKAGES = (
     "manifold_sde",

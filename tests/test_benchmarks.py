@@ -14,6 +14,7 @@ from benchmarks import (
     bench_brownian,
     bench_diffusion,
     bench_limit_map,
+    bench_limits,
     bench_network,
     bench_second_derivative,
     bench_sgd,
@@ -33,6 +34,7 @@ MODULES = {
     "brownian": bench_brownian,
     "diffusion": bench_diffusion,
     "network": bench_network,
+    "limits": bench_limits,
 }
 needs_jax = pytest.mark.skipif(not rows.installed("jax"), reason="no JAX (make bench-environment)")
 STEPS = 40
