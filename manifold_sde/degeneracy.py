@@ -91,7 +91,7 @@ class Degeneracy:
 
 def radial_vectors(y: Tensor, groups: Sequence[Sequence[int]]) -> Tensor:
     """Unit vectors along the parts of points in groups of coordinates: (n, D) -> (n, D, G)."""
-    parts = torch.zeros(*y.shape, len(groups), dtype=y.dtype)
+    parts = y.new_zeros(*y.shape, len(groups))
     for number, group in enumerate(groups):
         part = y[:, list(group)]
         size = part.norm(dim=1, keepdim=True).clamp(min=1e-300)

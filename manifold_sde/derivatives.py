@@ -127,6 +127,23 @@ def batched(
     return result.reshape(*batch, *result.shape[1:])
 
 
+def unit_rows(count: int, first: int, last: int, like: Tensor) -> Tensor:
+    """Unit vectors of some coordinates, as rows, in the dtype and on the device of a tensor.
+
+    Args:
+        count: Number of coordinates.
+        first: The first of them.
+        last: The one after the last.
+        like: The tensor.
+
+    Returns:
+        Tensor (last - first, count).
+    """
+    rows = like.new_zeros(last - first, count)
+    rows.diagonal(first).fill_(1.0)
+    return rows
+
+
 def integer(value: object) -> int | None:
     """An integer of any kind (Python's, NumPy's) as an int; ``None`` for all else, bools too."""
     if isinstance(value, (bool, np.bool_, Tensor)):

@@ -93,12 +93,25 @@ def guilty_coordinates(loss: Pointwise, points: Tensor) -> tuple[int, ...]:
     dim = loss.dim
     if dim > SOLVED_DIM:
         return _dependent_coordinates(loss, points)
-    values, basis = _scalings(loss, points)
-    # Symmetries have singular value 0 up to rounding; the rest is weighted out smoothly.
-    level = _SYMMETRY[points.dtype] ** 2
-    solution = basis.T @ (level / (values**2 + level) * basis.sum(1))
-    off = (1.0 - solution).abs()
-    return tuple(int(i) for i in torch.nonzero(off > 0.1 * off.max())[:, 0])
+    at_fault = outside_symmetries(*_scalings(loss, points), _SYMMETRY[points.dtype])
+    return tuple(int(i) for i in torch.nonzero(at_fault)[:, 0])
+
+
+def outside_symmetries(values: Tensor, basis: Tensor, level: float) -> Tensor:
+    """Where the scaling of all by one factor is farthest from the symmetries of a loss.
+
+    Args:
+        values: How much scalings change the loss (k,); up to the level, they are symmetries, and
+            the rest is weighted out smoothly.
+        basis: The scalings, orthonormal rows (k, P).
+        level: Size that counts as 0.
+
+    Returns:
+        Mask (P,).
+    """
+    weights = level**2 / (values**2 + level**2)
+    off = (1.0 - basis.T @ (weights * basis.sum(1))).abs()
+    return off > 0.1 * off.max()
 
 
 def _scalings(loss: Pointwise, points: Tensor) -> tuple[Tensor, Tensor]:

@@ -18,6 +18,7 @@ from manifold_sde.coefficients import without_radial_part
 from manifold_sde.errors import ArgumentError
 from manifold_sde.field import ARRIVED, Field
 from manifold_sde.geometry.contraction import contract, noise_pairs, noise_units
+from manifold_sde.geometry.dense import DENSE_LIMIT
 from manifold_sde.geometry.normal_space import NormalRoute
 from manifold_sde.noise import SphericalNoise
 from manifold_sde.problem import Problem
@@ -26,8 +27,6 @@ from manifold_sde.problem import Problem
 #: and those that share the last frame.
 _MORE_STEPS = 1
 _SHARED_STEPS = 3
-#: Largest dimension in which D second derivatives are taken.
-_ITO_LIMIT = 1000
 
 Frame = tuple[Tensor, Tensor]
 
@@ -180,11 +179,11 @@ class MatrixFreeField(Field):
 
     def _ito_drift(self, y: Tensor, frame: Frame) -> Tensor:
         """Half of d^2 Phi[Sigma], minus V y / 2."""
-        if len(y) > _ITO_LIMIT:
+        if len(y) > DENSE_LIMIT:
             raise ArgumentError(
                 "the Ito drift cannot be had by products",
                 received=f"dimension {len(y)}",
-                expected=f"at most {_ITO_LIMIT}: its normal part takes D second derivatives",
+                expected=f"at most {DENSE_LIMIT}: its normal part takes D second derivatives",
                 remedy='the Stratonovich form, sde.with_calculus("stratonovich"), or '
                 'solve(..., method="walk"), which needs the tangent part alone',
             )

@@ -205,8 +205,8 @@ class LeastSquaresPointwise(Pointwise):
 
     def _units(self, x: Tensor, first: int, last: int) -> Tensor:
         """Unit vectors of the residuals of some samples, as rows (b K, Xi K)."""
-        identity = torch.eye(self.n_residuals, dtype=x.dtype, device=x.device)
-        return identity[first * self.n_outputs : last * self.n_outputs]
+        k = self.n_outputs
+        return derivatives.unit_rows(self.n_residuals, first * k, last * k, x)
 
     def jacobian(self, x: Tensor) -> Tensor:
         """Jacobian of the residuals, one mode for each of the fewer side: (D,) -> (Xi K, D)."""

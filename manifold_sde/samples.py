@@ -7,6 +7,11 @@ from collections.abc import Callable
 from torch import Tensor
 
 
+def follow(value: Tensor, x: Tensor) -> Tensor:
+    """A constant in the dtype and on the device of x; whole numbers keep their dtype."""
+    return value.to(x) if value.is_floating_point() else value.to(x.device)
+
+
 class SampleFunction:
     """A function of one vector x (D,) with a value for each sample of some data.
 
@@ -38,9 +43,7 @@ class SampleFunction:
 
     def data_for(self, x: Tensor) -> tuple[Tensor, ...]:
         """The data in the dtype and on the device of x."""
-        return tuple(
-            d.to(x.device, x.dtype) if d.is_floating_point() else d.to(x.device) for d in self.data
-        )
+        return tuple(follow(d, x) for d in self.data)
 
     def __call__(self, x: Tensor) -> Tensor:
         """The values of all samples: (D,) -> (Xi, ...)."""

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
+from manifold_sde.derivatives import unit_rows
 from manifold_sde.geometry.normal_space import NormalRoute
 from manifold_sde.noise import Noise
 
@@ -113,7 +114,4 @@ def noise_units(route: NormalRoute, noise: Noise, y: Tensor) -> Iterator[Tensor]
     """Unit vectors of the noise (b, m), in blocks."""
     count, size = noise.n_components(route.loss), route.block(y)
     for first in range(0, count, size):
-        last = min(first + size, count)
-        units = y.new_zeros(last - first, count)
-        units[:, first:last] = torch.eye(last - first, dtype=y.dtype, device=y.device)
-        yield units
+        yield unit_rows(count, first, min(first + size, count), y)

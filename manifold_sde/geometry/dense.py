@@ -15,6 +15,8 @@ from manifold_sde.geometry.limit_map import LimitMap
 from manifold_sde.geometry.spectrum import Spectrum, common_rank, find_rank
 from manifold_sde.problem import Problem
 
+#: Largest dimension in which anything of the size D x D is made.
+DENSE_LIMIT = 1000
 #: Largest Newton displacement, relative to the norm, of a point that counts as on the manifold.
 ON_MANIFOLD = {torch.float64: 1e-6, torch.float32: 1e-3}
 #: Newton steps of a retraction, and the displacement at which it is content.

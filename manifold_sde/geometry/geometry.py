@@ -16,7 +16,7 @@ from manifold_sde.errors import (
     ShapeError,
 )
 from manifold_sde.geometry.closed_form import ClosedFormGeometry
-from manifold_sde.geometry.dense import DenseGeometry
+from manifold_sde.geometry.dense import DENSE_LIMIT, DenseGeometry
 from manifold_sde.geometry.matrix_free import DEFAULT_MEMORY, MatrixFreeGeometry
 from manifold_sde.geometry.pseudo_determinant import LogPseudoDeterminant
 from manifold_sde.geometry.spectrum import find_rank, gap_ratios
@@ -24,8 +24,6 @@ from manifold_sde.paper import implements
 from manifold_sde.problem import Problem
 
 _METHODS = ("auto", "dense", "matrix_free", "symbolic")
-#: Largest dimension that the dense route takes without being asked to.
-_DENSE_LIMIT = 1000
 
 
 class Geometry:
@@ -114,13 +112,13 @@ class Geometry:
                 "of symbolic problems all the same",
             )
         if method == "auto":
-            small = "dense" if problem.dim <= _DENSE_LIMIT else "matrix_free"
+            small = "dense" if problem.dim <= DENSE_LIMIT else "matrix_free"
             method = small if closed_form is None else "symbolic"
-        if method == "dense" and problem.dim > _DENSE_LIMIT:
+        if method == "dense" and problem.dim > DENSE_LIMIT:
             raise ArgumentError(
                 "the problem is too large for the dense route",
                 received=f"dimension {problem.dim}",
-                expected=f"at most {_DENSE_LIMIT}: H has {problem.dim**2:.1e} entries",
+                expected=f"at most {DENSE_LIMIT}: H has {problem.dim**2:.1e} entries",
                 remedy='method="matrix_free", or "auto"',
             )
         if isinstance(memory, bool) or not isinstance(memory, int) or memory < 1:

@@ -65,16 +65,23 @@ def precision(dtype: torch.dtype) -> Precision:
 
 
 #: Step size, over the fastest time scale, at which a flow is given up.
-_COLLAPSED = 1e-10
+COLLAPSED = 1e-10
 #: Tolerance of the estimate of the error: factor and power of rtol. Measured on least squares and
 #: other losses, condition numbers up to 1e4: the limit is then within rtol, mostly by far.
 _TOLERANCE_FACTOR, _TOLERANCE_POWER = 3.0, 0.65
 _LARGEST_TOLERANCE = 1e-2
-_FIRST_STEP = 0.5
-_SAFETY = 0.9
-_SHRINK, _GROW, _SHRINK_UNSOLVED = 0.2, 5.0, 0.4
+#: First step over the fastest time scale, and by how much steps may change.
+FIRST_STEP = 0.5
+SAFETY = 0.9
+SHRINK, GROW, SHRINK_UNSOLVED = 0.2, 5.0, 0.4
 #: Entries of the largest batch of step matrices that is solved at once.
 _MATRIX_ENTRIES = 1 << 23
+
+
+def tolerances(rtol: float, dtype: torch.dtype) -> tuple[float, float]:
+    """Of the estimate of the error of a step, and of its Newton iteration, relative to the norm."""
+    estimate = min(_LARGEST_TOLERANCE, _TOLERANCE_FACTOR * rtol**_TOLERANCE_POWER)
+    return estimate, max(0.01 * rtol, 50.0 * torch.finfo(dtype).eps)
 
 
 class FlowStatus(IntEnum):
@@ -151,9 +158,7 @@ def settle(
         The end points, each with its own step sizes: a flow does not depend on its batch.
     """
     n, dim = x.shape
-    eps = torch.finfo(x.dtype).eps
-    tolerance = min(_LARGEST_TOLERANCE, _TOLERANCE_FACTOR * rtol**_TOLERANCE_POWER)
-    newton_tolerance = max(0.01 * rtol, 50.0 * eps)
+    tolerance, newton_tolerance = tolerances(rtol, x.dtype)
     method = tableau(STAGES, x.dtype, x.device)
     small = precision(x.dtype)
 
@@ -199,7 +204,7 @@ def settle(
         start = Linearisation(result.points[active], force[active], values[active], basis[active])
         norms, h = start.x.norm(dim=-1), steps[active]
         largest = start.values.abs().amax(dim=-1)
-        first = _FIRST_STEP / torch.maximum(largest, start.force.norm(dim=-1) / norms)
+        first = FIRST_STEP / torch.maximum(largest, start.force.norm(dim=-1) / norms)
         h = torch.where(torch.isnan(h), first, h)
 
         ratio = h / last_steps[active]
@@ -215,8 +220,8 @@ def settle(
         excess = error / tolerance
         solved = solved & torch.isfinite(excess) & torch.isfinite(inside).flatten(1).all(-1)
         accepted = solved & (excess <= 1.0)
-        factor = _SAFETY * excess.clamp(min=1e-30) ** (-1.0 / (STAGES + 1))
-        factor = torch.where(solved, factor.clamp(_SHRINK, _GROW), _SHRINK_UNSOLVED)
+        factor = SAFETY * excess.clamp(min=1e-30) ** (-1.0 / (STAGES + 1))
+        factor = torch.where(solved, factor.clamp(SHRINK, GROW), SHRINK_UNSOLVED)
 
         moved = active[accepted]
         stages = inside[accepted] @ start.basis[accepted].mT
@@ -231,7 +236,7 @@ def settle(
         rejected[active] = ~accepted
         over = active[result.times[active] * fastest[active] > small.stalled]
         status[over] = FlowStatus.STALLED
-        status[active[steps[active] * fastest[active] < _COLLAPSED]] = FlowStatus.COLLAPSED
+        status[active[steps[active] * fastest[active] < COLLAPSED]] = FlowStatus.COLLAPSED
     return result
 
 

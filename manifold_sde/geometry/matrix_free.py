@@ -96,23 +96,22 @@ class MatrixFreeGeometry:
 
     def _jacobian_frames(self, y: Tensor) -> tuple[JacobianRoute, Frames] | None:
         """From one Gram matrix a point; ``None`` where the residuals do not vanish there."""
-        values, vectors = self._gram_spectrum(y)
-        loss = self.loss
-        if values is None or not isinstance(loss, LeastSquaresPointwise):
+        whole = self._all_residuals()
+        if whole is None:
             return None
-        # Directions of no slope are not moved in: what they hold of the residuals stays.
-        slope = values > _NO_SLOPE * values[:, -1:]
-        scales = torch.where(slope, (loss.n_samples * values.clamp(min=0.0)).rsqrt(), 0.0)
-        weights = vectors * scales[:, None]
-        whole = JacobianRoute(loss, values.shape[-1], self.memory)
-
+        loss, none = whole.loss, y.new_zeros(self.loss.dim, 0)
+        values, weights = self.each(
+            lambda point: whole.frame(point, none), y, vectors=loss.n_residuals
+        )
+        if not bool(torch.isfinite(values).all()):
+            raise _not_finite("Jacobian")
         self._require_rest(whole, y, (values, weights))
 
         def left(point: Tensor, *frame: Tensor) -> tuple[Tensor, Tensor]:
             moved = point
             for _ in range(3):
                 moved = moved - whole.newton_step(point, (frame[0], frame[1]), moved)
-            size = (loss.n_samples * frame[0].clamp(min=0.0).sum()).sqrt() * point.norm()
+            size = (loss.n_samples * frame[0].sum()).sqrt() * point.norm()
             return loss.residuals(moved).norm(), size
 
         residuals, sizes = self.each(left, y, values, weights)
@@ -125,16 +124,12 @@ class MatrixFreeGeometry:
             (values[:, first:], weights[:, :, first:].contiguous()),
         )
 
-    def _gram_spectrum(self, y: Tensor) -> tuple[Tensor | None, Tensor]:
-        """Eigenvalues and eigenvectors of J J^T / Xi, (n, k) and (n, k, k), or ``None``."""
+    def _all_residuals(self) -> JacobianRoute | None:
+        """The route of all residuals, whatever their rank; ``None`` where there are none."""
         loss = self.loss
         if not isinstance(loss, LeastSquaresPointwise) or loss.n_residuals > loss.dim:
-            return None, y
-        route = JacobianRoute(loss, loss.n_residuals, self.memory)
-        grams = self.each(route.gram, y, vectors=loss.n_residuals)
-        if not bool(torch.isfinite(grams).all()):
-            raise _not_finite("Jacobian")
-        return torch.linalg.eigh(grams / loss.n_samples)
+            return None
+        return JacobianRoute(loss, loss.n_residuals, self.memory, floor=_NO_SLOPE)
 
     def _with_zero(self, values: Tensor) -> Tensor:
         """The eigenvalues of H that can differ from zero, and one that cannot."""
@@ -320,7 +315,7 @@ class MatrixFreeGeometry:
         norms = x.norm(dim=-1, keepdim=True)
         scale = norms if is_scale_invariant(self.problem, x) else torch.ones_like(norms)
         point = x / scale
-        route = self._off_manifold(point)
+        route = self._off_manifold()
         anchors = self.each(self.start(route), point, vectors=route.rank)
         left = torch.full_like(norms[:, 0], torch.inf)
 
@@ -352,24 +347,19 @@ class MatrixFreeGeometry:
             partial=partial,
         )
 
-    def _off_manifold(self, x: Tensor) -> NormalRoute:
+    def _off_manifold(self) -> NormalRoute:
         """A route for points near the manifold, or on their way to it."""
-        loss = self.loss
-        if isinstance(loss, LeastSquaresPointwise) and loss.n_residuals < loss.dim:
-            rank = self.problem.rank
-            if rank is None:
-                values = self._gram_spectrum(x)[0]
-                assert values is not None
-                rank = common_rank(find_rank(self._with_zero(values), None))
-            return JacobianRoute(loss, rank, self.memory, floor=_NO_SLOPE)
-        if self.problem.rank is None:
+        whole, rank = self._all_residuals(), self.problem.rank
+        if whole is not None:
+            return JacobianRoute(whole.loss, rank or whole.rank, self.memory, floor=_NO_SLOPE)
+        if rank is None:
             raise RankError(
                 "the rank of the Hessian is not known off the manifold",
                 received=f"{self.problem!r}",
                 expected="rank=M with the problem",
                 remedy="declare the rank: geometry.rank(y) finds it at a point of Gamma",
             )
-        return HessianRoute(loss, self.problem.rank, self.memory)
+        return HessianRoute(self.loss, rank, self.memory)
 
     def limit_map(self, x: Tensor) -> Tensor:
         """Phi(x): (..., D) -> (..., D), without derivatives.
@@ -415,7 +405,7 @@ class MatrixFreeGeometry:
     def _one_limit(self, x: Tensor, invariant: bool) -> tuple[Tensor, str]:
         """The limit of the flow from one point, and why it is none."""
         try:
-            route = self._off_manifold(x[None])
+            route = self._off_manifold()
         except RankError as error:
             return x, f"{error.problem}: {error.received}"
         flow = flow_to_limit(

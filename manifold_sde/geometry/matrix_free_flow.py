@@ -11,23 +11,36 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 from torch.func import vmap
 
-from manifold_sde.geometry.gradient_flow import FlowStatus, precision
+from manifold_sde.geometry.gradient_flow import (
+    COLLAPSED,
+    FIRST_STEP,
+    GROW,
+    SAFETY,
+    SHRINK,
+    SHRINK_UNSOLVED,
+    FlowStatus,
+    precision,
+    tolerances,
+)
 from manifold_sde.geometry.normal_space import NormalRoute
-from manifold_sde.geometry.radau import STAGES, Tableau, extrapolate, tableau
+from manifold_sde.geometry.radau import (
+    MAX_ITERATIONS,
+    STAGES,
+    Tableau,
+    extrapolate,
+    tableau,
+)
 
-_MAX_ITERATIONS = 15
+#: Ratio of two corrections at which the Newton iteration is given up.
 _MAX_CONTRACTION = 0.9
-_TOLERANCE_FACTOR, _TOLERANCE_POWER = 3.0, 0.65
-_SAFETY, _SHRINK, _GROW, _SHRINK_UNSOLVED = 0.9, 0.2, 5.0, 0.4
 #: Rounds of the Newton iteration beyond which the next step has a frame of its own.
 _FEW_ROUNDS = 6
-_COLLAPSED = 1e-10
-_FIRST_STEP = 0.5
 #: Force outside the range of the frame that counts as none, in units of the dense route's.
 _CREEPING = 100.0
 
@@ -77,6 +90,16 @@ class _Start:
     base: Tensor
     frame: Frame
 
+    @cached_property
+    def inside(self) -> Tensor:
+        """Components of the force in the range of the frame, (M,)."""
+        return self.components(self.force[None])[0]
+
+    @cached_property
+    def distance(self) -> float:
+        """Newton displacement over the norm."""
+        return float((self.inside / self.frame[0]).norm()) / float(self.x.norm())
+
     @property
     def is_fresh(self) -> bool:
         """Whether the frame is that of the beginning."""
@@ -111,8 +134,7 @@ def flow_to_limit(
         max_steps: Steps, rejected ones included, after which the flow counts as failed.
     """
     method = tableau(STAGES, x.dtype, x.device)
-    tolerance = min(1e-2, _TOLERANCE_FACTOR * rtol**_TOLERANCE_POWER)
-    newton = max(0.01 * rtol, 50.0 * torch.finfo(x.dtype).eps)
+    tolerance, newton = tolerances(rtol, x.dtype)
     small = precision(x.dtype)
     gradient = vmap(route.loss.gradient)
     flow = Flow(x, FlowStatus.FLOWING, float("inf"), 0.0, 0, 0, 0, start(x))
@@ -122,22 +144,21 @@ def flow_to_limit(
     for _ in range(max_steps):
         if begin is None or begin.x is not flow.point:
             begin = _begin(route, flow, begin if keep else None)
-        if begin is not None and not begin.is_fresh and _distance(begin, flow) <= small.settled:
+        if begin is not None and not begin.is_fresh and begin.distance <= small.settled:
             begin = _begin(route, flow, None)
         if begin is None:
             flow.status = FlowStatus.NOT_FINITE
             return flow
         top = float(begin.frame[0][-1])
         fastest = max(fastest, top)
-        flow.distance = _distance(begin, flow)
-        inside = begin.components(begin.force[None])
-        slow = float((begin.force - begin.combine(inside)[0]).norm())
+        flow.distance = begin.distance
+        slow = float((begin.force - begin.combine(begin.inside[None])[0]).norm())
         at_rest = slow <= _CREEPING * small.creeping * top * size
         if begin.is_fresh and at_rest and flow.distance <= small.settled:
             flow.status = FlowStatus.SETTLED
             return flow
         if h == 0.0:
-            h = _FIRST_STEP / max(top, float(begin.force.norm()) / size)
+            h = FIRST_STEP / max(top, float(begin.force.norm()) / size)
         guess = torch.zeros_like(last_stages)
         if last_h > 0.0:
             ratio = torch.tensor([h / last_h], dtype=x.dtype, device=x.device)
@@ -156,16 +177,16 @@ def flow_to_limit(
             flow.point, flow.time = flow.point + stages[-1], flow.time + h
             flow.steps += 1
             last_stages, last_h = stages, h
-        factor = _SHRINK_UNSOLVED
+        factor = SHRINK_UNSOLVED
         if excess < float("inf"):
-            factor = _SAFETY * max(excess, 1e-30) ** (-1.0 / (STAGES + 1))
-            factor = min(max(factor, _SHRINK), 1.0 if held and accepted else _GROW)
+            factor = SAFETY * max(excess, 1e-30) ** (-1.0 / (STAGES + 1))
+            factor = min(max(factor, SHRINK), 1.0 if held and accepted else GROW)
         held = not accepted
         h *= factor
         if flow.time * fastest > small.stalled:
             flow.status = FlowStatus.STALLED
             return flow
-        if h * fastest < _COLLAPSED:
+        if h * fastest < COLLAPSED:
             flow.status = FlowStatus.COLLAPSED
             return flow
     return flow
@@ -188,12 +209,6 @@ def _begin(route: NormalRoute, flow: Flow, last: _Start | None) -> _Start | None
     return _Start(route, flow.point, force, flow.point, frame)
 
 
-def _distance(start: _Start, flow: Flow) -> float:
-    """Newton displacement over the norm."""
-    inside = start.components(start.force[None])[0]
-    return float((inside / start.frame[0]).norm()) / float(flow.point.norm())
-
-
 def _solve(
     start: _Start,
     gradient: Callable[[Tensor], Tensor],
@@ -206,7 +221,7 @@ def _solve(
     damped = 1.0 / (1.0 + (h * start.frame[0])[:, None] * method.eigenvalues)
     inverse = ((method.right * damped[:, None, :]) @ method.left).real
     last = float("inf")
-    for iteration in range(_MAX_ITERATIONS):
+    for iteration in range(MAX_ITERATIONS):
         residual = stages + h * (method.matrix @ gradient(start.x + stages))
         inside = start.components(residual)
         # Outside the range of the frame the inverse is the identity.
@@ -221,11 +236,11 @@ def _solve(
         ahead = contraction / (1.0 - contraction) if iteration else float("inf")
         if moved * ahead <= tolerance:
             return stages, True, iteration + 1
-        remaining = _MAX_ITERATIONS - 1 - iteration
+        remaining = MAX_ITERATIONS - 1 - iteration
         if iteration and moved * contraction**remaining * ahead > tolerance:
             return stages, False, iteration + 1
         last = moved
-    return stages, False, _MAX_ITERATIONS
+    return stages, False, MAX_ITERATIONS
 
 
 def _error(start: _Start, method: Tableau, stages: Tensor, h: float, distance: float) -> float:

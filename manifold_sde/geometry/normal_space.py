@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.func import vjp, vmap
 
+from manifold_sde.derivatives import unit_rows
 from manifold_sde.pointwise import LeastSquaresPointwise, Pointwise
 
 #: Tensors of the size of a block that are alive at once while its rows are worked on.
@@ -101,10 +102,10 @@ class NormalRoute(ABC):
     def basis_rows(self, y: Tensor, frame: tuple[Tensor, Tensor]) -> Iterator[tuple[slice, Tensor]]:
         """The eigenvectors as rows, in blocks: which, and (b, D)."""
         size = self.block(y)
-        identity = torch.eye(self.rank, dtype=y.dtype, device=y.device)
         for first in range(0, self.rank, size):
-            rows = slice(first, min(first + size, self.rank))
-            yield rows, vmap(lambda c: self.combine(y, frame, c))(identity[rows])
+            last = min(first + size, self.rank)
+            units = unit_rows(self.rank, first, last, y)
+            yield slice(first, last), vmap(lambda c: self.combine(y, frame, c))(units)
 
 
 class JacobianRoute(NormalRoute):
@@ -116,8 +117,8 @@ class JacobianRoute(NormalRoute):
         loss: Least squares of one vector.
         rank: Rank M, at most the number of residuals.
         memory: As for :class:`NormalRoute`.
-        floor: Eigenvalue, relative to the largest, up to which a direction has no slope and is left
-            alone. On the manifold there is none.
+        floor: Eigenvalue, relative to the largest, up to which a direction has no slope, and is not
+            moved in. On the manifold there is none.
     """
 
     loss: LeastSquaresPointwise
@@ -155,11 +156,11 @@ class JacobianRoute(NormalRoute):
         squares, vectors = eigen(self.gram(y))
         first = len(squares) - self.rank
         squares, vectors = squares[first:], vectors[:, first:]
+        scales = squares.rsqrt()
         if self.floor > 0.0:
-            least = self.floor * squares[-1]
-            vectors = torch.where(squares > least, vectors, 0.0)
-            squares = squares.clamp(min=least)
-        return squares / self.loss.n_samples, vectors / squares.sqrt()
+            scales = torch.where(squares > self.floor * squares[-1], scales, 0.0)
+            squares = squares.clamp(min=torch.finfo(squares.dtype).eps * squares[-1])
+        return squares / self.loss.n_samples, vectors * scales
 
     def anchor(self, frame: tuple[Tensor, Tensor], y: Tensor) -> Tensor:
         """None."""

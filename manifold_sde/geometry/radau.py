@@ -24,7 +24,7 @@ from torch import Tensor
 #: Number s of stages: order 9. More make fewer, dearer steps; 3, 4 and 7 were slower.
 STAGES = 5
 #: Newton iterations of one step, and the ratio of two corrections at which it is given up.
-_MAX_ITERATIONS = 15
+MAX_ITERATIONS = 15
 _MAX_CONTRACTION = 0.95
 
 BatchFunction = Callable[[Tensor], Tensor]
@@ -159,7 +159,7 @@ def solve_stages(
     last = torch.full_like(h, torch.inf)
     rows = torch.arange(n, device=h.device)
     evaluations = 0
-    for iteration in range(_MAX_ITERATIONS):
+    for iteration in range(MAX_ITERATIONS):
         here = inside[rows]
         points = start.x[rows, None] + here @ start.basis[rows].mT
         force = -gradient(points.reshape(-1, dim)).reshape(points.shape) @ start.basis[rows]
@@ -173,7 +173,7 @@ def solve_stages(
             contraction = size / last[rows]
             ahead = contraction / (1.0 - contraction)
             done |= (contraction < 1.0) & (size * ahead <= tolerance[rows])
-            remaining = _MAX_ITERATIONS - 1 - iteration
+            remaining = MAX_ITERATIONS - 1 - iteration
             keep &= contraction <= _MAX_CONTRACTION
             keep &= size * contraction**remaining * ahead <= tolerance[rows]
         converged[rows[done]] = True

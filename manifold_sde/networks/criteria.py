@@ -12,6 +12,7 @@ from torch.func import functional_call
 
 from manifold_sde.errors import ArgumentError, DTypeError, ShapeError
 from manifold_sde.loss_checks import first_line
+from manifold_sde.samples import follow
 
 #: Criteria that compare each output with a target of its own.
 _ELEMENTWISE = (
@@ -173,8 +174,3 @@ class Criterion:
                 expected=f"whole numbers from 0 to {n_classes - 1}",
                 remedy="targets - 1 where classes count from 1; a last layer with more outputs",
             )
-
-
-def follow(value: Tensor, x: Tensor) -> Tensor:
-    """A constant in the dtype and on the device of x; whole numbers keep their dtype."""
-    return value.to(x) if value.is_floating_point() else value.to(x.device)

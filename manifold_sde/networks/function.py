@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from manifold_sde.networks.criteria import Criterion, follow
+from manifold_sde.networks.criteria import Criterion
 from manifold_sde.networks.weights import Weights
-from manifold_sde.samples import SampleFunction
+from manifold_sde.samples import SampleFunction, follow
 
 
 class NetworkFunction:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from manifold_sde.degeneracy import radial_vectors
 from manifold_sde.derivatives import check_point
 from manifold_sde.networks.invariance_report import scale_invariance_report
 from manifold_sde.problem import Problem
@@ -95,11 +96,9 @@ class InvariantGroups:
 
         On the manifold they are in the kernel of H.
         """
-        vectors = torch.zeros(len(self), x.shape[-1], dtype=x.dtype, device=x.device)
-        for row, group in zip(vectors, self.groups, strict=True):
-            for part in group.parts:
-                row[part] = x[part]
-        return vectors / vectors.norm(dim=1, keepdim=True)
+        places = torch.arange(x.shape[-1])
+        groups = [group.of(places).tolist() for group in self.groups]
+        return radial_vectors(x[None], groups)[0].T
 
 
 def invariant_groups(problem: Problem, x: Tensor | None = None) -> InvariantGroups:

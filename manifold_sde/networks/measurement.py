@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from manifold_sde.elementary import ElementaryFunction
+from manifold_sde.invariance import outside_symmetries
 from manifold_sde.loss_checks import fixed_directions
 from manifold_sde.networks.function import NetworkFunction
 from manifold_sde.networks.module_checks import RUNNING
@@ -71,10 +72,7 @@ class Measured:
             return result
         rows = self.terms[:, columns] / len(self.terms) ** 0.5
         _, values, basis = torch.linalg.svd(rows, full_matrices=False)
-        level = (0.1 * TOLERANCE) ** 2
-        nearest = basis.T @ (level / (values**2 + level) * basis.sum(1))
-        off = (1.0 - nearest).abs()
-        result[columns] = off > 0.1 * off.max()
+        result[columns] = outside_symmetries(values, basis, 0.1 * TOLERANCE)
         return result
 
 

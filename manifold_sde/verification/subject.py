@@ -14,6 +14,7 @@ from torch import Tensor
 from manifold_sde.derivatives import check_point
 from manifold_sde.errors import ArgumentError, DTypeError, LimitMapError, ShapeError
 from manifold_sde.geometry import Geometry
+from manifold_sde.geometry.dense import DENSE_LIMIT
 from manifold_sde.problem import Problem
 from manifold_sde.sdes import FixedRatioDiffusion, LimitingDiffusion
 from manifold_sde.solvers import run_sgd, solve
@@ -21,8 +22,6 @@ from manifold_sde.time_scale import TimeScale
 
 T = TypeVar("T")
 
-#: Largest dimension that is verified.
-LARGEST_DIM = 1000
 #: Directions from which gradient flow is followed where no start is known.
 _TRIES = 64
 #: Steps of the walk over the manifold, and their length in radians.
@@ -88,11 +87,11 @@ class Subject:
                 expected="an integer in [0, 2**63)",
                 remedy="seed=0",
             )
-        if problem.dim > LARGEST_DIM:
+        if problem.dim > DENSE_LIMIT:
             raise ArgumentError(
                 "the problem is too large to be verified",
                 received=f"dimension {problem.dim}",
-                expected=f"at most {LARGEST_DIM}: checks take Hessians and covariances as matrices",
+                expected=f"at most {DENSE_LIMIT}: checks take Hessians and covariances as matrices",
                 remedy="verify a narrower network of the same kind; for this one there are "
                 "networks.scale_invariance_report, networks.invariant_groups and "
                 "geometry.residuals",
