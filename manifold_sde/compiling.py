@@ -26,6 +26,10 @@ from manifold_sde.errors import ArgumentError, CompilationWarning
 from manifold_sde.paths_last import LARGEST_PRODUCT, paths_last
 
 _UNROLL_REDUCTIONS = 16
+#: Points on which compiled code is compared with the function it was made of, and how far from the
+#: arguments, relative to their size, some of them are.
+_COMPARED = 3
+_SPREAD = 0.1
 #: Where the search for the code inside torch's wrappers ends without success.
 _MOST_WRAPPERS = 100
 
@@ -129,19 +133,32 @@ def _inductor_options() -> Iterator[None]:
         yield
 
 
-def compile_function(function: Kernel, arguments: tuple[Any, ...]) -> Kernel:
+def compile_function(
+    function: Kernel,
+    arguments: tuple[Any, ...],
+    *,
+    reference: Kernel | None = None,
+    points: int = 0,
+) -> Kernel:
     """Compile a function for tensors of these shapes; the function itself where that fails.
 
     The compiled function has the calling convention of the original one and must be called with
-    tensors of the same shapes, dtypes and device. Gradients do not flow through it.
+    tensors of the same shapes, dtypes and device. Gradients do not flow through it. It is compared
+    with the original one near the arguments, because compilers make mistakes, too: torch 2.13
+    differentiates ``torch.trace`` twice in one way and compiles it in another.
 
     Args:
         function: Function of tensors that returns one tensor or a tuple of tensors.
         arguments: Example tensors.
+        reference: Function of the same values to compare with and to fall back on; by default
+            ``function``.
+        points: Number of points, in the last dimension of everything, that are compared, where the
+            function maps each by itself; by default all values are.
 
     Returns:
-        The compiled function, or ``function`` with a :class:`CompilationWarning` said once.
+        The compiled function, or ``reference`` with a :class:`CompilationWarning` said once.
     """
+    reference = reference or function
     if not compiler_available() and all(
         a.device.type == "cpu" for a in arguments if isinstance(a, Tensor)
     ):
@@ -149,7 +166,7 @@ def compile_function(function: Kernel, arguments: tuple[Any, ...]) -> Kernel:
             "no C++ compiler was found: everything runs uncompiled, 20 to 60 times slower; "
             "install g++ or clang++ to change that"
         )
-        return function
+        return reference
     try:
         with torch.no_grad():
             graph = trace(function, arguments)
@@ -162,17 +179,28 @@ def compile_function(function: Kernel, arguments: tuple[Any, ...]) -> Kernel:
             with _inductor_options(), warnings.catch_warnings():
                 # torch warns of its own use of itself.
                 warnings.simplefilter("ignore")
-                kernel = _compile_graph(graph, [*constants, *arguments])
+                code = _compile_graph(graph, [*constants, *arguments])
+
+            def kernel(*inputs: Any) -> Any:
+                outputs = code([*constants, *inputs])
+                return outputs[0] if single else outputs
+
+            same = _same_near(kernel, reference, arguments, points)
     except Exception as error:
         reason = str(error).strip().splitlines()
         say_once(
             "compiling failed and the computation runs uncompiled: "
             f"{type(error).__name__}: {reason[0] if reason else ''}"
         )
-        return function
-    if single:
-        return lambda *inputs: kernel([*constants, *inputs])[0]
-    return lambda *inputs: kernel([*constants, *inputs])
+        return reference
+    if not same:
+        say_once(
+            "the compiler makes other numbers than torch of an operation in the loss or the noise; "
+            "what it got wrong runs uncompiled. A slow run is worth a loss without it: "
+            "A.diagonal().sum() in place of torch.trace(A), say"
+        )
+        return reference
+    return kernel
 
 
 def compile_batched(function: Kernel, arguments: tuple[Tensor, ...]) -> Kernel:
@@ -188,8 +216,7 @@ def compile_batched(function: Kernel, arguments: tuple[Tensor, ...]) -> Kernel:
     """
     mapped = vmap(function, in_dims=-1, out_dims=-1)
     batched = _paths_last(function, mapped, arguments) or mapped
-    compiled = compile_function(batched, arguments)
-    return mapped if compiled is batched else compiled
+    return compile_function(batched, arguments, reference=mapped, points=_COMPARED)
 
 
 def _paths_last(function: Kernel, mapped: Kernel, arguments: tuple[Tensor, ...]) -> Kernel | None:
@@ -198,23 +225,52 @@ def _paths_last(function: Kernel, mapped: Kernel, arguments: tuple[Tensor, ...])
         decompositions = importlib.import_module("torch._inductor.decomposition")
         with torch.no_grad():
             last = paths_last(function, arguments, decompositions.select_decomp_table())
-            few = [a[..., :2].contiguous() for a in arguments]
-            found, expected = last(*few), mapped(*few)
-        if isinstance(expected, Tensor):
-            found, expected = (found,), (expected,)
-        same = len(found) == len(expected)
-        if same and all(_nearly_equal(a, b) for a, b in zip(found, expected, strict=True)):
-            return last
+            return last if _same_near(last, mapped, arguments, _COMPARED) else None
     except Exception:
         # Whatever is wrong here, vmap says it, or does it.
         return None
-    return None
+
+
+def _same_near(
+    function: Kernel, reference: Kernel, arguments: tuple[Any, ...], points: int
+) -> bool:
+    """Whether two functions agree to half the digits on arguments and near them.
+
+    Near them, because at a start on an axis most derivatives vanish.
+
+    Args:
+        function: The one, for tensors of the shapes of the arguments.
+        reference: The other.
+        arguments: Tensors, and what is no tensor.
+        points: Number of points of the last dimension to compare, or 0 for all values.
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def near(a: Any) -> Any:
+        if not isinstance(a, Tensor) or not a.is_floating_point():
+            return a
+        spread = torch.rand(a.shape, dtype=a.dtype, generator=generator).to(a.device) - 0.5
+        size = a.square().mean().sqrt()
+        return (a + _SPREAD * torch.where(size > 0, size, 1.0) * spread).contiguous()
+
+    for inputs in (arguments, tuple(map(near, arguments))):
+        few = tuple(a[..., :points].contiguous() for a in inputs) if points else inputs
+        found, expected = function(*inputs), reference(*few)
+        if isinstance(expected, Tensor):
+            found, expected = (found,), (expected,)
+        if points:
+            found = tuple(a[..., :points] for a in found)
+        if len(found) != len(expected) or not all(map(_nearly_equal, found, expected)):
+            return False
+    return True
 
 
 def _nearly_equal(found: Tensor, expected: Tensor) -> bool:
     """Whether two tensors agree to half the digits of their dtype."""
     if found.shape != expected.shape or found.dtype != expected.dtype:
         return False
+    if not expected.is_floating_point():
+        return torch.equal(found, expected)
     tolerance = 10.0 * torch.finfo(expected.dtype).eps ** 0.5
     scale = expected.nan_to_num(posinf=0.0, neginf=0.0).abs().max()
     return torch.allclose(found, expected, tolerance, tolerance * float(scale), True)

@@ -2,9 +2,11 @@
 
 In torch 2.13 the third derivatives that pass through ``layer_norm``, ``batch_norm`` or
 ``instance_norm`` are wrong, without an error and in every order of forward and reverse mode:
-their derivative formulas take the saved mean and deviation for constants. While a loss runs, these
-functions are replaced by the same formula in elementary operations, whose derivatives are right.
-Functions that are wrong and have no replacement are refused, with what to write instead.
+their derivative formulas take the saved mean and deviation for constants. So are those of some
+linear algebra (:mod:`manifold_sde.torch_algebra`). While a loss runs, these functions are replaced
+by the same formula in elementary operations, whose derivatives are right. What is wrong and has no
+replacement, or is called from within a function of torch, is found by the operations that torch
+runs in the end, however small its share of the loss is, and refused with what to write instead.
 """
 
 from __future__ import annotations
@@ -16,7 +18,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
+from manifold_sde import torch_algebra
 from manifold_sde.samples import SampleFunction
 
 
@@ -116,13 +121,34 @@ def _instance_norm(
     )
 
 
-_REPLACEMENTS: dict[Any, Callable[..., Tensor]] = {
+_REPLACEMENTS: dict[Any, Callable[..., Any]] = {
+    **torch_algebra.REPLACEMENTS,
     functional.layer_norm: _layer_norm,
     torch.layer_norm: _layer_norm,
     functional.batch_norm: _functional_batch_norm,
     torch.batch_norm: _batch_norm,
     functional.instance_norm: _functional_instance_norm,
     torch.instance_norm: _instance_norm,
+}
+
+
+_NORM = "torch.nn.functional.{0} for {1}: it is replaced by elementary operations"
+_LU = "torch.linalg.lu_factor and lu_solve for {}"
+#: Operations of torch whose derivatives up to the third are not all right in torch 2.13, with what
+#: to write in their place.
+WRONG_OPERATIONS = {
+    "native_layer_norm": _NORM.format("layer_norm", "native_layer_norm"),
+    "native_batch_norm": _NORM.format("batch_norm", "native_batch_norm"),
+    "cudnn_batch_norm": _NORM.format("batch_norm", "cudnn_batch_norm"),
+    "miopen_batch_norm": _NORM.format("batch_norm", "miopen_batch_norm"),
+    "_batch_norm_with_update": _NORM.format("batch_norm", "_batch_norm_with_update"),
+    "_native_batch_norm_legit": _NORM.format("batch_norm", "_native_batch_norm_legit"),
+    "_linalg_solve_ex": _LU.format("solve"),
+    "_linalg_det": _LU.format("det"),
+    "_linalg_slogdet": _LU.format("logdet and slogdet"),
+    "cholesky_inverse": "torch.linalg.inv(A) for cholesky_inverse",
+    "triangular_solve": "torch.linalg.solve_triangular for triangular_solve",
+    "linalg_householder_product": "v - tau * u * (u @ v) for householder_product and orgqr",
 }
 
 
@@ -210,3 +236,34 @@ def functions_called(function: Callable[..., Tensor], *arguments: Tensor) -> lis
     with _Recorder() as recorder:
         inner(*arguments)
     return list(recorder.called)
+
+
+class _Operations(TorchDispatchMode):
+    """Notes the operations whose arguments depend on something that requires a gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: dict[str, None] = {}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        leaves = tree_leaves((args, kwargs or {}))
+        if any(isinstance(a, Tensor) and a.requires_grad for a in leaves):
+            self.names[func.overloadpacket.__name__] = None
+        return func(*args, **(kwargs or {}))
+
+
+def wrong_operations(function: Callable[..., Tensor], x: Tensor) -> list[str]:
+    """The operations on what depends on x whose higher derivatives torch gets wrong.
+
+    Args:
+        function: Function in plain torch, or the elementary form of one.
+        x: Point (D,) to call it with.
+
+    Returns:
+        Keys of :data:`WRONG_OPERATIONS`, in the order of the calls.
+    """
+    with torch.enable_grad(), _Operations() as operations:
+        function(x.detach().clone().requires_grad_())
+    return [name for name in operations.names if name in WRONG_OPERATIONS]

@@ -9,6 +9,7 @@ itself differentiates some of its functions wrongly.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import torch
@@ -17,18 +18,30 @@ from torch.func import vmap
 
 from manifold_sde import philox
 from manifold_sde.derivatives import integer
-from manifold_sde.elementary import functions_called
+from manifold_sde.elementary import WRONG_OPERATIONS, functions_called, wrong_operations
 from manifold_sde.errors import ArgumentError, DifferentiationError, DTypeError, NonFiniteError
 from manifold_sde.pointwise import Pointwise
 
 #: Names of the derivatives, in the order of differentiation.
 ORDERS = ("gradient", "hessian", "third")
-#: Relative difference between a derivative and the quotient of differences that is an error.
-TOLERANCE = 1e-3
+#: Relative difference between a derivative and the quotients of differences that is an error: a
+#: thousand times what rounding makes of them, so that a term of a thousandth of the loss shows.
+TOLERANCE = 1e-7
 #: A derivative below this part of the lower one, at unit distance, counts as zero.
 _ZERO = 1e-8
-#: Steps of the difference quotients, relative to the norm of the point.
-STEPS = (1e-3, 1e-4)
+#: Steps of the difference quotients, relative to the norm of the point: kinks lie between the
+#: nodes of the large ones, rounding spoils the small ones.
+STEPS = (1e-3, 1e-4, 1e-5)
+#: Nodes and weights of central differences of fourth order.
+_NODES = (-2.0, -1.0, 1.0, 2.0)
+_WEIGHTS = (1 / 12, -2 / 3, 2 / 3, -1 / 12)
+#: Points at which derivatives are compared, half of them beyond so many coordinates, and how far
+#: from a point at which they are wrong that is looked at again.
+_POINTS = 4
+_LARGE = 4096
+_NEAR = 0.01
+#: Numbers of x that are evaluated at once.
+_NUMBERS = 1 << 16
 
 _ANY_BATCH = "a function that torch.func can batch and differentiate three times"
 #: What to write instead, by what torch says when it fails.
@@ -74,19 +87,6 @@ _REMEDIES = (
         "constants of the dtype and device of x: Z.to(x) in place of Z",
     ),
 )
-#: What to write in place of functions whose higher derivatives torch gets wrong, by their names.
-_WRONG = {
-    "solve": "torch.linalg.inv(A) @ b for solve",
-    "tensorsolve": "torch.linalg.inv(A) @ b for tensorsolve",
-    "triangular_solve": "torch.linalg.inv(A) @ b for triangular_solve",
-    "solve_triangular": "torch.linalg.inv(A) @ b for solve_triangular",
-    "det": "2 * torch.linalg.cholesky(A).diagonal().log().sum() for log det(A), A > 0",
-    "logdet": "2 * torch.linalg.cholesky(A).diagonal().log().sum() for logdet, A > 0",
-    "slogdet": "2 * torch.linalg.cholesky(A).diagonal().log().sum() for slogdet, A > 0",
-    "cumprod": "the products one by one for cumprod",
-    "native_layer_norm": "torch.nn.functional.layer_norm for native_layer_norm",
-    "native_batch_norm": "torch.nn.functional.batch_norm for native_batch_norm",
-}
 
 
 def remedy(message: str) -> str:
@@ -185,22 +185,27 @@ def derivative_errors(loss: Pointwise, x: Tensor) -> dict[str, tuple[float, bool
 
     Returns:
         For "gradient", "hessian" and "third" the relative difference, and whether the quotients
-        at two steps agree so well with each other that the difference is the derivative's error.
+        agree so well with each other that the difference is the derivative's error.
 
     Raises:
         DifferentiationError: If torch cannot batch or differentiate the loss.
         NonFiniteError: If a derivative is not finite.
     """
-    size = float(x.norm())
-    # With a part along x: a norm whose derivative is cut shows there.
-    directions = fixed_directions(loss.dim, 3)[1:].to(x) + x / size
-    directions = directions / directions.norm(dim=1, keepdim=True)
-    a, b = directions
-    results = {}
+    return _derivative_errors(loss, x[None], *fixed_directions(loss.dim, 3)[1:].to(x))[0]
+
+
+def _derivative_errors(
+    loss: Pointwise, x: Tensor, a: Tensor, b: Tensor
+) -> list[dict[str, tuple[float, bool]]]:
+    """The same at points (n, D), along directions a and b (D,)."""
+    sizes = x.norm(dim=1)
+    # Of a storage of their own, as in use: writing into a tensor then fails here, too.
+    directions = torch.stack([a, b])
+    results: list[dict[str, tuple[float, bool]]] = [{} for _ in x]
     for order, name in enumerate(ORDERS, start=1):
         try:
             exact = _derivative(loss, order, x, directions)
-            quotients, below = _quotients(loss, order, x, a, b, [h * size for h in STEPS])
+            found, below = _derivative_quotients(loss, order, x, a, b)
         except (RuntimeError, NotImplementedError) as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
@@ -213,42 +218,72 @@ def derivative_errors(loss: Pointwise, x: Tensor) -> dict[str, tuple[float, bool
                 remedy="check square roots, norms and quotients that vanish at some x; "
                 "torch.where does not hide a branch whose derivative is infinite",
             )
-        results[name] = compare(exact, quotients, float(below.norm()) / size)
+        for i, result in enumerate(results):
+            size = float(below[i].norm()) / float(sizes[i])
+            result[name] = compare(exact[i], [q[i] for q in found], size)
     return results
 
 
 def compare(exact: Tensor, quotients: list[Tensor], size: float) -> tuple[float, bool]:
-    """A derivative against difference quotients at two steps.
+    """A derivative against difference quotients at several steps.
 
     Args:
         exact: The derivative.
-        quotients: The quotients.
+        quotients: The quotients, in the order of their steps.
         size: Size of the differentiated function, over the distance on which it is smooth.
 
     Returns:
-        Relative difference at the better step, and whether the quotients agree so well with each
+        Relative difference at the best step, and whether quotients agree so well with each
         other that it is the derivative's error: not so at a kink or in single precision.
     """
     off = min(float((exact - q).norm()) for q in quotients)
     scale = max(*(float(v.norm()) for v in (exact, *quotients)), _ZERO * size, 1e-300)
-    return off / scale, float((quotients[0] - quotients[1]).norm()) < 0.1 * off
+    apart = min(float((p - q).norm()) for p, q in itertools.pairwise(quotients))
+    return off / scale, apart < 0.1 * off
+
+
+def quotients(
+    function: Callable[[Tensor], Tensor], points: Tensor, direction: Tensor
+) -> list[Tensor]:
+    """Central differences of fourth order at several steps.
+
+    Args:
+        function: Function of one vector (D,).
+        points: Points (n, D); steps are relative to their norms.
+        direction: Direction (D,).
+
+    Returns:
+        A tensor (n, ...) for each of the steps.
+    """
+    sizes = points.norm(dim=1)
+    shifts = torch.tensor([k * h for h in STEPS for k in _NODES], dtype=torch.float64).to(points)
+    nodes = points + (shifts[:, None] * sizes)[..., None] * direction
+    values = _mapped(function, nodes.flatten(0, 1))
+    values = values.reshape(len(STEPS), len(_NODES), len(points), -1)
+    weights = torch.tensor(_WEIGHTS, dtype=torch.float64).to(values)
+    slopes = torch.tensordot(weights, values, ([0], [1])) / sizes[:, None]
+    return [v / h for v, h in zip(slopes, STEPS, strict=True)]
+
+
+def _mapped(function: Callable[..., Tensor], points: Tensor) -> Tensor:
+    """A function of one vector on points (n, D), as many at once as fit into little memory."""
+    return vmap(function, chunk_size=max(1, _NUMBERS // points.shape[1]))(points)
 
 
 def _derivative(loss: Pointwise, order: int, x: Tensor, directions: Tensor) -> Tensor:
-    """Derivative of an order at x, as it is computed in a batch of points and of directions."""
+    """Derivative of an order, as it is computed in a batch of points and of directions."""
     a, b = directions
-    points = torch.stack([x, x + 0.1 * x.norm() * b])
     if order == 1:
-        return vmap(loss.gradient)(points)[0] @ a
+        return (_mapped(loss.gradient, x) @ a)[:, None]
 
     def along(z: Tensor, v: Tensor) -> Tensor:
         return loss.hessian_product(z, v) if order == 2 else loss.third_derivative(z, v, b)
 
-    return vmap(lambda z: vmap(lambda v: along(z, v))(directions))(points)[0, 0]
+    return _mapped(lambda z: vmap(lambda v: along(z, v))(directions), x)[:, 0]
 
 
-def _quotients(
-    loss: Pointwise, order: int, x: Tensor, a: Tensor, b: Tensor, steps: list[float]
+def _derivative_quotients(
+    loss: Pointwise, order: int, x: Tensor, a: Tensor, b: Tensor
 ) -> tuple[list[Tensor], Tensor]:
     """Central differences of the derivative one order lower, and that derivative itself."""
 
@@ -257,11 +292,7 @@ def _quotients(
             return loss.loss(z)
         return loss.gradient(z) if order == 2 else loss.hessian_product(z, a)
 
-    v = b if order == 3 else a
-    shifts = torch.tensor([0.0, *steps, *(-h for h in steps)], dtype=x.dtype, device=x.device)
-    here, *values = vmap(below)(x + shifts[:, None] * v)
-    ahead, behind = values[: len(steps)], values[len(steps) :]
-    return [(p - m) / (2.0 * h) for p, m, h in zip(ahead, behind, steps, strict=True)], here
+    return quotients(below, x, b if order == 3 else a), _mapped(below, x)
 
 
 def require_derivatives(loss: Pointwise, function: Callable[[Tensor], Tensor], what: str) -> None:
@@ -276,8 +307,8 @@ def require_derivatives(loss: Pointwise, function: Callable[[Tensor], Tensor], w
         DifferentiationError: With what to write instead.
         NonFiniteError: If a derivative is not finite.
     """
-    point = fixed_directions(loss.dim, 1)[0]
-    first, second = function(point.clone()), function(point.clone())
+    points = fixed_directions(loss.dim, 2 + (_POINTS if loss.dim <= _LARGE else _POINTS // 2))
+    first, second = function(points[0].clone()), function(points[0].clone())
     if not torch.equal(first, second):
         raise DifferentiationError(
             f"the {what} is not a fixed function",
@@ -286,13 +317,9 @@ def require_derivatives(loss: Pointwise, function: Callable[[Tensor], Tensor], w
             expected="the same value at every call",
             remedy="switch dropout off (module.eval()), and draw random constants outside",
         )
-    wrong = _wrong_derivatives(loss, point)
-    for other in fixed_directions(loss.dim, 5)[3:]:
-        # Next to a kink, as in relu, quotients can agree with each other by chance.
-        if wrong:
-            there = _wrong_derivatives(loss, other)
-            wrong = {name: error for name, error in wrong.items() if name in there}
-    for name, error in wrong.items():
+    wrong = _first_wrong(loss, points)
+    if wrong is not None:
+        name, error = wrong
         order = ORDERS.index(name) + 1
         raise DifferentiationError(
             f"the {_ordinal(order)} derivative of the {what} is not the derivative of what it "
@@ -300,32 +327,65 @@ def require_derivatives(loss: Pointwise, function: Callable[[Tensor], Tensor], w
             received=f"a relative difference of {error:.2g} between automatic differentiation and "
             f"differences, in {name!r}",
             expected=f"at most {TOLERANCE:g}: {_ANY_BATCH}, without cutting a derivative",
-            remedy=_what_is_wrong(order, function, point),
+            remedy=_what_is_wrong(order, function, points[0]),
+        )
+    operations = wrong_operations(function, points[0])
+    if operations:
+        raise DifferentiationError(
+            f"torch differentiates an operation of the {what} wrongly",
+            received=f"calls of {', '.join(operations)}, whose third derivatives are not right",
+            expected=_ANY_BATCH,
+            remedy=_write_instead(operations),
         )
 
 
-def _wrong_derivatives(loss: Pointwise, x: Tensor) -> dict[str, float]:
-    """Relative differences of the derivatives that are not those of the function, at a point."""
-    errors = derivative_errors(loss, x)
-    return {name: off for name, (off, reliable) in errors.items() if off > TOLERANCE and reliable}
+def _first_wrong(loss: Pointwise, points: Tensor) -> tuple[str, float] | None:
+    """The first derivative that is not that of the function, and its relative difference.
+
+    Args:
+        loss: The loss.
+        points: Unit vectors (n, D), of which the last two are directions of derivatives.
+    """
+    *x, a, b = points
+    wrong = _wrong_derivatives(loss, torch.stack(x), a, b)
+    for i in [i for i, names in enumerate(wrong) if names]:
+        # Next to a kink, as in relu, quotients can agree with each other by chance.
+        near = x[i] + _NEAR * torch.stack([a, -a])
+        again = _wrong_derivatives(loss, near, a, b)
+        for name, error in wrong[i].items():
+            if all(name in there for there in again):
+                return name, error
+    return None
+
+
+def _wrong_derivatives(loss: Pointwise, x: Tensor, a: Tensor, b: Tensor) -> list[dict[str, float]]:
+    """Relative differences of the derivatives that are not those of the function, at points."""
+    return [
+        {name: off for name, (off, reliable) in at.items() if off > TOLERANCE and reliable}
+        for at in _derivative_errors(loss, x, a, b)
+    ]
 
 
 def _what_is_wrong(order: int, function: Callable[[Tensor], Tensor], point: Tensor) -> str:
-    called = functions_called(function, point.clone())
-    names = [getattr(f, "__name__", "").removeprefix("linalg_") for f in called]
-    known = dict.fromkeys(_WRONG[n] for n in names if n in _WRONG)
+    known = wrong_operations(function, point)
     if known and order > 1:
-        return "torch differentiates some functions wrongly; write " + ", ".join(known)
+        return _write_instead(known)
     if order == 1:
         return (
             "let every value that depends on x keep its derivative: no detach(), .data, .item(), "
             "torch.no_grad(), torch.tensor(...) or straight-through estimator"
         )
+    called = functions_called(function, point.clone())
+    names = [getattr(f, "__name__", "").removeprefix("linalg_") for f in called]
     shown = ", ".join(dict.fromkeys(n for n in names if n and not n.startswith("__")))
     return (
         "backward and jvp of a custom autograd.Function have to be differentiable themselves; "
         f"otherwise write the functions of torch that are called in elementary ones: {shown}"
     )
+
+
+def _write_instead(operations: list[str]) -> str:
+    return "write " + ", ".join(WRONG_OPERATIONS[name] for name in operations)
 
 
 def _not_differentiable(error: Exception, order: int) -> DifferentiationError:

@@ -120,10 +120,8 @@ class CustomNoise(Noise):
                 expected="sigma(x): the randomness comes from the normals that it is applied to",
                 remedy="draw random constants once, outside",
             )
-        quotients = [
-            (self.function(point + h * steps) - self.function(point - h * steps)) / (2.0 * h)
-            for h in loss_checks.STEPS
-        ]
+        found = loss_checks.quotients(self.function, point[None], steps)
+        quotients = [q.reshape(values.shape[1:]) for q in found]
         size = float(values[0].norm())
         off, reliable = loss_checks.compare(derivatives[0], quotients, size)
         if off > loss_checks.TOLERANCE and reliable:

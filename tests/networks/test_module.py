@@ -334,18 +334,17 @@ def test_several_inputs() -> None:
 
 
 def test_kinks_of_relu_are_no_wrong_derivatives() -> None:
-    """At the first test point, both quotients of this loss are off by the same 0.2 %.
+    """At the first test point, a kink lies between the nodes of all but the smallest steps.
 
-    One of 27 draws of data, network and point was so: at three points, one of 20,000 problems.
+    Quotients at steps of 1e-3 and 1e-4 are off by the same 0.2 %, as a wrong derivative would be.
     """
     data = digits(1000)
     module = ScaleInvariantPreResNet(8, 16, in_channels=1)
     problem = made(module, inputs=data.inputs[:50], targets=data.targets[:50])
     few = problem.require_network().of_blocks([0, 12, 25, 37])
     loss = Pointwise(few, problem.dim, 4)
-    off, reliable = derivative_errors(loss, fixed_directions(problem.dim, 1)[0])["gradient"]
-    assert off > 1e-3
-    assert reliable
+    off, _ = derivative_errors(loss, fixed_directions(problem.dim, 1)[0])["gradient"]
+    assert off < 1e-8
     require_derivatives(loss, few, "loss")
 
 
