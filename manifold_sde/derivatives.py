@@ -12,18 +12,40 @@ made by :func:`batched`.
 
 from __future__ import annotations
 
+import functools
+import importlib
 import operator
+import warnings
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.func import grad, jvp, vjp, vmap
+from torch.func import grad, vjp, vmap
 
 from manifold_sde.errors import DTypeError, NonFiniteError, ShapeError, ZeroVectorError
 
 ScalarFunction = Callable[[Tensor], Tensor]
 VectorFunction = Callable[[Tensor], Tensor]
+
+
+@functools.cache
+def _load_forward_mode() -> None:
+    """Load what torch loads at the first forward-mode derivative.
+
+    It warns there of its own use of ``torch.jit.script``, which stops a program in which warnings
+    are errors.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        importlib.import_module("torch._decomp.decompositions_for_jvp")
+
+
+def jvp(function: Callable[..., Any], primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> Any:
+    """``torch.func.jvp``: the value and its derivative along the tangents, by forward mode."""
+    _load_forward_mode()
+    return torch.func.jvp(function, primals, tangents)
 
 
 def gradient(function: ScalarFunction, x: Tensor) -> Tensor:

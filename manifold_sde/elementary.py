@@ -121,7 +121,17 @@ def _instance_norm(
     )
 
 
+def _mse_loss(input: Tensor, target: Tensor, *old: Any, **keywords: Any) -> Tensor:
+    squares = (input - target).square()
+    if old or not keywords.keys() <= {"reduction"}:
+        return functional.mse_loss(input, target, *old, **keywords)
+    means = {"mean": squares.mean, "sum": squares.sum}
+    return means.get(keywords.get("reduction", "mean"), lambda: squares)()
+
+
 _REPLACEMENTS: dict[Any, Callable[..., Any]] = {
+    # Right, but the mean of its second derivative raises.
+    functional.mse_loss: _mse_loss,
     **torch_algebra.REPLACEMENTS,
     functional.layer_norm: _layer_norm,
     torch.layer_norm: _layer_norm,
@@ -148,6 +158,7 @@ WRONG_OPERATIONS = {
     "_linalg_slogdet": _LU.format("logdet and slogdet"),
     "cholesky_inverse": "torch.linalg.inv(A) for cholesky_inverse",
     "triangular_solve": "torch.linalg.solve_triangular for triangular_solve",
+    "logcumsumexp": "torch.logsumexp of the first k entries for logcumsumexp",
     "linalg_householder_product": "v - tau * u * (u @ v) for householder_product and orgqr",
 }
 

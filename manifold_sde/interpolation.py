@@ -18,8 +18,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.func import jvp, vjp, vmap
+from torch.func import vjp, vmap
 
+from manifold_sde.derivatives import jvp
 from manifold_sde.field import ARRIVED, Field
 from manifold_sde.geometry.row_space import (
     complement,

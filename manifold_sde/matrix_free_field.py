@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import jvp, vmap
+from torch.func import vmap
 
 from manifold_sde.coefficients import without_radial_part
+from manifold_sde.derivatives import jvp
 from manifold_sde.errors import ArgumentError
 from manifold_sde.field import ARRIVED, Field
 from manifold_sde.geometry.contraction import contract, noise_pairs, noise_units

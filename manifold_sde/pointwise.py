@@ -11,9 +11,10 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.func import jvp, vjp
+from torch.func import vjp
 
 from manifold_sde import derivatives
+from manifold_sde.derivatives import jvp
 from manifold_sde.samples import SampleFunction
 
 

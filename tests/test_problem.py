@@ -5,6 +5,8 @@ that were put in with a known size.
 """
 
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -513,3 +515,19 @@ def test_invariance_of_large_problems_is_that_of_small_ones(
         torch.testing.assert_close(lean_size, size)
     else:
         assert 0.2 < float(lean_size / size) < 2.0
+
+
+def test_a_program_in_which_warnings_are_errors() -> None:
+    """At the first forward-mode derivative of a process torch warns of itself."""
+    program = """
+import warnings
+warnings.simplefilter("error")
+import torch
+from manifold_sde import Geometry, Problem, SphericalNoise
+problem = Problem(lambda x: 0.5 * (x[2] / x.norm()) ** 2, 3, SphericalNoise(0.3))
+x = torch.tensor([1.0, 2.0, 0.5], dtype=torch.float64)
+print(Geometry(problem).second_derivative(Geometry(problem).limit_map(x)).shape)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "torch.Size([3])\n"

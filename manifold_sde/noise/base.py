@@ -7,9 +7,9 @@ from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor
-from torch.func import grad, jvp, vmap
+from torch.func import grad, vmap
 
-from manifold_sde.derivatives import integer
+from manifold_sde.derivatives import integer, jvp
 from manifold_sde.errors import ArgumentError, NoiseError
 from manifold_sde.pointwise import Pointwise
 

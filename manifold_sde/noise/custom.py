@@ -6,9 +6,10 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.func import jvp, vmap
+from torch.func import vmap
 
 from manifold_sde import loss_checks
+from manifold_sde.derivatives import jvp
 from manifold_sde.errors import NoiseError
 from manifold_sde.noise.base import Noise
 from manifold_sde.pointwise import Pointwise

@@ -106,7 +106,8 @@ def compiled_step(problem: Problem, state: SgdState) -> Callable[..., tuple[Tens
     key = ("sgd", tuple(state.x.shape), dtype, state.x.device)
     if key not in problem.kernels:
         scalar = torch.zeros((), dtype=torch.int64, device=state.x.device)
-        table = torch.full((BLOCK,), 1e-3, dtype=dtype, device=state.x.device)
+        # Rates at which the gradient shows, where the compiled step is compared with the eager one.
+        table = torch.full((BLOCK,), 0.5, dtype=dtype, device=state.x.device)
         arguments = (
             state.x,
             state.clock,

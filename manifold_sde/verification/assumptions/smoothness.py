@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.func import jvp, vmap
+from torch.func import vmap
 
 from manifold_sde import loss_checks
+from manifold_sde.derivatives import jvp
 from manifold_sde.errors import DifferentiationError, NonFiniteError
 from manifold_sde.problem import Problem
 from manifold_sde.verification.assumptions.survey import Survey, show_point
