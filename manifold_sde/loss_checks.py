@@ -63,7 +63,11 @@ _REMEDIES = (
         ("forward AD", "not implemented", "not differentiable"),
         "write the operation that torch names in elementary ones: torch.where on the two branches "
         "of huber_loss, ((a[:, None] - b) ** 2).sum(-1).sqrt() for cdist, "
-        "a * torch.sigmoid(b) for glu",
+        "a * torch.sigmoid(b) for glu, nn.Embedding and .mean(1) for EmbeddingBag",
+    ),
+    (
+        ("saved tensor hooks",),
+        "no torch.utils.checkpoint and no saved_tensors_hooks: call the layers themselves",
     ),
     (
         ("storage", "numpy"),
@@ -204,10 +208,10 @@ def derivative_errors(loss: Pointwise, x: Tensor) -> dict[str, tuple[float, bool
         except (RuntimeError, NotImplementedError) as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
-            raise _not_differentiable(error, order) from error
+            raise not_differentiable(error, order) from error
         if not bool(torch.isfinite(exact).all()):
             raise NonFiniteError(
-                f"the {_ordinal(order)} derivative of the loss is not finite at a test point",
+                f"the {ordinal(order)} derivative of the loss is not finite at a test point",
                 received=f"{exact.flatten()[:4].tolist()}",
                 expected="finite derivatives at every x other than 0",
                 remedy="check square roots, norms and quotients that vanish at some x; "
@@ -278,7 +282,7 @@ def require_derivatives(loss: Pointwise, function: Callable[[Tensor], Tensor], w
     """
     point = fixed_directions(loss.dim, 1)[0]
     first, second = function(point.clone()), function(point.clone())
-    if not torch.equal(first, second):
+    if not torch.allclose(first, second, rtol=0.0, atol=0.0, equal_nan=True):
         raise DifferentiationError(
             f"the {what} is not a fixed function",
             received=f"values that differ by {float((first - second).abs().max()):.3g} at the "
@@ -295,12 +299,12 @@ def require_derivatives(loss: Pointwise, function: Callable[[Tensor], Tensor], w
     for name, error in wrong.items():
         order = ORDERS.index(name) + 1
         raise DifferentiationError(
-            f"the {_ordinal(order)} derivative of the {what} is not the derivative of what it "
+            f"the {ordinal(order)} derivative of the {what} is not the derivative of what it "
             "computes",
             received=f"a relative difference of {error:.2g} between automatic differentiation and "
             f"differences, in {name!r}",
             expected=f"at most {TOLERANCE:g}: {_ANY_BATCH}, without cutting a derivative",
-            remedy=_what_is_wrong(order, function, point),
+            remedy=what_is_wrong(order, function, point),
         )
 
 
@@ -310,7 +314,8 @@ def _wrong_derivatives(loss: Pointwise, x: Tensor) -> dict[str, float]:
     return {name: off for name, (off, reliable) in errors.items() if off > TOLERANCE and reliable}
 
 
-def _what_is_wrong(order: int, function: Callable[[Tensor], Tensor], point: Tensor) -> str:
+def what_is_wrong(order: int, function: Callable[[Tensor], Tensor], point: Tensor) -> str:
+    """What to write instead of a function whose derivative of an order is wrong at a point."""
     called = functions_called(function, point.clone())
     names = [getattr(f, "__name__", "").removeprefix("linalg_") for f in called]
     known = dict.fromkeys(_WRONG[n] for n in names if n in _WRONG)
@@ -328,14 +333,16 @@ def _what_is_wrong(order: int, function: Callable[[Tensor], Tensor], point: Tens
     )
 
 
-def _not_differentiable(error: Exception, order: int) -> DifferentiationError:
+def not_differentiable(error: Exception, order: int) -> DifferentiationError:
+    """The error for a loss whose derivative of an order raised."""
     return DifferentiationError(
-        f"the loss cannot be differentiated: its {_ordinal(order)} derivative fails",
+        f"the loss cannot be differentiated: its {ordinal(order)} derivative fails",
         received=first_line(error),
         expected=_ANY_BATCH,
         remedy=remedy(str(error)),
     )
 
 
-def _ordinal(order: int) -> str:
+def ordinal(order: int) -> str:
+    """The order of a derivative in words."""
     return ("first", "second", "third")[order - 1]
