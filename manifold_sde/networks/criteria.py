@@ -183,6 +183,8 @@ class Criterion:
         for size in dict.fromkeys((count, -(-count // 2), 1) if batches else (count,)):
             some = outputs[-size:], targets[-size:]
             mean = self.sample_losses(*some).mean()
+            if self.is_least_squares:
+                mean = 0.5 * self.residuals(*some).square().sum(1).mean()
             with warnings.catch_warnings(action="ignore"):  # of torch, about its own mean
                 value = self._values(self._reduced, *some)
             is_number = isinstance(value, Tensor) and value.dim() == 0

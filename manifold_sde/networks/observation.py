@@ -77,9 +77,9 @@ class Observer(_Recorder):
                     received=f"{finest} becomes {value.dtype} in {_name(func)}",
                     expected=f"{finest} from the weights to the losses: higher "
                     "derivatives of rounded numbers are no derivatives",
-                    remedy="leave .float(), .half(), .to(torch.float32) and dtype=torch.float32 "
-                    "out of the forward pass: everything follows the dtype of x; layers that "
-                    "do not convert, such as nn.RMSNorm",
+                    remedy="leave .float(), .half(), .to(torch.float32), dtype=torch.float32 and "
+                    "torch.autocast out of the forward pass: everything follows the dtype of x; "
+                    "layers that do not convert, such as nn.RMSNorm",
                 )
 
     def _refuse_derivatives(self, func: Any, args: tuple[Any, ...], kwargs: Any) -> None:
@@ -236,8 +236,11 @@ def _derivative_finite(layer: nn.Module, own: dict[str, Tensor], given: Any, ord
     try:
         if order == 1:
             return _finite(derivatives.gradient(function, z))
+        v = torch.ones_like(z)
+        if order == 3:
+            return _finite(derivatives.third_derivative(function, z, v, v))
         ways = derivatives.hessian_product, derivatives.reverse_hessian_product
-        return all(_finite(way(function, z, torch.ones_like(z))) for way in ways)
+        return all(_finite(way(function, z, v)) for way in ways)
     except (RuntimeError, ManifoldSDEError):
         return True
 

@@ -104,7 +104,7 @@ def check_all_samples(network: NetworkFunction) -> None:
 
     Looked at are what it computes, by :func:`~manifold_sde.networks.observation.observe`, and a
     fixed random sum of the losses, or residuals, of some samples after the other: whether it and
-    its first two derivatives are finite, and whether the derivatives are those of what it computes.
+    three derivatives are finite, and whether the first two are those of what it computes.
 
     Args:
         network: The network.
@@ -116,7 +116,9 @@ def check_all_samples(network: NetworkFunction) -> None:
     x = _test_point(network)
     for blocks in _parts(network):
         part = network.of_blocks(blocks) if network.samples else network
-        observe(part, x)
+        single = torch.promote_types(torch.float32, network.start.dtype)
+        for dtype in dict.fromkeys((x.dtype, single)):
+            observe(part, x.to(dtype))
         fault = _fault(part, x)
         if fault is None:
             continue
@@ -193,7 +195,8 @@ def _fault(network: NetworkFunction, x: Tensor) -> _Fault | None:
         second = loss_checks.compare(product, quotients, float(gradient.norm()) / size)
         if _wrong(second):
             return _Fault(2, second[0])
-    return None
+    third = _derivative(3, partial(derivatives.third_derivative, total, x, along, along))
+    return None if bool(torch.isfinite(third).all()) else _Fault(3, torch.nan)
 
 
 def _derivative(order: int, compute: Callable[[], Tensor]) -> Tensor:

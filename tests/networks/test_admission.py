@@ -483,6 +483,12 @@ def blank(layer: nn.Module) -> Problem:
     return made(sequence(layer, bias=False), inputs=BLANK)
 
 
+def squares_with_a_hook() -> nn.Module:
+    criterion = nn.MSELoss()
+    criterion.register_forward_hook(lambda module, args, value: 2.0 * value)
+    return criterion
+
+
 A, D, X = errors.ArgumentError, errors.DTypeError, errors.DifferentiationError
 NAN = errors.NonFiniteError
 REFUSED: dict[str, tuple[type[Exception], Callable[[], Any], str]] = {
@@ -602,6 +608,11 @@ REFUSED: dict[str, tuple[type[Exception], Callable[[], Any], str]] = {
         lambda: blank(Apply(lambda h: h.abs().sqrt())),
         r"(?s)first derivative of the loss of sample 5 .*layer 1 \(Apply\)",
     ),
+    "third derivative of blank": (
+        NAN,
+        lambda: blank(Apply(lambda h: h.abs() ** 2.5)),
+        r"(?s)third derivative of the loss of sample 5 .*layer 1 \(Apply\)",
+    ),
     "NaN of the criterion": (
         NAN,
         lambda: made(criterion=lambda o, t: (o[:, 0] - 1e3).log()),
@@ -634,6 +645,16 @@ REFUSED: dict[str, tuple[type[Exception], Callable[[], Any], str]] = {
         D,
         lambda: made(sequence(Apply(lambda h: torch.zeros(len(h), 4).copy_(h).double()))),
         "float32 in copy_",
+    ),
+    "autocast of single": (
+        D,
+        lambda: made(sequence(Autocast()).float()),
+        r"(?s)layer 1.layer \(Linear\).*float32 becomes torch.bfloat16 in linear",
+    ),
+    "squares with a hook": (
+        A,
+        lambda: made(criterion=squares_with_a_hook(), targets=ROWS),
+        "no mean over the samples",
     ),
     "criterion in single": (
         D,
