@@ -417,7 +417,7 @@ def test_a_layer_that_draws_is_refused_at_every_try(which: str) -> None:
     draw, words = DRAWS[which]
     module = sequence(Drop(draw))
     before = states()
-    for _ in range(10):
+    for _ in range(5):
         with pytest.raises(errors.ArgumentError, match=f"the module is random\n.*{words}"):
             made(module)
     assert states() == before
