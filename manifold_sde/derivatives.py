@@ -59,6 +59,11 @@ def hessian_product(function: ScalarFunction, x: Tensor, v: Tensor) -> Tensor:
     return jvp(grad(function), (x,), (v,))[1].to(x.dtype)
 
 
+def reverse_hessian_product(function: ScalarFunction, x: Tensor, v: Tensor) -> Tensor:
+    """The same, reverse over reverse, as in :func:`hessian`: (D,), (D,) -> (D,)."""
+    return vjp(grad(function), x)[1](v)[0]
+
+
 def hessian(function: ScalarFunction, x: Tensor) -> Tensor:
     """Hessian at one point, one reverse mode a column: (D,) -> (D, D), symmetrised.
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from manifold_sde import philox
+from manifold_sde import loss_checks, philox
+from manifold_sde.errors import DifferentiationError
 from manifold_sde.pointwise import Pointwise
 
 #: Largest dimension in which the coordinates that break scale invariance are solved for.
@@ -17,6 +18,8 @@ SOLVED_DIM = 512
 _AT_ONCE = 2**24
 #: Relative Euler defect below which a scaling counts as a symmetry, above rounding.
 _SYMMETRY = {torch.float64: 1e-11, torch.float32: 1e-5}
+#: Relative step along a ray.
+_ALONG = 1e-3
 #: Part of 1/D from which on two coordinates belong to the same group of scalings.
 _TOGETHER = 0.1
 
@@ -73,6 +76,32 @@ def euler_defects(loss: Pointwise, points: Tensor) -> tuple[Tensor, Tensor]:
     ]
     sizes = points.norm(dim=1) * (torch.stack(squares) / n_samples).sqrt()
     return sums, sizes.max()
+
+
+def require_true_derivatives(loss: Pointwise, x: Tensor, name: str) -> None:
+    """Refuse a loss that changes otherwise along the ray through x than its derivatives say.
+
+    Args:
+        loss: The loss.
+        x: Point (D,) where Euler's theorem is violated.
+        name: What the loss is called in the message.
+
+    Raises:
+        DifferentiationError: If it is the gradient that is wrong, and not the scale invariance.
+    """
+    sums = euler_defects(loss, x[None])[0][0]
+    worst = int(sums.abs().argmax())
+    ray = (1.0 + _ALONG) * x, (1.0 - _ALONG) * x
+    values = torch.stack([loss.function(z).reshape(-1)[worst] for z in ray])
+    change = float(values[0] - values[1]) / (2.0 * _ALONG)
+    rounding = torch.finfo(x.dtype).eps * float(values.abs().max()) / _ALONG
+    if abs(change - float(sums[worst])) > 0.1 * abs(float(sums[worst])) + 10.0 * rounding:
+        raise DifferentiationError(
+            f"the first derivative of the loss of {name} is not the derivative of what it computes",
+            received=f"<x, grad L> = {float(sums[worst]):.3g}, where L changes by {change:.3g}",
+            expected="the change of the loss along the ray through x",
+            remedy=loss_checks.what_is_wrong(1, loss.function, x),
+        )
 
 
 def guilty_coordinates(loss: Pointwise, points: Tensor) -> tuple[int, ...]:

@@ -76,7 +76,11 @@ _REMEDIES = (
         ("forward AD", "not implemented", "not differentiable"),
         "write the operation that torch names in elementary ones: torch.where on the two branches "
         "of huber_loss, ((a[:, None] - b) ** 2).sum(-1).sqrt() for cdist, "
-        "a * torch.sigmoid(b) for glu",
+        "a * torch.sigmoid(b) for glu, nn.Embedding and .mean(1) for EmbeddingBag",
+    ),
+    (
+        ("saved tensor hooks",),
+        "no torch.utils.checkpoint and no saved_tensors_hooks: call the layers themselves",
     ),
     (
         ("storage", "numpy"),
@@ -209,10 +213,10 @@ def _derivative_errors(
         except (RuntimeError, NotImplementedError) as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
-            raise _not_differentiable(error, order) from error
+            raise not_differentiable(error, order) from error
         if not bool(torch.isfinite(exact).all()):
             raise NonFiniteError(
-                f"the {_ordinal(order)} derivative of the loss is not finite at a test point",
+                f"the {ordinal(order)} derivative of the loss is not finite at a test point",
                 received=f"{exact.flatten()[:4].tolist()}",
                 expected="finite derivatives at every x other than 0",
                 remedy="check square roots, norms and quotients that vanish at some x; "
@@ -309,7 +313,7 @@ def require_derivatives(loss: Pointwise, function: Callable[[Tensor], Tensor], w
     """
     points = fixed_directions(loss.dim, 2 + (_POINTS if loss.dim <= _LARGE else _POINTS // 2))
     first, second = function(points[0].clone()), function(points[0].clone())
-    if not torch.equal(first, second):
+    if not torch.allclose(first, second, rtol=0.0, atol=0.0, equal_nan=True):
         raise DifferentiationError(
             f"the {what} is not a fixed function",
             received=f"values that differ by {float((first - second).abs().max()):.3g} at the "
@@ -322,12 +326,12 @@ def require_derivatives(loss: Pointwise, function: Callable[[Tensor], Tensor], w
         name, error = wrong
         order = ORDERS.index(name) + 1
         raise DifferentiationError(
-            f"the {_ordinal(order)} derivative of the {what} is not the derivative of what it "
+            f"the {ordinal(order)} derivative of the {what} is not the derivative of what it "
             "computes",
             received=f"a relative difference of {error:.2g} between automatic differentiation and "
             f"differences, in {name!r}",
             expected=f"at most {TOLERANCE:g}: {_ANY_BATCH}, without cutting a derivative",
-            remedy=_what_is_wrong(order, function, points[0]),
+            remedy=what_is_wrong(order, function, points[0]),
         )
     operations = wrong_operations(function, points[0])
     if operations:
@@ -366,7 +370,8 @@ def _wrong_derivatives(loss: Pointwise, x: Tensor, a: Tensor, b: Tensor) -> list
     ]
 
 
-def _what_is_wrong(order: int, function: Callable[[Tensor], Tensor], point: Tensor) -> str:
+def what_is_wrong(order: int, function: Callable[[Tensor], Tensor], point: Tensor) -> str:
+    """What to write instead of a function whose derivative of an order is wrong at a point."""
     known = wrong_operations(function, point)
     if known and order > 1:
         return _write_instead(known)
@@ -388,14 +393,16 @@ def _write_instead(operations: list[str]) -> str:
     return "write " + ", ".join(WRONG_OPERATIONS[name] for name in operations)
 
 
-def _not_differentiable(error: Exception, order: int) -> DifferentiationError:
+def not_differentiable(error: Exception, order: int) -> DifferentiationError:
+    """The error for a loss whose derivative of an order raised."""
     return DifferentiationError(
-        f"the loss cannot be differentiated: its {_ordinal(order)} derivative fails",
+        f"the loss cannot be differentiated: its {ordinal(order)} derivative fails",
         received=first_line(error),
         expected=_ANY_BATCH,
         remedy=remedy(str(error)),
     )
 
 
-def _ordinal(order: int) -> str:
+def ordinal(order: int) -> str:
+    """The order of a derivative in words."""
     return ("first", "second", "third")[order - 1]

@@ -411,6 +411,7 @@ class Problem(Sources):
 
         Raises:
             ScaleInvarianceError: With the violation measured and the coordinates that cause it.
+            DifferentiationError: If it is the gradient that is wrong, and not the loss.
         """
         defects, points = self._euler_defects(x)
         violation = float(defects.abs().max())
@@ -418,6 +419,8 @@ class Problem(Sources):
             tolerance = INVARIANCE_TOLERANCE.get(points.dtype, 1e-2)
         if violation <= tolerance:
             return
+        worst = points[int(defects.abs().amax(1).argmax())]
+        invariance.require_true_derivatives(self.pointwise, worst, repr(self.name))
         coordinates, description = self.guilty_coordinates(points)
         raise ScaleInvarianceError(
             f"the loss of {self.name!r} is not scale-invariant (Definition 2.2)",

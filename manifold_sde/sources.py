@@ -83,9 +83,10 @@ class Sources:
 
         Args:
             module: The network, in the mode (``train`` or ``eval``) in which it is meant.
-            criterion: A criterion of ``torch.nn``, whatever its reduction is, or a function of
-                outputs and targets that returns (Xi,) or (Xi, K). The loss of a sample is the mean
-                over its entries, and L the mean over the samples. ``nn.MSELoss`` makes a
+            criterion: A criterion of ``torch.nn`` whose value is a mean over the samples of every
+                batch, or a function of outputs and targets that returns (Xi,) or (Xi, K), whose
+                mean over a sample's entries is its loss. L is the mean over the samples: the value
+                of the criterion. ``nn.MSELoss`` makes a
                 :class:`~manifold_sde.LeastSquaresProblem`.
             inputs: What the module is called with, (N, ...); a tuple for several arguments.
             targets: Targets (N, ...).
@@ -104,10 +105,14 @@ class Sources:
             losses.
 
         Raises:
-            ArgumentError, ShapeError, DTypeError, NonFiniteError: If the module is random, changes
-                its buffers or raises, or data and criterion do not fit it.
+            ArgumentError, ShapeError: If the module is random, changes its buffers or raises, if
+                data and criterion do not fit it, or if a sample has no loss that is the same in
+                every batch.
+            DTypeError: If data have the wrong dtype, or a layer rounds to lower precision.
+            NonFiniteError: If the loss of a sample or its derivatives are not finite.
             NoiseError: If the noise needs samples that the network couples.
-            DifferentiationError: If torch cannot differentiate the network three times.
+            DifferentiationError: If torch cannot differentiate the network three times, or does so
+                wrongly for any sample.
         """
         from manifold_sde.networks.module import problem_from_module
 

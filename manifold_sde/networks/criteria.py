@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch.func import functional_call
 
 from manifold_sde.errors import ArgumentError, DTypeError, ShapeError
 from manifold_sde.loss_checks import first_line
+from manifold_sde.networks.randomness import Generators
 from manifold_sde.samples import follow
 
 #: Criteria that compare each output with a target of its own.
@@ -26,6 +28,10 @@ _ELEMENTWISE = (
 )
 #: Criteria whose targets are the numbers of classes.
 _CLASSES = (nn.CrossEntropyLoss, nn.NLLLoss, nn.MultiMarginLoss)
+#: Those whose mean is over the weights of the targets that are not ignored.
+_WEIGHTED = (nn.CrossEntropyLoss, nn.NLLLoss)
+#: Relative difference of two means that is no rounding.
+_ROUNDING = 1e-9
 
 _NONE = "the losses before their mean: reduction='none', shape (Xi,) or (Xi, K)"
 
@@ -34,7 +40,7 @@ class Criterion:
     """The loss of each sample.
 
     Args:
-        criterion: A criterion of ``torch.nn``, whatever its reduction is, or a function of
+        criterion: A criterion of ``torch.nn`` that is a mean over samples, or a function of
             outputs and targets that returns the losses (N,) or (N, K...).
 
     Attributes:
@@ -42,6 +48,7 @@ class Criterion:
 
     Raises:
         DTypeError: If it is neither.
+        ArgumentError: If it is a sum over the samples.
     """
 
     def __init__(self, criterion: object) -> None:
@@ -54,14 +61,34 @@ class Criterion:
                 expected="a criterion of torch.nn, or a function (outputs, targets) -> (Xi,)",
                 remedy="torch.nn.CrossEntropyLoss(), with brackets",
             )
-        self.is_least_squares = isinstance(criterion, nn.MSELoss)
         self.name = getattr(criterion, "__name__", type(criterion).__name__)
+        self.is_least_squares = (
+            isinstance(criterion, nn.MSELoss) and type(criterion).forward is nn.MSELoss.forward
+        )
         self._function: Callable[..., Any] = criterion
+        self._reduced: nn.Module | None = None
+        #: What the losses of the entries of a sample are divided by, where it is not their number.
+        self._divisor: float | None = None
         if isinstance(criterion, nn.Module):
             unreduced = copy.deepcopy(criterion).requires_grad_(False)
-            if isinstance(getattr(unreduced, "reduction", None), str):
+            reduction = getattr(unreduced, "reduction", None)
+            if reduction == "sum":
+                raise self._sum()
+            if isinstance(reduction, str):
+                self._reduced = copy.deepcopy(unreduced) if reduction != "none" else None
                 unreduced.reduction = "none"  # type: ignore[assignment]
+            if reduction == "batchmean":
+                self._divisor = 1.0
             self._function = unreduced
+
+    def _sum(self) -> ArgumentError:
+        return ArgumentError(
+            "the criterion is a sum over the samples, and L is their mean",
+            received=f"{self.name}(reduction='sum')",
+            expected="a mean over the samples, whose gradient does not grow with the batch",
+            remedy=f"{self.name}(reduction='mean'): the sum over B samples of K targets each is "
+            "B K times it, so that lr B K and weight_decay / (B K) give the same steps",
+        )
 
     def sample_losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The mean over the entries of each sample: (N, ...), (N, ...) -> (N,).
@@ -70,7 +97,7 @@ class Criterion:
             ArgumentError: If the criterion raises.
             ShapeError: If it does not return the losses of the samples.
         """
-        value = self._values(outputs, targets)
+        value = self._values(self._function, outputs, targets)
         if not isinstance(value, Tensor) or value.dim() == 0 or len(value) != len(outputs):
             received = str(tuple(value.shape)) if isinstance(value, Tensor) else repr(type(value))
             raise ShapeError(
@@ -80,13 +107,16 @@ class Criterion:
                 remedy="torch.nn.CrossEntropyLoss() and its kin as they are; "
                 "functools.partial(torch.nn.functional.cross_entropy, reduction='none')",
             )
+        if self._divisor is not None:
+            return value.reshape(len(value), -1).sum(1) / self._divisor
         return value if value.dim() == 1 else value.flatten(1).mean(1)
 
-    def _values(self, outputs: Tensor, targets: Tensor) -> Any:
-        if not isinstance(self._function, nn.Module):
-            return self._function(outputs, targets)
-        tensors = {n: follow(t, outputs) for n, t in self._function.state_dict().items()}
-        return functional_call(self._function, tensors, (outputs, targets))
+    def _values(self, function: Callable[..., Any], outputs: Tensor, targets: Tensor) -> Any:
+        if not isinstance(function, nn.Module):
+            return function(outputs, targets)
+        named = [*function.named_parameters(), *function.named_buffers()]
+        tensors = {n: follow(t, outputs) for n, t in named}
+        return functional_call(function, tensors, (outputs, targets))
 
     def residuals(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Residuals whose half squares are the losses of ``nn.MSELoss``: (N, ...) -> (N, K)."""
@@ -100,8 +130,13 @@ class Criterion:
             return targets.to(torch.float64)
         return targets
 
-    def check_targets(self, outputs: Tensor, targets: Tensor) -> None:
-        """Refuse targets that do not fit the outputs.
+    def check_targets(self, outputs: Tensor, targets: Tensor, generators: Generators) -> None:
+        """Refuse targets that do not fit the outputs, and a criterion that is random.
+
+        Args:
+            outputs: Outputs (N, ...).
+            targets: Targets (N, ...).
+            generators: The generators that the criterion must not move.
 
         Raises:
             ShapeError, DTypeError, ArgumentError: With the way out.
@@ -118,7 +153,8 @@ class Criterion:
         elif isinstance(self._function, _CLASSES):
             self._check_classes(outputs, targets)
         try:
-            self.sample_losses(outputs, follow(targets, outputs))
+            with generators.unmoved_by(f"the criterion {self.name}"):
+                self.sample_losses(outputs, follow(targets, outputs))
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
             if isinstance(error, (ArgumentError, torch.OutOfMemoryError)):
                 raise
@@ -129,6 +165,40 @@ class Criterion:
                 expected="outputs and targets that the criterion is made for",
                 remedy="call criterion(module(inputs), targets) by itself",
             ) from error
+
+    def check_mean(self, outputs: Tensor, targets: Tensor, *, batches: bool) -> None:
+        """Refuse a criterion whose value is not the mean of the losses of the samples.
+
+        Args:
+            outputs: Outputs (N, ...).
+            targets: Targets (N, ...).
+            batches: Whether it is looked at for some of the samples, too.
+
+        Raises:
+            ArgumentError: With the way out.
+        """
+        if self._reduced is None:
+            return
+        targets, count = follow(targets, outputs), len(outputs)
+        for size in dict.fromkeys((count, -(-count // 2), 1) if batches else (count,)):
+            some = outputs[-size:], targets[-size:]
+            mean = self.sample_losses(*some).mean()
+            if self.is_least_squares:
+                mean = 0.5 * self.residuals(*some).square().sum(1).mean()
+            with warnings.catch_warnings(action="ignore"):  # of torch, about its own mean
+                value = self._values(self._reduced, *some)
+            is_number = isinstance(value, Tensor) and value.dim() == 0
+            if is_number and abs(float(value - mean)) <= _ROUNDING * abs(float(mean)):
+                continue
+            received = f"{float(value):.6g}" if is_number else "no number"
+            raise ArgumentError(
+                f"the criterion {self.name} is no mean over the samples",
+                received=f"{received} for {size} samples, whose losses before the reduction have "
+                f"the mean {float(mean):.6g}",
+                expected="a criterion whose value for a batch is the mean of the losses of its "
+                "samples",
+                remedy=f"a function (outputs, targets) that returns {_NONE}",
+            )
 
     def _check_classes(self, outputs: Tensor, targets: Tensor) -> None:
         if outputs.dim() < 2:
@@ -174,3 +244,39 @@ class Criterion:
                 expected=f"whole numbers from 0 to {n_classes - 1}",
                 remedy="targets - 1 where classes count from 1; a last layer with more outputs",
             )
+        if isinstance(self._function, _WEIGHTED) and self._reduced is not None:
+            self._weigh(targets, n_classes)
+
+    def _weigh(self, targets: Tensor, n_classes: int) -> None:
+        """Find what torch divides the losses of a sample by, and refuse if samples differ."""
+        number = int(getattr(self._function, "ignore_index", -100))
+        ignored = torch.eq(targets, number)
+        weight = getattr(self._function, "weight", None)
+        each = torch.ones(n_classes) if weight is None else weight
+        of_entries = each.double()[targets.masked_fill(ignored, 0)].masked_fill(ignored, 0.0)
+        of_samples = of_entries.reshape(len(targets), -1).sum(1)
+        first = float(of_samples[0])
+        if first > 0.0 and bool((of_samples - first).abs().max() <= _ROUNDING * first):
+            self._divisor = first
+            return
+        if bool(ignored.any()):
+            alone = targets.dim() == 1
+            raise ArgumentError(
+                "targets are ignored: the loss is no mean over the samples",
+                received=f"{int(ignored.sum())} of {ignored.numel()} targets are {number}, and "
+                "torch divides by the number of the others in a batch",
+                expected="samples with equally many targets that count",
+                remedy=f"leave these samples out: keep = targets != {number}; inputs[keep], "
+                "targets[keep]"
+                if alone
+                else "a function (outputs, targets) that returns the loss of each sample (Xi,), "
+                "divided by what is meant; samples of one length",
+            )
+        raise ArgumentError(
+            "with class weights the loss is no mean over the samples",
+            received=f"weights of the samples from {float(of_samples.min()):.3g} to "
+            f"{float(of_samples.max()):.3g}, by whose sum over the batch torch divides",
+            expected="losses of the samples whose mean is that of every batch",
+            remedy="lambda outputs, targets: w.to(outputs)[targets] * "
+            "F.cross_entropy(outputs, targets, reduction='none'), the mean of the weighted losses",
+        )

@@ -107,7 +107,11 @@ class NetworkFunction:
 
     def losses(self, x: Tensor) -> Tensor:
         """The mean loss of each block (Xi,), or of all samples (): one vector (D,)."""
-        losses = self.criterion.sample_losses(self.outputs(x), follow(self.targets, x))
+        return self.losses_of(self.outputs(x))
+
+    def losses_of(self, outputs: Tensor) -> Tensor:
+        """The same, from the outputs (N, ...) of the module."""
+        losses = self.criterion.sample_losses(outputs, follow(self.targets, outputs))
         return losses.reshape(-1, self.block).mean(1) if self.samples else losses.mean()
 
     def residuals(self, x: Tensor) -> Tensor:

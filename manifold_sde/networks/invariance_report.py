@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from manifold_sde.derivatives import check_point
 from manifold_sde.elementary import ElementaryFunction
 from manifold_sde.errors import ShapeError
+from manifold_sde.invariance import require_true_derivatives
 from manifold_sde.networks import measurement
 from manifold_sde.networks.function import NetworkFunction
 from manifold_sde.networks.measurement import TOLERANCE
@@ -160,6 +161,7 @@ def scale_invariance_report(problem: Problem, x: Tensor | None = None) -> ScaleI
     Raises:
         ArgumentError: If the problem was not made from a module.
         ShapeError: If x is not one point.
+        DifferentiationError: If it is the gradient that is wrong, and not the network.
     """
     whole = problem.require_network()
     x = whole.start if x is None else x
@@ -170,10 +172,13 @@ def scale_invariance_report(problem: Problem, x: Tensor | None = None) -> ScaleI
             expected=f"({problem.dim},)",
             remedy="scale_invariance_report(problem, x[i])",
         )
+    name = whole.__name__ if problem.name is None else problem.name
     network = measurement.few_samples(whole)
     points = measurement.points_near(x, measurement.points_needed(network))
     measured = measurement.measure(network, points)
     violation = max(measured.joint(), _over_all_samples(problem, points[0]) / (measured.size or 1))
+    if violation > TOLERANCE:
+        require_true_derivatives(problem.pointwise, points[0], name)
     breaking = measured.breaking()
     parameters = tuple(
         ParameterInvariance(
@@ -188,7 +193,7 @@ def scale_invariance_report(problem: Problem, x: Tensor | None = None) -> ScaleI
     )
     causes = _causes(network, points, breaking) if bool(breaking.any()) else ()
     return ScaleInvarianceReport(
-        name=whole.__name__ if problem.name is None else problem.name,
+        name=name,
         violation=violation,
         parameters=parameters,
         causes=causes,

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from manifold_sde import loss_checks
 from manifold_sde.elementary import elementary
 from manifold_sde.least_squares import LeastSquaresProblem
-from manifold_sde.networks import module_checks
+from manifold_sde.networks import module_checks, sample_checks
 from manifold_sde.networks.criteria import Criterion
 from manifold_sde.networks.function import NetworkFunction
+from manifold_sde.networks.randomness import Generators
 from manifold_sde.networks.weights import Weights
 from manifold_sde.noise.base import Noise, check_noise
 from manifold_sde.pointwise import LeastSquaresPointwise, Pointwise
@@ -111,10 +112,17 @@ def problem_from_module(
         network = NetworkFunction(
             module, measure, tensors, measure.convert(targets), weights, block=block
         )
-        outputs = module_checks.check_forward(network)
-        measure.check_targets(outputs, network.targets)
-        if module_checks.coupled(network, outputs):
+        generators = Generators()
+        outputs = module_checks.check_forward(network, generators)
+        measure.check_targets(outputs, network.targets, generators)
+        coupled = module_checks.coupled(network, outputs)
+        if coupled:
             module_checks.require_uncoupled_noise(network, noise)
             network = network.with_samples(block=len(targets), samples=measure.is_least_squares)
+        else:
+            sample_checks.check_places(network)
+    sample_checks.check_all_samples(network)
+    with torch.no_grad():
+        measure.check_mean(outputs, network.targets, batches=not coupled)
     kind = ModuleLeastSquaresProblem if measure.is_least_squares else ModuleProblem
     return kind(network, noise, rank=rank, name=name)

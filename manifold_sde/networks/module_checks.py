@@ -13,6 +13,7 @@ from manifold_sde.derivatives import integer
 from manifold_sde.elementary import ElementaryFunction
 from manifold_sde.errors import (
     ArgumentError,
+    DifferentiationError,
     DTypeError,
     ManifoldSDEError,
     NoiseError,
@@ -22,6 +23,9 @@ from manifold_sde.errors import (
 from manifold_sde.loss_checks import first_line, fixed_directions
 from manifold_sde.networks.function import NetworkFunction
 from manifold_sde.networks.layers import GhostBatchNorm
+from manifold_sde.networks.observation import layer_not_finite
+from manifold_sde.networks.randomness import Generators
+from manifold_sde.networks.sample_checks import SAME
 from manifold_sde.noise import LabelNoise, SamplingNoise
 from manifold_sde.noise.base import Noise
 
@@ -35,8 +39,6 @@ _DROPOUT = (
 )
 #: The base class of batch and instance normalisation.
 RUNNING = nn.modules.batchnorm._NormBase
-#: Relative change of an output that is no rounding.
-_COUPLED = 1e-9
 
 
 def check_module(module: object) -> None:
@@ -83,6 +85,20 @@ def check_module(module: object) -> None:
             "for statistics of the whole batch; module.eval() for fixed statistics, which are "
             "not scale-invariant",
         )
+    hooked = [n or "the module" for n, m in module.named_modules() if _has_gradient_hooks(m)]
+    hooked += [n for n, p in module.named_parameters() if _has_gradient_hooks(p)]
+    if hooked:
+        raise DifferentiationError(
+            "hooks look at gradients or change them",
+            received=f"gradient hooks of {', '.join(hooked)}",
+            expected="gradients that are the derivatives of the loss",
+            remedy="handle.remove() for each hook, or the module before they were registered",
+        )
+
+
+def _has_gradient_hooks(owner: nn.Module | nn.Parameter) -> bool:
+    kinds = ("_backward_hooks", "_backward_pre_hooks", "_post_accumulate_grad_hooks")
+    return any(getattr(owner, kind, None) for kind in kinds)
 
 
 def check_data(inputs: object, targets: object) -> tuple[tuple[Tensor, ...], Tensor]:
@@ -158,8 +174,12 @@ def block_of(module: nn.Module, ghost_size: int | None, n_samples: int) -> int:
     return block
 
 
-def check_forward(function: NetworkFunction) -> Tensor:
+def check_forward(function: NetworkFunction, generators: Generators) -> Tensor:
     """The outputs at a test point, after it is known that the forward pass is a fixed function.
+
+    Args:
+        function: The network on its data.
+        generators: The generators that it must not move.
 
     Raises:
         ArgumentError: If the module raises, is random or changes its buffers.
@@ -169,7 +189,7 @@ def check_forward(function: NetworkFunction) -> Tensor:
     constants = function.constants_for(x)
     after = _clones(constants)
     try:
-        with torch.random.fork_rng():
+        with generators.unmoved_by("the module"):
             outputs = ElementaryFunction(lambda z: function.outputs(z, after))(x)
             again = ElementaryFunction(lambda z: function.outputs(z, _clones(constants)))(x)
     except ManifoldSDEError:
@@ -197,7 +217,7 @@ def check_forward(function: NetworkFunction) -> Tensor:
             expected=f"({n_samples}, ...)",
             remedy="samples in the first dimension of inputs and outputs",
         )
-    changed = [n for n, value in constants.items() if not torch.equal(value, after[n])]
+    changed = [n for n, value in constants.items() if not _same(value, after[n])]
     if changed:
         raise ArgumentError(
             "the forward pass changes buffers of the module",
@@ -205,23 +225,33 @@ def check_forward(function: NetworkFunction) -> Tensor:
             expected="buffers that are constants of the loss",
             remedy="module.eval(), where that leaves them alone",
         )
-    if not torch.equal(outputs, again):
+    if not _same(outputs, again):
         raise ArgumentError(
             "the module is random",
             received="outputs that differ at the same weights by "
-            f"{float((outputs - again).abs().max()):.3g}",
+            f"{float((outputs - again).abs().nan_to_num(nan=0.0).max()):.3g}",
             expected="the same outputs at every call",
             remedy="module.eval() switches dropout off; draw random constants outside",
         )
-    if not bool(torch.isfinite(outputs).all()):
+    finite = torch.isfinite(outputs).reshape(n_samples, -1).all(1)
+    if not bool(finite.all()):
+        bad = (~finite).nonzero()[:, 0]
+        one = function if function.block > 1 else function.subset(bad[:1])
         raise NonFiniteError(
             "the outputs of the module are not finite",
-            received=f"{int((~torch.isfinite(outputs)).sum())} of {outputs.numel()} outputs at a "
-            "random unit vector of weights",
+            received=f"NaN or infinity for {len(bad)} of {n_samples} samples, the first number "
+            f"{int(bad[0])}, {layer_not_finite(one, x, 0)}",
             expected="finite outputs at all weights other than 0",
-            remedy="the layers of manifold_sde.networks map groups without variance to 0",
+            remedy="leave these samples out if they are blank; the layers of "
+            "manifold_sde.networks map groups without variance to 0",
         )
     return outputs
+
+
+def _same(value: Tensor, other: Tensor) -> bool:
+    return value.shape == other.shape and torch.allclose(
+        value, other, rtol=0.0, atol=0.0, equal_nan=True
+    )
 
 
 def _clones(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -250,8 +280,10 @@ def coupled(function: NetworkFunction, outputs: Tensor) -> bool:
             order[replaced] = blocks[~replaced][:1]
             there = blocks[~replaced].flatten()
             changed = ElementaryFunction(function.subset(order.flatten()).outputs)(x)
+            if changed.shape != outputs.shape:
+                return True
             change = (changed[there] - outputs[there]).abs().max()
-            if float(change) > _COUPLED * float(outputs.abs().max()):
+            if float(change) > SAME * float(outputs.abs().max()):
                 return True
     return False
 

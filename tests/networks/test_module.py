@@ -67,7 +67,6 @@ def made(
 
 CRITERIA: dict[str, tuple[Any, Tensor]] = {
     "cross entropy": (nn.CrossEntropyLoss(), CLASSES),
-    "cross entropy, summed": (nn.CrossEntropyLoss(reduction="sum"), CLASSES),
     "cross entropy of probabilities": (nn.CrossEntropyLoss(label_smoothing=0.1), ROWS.softmax(1)),
     "squares": (nn.MSELoss(), ROWS),
     "binary": (nn.BCEWithLogitsLoss(pos_weight=torch.tensor([1.0, 2.0, 3.0])), (ROWS > 0).double()),
@@ -76,7 +75,6 @@ CRITERIA: dict[str, tuple[Any, Tensor]] = {
     "a function of entries": (lambda outputs, targets: (outputs - targets) ** 4, ROWS),
 }
 MEANS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "cross entropy, summed": F.cross_entropy,
     "a function": F.cross_entropy,
     "a function of entries": lambda outputs, targets: ((outputs - targets) ** 4).mean(),
 }
