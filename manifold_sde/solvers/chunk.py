@@ -18,6 +18,7 @@ from torch import Tensor
 
 from manifold_sde.errors import CheckpointError
 from manifold_sde.solvers.archive import read_archive, unwritable, write_archive
+from manifold_sde.solvers.limits import Watch
 from manifold_sde.solvers.march import Goal, Records, State
 from manifold_sde.solvers.moments import Moments, moments_of
 from manifold_sde.solvers.plan import Plan, Task
@@ -137,11 +138,15 @@ class _Chunk:
             if finished:
                 return outcome
         saved = time.monotonic()
+        control = self.plan.control
+        rtol = None if control is None else control.rtol or control.atol
+        watch = Watch(self.plan.max_steps, rtol, state.position)
         while not self.march.finished(state, self.goal):
             block = self.march.advance(state, self.goal)
             for k, places, records in self.march.found(block, self.goal):
                 outcome.keep(k, places, records, grid > 0)
             report(block.steps)
+            watch.look(state.position, lambda: self.march.time_left(state, self.goal))
             if file is not None and time.monotonic() - saved > _CHECKPOINT_SECONDS:
                 self._save(state, outcome, finished=False)
                 saved = time.monotonic()
