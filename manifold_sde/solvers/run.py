@@ -30,7 +30,7 @@ from manifold_sde.solvers.bookkeeping import (
     clock_at,
     log_time_at_zero_ratio,
 )
-from manifold_sde.solvers.chunk import Outcome, one_thread
+from manifold_sde.solvers.chunk import Outcome
 from manifold_sde.solvers.direction import DirectionSolution
 from manifold_sde.solvers.limits import MAX_STEPS, refuse_many_steps, require_memory
 from manifold_sde.solvers.march import Grid
@@ -41,6 +41,7 @@ from manifold_sde.solvers.runner import digest
 from manifold_sde.solvers.schemes import SCHEMES
 from manifold_sde.solvers.solution import Solution
 from manifold_sde.solvers.step_control import Tolerance
+from manifold_sde.threads import one_thread
 
 #: Steps, or steps times paths, from which on compiling pays where the choice is left to us.
 _MANY_STEPS = 400

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from manifold_sde import philox
 from manifold_sde.compiling import check_mode, compiler_available
-from manifold_sde.derivatives import check_point, integer
+from manifold_sde.derivatives import check_point, integer, require_norms
 from manifold_sde.errors import (
     ArgumentError,
     CheckpointError,
@@ -394,6 +394,7 @@ def starts(
         ArgumentError, DTypeError: If a start cannot be used, or their number is another one.
     """
     x0 = check_point(x0, problem.dim, name=name).detach()
+    require_norms(x0, name=name)
     count = integer(n_paths)
     if n_paths is not None and (count is None or count < 1):
         raise ArgumentError(
