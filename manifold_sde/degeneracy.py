@@ -9,14 +9,30 @@ import torch
 from torch import Tensor
 
 from manifold_sde import invariance
+from manifold_sde.equations import ManifoldEquation
 from manifold_sde.errors import RankError
 from manifold_sde.geometry import Geometry
+from manifold_sde.loss_checks import fixed_directions
+from manifold_sde.matrix_free_field import MatrixFreeField
+from manifold_sde.noise import SphericalNoise
 from manifold_sde.problem import Problem
 
 #: Part of tr Sigma up to which a variance counts as none.
-_NONE = 1e-10
+NO_PART = 1e-10
+#: The same in single precision, where the tangent space is known to a part in 10^6.
+_NO_PART_SINGLE = 1e-8
 #: Entries of the factors that are in memory at once.
 _ENTRIES = 2**24
+#: Points at which the noise along the manifold is measured, and numbers of their Hessians.
+_POINTS, _NUMBERS = 8, 2**21
+#: Vectors that stand for the noise where there is no matrix of it.
+_PROBES = 16
+#: Lengths of the moves from the starts to other points of the manifold.
+_MOVES = (0.1, 0.5, -0.3)
+#: Drift along the manifold, in units of tr Sigma, up to which it counts as none.
+_STILL = 1e-9
+#: Variance that stands for 0 in a denominator.
+_TINY = 1e-30
 
 
 @dataclass(frozen=True)
@@ -57,7 +73,7 @@ class Degeneracy:
             )
         unit = y / y.norm()
         along = tangent_noise(problem, unit[None], rank, (range(problem.dim),))[0][0]
-        noise_rank = int((along**2 > _NONE * problem.noise_trace(unit)).sum())
+        noise_rank = int((along**2 > NO_PART * problem.noise_trace(unit)).sum())
         groups: tuple[tuple[int, ...], ...] = (tuple(range(problem.dim)),)
         if problem.dim <= invariance.SOLVED_DIM:
             groups = invariance.scaling_groups(problem.pointwise, unit[None])
@@ -87,6 +103,93 @@ class Degeneracy:
                 "unique."
             )
         return None
+
+
+def noise_along(problem: Problem, y: Tensor, rank: int) -> Tensor:
+    """The part of the noise along Gamma, tr P Sigma P / tr Sigma; 0 where there is no noise.
+
+    Args:
+        problem: The problem.
+        y: Points of Gamma_1 (n, D).
+        rank: Rank M of H.
+
+    Returns:
+        Tensor (n,), between 0 and 1; 0 where Gamma_1 is a point there.
+    """
+    if problem.dim - rank <= 1:
+        return y.new_zeros(len(y))
+    values = tangent_noise(problem, y, rank, (range(problem.dim),))[0]
+    return values.square().sum(1) / problem.noise_trace(y).clamp(min=_TINY)
+
+
+def measure_diffusion(equation: ManifoldEquation, start: Tensor) -> tuple[float, str | None]:
+    """The part of the noise along Gamma, and what is to be said where it is nothing.
+
+    It is measured at some of the starts, and where it is nothing there, around them.
+
+    Args:
+        equation: The equation, which has seen that the starts are on the manifold.
+        start: States on the manifold (n, D).
+
+    Returns:
+        Mean of tr P Sigma P / tr Sigma over the starts, and a sentence, or ``None`` where there is
+        a diffusion.
+    """
+    by_products = equation.geometry.products is not None
+    most = 1 if by_products else max(1, min(_POINTS, _NUMBERS // equation.dim**2))
+    few = start[:: -(-len(start) // most)]
+    few = few / few.norm(dim=1, keepdim=True)
+    none = NO_PART if start.dtype == torch.float64 else _NO_PART_SINGLE
+    shares = _shares(equation, few)
+    share = float(shares.mean())
+    if float(shares.max()) > none:
+        return share, None
+    around = torch.cat([few, *(_moved(equation, few, length) for length in _MOVES)])
+    if float(_shares(equation, around).max()) > none:
+        return share, (
+            "the noise has no part along the manifold at the start, though it has one around it: "
+            "a path leaves such a point by its drift alone, and stays where there is none"
+        )
+    field, columns = equation.field(), around.T.contiguous()
+    drift = field.direction_drift(columns, field.anchor(columns), "tangent").norm(dim=0)
+    speed = float((drift / equation.problem.noise_trace(around)).max())
+    moves = f"a flow of speed up to {speed:.2g} tr Sigma in the clock u, the same for all paths"
+    return share, (
+        "the noise has no part along the manifold: P sigma = 0. This is no diffusion, but "
+        + (moves if speed > _STILL else "a standstill: there is no drift along it either")
+    )
+
+
+def _shares(equation: ManifoldEquation, y: Tensor) -> Tensor:
+    """The part of the noise along Gamma at unit vectors of it: (n, D) -> (n,)."""
+    problem = equation.problem
+    if isinstance(problem.noise, SphericalNoise):
+        along = max(0, problem.dim - equation.rank - 1) / max(1, problem.dim - 1)
+        return torch.full_like(y[:, 0], along)
+    field = equation.field()
+    if not isinstance(field, MatrixFreeField):
+        return noise_along(problem, y, equation.rank)
+    # Without a matrix of the noise, its products with some vectors stand for it.
+    exact = problem.n_noise <= _PROBES
+    probes = torch.eye(problem.n_noise) if exact else fixed_directions(problem.n_noise, _PROBES)
+    shares = []
+    for point, anchor in zip(y, field.anchor(y.T.contiguous()).movedim(-1, 0), strict=True):
+        frame = field.route.frame(point, anchor)
+        moves = problem.noise_product(point.expand(len(probes), -1), probes.to(y))
+        inside = torch.stack([field.route.project(point, frame, move) for move in moves])
+        shares.append(inside.square().sum() / moves.square().sum().clamp(min=_TINY))
+    return torch.stack(shares)
+
+
+def _moved(equation: ManifoldEquation, y: Tensor, length: float) -> Tensor:
+    """Points of the manifold some way from unit vectors of it: (n, D) -> (at most n, D)."""
+    field, columns = equation.field(), y.T.contiguous()
+    way = fixed_directions(equation.dim, 1).to(y) * torch.ones_like(y)
+    way = equation.geometry.tangent_projection(y, way)
+    way = way / way.norm(dim=1, keepdim=True)
+    found = field.retract(columns + length * way.T, field.anchor(columns))[0].T
+    found = found / found.norm(dim=1, keepdim=True)
+    return found[torch.isfinite(found).all(1)]
 
 
 def radial_vectors(y: Tensor, groups: Sequence[Sequence[int]]) -> Tensor:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import math
 import operator
 import warnings
 from collections.abc import Callable
@@ -24,10 +25,19 @@ import torch
 from torch import Tensor
 from torch.func import grad, vjp, vmap
 
-from manifold_sde.errors import DTypeError, NonFiniteError, ShapeError, ZeroVectorError
+from manifold_sde.errors import (
+    ArgumentError,
+    DTypeError,
+    NonFiniteError,
+    ShapeError,
+    ZeroVectorError,
+)
 
 ScalarFunction = Callable[[Tensor], Tensor]
 VectorFunction = Callable[[Tensor], Tensor]
+
+#: Norm whose fourth power, and the inverse of it, are far from the ends of the range.
+_LARGEST_NORM = {torch.float64: 1e75, torch.float32: 1e9}
 
 
 @functools.cache
@@ -248,3 +258,27 @@ def check_point(x: object, dim: int, *, name: str = "x", allow_zero: bool = Fals
             remedy="start from a nonzero point; directions are all that matters",
         )
     return x
+
+
+def require_norms(x: Tensor, *, name: str = "x") -> None:
+    """Check that powers of the norms of points are in the range of numbers.
+
+    The coefficients of the equations go up to the fourth power, or down. A NaN passes.
+
+    Args:
+        x: Points (..., D).
+        name: Name used in messages.
+
+    Raises:
+        ArgumentError: If a norm is too small or too large.
+    """
+    bound = _LARGEST_NORM.get(x.dtype, math.inf)
+    size = x.abs().amax(dim=-1)
+    if is_known_false(~((size < 1.0 / bound) | (size > bound)).any()):
+        raise ArgumentError(
+            f"{name} has a norm whose powers are out of the range of numbers",
+            received=f"norms from {float(size.min()):.1g} to {float(size.max()):.1g}",
+            expected=f"norms between {1.0 / bound:.0e} and {bound:.0e} in {x.dtype}",
+            remedy=f"{name} / {name}.norm(dim=-1, keepdim=True), and lr over the square of that "
+            "norm: the directions are the same",
+        )

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor
 
-from manifold_sde.derivatives import check_point
+from manifold_sde.derivatives import check_point, require_norms
 from manifold_sde.errors import ArgumentError, DTypeError, NoiseError
 from manifold_sde.field import Field
 from manifold_sde.geometry import Geometry
@@ -192,6 +192,7 @@ class ManifoldEquation(StochasticEquation):
 
     def _frame(self, y: Tensor) -> tuple[HessianField, Tensor, Tensor, Spectra]:
         """Field, norms (n,), unit vectors (D, n), and the spectra there."""
+        require_norms(y, name="y")
         if self._rank is None:
             self.require_on_manifold(y)
         field = self._hessian_field()
@@ -204,6 +205,7 @@ class ManifoldEquation(StochasticEquation):
         """Field, states as columns, and anchors there, where the geometry is matrix-free."""
         if self.geometry.products is None:
             return None
+        require_norms(y, name="y")
         if self._normal_route is None:
             self.require_on_manifold(y)
         field, columns = self.field(), y.T.contiguous()

@@ -196,6 +196,14 @@ class LostPathsWarning(ManifoldSDEWarning):
     """Some paths of a simulation could not be continued and are NaN from there on."""
 
 
+class NoDiffusionWarning(ManifoldSDEWarning):
+    """The noise has no part along the manifold: what is solved is no diffusion."""
+
+
+class LongRunWarning(ManifoldSDEWarning):
+    """A run will take very many steps."""
+
+
 class StepSizeWarning(ManifoldSDEWarning):
     """A learning rate is so large that SGD does not stay near the manifold of minimisers."""
 

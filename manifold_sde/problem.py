@@ -111,11 +111,11 @@ class Problem(Sources):
         check_noise(noise)
         dim = pointwise.dim
         declared = integer(rank)
-        if rank is not None and (declared is None or not 0 <= declared < dim):
+        if rank is not None and (declared is None or not 0 < declared < dim):
             raise ArgumentError(
                 "rank is not the rank of a Hessian with a kernel",
                 received=repr(rank),
-                expected=f"an integer M in [0, {dim - 1}] (Assumption 2.1)",
+                expected=f"an integer M in [1, {dim - 1}] (Assumption 2.1)",
                 remedy="leave rank out: it is then found by the spectral gap",
             )
         noise.bind(pointwise)
@@ -129,6 +129,8 @@ class Problem(Sources):
         #: Compiled kernels of this problem, by what they compute and for which shapes.
         self.kernels: dict[Any, Any] = {}
         self._gradient_size: float | None = None
+        #: Part of the noise along the manifold, tr P Sigma P / tr Sigma, once it was measured.
+        self.noise_along: float | None = None
 
     def __repr__(self) -> str:
         samples = "" if self.n_samples is None else f", n_samples={self.n_samples}"
@@ -138,6 +140,11 @@ class Problem(Sources):
             f"{type(self).__name__}({self.name!r}, dim={self.dim}{samples}, {self.noise}{rank}"
             f"{weights})"
         )
+
+    def __str__(self) -> str:
+        if self.noise_along is None:
+            return repr(self)
+        return f"{self!r}\n  noise along the manifold: {100 * self.noise_along:.3g} % of tr Sigma"
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"kernels": {}}

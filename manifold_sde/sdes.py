@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
+from manifold_sde.derivatives import require_norms
 from manifold_sde.equations import ManifoldEquation, Spectra, StochasticEquation
 from manifold_sde.errors import ArgumentError, NotOnManifoldError
 from manifold_sde.field import Field
@@ -73,14 +74,17 @@ class WeightDecaySDE(StochasticEquation):
 
     def f(self, t: Tensor, y: Tensor) -> Tensor:
         """Drift: (B, D) -> (B, D)."""
+        require_norms(y, name="y")
         return vmap(self.drift_at)(y)
 
     def g_prod(self, t: Tensor, y: Tensor, v: Tensor) -> Tensor:
         """Eta sigma v: (B, D), (B, m) -> (B, D)."""
+        require_norms(y, name="y")
         return vmap(self._product)(y, v)
 
     def g(self, t: Tensor, y: Tensor) -> Tensor:
         """Eta sigma: (B, D) -> (B, D, m)."""
+        require_norms(y, name="y")
         noise, loss = self.problem.noise, self.problem.pointwise
         return self.lr * vmap(lambda x: noise.factor(loss, x))(y)
 
@@ -248,15 +252,21 @@ class DirectionDiffusion(ManifoldEquation):
 
     def g_prod(self, t: Tensor, y: Tensor, v: Tensor) -> Tensor:
         """P sigma v at the direction: (B, D), (B, m) -> (B, D)."""
-        return super().g_prod(t, y / y.norm(dim=1, keepdim=True), v)
+        return super().g_prod(t, _unit(y), v)
 
     def f_and_g_prod(self, t: Tensor, y: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Drift, and P sigma v, with one eigendecomposition."""
-        return super().f_and_g_prod(t, y / y.norm(dim=1, keepdim=True), v)
+        return super().f_and_g_prod(t, _unit(y), v)
 
     def g(self, t: Tensor, y: Tensor) -> Tensor:
         """P sigma at the direction: (B, D) -> (B, D, m)."""
-        return super().g(t, y / y.norm(dim=1, keepdim=True))
+        return super().g(t, _unit(y))
+
+
+def _unit(y: Tensor) -> Tensor:
+    """Directions of states: (B, D) -> (B, D)."""
+    require_norms(y, name="y")
+    return y / y.norm(dim=1, keepdim=True)
 
 
 def _number(name: str, value: object, *, positive: bool = False) -> float:

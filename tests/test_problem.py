@@ -230,9 +230,9 @@ def test_losses_that_cannot_be_used(
 WEIGHT = torch.ones(DIM, dtype=torch.float64, requires_grad=True)
 
 
-@pytest.mark.parametrize("rank", [-1, DIM, 2.0, True, "3"])
+@pytest.mark.parametrize("rank", [-1, 0, DIM, 2.0, True, "3"])
 def test_ranks_that_cannot_be(rank: Any) -> None:
-    with pytest.raises(errors.ArgumentError, match=r"\[0, 4\]"):
+    with pytest.raises(errors.ArgumentError, match=r"\[1, 4\]"):
         problem(rank=rank)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from manifold_sde import (
     DirectionDiffusion,
     FixedRatioDiffusion,
+    Geometry,
     LimitingDiffusion,
     Problem,
     SamplingNoise,
@@ -20,7 +21,7 @@ from manifold_sde import (
 )
 from manifold_sde.equations import ManifoldEquation
 from manifold_sde.errors import ArgumentError, NoiseError, NotOnManifoldError
-from manifold_sde.solvers import BrownianPath, solve
+from manifold_sde.solvers import BrownianPath, predict_sgd, run_sgd, solve
 
 ZERO = torch.zeros(())
 
@@ -157,3 +158,46 @@ def test_what_cannot_be_solved_is_refused() -> None:
             solve(sde, y, [0.0, 1.0], dt=dt)  # type: ignore[arg-type]
     with pytest.raises(ArgumentError, match="calculus"):
         LimitingDiffusion(problem, "backward")
+
+
+@pytest.mark.parametrize("size", [1e-200, 1e-160, 1e-80, 1e80, 1e160, 1e200])
+@pytest.mark.parametrize(
+    "make",
+    [
+        DirectionDiffusion,
+        LimitingDiffusion,
+        lambda p: DirectionDiffusion(p, geometry=Geometry(p, method="matrix_free")),
+        lambda p: WeightDecaySDE(p, 0.01, 0.05),
+    ],
+)
+def test_norms_whose_powers_are_out_of_range_are_refused(make, size: float) -> None:
+    """At 1e-160 four digits of the square are left, and at 1e-200 none."""
+    problem = problems.mixed_noise_circle()
+    sde = make(problem)
+    y = size * problem.minimizer[None]
+    v = torch.ones(1, problem.n_noise, dtype=torch.float64)
+    calls = [
+        lambda: sde.f(0.0, y),
+        lambda: sde.g_prod(0.0, y, v),
+        lambda: sde.f_and_g_prod(0.0, y, v),
+        lambda: solve(sde, y[0], [0.0, 0.1]),
+        lambda: run_sgd(problem, y[0], 0.01, 0.05, 1),
+        lambda: predict_sgd(problem, y[0], 0.01, 0.05, 1),
+    ]
+    if getattr(sde, "geometry", None) is None or sde.geometry.products is None:
+        calls.append(lambda: sde.g(0.0, y))
+    for call in calls:
+        with pytest.raises(ArgumentError, match="norm whose powers are out of the range"):
+            call()
+
+
+@pytest.mark.parametrize("size", [1e-70, 1e70])
+def test_norms_in_range_have_coefficients_of_their_degree(size: float) -> None:
+    problem = problems.mixed_noise_circle()
+    y = problem.minimizer[None]
+    direction = DirectionDiffusion(problem)
+    torch.testing.assert_close(direction.f(0.0, size * y), direction.f(0.0, y))
+    limit = LimitingDiffusion(problem)
+    moved = limit.g(0.0, size * y) * size
+    torch.testing.assert_close(moved, limit.g(0.0, y))
+    assert bool((limit.f(0.0, math.nan * y)).isnan().all())

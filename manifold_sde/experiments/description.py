@@ -6,6 +6,7 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
+from manifold_sde.degeneracy import NO_PART, noise_along
 from manifold_sde.errors import ManifoldSDEError
 from manifold_sde.geometry import Geometry
 from manifold_sde.problem import Problem
@@ -87,6 +88,7 @@ def _minimizer(problem: Problem, seed: int) -> tuple[Tensor | None, str]:
 
 def _geometry(problem: Problem, y: Tensor, invariant: bool) -> list[tuple[str, str]]:
     rows = [("loss there", f"{float(problem.loss(y)):.4g}")]
+    rank = None
     try:
         geometry = Geometry(problem)
         rank = int(geometry.rank(y))
@@ -108,7 +110,17 @@ def _geometry(problem: Problem, y: Tensor, invariant: bool) -> list[tuple[str, s
     trace = float(problem.noise_trace(y)) * float(y.norm()) ** 2
     empty = ": no noise, so no drift and no diffusion" if trace < _ROUNDING else ""
     rows.append(("tr Σ at norm 1", f"{trace:.4g}{empty}"))
+    if invariant and rank is not None and not empty:
+        rows.append(("noise along Γ", _along(problem, y, rank)))
     return rows
+
+
+def _along(problem: Problem, y: Tensor, rank: int) -> str:
+    share = float(noise_along(problem, y[None] / y.norm(), rank))
+    problem.noise_along = share
+    if share <= NO_PART:
+        return "none: no diffusion, but a deterministic flow or a standstill"
+    return f"{share:.3g} of tr Σ"
 
 
 def description_table(rows: list[tuple[str, str]]) -> Table:

@@ -22,6 +22,7 @@ from manifold_sde.geometry.pseudo_determinant import LogPseudoDeterminant
 from manifold_sde.geometry.spectrum import find_rank, gap_ratios
 from manifold_sde.paper import implements
 from manifold_sde.problem import Problem
+from manifold_sde.threads import one_thread
 
 _METHODS = ("auto", "dense", "matrix_free", "symbolic")
 
@@ -154,7 +155,8 @@ class Geometry:
 
         It is 1-homogeneous and keeps the norm of x where the loss is scale-invariant, and it is
         differentiable in forward and in reverse mode, on the manifold and off it. It is not the
-        nearest point of the manifold: the two differ at second order.
+        nearest point of the manifold: the two differ at second order. It is computed on one
+        thread, so that its bits do not depend on how many there are.
 
         Args:
             x: Points of the attraction set, (..., D).
@@ -171,7 +173,8 @@ class Geometry:
         check_point(x, self.problem.dim)
         if x.is_meta:
             return torch.empty_like(x)
-        return self._route.limit_map(x)
+        with one_thread():
+            return self._route.limit_map(x)
 
     @implements("Lemma 2.8")
     def tangent_projection(self, y: Tensor, v: Tensor) -> Tensor:

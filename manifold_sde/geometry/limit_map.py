@@ -226,6 +226,9 @@ class LimitMap:
                     received=f"eigenvalues {describe(values[rows].flatten())}",
                 )
 
+        if self.problem.rank is None:
+            # Where H is zero, nothing moves: that is a limit, though of no manifold.
+            good = good[(values[good] != 0).any(dim=-1)]
         if len(good):
             try:
                 check(good)

@@ -157,6 +157,9 @@ class MatrixFreeGeometry:
         Lanczos; as many as the declared rank and one more, or until there is a gap.
         """
         dim = self.loss.dim
+        probe = self._fixed_vectors(y, 2)
+        if not bool(self.loss.hessian_product(y, probe[:, 0]).any()):
+            return y.new_zeros(2), probe  # Lanczos has nothing to begin with
         count = _FIRST_LOOK if self.problem.rank is None else self.problem.rank + 1
         while True:
             count = min(count, dim - 1)

@@ -92,8 +92,8 @@ def find_rank(eigenvalues: Tensor, declared: int | None, where: str = "y") -> Te
         Tensor (...), int64.
 
     Raises:
-        RankError: If the gap is ambiguous, an eigenvalue is clearly negative, or the declared
-            rank is not confirmed. The eigenvalues are named, and ``failed`` says where (...).
+        RankError: If a Hessian is zero, the gap is ambiguous, an eigenvalue is clearly negative,
+            or the declared rank is not confirmed. ``failed`` says where (...).
     """
     flat = eigenvalues.reshape(-1, eigenvalues.shape[-1])
     dim = flat.shape[-1]
@@ -103,12 +103,20 @@ def find_rank(eigenvalues: Tensor, declared: int | None, where: str = "y") -> Te
     largest, position = ratios.max(dim=-1)
     ranks = position + 1
     zero = flat.abs().max(dim=-1).values == 0
-    ranks = torch.where(zero, torch.zeros_like(ranks), ranks)
+    if bool(zero.any()):
+        raise RankError(
+            f"the Hessian is zero at {where}",
+            received=f"no eigenvalue that is not 0 ({int(zero.sum())} of {len(flat)} points)",
+            expected="a Hessian of constant rank M, 1 or more, on the manifold of minimisers "
+            "(Assumption 2.1)",
+            remedy="a loss that is not constant, nor flat to second order at its minimisers",
+            failed=zero.reshape(eigenvalues.shape[:-1]),
+        )
     min_gap = MIN_GAP.get(flat.dtype, 1e2)
     negative = flat[:, 0] < -flat[:, -1].abs() / min_gap
 
     if declared is not None:
-        own = ratios[:, declared - 1] if declared else torch.full_like(largest, torch.inf)
+        own = ratios[:, declared - 1]
         bad = (own < min_gap) | (ranks != declared)
         if bool(bad.any()):
             index = int(torch.nonzero(bad)[0])
@@ -123,7 +131,7 @@ def find_rank(eigenvalues: Tensor, declared: int | None, where: str = "y") -> Te
             )
     else:
         others = ratios.scatter(-1, position[:, None], 0.0).max(dim=-1).values
-        bad = ~zero & ((largest < min_gap) | (largest < GAP_LEAD * others))
+        bad = (largest < min_gap) | (largest < GAP_LEAD * others)
         if bool(bad.any()):
             index = int(torch.nonzero(bad)[0])
             raise RankError(

@@ -1,10 +1,11 @@
 """Normalisation layers that are exactly scale-invariant, and have the right derivatives.
 
 None has an eps, an affine parameter or a bias. A group of values without variance has no
-direction: it is mapped to 0, with derivatives 0, and so never to NaN. Whether a group is such a
-one is decided relative to its own size, so that the decision is scale-invariant too. Everything
-is written in operations that ``torch.func`` differentiates correctly four times
-(:mod:`manifold_sde.elementary` says what it does not).
+direction: it is mapped to 0, with derivatives 0. Whether a group is such a one is decided relative
+to its own size, so that the decision is scale-invariant too. A group with a value that is not
+finite is NaN, so that a network that diverged is seen to have. Everything is written in operations
+that ``torch.func`` differentiates correctly four times (:mod:`manifold_sde.elementary` says what it
+does not).
 """
 
 from __future__ import annotations
@@ -20,16 +21,28 @@ from manifold_sde.errors import ArgumentError, DTypeError, ShapeError
 
 #: Deviation, in roundings of the size of the values, up to which a group counts as constant.
 _ROUNDINGS = 16.0
+#: Size of values up to which, and down to whose inverse, they are normalised as they are: the ninth
+#: power is that of their fourth derivatives.
+_USUAL = {torch.float64: 1e10, torch.float32: 1e3}
 
 
 def _over_root(values: Tensor, square: Tensor, size: Tensor) -> Tensor:
     """Values / sqrt(square), and 0 where the root is within rounding of 0 for values of this size.
 
-    The branch that is not taken is finite, so that its derivatives do not spoil those of the other.
+    What is not finite stays so. The branch that is not taken is finite, so that its derivatives do
+    not spoil those of the other.
     """
     least = (_ROUNDINGS * torch.finfo(values.dtype).eps) ** 2 * size
-    varies = square > least
-    return torch.where(varies, values * torch.where(varies, square, 1.0).rsqrt(), 0.0)
+    constant = square <= least
+    return torch.where(constant, 0.0, values * torch.where(constant, 1.0, square).rsqrt())
+
+
+def _in_range(x: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """Groups as they are, or over their largest value where powers of it leave the range."""
+    usual = _USUAL.get(x.dtype, math.inf)
+    size = x.detach().abs().amax(dims, keepdim=True)
+    unusual = (size > usual) | ((size > 0) & (size < 1.0 / usual))
+    return x / torch.where(unusual, size.clamp(min=torch.finfo(x.dtype).tiny), 1.0)
 
 
 def standardise(x: Tensor, dims: tuple[int, ...]) -> Tensor:
@@ -53,6 +66,7 @@ def standardise(x: Tensor, dims: tuple[int, ...]) -> Tensor:
             expected="at least 3 values in a group",
             remedy="wider layers, fewer groups, or larger ghost batches",
         )
+    x = _in_range(x, dims)
     centred = x - x.mean(dims, keepdim=True)
     variance = (centred * centred).mean(dims, keepdim=True)
     return _over_root(centred, variance, (x * x).mean(dims, keepdim=True))
@@ -254,6 +268,7 @@ class WeightNorm(nn.Module):
         """What the layer computes, with filters of norm 1."""
         weight = self.layer.weight
         dims = tuple(range(1, weight.dim()))
+        weight = _in_range(weight, dims)
         square = (weight * weight).sum(dims, keepdim=True)
         directions = _over_root(weight, square, torch.zeros_like(square))
         return functional_call(self.layer, {"weight": directions}, (x,))

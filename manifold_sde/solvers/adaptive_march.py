@@ -148,12 +148,17 @@ class AdaptiveMarch(March):
 
     def _tries(self, state: AdaptiveState, goal: Goal, places: Tensor) -> int:
         """Steps of the next block: as many as the present size makes of what is left."""
-        if goal.log_elapsed is None:
-            left = goal.times[-1] - self._time(state.tick)
-        else:
-            left = clock_left(state, goal.log_elapsed[-1, places])
+        left = self._left(state, goal, places)
         steps = left * torch.pow(2.0, state.level.to(torch.float64)) / self.grid.cell
         return int((steps + 1.0).nan_to_num(1.0).clamp(1.0, _TRIES).max())
+
+    def _left(self, state: State, goal: Goal, places: Tensor | None = None) -> Tensor:
+        """Time that is left to paths at these places of the chunk, or to all, at present rates."""
+        assert isinstance(state, AdaptiveState)
+        if goal.log_elapsed is None:
+            return goal.times[-1] - self._time(state.tick)
+        last = goal.log_elapsed[-1]
+        return clock_left(state, last if places is None else last[places])
 
     def advance(self, state: State, goal: Goal) -> AdaptiveBlock:  # type: ignore[override]
         """Try a block of steps, changing the state, and return the states on the way."""

@@ -35,7 +35,13 @@ from manifold_sde.solvers.brownian_nodes import (
     check_paths,
     halves,
 )
-from manifold_sde.solvers.brownian_times import cell_ticks_of, check_time, ticks_of
+from manifold_sde.solvers.brownian_times import (
+    cell_ticks_of,
+    check_time,
+    require_times,
+    ticks_of,
+    wrong_order,
+)
 
 _TICKS = 1 << DEEPEST
 _BLOCKS_KEPT = 4
@@ -163,12 +169,7 @@ class BrownianPath:
         first, last = (self.start, ta) if tb is None else (ta, tb)
         a, b = (ticks_of(time, self.start, self.cell) for time in (first, last))
         if a > b:
-            raise ArgumentError(
-                "the times are in the wrong order",
-                received=f"ta={float(first)!r}, tb={float(last)!r}",
-                expected="ta <= tb",
-                remedy="-W(tb, ta) is the increment backwards",
-            )
+            raise wrong_order(float(first), float(last), "-W(tb, ta) is the increment backwards")
         if a == b:
             return torch.zeros(self.shape, dtype=self.dtype, device=self.device)
         pieces = self._pieces(a, b)
@@ -407,11 +408,13 @@ class BrownianPath:
                 waits for the device; it is looked up where it is left out.
 
         Returns:
-            Tensor (m, n); NaN for paths whose times are out of order, before ``start`` or not
-            finite, or further apart than ``cells``.
+            Tensor (m, n). With ``cells``, which leaves no time for an error, it is NaN for paths
+            whose times are out of order, before ``start``, not finite, or further apart than that.
 
         Raises:
-            ArgumentError, DTypeError, ShapeError: If an argument cannot be used.
+            ArgumentError: If a time is before ``start`` or not finite, or two are in the wrong
+                order, and ``cells`` is left out.
+            DTypeError, ShapeError: If an argument cannot be used.
         """
         ta = self._nodes.check_own("ta", ta, torch.float64)
         tb = self._nodes.check_own("tb", tb, torch.float64)
@@ -419,10 +422,11 @@ class BrownianPath:
             cell_ticks_of(time, self.start, self.cell) for time in (ta, tb)
         )
         apart = cell_b - cell_a
+        order = (apart > 0) | ((apart == 0) & (within_a <= within_b))
         if cells is None:
+            require_times(ta, tb, self.start, good_a & good_b, order)
             cells = int(apart.clamp(min=0).max()) if len(apart) else 0
         cells = check_integer("cells", cells, 0, philox.STEPS - 1)
-        order = (apart > 0) | ((apart == 0) & (within_a <= within_b))
         usable = good_a & good_b & order & (apart <= cells)
         zero = torch.zeros_like(within_a)
         total = self._within(cell_b, zero, zero, within_b)

@@ -72,3 +72,36 @@ def bad_time(time: object, start: float) -> ArgumentError:
         expected=f"a time from start={start} on, less than 2**40 cells later",
         remedy="BrownianPath(..., start=...) no later than the first time that is asked for",
     )
+
+
+def wrong_order(ta: float, tb: float, remedy: str) -> ArgumentError:
+    """The error of an increment backwards."""
+    return ArgumentError(
+        "the times are in the wrong order",
+        received=f"ta={ta!r}, tb={tb!r}",
+        expected="ta <= tb",
+        remedy=remedy,
+    )
+
+
+def require_times(ta: Tensor, tb: Tensor, start: float, good: Tensor, order: Tensor) -> None:
+    """Check the two times of each path.
+
+    Args:
+        ta: First times (n,).
+        tb: Second times (n,).
+        start: Time at which W is 0.
+        good: Whether W is defined at both (n,).
+        order: Whether the second is not before the first (n,).
+
+    Raises:
+        ArgumentError: If they are not so for some path, with its times.
+    """
+    bad = ~(good & order)
+    if not bool(bad.any()):
+        return
+    path = int(bad.nonzero()[0])
+    a, b = float(ta[path]), float(tb[path])
+    if not bool(good[path]):
+        raise bad_time(b if a >= start else a, start)
+    raise wrong_order(a, b, "-W.between(tb, ta) is the increment backwards")

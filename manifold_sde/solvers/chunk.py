@@ -6,10 +6,8 @@ the last are of one size, and it is run on one thread, so that no number depends
 
 from __future__ import annotations
 
-import contextlib
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -18,33 +16,15 @@ from torch import Tensor
 
 from manifold_sde.errors import CheckpointError
 from manifold_sde.solvers.archive import read_archive, unwritable, write_archive
+from manifold_sde.solvers.limits import Watch
 from manifold_sde.solvers.march import Goal, Records, State
 from manifold_sde.solvers.moments import Moments, moments_of
 from manifold_sde.solvers.plan import Plan, Task
+from manifold_sde.threads import one_thread
 
 _CHECKPOINT_SECONDS = 20.0
 _KIND = "chunk of a run of solve"
 _ARRAYS = ("x", "sums", "time", "grid_x", "grid_sums", "grid_position", "grid_level")
-_lock = threading.RLock()
-
-
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """One thread of torch in this block, and one such block at a time in a process.
-
-    Where a tensor is cut for several threads decides which of its numbers go through vector
-    instructions, and so the last bits.
-    """
-    with _lock:
-        threads = torch.get_num_threads()
-        if threads == 1:
-            yield
-            return
-        torch.set_num_threads(1)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(threads)
 
 
 @dataclass
@@ -137,11 +117,15 @@ class _Chunk:
             if finished:
                 return outcome
         saved = time.monotonic()
+        control = self.plan.control
+        rtol = None if control is None else control.rtol or control.atol
+        watch = Watch(self.plan.max_steps, rtol, state.position)
         while not self.march.finished(state, self.goal):
             block = self.march.advance(state, self.goal)
             for k, places, records in self.march.found(block, self.goal):
                 outcome.keep(k, places, records, grid > 0)
             report(block.steps)
+            watch.look(state.position, lambda: self.march.time_left(state, self.goal))
             if file is not None and time.monotonic() - saved > _CHECKPOINT_SECONDS:
                 self._save(state, outcome, finished=False)
                 saved = time.monotonic()

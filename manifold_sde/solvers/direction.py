@@ -18,13 +18,13 @@ from manifold_sde.paper import implements
 from manifold_sde.problem import Problem
 from manifold_sde.sdes import DirectionDiffusion
 from manifold_sde.solvers.bookkeeping import GrowthBook, clock_at, log_time_at_zero_ratio
-from manifold_sde.solvers.chunk import one_thread
 from manifold_sde.solvers.march import Grid, Origin
 from manifold_sde.solvers.plan import Plan
 from manifold_sde.solvers.probes import close, probe, values_at
 from manifold_sde.solvers.solution import Solution
 from manifold_sde.solvers.step_control import StepControl
 from manifold_sde.solvers.step_sizes import StepSizes, Terrain
+from manifold_sde.threads import one_thread
 from manifold_sde.time_scale import TimeScale
 
 #: Pairs of a path and a moment that are taken up again together.

@@ -10,6 +10,7 @@ and through 0 at c = 0 gives it at c = 1.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 
 from manifold_sde.derivatives import integer
-from manifold_sde.errors import ArgumentError, LimitMapError, ShapeError
+from manifold_sde.errors import ArgumentError, LimitMapError, LostPathsWarning, ShapeError
 from manifold_sde.geometry import Geometry
 from manifold_sde.paper import implements
 from manifold_sde.problem import Problem
@@ -318,16 +319,18 @@ def _weights(
     merge: int,
 ) -> Tensor:
     """Phi of the weights of a coarser run, (K, n, D)."""
-    run = run_sgd(
-        problem,
-        x0,
-        coarser.lr.tolist(),
-        coarser.weight_decay.tolist(),
-        coarser.counts.tolist(),
-        n_paths=n_paths,
-        seed=seed,
-        compile=compile,
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", LostPathsWarning)  # an error below
+        run = run_sgd(
+            problem,
+            x0,
+            coarser.lr.tolist(),
+            coarser.weight_decay.tolist(),
+            coarser.counts.tolist(),
+            n_paths=n_paths,
+            seed=seed,
+            compile=compile,
+        )
     lost = run.stats["non_finite_paths"]
     try:
         if not lost:

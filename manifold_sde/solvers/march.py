@@ -231,6 +231,16 @@ class March:
         steps = clock_left(state, goal.log_elapsed[-1]) / self.grid.h
         return int((1.0 + 1.05 * steps.nan_to_num(0.0, most)).clamp(max=most).max())
 
+    def time_left(self, state: State, goal: Goal) -> float:
+        """Time that is left to a path in the middle of the others, at the present rates."""
+        return float(self._left(state, goal).nanmedian().nan_to_num(0.0).clamp(min=0.0))
+
+    def _left(self, state: State, goal: Goal) -> Tensor:
+        if goal.log_elapsed is None:
+            steps = self._last_step(goal) - state.position
+            return torch.full_like(state.rate, steps * self.grid.h)
+        return clock_left(state, goal.log_elapsed[-1])
+
     def found(self, block: Block, goal: Goal) -> Iterator[tuple[int, Tensor, Records]]:
         """What is asked for and lies in a block: its number, places of paths, records there."""
         if goal.log_elapsed is not None:

@@ -14,6 +14,7 @@ from manifold_sde.equations import StochasticEquation
 from manifold_sde.solvers.adaptive_march import AdaptiveMarch
 from manifold_sde.solvers.bookkeeping import Book, GrowthBook, log_time_at_zero_ratio
 from manifold_sde.solvers.brownian import BrownianPath
+from manifold_sde.solvers.limits import MAX_STEPS
 from manifold_sde.solvers.march import Grid, March
 from manifold_sde.solvers.moments import Observable
 from manifold_sde.solvers.schemes import SCHEMES, motion_of
@@ -37,6 +38,7 @@ class Plan:
         ratio: Where the direction is simulated for (8): its ratio C; else ``None``.
         observables: Functions whose moments are kept instead of the paths, or ``None``.
         control: Tolerance and range of adaptive steps, or ``None``.
+        max_steps: Largest number of steps of a path.
     """
 
     sde: StochasticEquation
@@ -50,6 +52,7 @@ class Plan:
     ratio: float | None = None
     observables: Mapping[str, Observable] | None = None
     control: StepControl | None = None
+    max_steps: int = MAX_STEPS
 
     @property
     def keeps_grid(self) -> bool:

@@ -15,6 +15,7 @@ from manifold_sde.errors import ArgumentError, NotOnManifoldError
 from manifold_sde.paper import implements
 from manifold_sde.problem import Problem
 from manifold_sde.sdes import LimitingDiffusion
+from manifold_sde.solvers.limits import MAX_STEPS
 from manifold_sde.solvers.runner import check_steps, starts
 from manifold_sde.solvers.simulation import CHUNK, solve
 from manifold_sde.solvers.solution import Solution
@@ -40,6 +41,7 @@ def predict_sgd(
     checkpoint: str | Path | None = None,
     workers: int | None = None,
     chunk_size: int = CHUNK,
+    max_steps: int = MAX_STEPS,
 ) -> Solution:
     r"""The law that the theory predicts for SGD's weights, where ``run_sgd`` would run them.
 
@@ -71,6 +73,7 @@ def predict_sgd(
         checkpoint: Folder from which a run that was stopped goes on.
         workers: Number of processes.
         chunk_size: Number of paths that are stepped together.
+        max_steps: Number of steps of a path of (13) beyond which the run is refused.
 
     Returns:
         Solution whose ``ts`` are the steps; ``ys`` is (K, D) or (K, n, D). ``stats`` has the
@@ -120,13 +123,16 @@ def predict_sgd(
         checkpoint=checkpoint,
         workers=workers,
         chunk_size=chunk_size,
+        max_steps=max_steps,
     )
     config: dict[str, Any] = {"lr": repr(scale.lr), "weight_decay": repr(scale.weight_decay)}
     # The ratio of (13) is that of its own equation, and not of these weights.
     config |= {k: v for k, v in run.config.items() if k not in ("ratio", *config)}
     if isinstance(scale.lr, float) and isinstance(scale.weight_decay, float):
         config["ratio"] = scale.weight_decay / scale.lr
-    directions = run.directions.reshape(-1, problem.dim)
+    # The start as well, as every path may be lost.
+    unit = start / start.norm(dim=1, keepdim=True)
+    directions = torch.cat([unit, run.directions.reshape(-1, problem.dim)])
     seen = directions[torch.isfinite(directions).all(-1)]
     terrain = Terrain.of(sde, seen)
     sizes = StepSizes.of(scale, kept[-1], float(start.norm(dim=1).min()), terrain)

@@ -23,9 +23,16 @@ from manifold_sde.sdes import (
     WeightDecaySDE,
 )
 from manifold_sde.solvers.archive import SUFFIX, versions
-from manifold_sde.solvers.bookkeeping import Book, ClockBook, GrowthBook
-from manifold_sde.solvers.chunk import Outcome, one_thread
+from manifold_sde.solvers.bookkeeping import (
+    Book,
+    ClockBook,
+    GrowthBook,
+    clock_at,
+    log_time_at_zero_ratio,
+)
+from manifold_sde.solvers.chunk import Outcome
 from manifold_sde.solvers.direction import DirectionSolution
+from manifold_sde.solvers.limits import MAX_STEPS, refuse_many_steps, require_memory
 from manifold_sde.solvers.march import Grid
 from manifold_sde.solvers.moments import Moments, Observable, evaluate
 from manifold_sde.solvers.plan import Plan, Task
@@ -34,6 +41,7 @@ from manifold_sde.solvers.runner import digest
 from manifold_sde.solvers.schemes import SCHEMES
 from manifold_sde.solvers.solution import Solution
 from manifold_sde.solvers.step_control import Tolerance
+from manifold_sde.threads import one_thread
 
 #: Steps, or steps times paths, from which on compiling pays where the choice is left to us.
 _MANY_STEPS = 400
@@ -63,6 +71,8 @@ class Request:
         compile: Mode of compiling.
         chunk_size: Number of paths that are stepped together.
         first_path: Index of the first path.
+        max_steps: Largest number of steps of a path.
+        noise_along: Part of the noise along the manifold at the start, if it was measured.
     """
 
     sde: StochasticEquation
@@ -79,6 +89,8 @@ class Request:
     compile: bool | str = "auto"
     chunk_size: int = 4096
     first_path: int = 0
+    max_steps: int = MAX_STEPS
+    noise_along: float | None = None
 
 
 def matrix_free(equation: StochasticEquation) -> bool:
@@ -115,6 +127,7 @@ class Run:
         self.grid = grid or Grid.of_step(begin, h)
         if r.tolerance is not None:
             self.grid, control = r.tolerance.plan(begin, h, self._clock_unit, SCHEMES[method])
+        self._refuse_what_does_not_end()
         mode = check_mode(r.compile)
         steps = max(1.0, (r.times[-1] - r.times[0]) / (h * self._clock_unit))
         worth = steps >= _MANY_STEPS or r.n_paths * steps >= _WORTH_COMPILING
@@ -129,9 +142,33 @@ class Run:
             compiled=not matrix_free(r.equation)
             and (worth and compiler_available() if mode == "auto" else bool(mode)),
             times=r.times,
+            max_steps=r.max_steps,
             ratio=r.sde.ratio if self.split and isinstance(r.sde, FixedRatioDiffusion) else None,
             observables=r.observables or None,
         )
+
+    def _refuse_what_does_not_end(self) -> None:
+        """Refuse more steps than are allowed, of the largest size, and more states than fit.
+
+        Raises:
+            ArgumentError: If there are.
+        """
+        r = self.request
+        span = r.times[-1] - r.times[0]
+        if self.split:
+            assert isinstance(r.sde, FixedRatioDiffusion)
+            norms = r.start.norm(dim=1)
+            trace = r.sde.problem.noise_trace(r.start / norms[:, None])
+            log_time = log_time_at_zero_ratio(torch.tensor(span, dtype=torch.float64), r.sde.ratio)
+            span = float(clock_at(log_time - 4.0 * norms.double().log(), trace.double()).max())
+        # Adaptive steps are at most as long as a cell.
+        longest = self.grid.h if r.tolerance is None else self.grid.cell
+        fewer = "a larger dt" if r.tolerance is None else "a larger dt_max"
+        refuse_many_steps(span / longest, r.max_steps, f"{fewer}, or an earlier last time")
+        if not r.observables:
+            numbers = float(len(r.times)) * r.n_paths * r.start.shape[1]
+            fewer = "observables={...}, which keep no states; fewer times, or fewer paths"
+            require_memory(numbers, r.start.element_size(), fewer)
 
     def _step(self) -> float:
         """The step of the equation that is simulated."""
@@ -271,6 +308,8 @@ class Run:
             "lost_paths": int(collection.lost[-1]),
             "compiled": self.plan.compiled,
         }
+        if self.request.noise_along is not None:
+            stats["noise_along"] = self.request.noise_along
         if self.plan.control is not None:
             stats["rejected_steps"] = collection.rejected
         _warn_of_lost_paths(stats, self.plan.control is not None)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import itertools
 import time
+import warnings
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,12 +18,25 @@ from tqdm import tqdm
 
 from manifold_sde import philox
 from manifold_sde.compiling import check_mode, compiler_available
-from manifold_sde.derivatives import check_point, integer
-from manifold_sde.errors import ArgumentError, CheckpointError, DTypeError, TimeScaleError
+from manifold_sde.derivatives import check_point, integer, require_norms
+from manifold_sde.errors import (
+    ArgumentError,
+    CheckpointError,
+    DTypeError,
+    LostPathsWarning,
+    TimeScaleError,
+)
 from manifold_sde.paper import implements
 from manifold_sde.problem import Problem
 from manifold_sde.schedules import Schedule
 from manifold_sde.solvers.archive import read_archive, versions, write_archive
+from manifold_sde.solvers.limits import (
+    MAX_SGD_STEPS,
+    check_length,
+    check_max_steps,
+    refuse_many_steps,
+    require_memory,
+)
 from manifold_sde.solvers.sgd_step import BLOCK, LANES, SgdState, advance
 from manifold_sde.solvers.solution import Solution
 
@@ -48,6 +63,7 @@ def run_sgd(
     compile: bool | str = "auto",
     progress: bool | str = False,
     checkpoint: str | Path | None = None,
+    max_steps: int = MAX_SGD_STEPS,
 ) -> Solution:
     r"""Run SGD with weight decay, x_{k+1} = (1 - eta lambda) x_k - eta grad L_{xi_k}(x_k).
 
@@ -67,6 +83,7 @@ def run_sgd(
         progress: Whether to show a progress bar, or its label.
         checkpoint: File to which the state is saved on the way. If it exists and belongs to this
             run, the run goes on from it, and ends with the same bits as if it had not stopped.
+        max_steps: Number of steps beyond which the run is refused.
 
     Returns:
         Solution whose ``ts`` are the steps kept; ``ys`` is (K, D) for one path and (K, n, D) for
@@ -74,9 +91,13 @@ def run_sgd(
         ``stats["non_finite_paths"]`` counts paths that blew up.
 
     Raises:
-        ArgumentError, ShapeError: If an argument is out of range or shapes do not fit.
+        ArgumentError, ShapeError: If an argument is out of range or shapes do not fit, or the run
+            takes too many steps or too much memory.
         TimeScaleError: If a learning rate or weight decay cannot be used, or a schedule ends.
         CheckpointError: If the checkpoint is corrupted or belongs to another run.
+
+    Warns:
+        LostPathsWarning: If paths diverged.
 
     Example:
         >>> from manifold_sde import problems
@@ -97,6 +118,9 @@ def run_sgd(
         )
     kept = check_steps(steps)
     start, batched = starts(problem, x0, n_paths)
+    most = check_max_steps(max_steps, MAX_SGD_STEPS)
+    refuse_many_steps(kept[-1], most, "predict_sgd, which reaches such counts without SGD")
+    require_memory(float(len(kept)) * start.numel(), start.element_size(), "fewer steps to keep")
     philox.seed_key(seed)
     seed = int(seed)
     schedules = (Schedule.of("lr", lr), Schedule.of("weight_decay", weight_decay))
@@ -149,7 +173,9 @@ class _Run:
                 self._run_chunk(
                     chunk, slice(first, min(first + _CHUNK, n)), resumed, bar, checkpoint
                 )
-        finite = torch.isfinite(self.ys[-1]).all(-1)
+        finite = torch.isfinite(self.ys).all(-1)
+        _warn_of_divergence(finite, self.kept)
+        finite = finite[-1]
         ys, clock = (self.ys, self.clock) if batched else (self.ys[:, 0], self.clock[:, 0])
         return Solution(
             ts=torch.tensor(self.kept),
@@ -207,11 +233,11 @@ class _Run:
             self._save(checkpoint, chunk, done, state)
 
     def _next_kept(self, done: int) -> int:
-        return next(k for k in self.kept if k > done)
+        return self.kept[bisect_right(self.kept, done)]
 
     def _keep(self, state: SgdState, rows: slice, done: int, n: int) -> None:
-        if done in self.kept:
-            row = self.kept.index(done)
+        row = bisect_left(self.kept, done)
+        if row < len(self.kept) and self.kept[row] == done:
             self.ys[row, rows] = state.x.T[:n]
             self.clock[row, rows] = state.clock[:n]
 
@@ -292,6 +318,20 @@ class _Run:
         return {**header, "x": arrays["x"], "clock": arrays["clock"]}
 
 
+def _warn_of_divergence(finite: Tensor, kept: list[int]) -> None:
+    """Say how many paths diverged, and when: (K, n)."""
+    lost, paths = int((~finite[-1]).sum()), finite.shape[1]
+    if lost:
+        first = kept[int((~finite).any(1).nonzero()[0])]
+        warnings.warn(
+            f"{lost} of {paths} runs of SGD diverged: the first weights that are not finite are "
+            f"those of step {first} (of the steps kept). Way out: a smaller learning rate, or a "
+            "start of larger norm",
+            LostPathsWarning,
+            stacklevel=4,
+        )
+
+
 def _check_decay(products: Tensor, first: int) -> None:
     """Equation (1) has to shrink the weights, not turn them round."""
     if bool((products >= 1.0).any()):
@@ -315,6 +355,7 @@ def check_steps(steps: object) -> list[int]:
     Raises:
         ArgumentError: If they are none, or do not increase.
     """
+    check_length("steps", steps)
     if isinstance(steps, Tensor):
         steps = steps.tolist()
     if isinstance(steps, (int, np.integer)):
@@ -353,6 +394,7 @@ def starts(
         ArgumentError, DTypeError: If a start cannot be used, or their number is another one.
     """
     x0 = check_point(x0, problem.dim, name=name).detach()
+    require_norms(x0, name=name)
     count = integer(n_paths)
     if n_paths is not None and (count is None or count < 1):
         raise ArgumentError(
@@ -362,6 +404,7 @@ def starts(
             remedy="n_paths=60, as in Figure 2",
         )
     if x0.dim() == 1:
+        require_memory(float(count or 1) * len(x0), x0.element_size(), "a smaller n_paths")
         return x0.expand(count or 1, -1).clone(), count is not None
     if x0.dim() != 2 or not len(x0) or count not in (None, len(x0)):
         raise ArgumentError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -12,14 +13,16 @@ import torch
 from torch import Tensor
 
 from manifold_sde import philox
+from manifold_sde.degeneracy import measure_diffusion
 from manifold_sde.derivatives import integer
 from manifold_sde.equations import ManifoldEquation, StochasticEquation
-from manifold_sde.errors import ArgumentError, DTypeError
+from manifold_sde.errors import ArgumentError, DTypeError, NoDiffusionWarning
 from manifold_sde.sdes import (
     DirectionDiffusion,
     WeightDecaySDE,
 )
 from manifold_sde.solvers.ensemble import check_workers, outcomes
+from manifold_sde.solvers.limits import MAX_STEPS, check_length, check_max_steps
 from manifold_sde.solvers.moments import Observable, evaluate
 from manifold_sde.solvers.run import Request, Run
 from manifold_sde.solvers.runner import starts
@@ -54,6 +57,7 @@ def solve(
     workers: int | None = None,
     backend: str = "loky",
     chunk_size: int = CHUNK,
+    max_steps: int = MAX_STEPS,
 ) -> Solution:
     r"""Simulate paths of a stochastic differential equation on the manifold of minimisers.
 
@@ -102,6 +106,8 @@ def solve(
         backend: "loky" for processes on this machine, "dask" for the workers of the
             ``distributed.Client`` that this process has. Both need the extra ``cluster``.
         chunk_size: Number of paths that are stepped together. Another one changes the last bits.
+        max_steps: Number of steps of a path beyond which the run is refused: beforehand where it
+            is known then, and otherwise as soon as it can be estimated.
 
     Returns:
         Solution: ``ys`` is (K, D) for one path and (K, n, D) for several; a
@@ -115,6 +121,12 @@ def solve(
         WorkerError: If a worker of "loky" died, or the problem cannot be sent to workers. What a
             worker of "dask" was doing when it died is done again by another.
         MissingDependencyError: If joblib or Dask is needed and not installed.
+
+    Warns:
+        LongRunWarning: If the tolerance asks for very many steps.
+        LostPathsWarning: If paths were lost.
+        NoDiffusionWarning: If the noise has no part along the manifold at the start. What part it
+            has there is ``stats["noise_along"]``.
 
     Example:
         >>> from manifold_sde import LimitingDiffusion, problems
@@ -146,7 +158,7 @@ def solve(
     folder = _check_folder(checkpoint)
     tolerance = check_tolerance(rtol, atol, adaptive, dt, dt_min, dt_max)
     name, equation = choose(sde, method, adaptive=tolerance is not None)
-    require_start(sde, equation, start)
+    share = require_start(sde, equation, start)
     request = Request(
         sde=sde,
         equation=equation,
@@ -161,6 +173,8 @@ def solve(
         observables=_check_observables(observables, start),
         compile=compile,
         chunk_size=size,
+        max_steps=check_max_steps(max_steps),
+        noise_along=share,
     )
     run = Run(request)
     return run.collect(outcomes(run, workers, backend, progress, folder), batched)
@@ -219,16 +233,37 @@ def choose(
     return method, sde
 
 
-def require_start(sde: StochasticEquation, equation: StochasticEquation, start: Tensor) -> None:
+def require_start(
+    sde: StochasticEquation, equation: StochasticEquation, start: Tensor
+) -> float | None:
     """Check that starts are on the manifold, where the equation that is integrated lives on it.
+
+    Returns:
+        The part of the noise along the manifold there; ``None`` in the whole space.
 
     Raises:
         NotOnManifoldError, RankError, NoiseError: If one is not, or the noise vanishes there.
+
+    Warns:
+        LongRunWarning: If the tolerance asks for very many steps.
+        LostPathsWarning: If paths were lost.
+        NoDiffusionWarning: If the noise has no part along the manifold.
     """
-    if isinstance(equation, ManifoldEquation):
-        # Where the direction is simulated for an equation with a norm, it is that of the start.
-        own = type(equation) is type(sde)
-        equation.require_on_manifold(start if own else start / start.norm(dim=1, keepdim=True))
+    if not isinstance(equation, ManifoldEquation):
+        return None
+    # Where the direction is simulated for an equation with a norm, it is that of the start.
+    own = type(equation) is type(sde)
+    equation.require_on_manifold(start if own else start / start.norm(dim=1, keepdim=True))
+    share, statement = measure_diffusion(equation, start)
+    if statement is not None:
+        warnings.warn(
+            f"{statement}. Way out: noise along the manifold (SphericalNoise, SamplingNoise of "
+            "samples that disagree); if a flow is meant, one path is enough",
+            NoDiffusionWarning,
+            stacklevel=3,
+        )
+    sde.problem.noise_along = share
+    return share
 
 
 def check_starts(
@@ -308,6 +343,7 @@ def check_times(ts: object) -> tuple[float, ...]:
     Raises:
         ArgumentError: If they do not increase.
     """
+    check_length("times", ts)
     if isinstance(ts, (Tensor, np.ndarray)):
         ts = ts.tolist()
     listed = list(ts) if isinstance(ts, Iterable) and not isinstance(ts, (str, bytes)) else [ts]

@@ -73,7 +73,8 @@ class Tolerance:
         level = math.floor(math.log2(largest / h) + 1e-9)
         smaller = _SMALLER
         if self.dt_min is not None:
-            smaller = math.floor(math.log2(h * clock_unit / self.dt_min) + 1e-9)
+            ratio = math.log2(h) + math.log2(clock_unit) - math.log2(self.dt_min)
+            smaller = math.floor(ratio + 1e-9)
         if smaller < 0:
             raise ArgumentError(
                 "the smallest step is larger than the first one",

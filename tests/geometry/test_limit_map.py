@@ -262,3 +262,35 @@ def test_steps_are_few() -> None:
     calls["gradient"] = 0
     Geometry(problem).limit_map(loss.starts(16, 0.5))
     assert calls["gradient"] < 300
+
+
+def at_threads(function: Callable[[], Tensor], threads: int) -> Tensor:
+    """What a function gives with this many threads of torch."""
+    torch.set_num_threads(threads)
+    try:
+        return function()
+    finally:
+        torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def large() -> tuple[Geometry, Tensor]:
+    """A problem of 200 dimensions, whose matrices torch cuts for several threads."""
+    problem = problems.normalized_linear(dim=200, n_samples=150, seed=3)
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(200, dtype=torch.float64, generator=generator)
+    return Geometry(problem), problem.minimizer + 0.01 * noise
+
+
+def test_the_limit_does_not_depend_on_the_number_of_threads(large) -> None:
+    geometry, x = large
+    one, two = (at_threads(lambda: geometry.limit_map(x), k) for k in (1, 2))
+    assert torch.equal(one, two)
+
+
+@pytest.mark.thorough
+def test_broken_twin_as_many_threads_as_there_are(large) -> None:
+    geometry, x = large
+    one, two = (at_threads(lambda: geometry._route.limit_map(x[None]), k) for k in (1, 2))
+    assert not torch.equal(one, two)
+    torch.testing.assert_close(one, two, rtol=1e-9, atol=1e-9)

@@ -4,8 +4,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from manifold_sde import Geometry, Problem, SphericalNoise, problems
-from manifold_sde.errors import NonFiniteError, NotOnManifoldError, RankError
+from manifold_sde import DirectionDiffusion, Geometry, Problem, SphericalNoise, problems
+from manifold_sde.errors import (
+    ArgumentError,
+    NonFiniteError,
+    NotOnManifoldError,
+    RankError,
+)
+from manifold_sde.solvers import predict_sgd, solve
 from tests.geometry.reference import Case, RandomLoss, relative
 
 NOISE = SphericalNoise(0.3)
@@ -103,8 +109,10 @@ def test_gap_is_the_ratio_of_the_eigenvalues() -> None:
     geometry = Geometry(diagonal(2.0, 1.0, 1e-10, 0.0))
     assert abs(float(geometry.spectral_gap(first(5))) / 1e10 - 1) < 1e-3
     assert int(geometry.rank(first(5))) == 2
-    assert int(Geometry(diagonal(0.0, 0.0)).rank(first(3))) == 0
-    assert float(Geometry(diagonal(0.0, 0.0)).spectral_gap(first(3))) == torch.inf
+    nothing = Geometry(diagonal(0.0, 0.0))
+    for function in (nothing.rank, nothing.spectral_gap):
+        with pytest.raises(RankError, match="the Hessian is zero"):
+            function(first(3))
 
 
 def test_an_ambiguous_gap_names_the_eigenvalues() -> None:
@@ -214,3 +222,39 @@ def test_a_point_retracts_the_same_in_any_batch() -> None:
     x = torch.cat([loss.starts(3, 1e-3), loss.starts(1, 0.02, seed=8)])
     alone = torch.stack([geometry.retract(point) for point in x])
     torch.testing.assert_close(geometry.retract(x), alone, rtol=0, atol=1e-14)
+
+
+def constant(x: Tensor) -> Tensor:
+    """A loss without a minimum to speak of."""
+    return 0.0 * x.sum() + 1.0
+
+
+def flat(x: Tensor) -> Tensor:
+    """A minimum whose Hessian is 0, on a circle."""
+    return (x[2] / x.norm()) ** 4
+
+
+@pytest.mark.parametrize("method", ["dense", "matrix_free"])
+@pytest.mark.parametrize("loss", [constant, flat])
+@pytest.mark.parametrize("rank", [None, 1])
+def test_a_hessian_of_rank_zero_is_refused(loss, method: str, rank: int | None) -> None:
+    """In it all directions would be along the manifold, whatever the minimisers are."""
+    problem = Problem(loss, 3, NOISE, rank=rank)
+    geometry = Geometry(problem, method=method)
+    y = torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64)
+    for call in (
+        lambda: geometry.rank(y),
+        lambda: geometry.tangent_projection(y, y),
+        lambda: geometry.second_derivative(y),
+        lambda: solve(DirectionDiffusion(problem, geometry=geometry), y, [0.0, 0.1]),
+        lambda: predict_sgd(problem, y, 0.01, 0.05, [10]),
+    ):
+        with pytest.raises(RankError, match="the Hessian is zero"):
+            call()
+    if method == "dense" and rank is None:
+        assert torch.equal(geometry.limit_map(y), y)
+
+
+def test_rank_zero_is_not_a_rank_to_declare() -> None:
+    with pytest.raises(ArgumentError, match=r"an integer M in \[1, 2\]"):
+        Problem(constant, 3, NOISE, rank=0)

@@ -1,5 +1,6 @@
 """Normalisation layers: torch's own layers, scale invariance, constant groups, derivatives."""
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -110,6 +111,18 @@ def test_constant_groups_are_zero_with_their_derivatives(which: str) -> None:
     torch.testing.assert_close(ours(x)[~zero], with_others, rtol=1e-13, atol=1e-13)
 
 
+def test_a_group_of_zeros_has_derivatives_of_zero() -> None:
+    x, direction = normal(5, 6), normal(5, 6)
+    x[0] = 0.0
+
+    def along(z: Tensor) -> Tensor:
+        return jvp(grad(lambda y: (LayerNorm(6)(y) ** 3).sum()), (z,), (direction,))[1]
+
+    for values in (along(x), jvp(along, (x,), (direction,))[1]):
+        assert bool((values[0] == 0).all())
+        assert bool(values[1:].isfinite().all())
+
+
 def test_a_filter_of_zeros_has_no_nan() -> None:
     layer = WeightNorm(nn.Linear(4, 3, bias=False).double())
     with torch.no_grad():
@@ -148,6 +161,80 @@ def test_single_precision_and_batches_of_vmap() -> None:
         torch.testing.assert_close(inside, torch.stack([layer(z) for z in x]))
         assert layer(x[0].float()).dtype == torch.float32
     assert jacrev(LayerNorm(6))(x[0, 0]).shape == (6, 6)
+
+
+NOT_NUMBERS = [math.nan, math.inf, -math.inf]
+
+
+@pytest.mark.parametrize("bad", NOT_NUMBERS)
+@pytest.mark.parametrize("which", LAYERS)
+def test_what_is_not_finite_stays_so(which: str, bad: float) -> None:
+    """NaN in its own group, whose values and derivatives it takes with it, and nowhere else."""
+    ours, x = LAYERS[which][0], LAYERS[which][2].clone()
+    group = ours(constant_group(which)) == 0
+    x[(0,) * x.dim()] = bad
+    for values in (ours(x), torch.vmap(ours)(x[None])[0], grad(lambda z: (ours(z) ** 3).sum())(x)):
+        assert bool(values[group].isnan().all())
+        assert bool(values[~group].isfinite().all())
+
+
+@pytest.mark.parametrize("bad", NOT_NUMBERS)
+def test_a_filter_that_is_not_finite_is_seen(bad: float) -> None:
+    layer = WeightNorm(nn.Linear(4, 3, bias=False).double())
+    with torch.no_grad():
+        layer.layer.weight[1, 2] = bad
+    out = layer(normal(5, 4))
+    assert bool(out[:, 1].isnan().all())
+    assert bool(out[:, [0, 2]].isfinite().all())
+
+
+def test_broken_twin_nan_becomes_zero() -> None:
+    """As it was: a comparison that NaN fails chose the branch of the constant groups."""
+    x = normal(5, 6)
+    x[0, 0] = math.nan
+    centred = x - x.mean(-1, keepdim=True)
+    square = (centred * centred).mean(-1, keepdim=True)
+    twin = torch.where(square > 0, centred * square.rsqrt(), 0.0)
+    assert bool((twin[0] == 0).all())
+    assert bool(LayerNorm(6)(x)[0].isnan().all())
+
+
+@pytest.mark.compile
+def test_compiled_layers_do_the_same() -> None:
+    layer = LayerNorm(6)
+    x = normal(6, 6)
+    x[0, 0], x[1], x[2, 3], x[3] = math.nan, 0.1, math.inf, 1e200 * x[3]
+    compiled = torch.compile(layer)
+    torch.testing.assert_close(compiled(x), layer(x), rtol=1e-13, atol=1e-13, equal_nan=True)
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e-160, 1e160, 1e300])
+@pytest.mark.parametrize("which", LAYERS)
+def test_values_whose_squares_are_out_of_range(which: str, scale: float) -> None:
+    ours, x = LAYERS[which][0], LAYERS[which][2]
+    torch.testing.assert_close(ours(scale * x), ours(x), rtol=1e-13, atol=1e-13)
+
+    def function(z: Tensor) -> Tensor:
+        return (ours(z) ** 3).sum()
+
+    # Of degree -1.
+    torch.testing.assert_close(
+        scale * grad(function)(scale * x), grad(function)(x), rtol=1e-11, atol=1e-11
+    )
+
+
+def test_filters_and_single_precision_out_of_range() -> None:
+    layer = WeightNorm(nn.Linear(4, 3, bias=False).double())
+    x = normal(5, 4)
+    before = layer(x)
+    with torch.no_grad():
+        layer.layer.weight *= torch.tensor([[1e-200], [1.0], [1e200]], dtype=torch.float64)
+    torch.testing.assert_close(layer(x), before, rtol=1e-13, atol=1e-13)
+    values = normal(5, 6).float()
+    for scale in (1e-30, 1e30):
+        torch.testing.assert_close(
+            LayerNorm(6)(scale * values), LayerNorm(6)(values), rtol=1e-5, atol=1e-5
+        )
 
 
 ERRORS: dict[str, tuple[type[Exception], Callable[[], object], str]] = {

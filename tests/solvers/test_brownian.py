@@ -673,14 +673,34 @@ def test_paths_that_cannot_be_served_are_nan() -> None:
         assert torch.equal(values.isnan(), bad.expand_as(values))
     ta = torch.tensor([0.0, -1.0, 1.0, math.inf], dtype=torch.float64)
     tb = torch.tensor([1.5, 1.0, 0.5, math.inf], dtype=torch.float64)
-    for cells in (None, 2):
-        values = path.between(ta, tb, cells=cells)
-        assert torch.equal(values.isnan(), bad.expand_as(values))
+    values = path.between(ta, tb, cells=2)
+    assert torch.equal(values.isnan(), bad.expand_as(values))
     assert bool(path.between(ta, tb + 8.0, cells=2).isnan().all())
     level, position = torch.tensor([2, 2, 41, 2]), torch.tensor([1, 1, 1, -1])
     part = torch.tensor([1.0, 1.1, 0.5, 0.5], dtype=torch.float64)
     values = path.beginning(level, position, part)
     assert torch.equal(values.isnan(), bad.expand_as(values))
+
+
+@pytest.mark.parametrize(
+    ("ta", "tb", "words"),
+    [
+        (1.0, 0.5, "wrong order.*ta=1.0, tb=0.5"),
+        (1.0, 1.0 - 1e-9, "wrong order"),
+        (-1.0, 1.0, "not defined.*-1.0"),
+        (-2.0, -1.0, "not defined.*-2.0"),
+        (0.5, math.inf, "not defined.*inf"),
+        (math.nan, 1.0, "not defined.*nan"),
+        (0.5, math.nan, "not defined.*nan"),
+    ],
+)
+def test_times_of_each_path_that_cannot_be_served_are_refused(
+    ta: float, tb: float, words: str
+) -> None:
+    path = make(3)
+    first, last = torch.tensor([[0.0, ta, 0.5], [1.0, tb, 0.5]], dtype=torch.float64)
+    with pytest.raises(errors.ArgumentError, match=f"(?s){words}"):
+        path.between(first, last)
 
 
 def test_what_it_says_of_itself() -> None:

@@ -7,13 +7,20 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
 from manifold_sde import DirectionDiffusion, Geometry, SamplingNoise, TimeScale, problems
-from manifold_sde.errors import ArgumentError, ClockRangeError, NoiseError, StepSizeWarning
-from manifold_sde.solvers import DirectionSolution, predict_sgd, solve
+from manifold_sde.errors import (
+    ArgumentError,
+    ClockRangeError,
+    NoiseError,
+    StepSizeWarning,
+)
+from manifold_sde.solvers import DirectionSolution, Solution, predict_sgd, prediction, solve
 from manifold_sde.solvers.bookkeeping import clock_at
 
 DECAYS = {"constant": 0.05, "schedule": lambda k: 0.05 if k < 200 else 0.01}
@@ -120,3 +127,20 @@ def test_a_run_that_is_too_short_says_how_far_to_go() -> None:
             law = run().at_steps(0.02, 0.02, [1500])
             break
     assert 0.6 * needed < float(law.clock.max()) < needed
+
+
+def test_where_every_path_is_lost_the_start_says_how_large_steps_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    solved = prediction.weights_of_limit
+
+    def lost(*arguments: Any, **options: Any) -> Solution:
+        run = solved(*arguments, **options)
+        return replace(run, ys=torch.full_like(run.ys, torch.nan))
+
+    problem = problems.great_circle()
+    call = (problem, problem.minimizer, 0.01, 0.05, [10])
+    kept = predict_sgd(*call, n_paths=2)
+    monkeypatch.setattr(prediction, "weights_of_limit", lost)
+    found = predict_sgd(*call, n_paths=2).stats
+    assert found == pytest.approx(kept.stats, rel=0.05)

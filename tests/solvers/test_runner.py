@@ -23,6 +23,7 @@ from manifold_sde import (
 from manifold_sde.errors import (
     ArgumentError,
     DTypeError,
+    LostPathsWarning,
     NonFiniteError,
     ShapeError,
     TimeScaleError,
@@ -298,10 +299,14 @@ class TestShapes:
         single = run_sgd(problem, x0.float(), 0.1, 0.1, 100, compile=False).ys
         torch.testing.assert_close(single.double(), double, rtol=0, atol=1e-4)
 
-    def test_a_path_that_blows_up_is_counted(self):
+    def test_a_path_that_blows_up_is_counted_and_said(self):
         problem = problems.great_circle(noise=CustomNoise(exploding))
-        run = run_sgd(problem, problem.minimizer, 0.1, 0.1, 50, n_paths=3, compile=False)
+        kept = [0, 1, 20, 50]
+        with pytest.warns(LostPathsWarning, match="3 of 3 runs .* of step 20") as said:
+            run = run_sgd(problem, problem.minimizer, 0.1, 0.1, kept, n_paths=3, compile=False)
         assert run.stats["non_finite_paths"] == 3
+        assert said[0].filename == __file__
+        assert not torch.isfinite(run.ys[2:]).any()
 
 
 def tiny_noise(x):

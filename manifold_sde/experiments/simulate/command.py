@@ -17,7 +17,12 @@ from torch import Tensor
 
 from manifold_sde.compiling import compiler_available
 from manifold_sde.degeneracy import Degeneracy
-from manifold_sde.errors import ArgumentError, LimitMapError, ManifoldSDEWarning
+from manifold_sde.errors import (
+    ArgumentError,
+    LimitMapError,
+    ManifoldSDEWarning,
+    NoDiffusionWarning,
+)
 from manifold_sde.experiments.files import check_output
 from manifold_sde.experiments.loading import load_problem, make_known_to_workers
 from manifold_sde.experiments.simulate.inputs import (
@@ -238,6 +243,7 @@ def _told(notes: Console) -> Iterator[None]:
     """Warnings of the toolkit as short messages, each once."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ManifoldSDEWarning)
+        warnings.simplefilter("ignore", NoDiffusionWarning)  # announced
         try:
             yield
         finally:
