@@ -47,8 +47,8 @@ _STEPS = 4.0
 _KEPT = 8
 #: Most steps of the chains, by departure: so many / departure.
 _BUDGET = 250.0
-#: Part of a simulation that shows whether the step is too large for the curvature.
-_BEGINNING = 1.0 / 32.0
+#: Steps that show whether they are too large for the curvature.
+_BEGINNING = 4.0
 _SEEDS = {"ends": 1, "chains": 2, "sgd": 3, "early": 4}
 
 
@@ -261,7 +261,7 @@ class ErgodicRuns:
     ) -> Any:
         """A solution; of the beginning alone where paths are lost there already."""
         compiled: Any = "auto" if self.effort.departure < 0.2 else False
-        beginning = times.new_tensor([0.0, _BEGINNING * float(times[-1])])
+        beginning = times.new_tensor([0.0, float(times[-1]) * min(1.0, _BEGINNING / steps)])
         for asked in (beginning, times):
             with warnings.catch_warnings(), expecting(steps):
                 warnings.simplefilter("ignore", LostPathsWarning)
