@@ -54,10 +54,10 @@ clean: ## remove caches and built files (keeps .venv and results/)
 	@find . -path ./.venv -prune -o -type d -name __pycache__ -prune -exec rm -rf {} +
 
 environment:
-	@$(call need_python) tools/environment.py all
+	@$(call need_python) tools/environment.py all,geomstats
 
 bench-environment:
-	@$(call need_python) tools/environment.py all,bench
+	@$(call need_python) tools/environment.py all,geomstats,bench
 
 define need_python
 command -v $(PYTHON) >/dev/null 2>&1 || { \

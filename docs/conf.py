@@ -10,7 +10,9 @@ sys.path[:0] = [str(HERE / "_ext"), str(HERE.parent)]
 project = "manifold_sde"
 author = "the manifold_sde authors"
 project_copyright = author
-release = tomllib.loads((HERE.parent / "pyproject.toml").read_text())["project"]["version"]
+release = tomllib.loads((HERE.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"][
+    "version"
+]
 
 extensions = [
     "myst_parser",

@@ -105,7 +105,7 @@ def fingerprint(pyproject: dict, constraints: str) -> str:
 def read_stamp(path: Path) -> dict:
     """What the stamp says; an absent or damaged one says nothing."""
     try:
-        return dict(json.loads(path.read_text()))
+        return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError):
         return {}
 
@@ -127,7 +127,8 @@ def make_environment(folder: Path, needed: tuple[int, ...]) -> None:
     if keep and sys.prefix != sys.base_prefix:
         # This Python is itself of a virtual environment, and venv looks only at the one below it.
         inside = Path(sysconfig.get_path("purelib")).relative_to(sys.prefix)
-        Path(folder, inside, "parent.pth").write_text(sysconfig.get_path("purelib") + "\n")
+        path = sysconfig.get_path("purelib")
+        Path(folder, inside, "parent.pth").write_text(path + "\n", encoding="utf-8")
 
 
 def environment(needed: tuple[int, ...]) -> Path:
@@ -178,7 +179,7 @@ def install(folder: Path, extras: list[str], constraints: list[str], torch: str 
     if subprocess.run([python, "-m", "pip", "--version"], capture_output=True).returncode:
         subprocess.run([python, "-m", "ensurepip"], check=True)
     chosen = folder / "manifold_sde-constraints.txt"
-    chosen.write_text("".join(f"{line}\n" for line in constraints))
+    chosen.write_text("".join(f"{line}\n" for line in constraints), encoding="utf-8")
     quiet = [] if sys.stdout.isatty() else ["--quiet"]
     target = f"{CHECKOUT}[{','.join(extras)}]"
     command = [python, "-m", "pip", "install", "--disable-pip-version-check", *quiet]
@@ -216,7 +217,7 @@ def main(arguments: list[str]) -> None:
     lines = [line for line in constraints.splitlines() if line and not line.startswith("#")]
     install(folder, extras, constraints_for(lines, torch), torch)
     note_on_compiler()
-    stamp.write_text(json.dumps({"fingerprint": digest, "extras": extras}))
+    stamp.write_text(json.dumps({"fingerprint": digest, "extras": extras}), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -18,12 +18,14 @@ from manifold_sde.errors import ArgumentError, ManifoldSDEError
 from manifold_sde.experiments.terminal import (
     FAILURE,
     INTERRUPTED,
+    PARTIAL,
     USAGE,
     Compile,
     Out,
     Restart,
     errors,
     one_thread,
+    print_in_any_encoding,
     resumable,
 )
 from manifold_sde.experiments.training_options import add_training_figures
@@ -256,7 +258,7 @@ def simulate(
         typer.Option(
             metavar="FILE",
             help="Weights at step 0, .npy or .pt.",
-            show_default="the known minimiser",
+            show_default="a minimiser, known or found",
         ),
     ] = None,
     norm: Annotated[
@@ -287,8 +289,13 @@ def simulate(
         typer.Option(metavar="DIR", help="Folder from which a stopped run goes on."),
     ] = None,
     output: Annotated[
-        Path, typer.Option(metavar="FILE", help="The solution; the figure is beside it.")
-    ] = _RESULTS / "simulate.npz",
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="The solution; the figure is beside it.",
+            show_default="results/simulate_FILE_NAME.npz",
+        ),
+    ] = None,
     compare_sgd: Annotated[
         bool, typer.Option("--compare-sgd", help="Run SGD too, for the same steps and paths.")
     ] = False,
@@ -330,6 +337,14 @@ def verify(
     effort: Annotated[
         str, typer.Option(metavar="quick|thorough", help="About a minute, or several.")
     ] = "quick",
+    budget: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS",
+            help="Processor time for all checks; those that do not fit are undecided.",
+            show_default="60; quick alone",
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of all that is drawn.")] = 0,
     x0: Annotated[
         Path | None,
@@ -343,22 +358,30 @@ def verify(
         bool, typer.Option("--assumptions", help="The assumptions alone.")
     ] = False,
     output: Annotated[
-        Path, typer.Option(metavar="FILE", help="The page; the numbers are beside it as .json.")
-    ] = _RESULTS / "verify.html",
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="The page; the numbers are beside it as .json.",
+            show_default="results/verify_FILE_NAME.html",
+        ),
+    ] = None,
 ) -> None:
     """Whether the theory holds for a problem: its assumptions, its statements, its laws.
 
-    Prints a table and writes a page with the plots behind the verdicts. The exit status is 0 if
-    nothing failed, and 1 otherwise.
+    Prints a row for each check as it is made, and writes a page with the plots behind the
+    verdicts. The exit status is 0 if nothing failed, 1 if something did, 3 if nothing did and the
+    budget left out some checks, and 130 after Ctrl-C, which ends with the report of what is done.
     """
     from manifold_sde.experiments.verify import verify_problem
 
     one_thread()
-    report = verify_problem(problem, effort, seed, x0, assumptions, output)
-    typer.echo(str(report))
-    typer.echo(f"\nWith the plots behind the verdicts: {output}")
+    report = verify_problem(problem, effort, seed, budget, x0, assumptions, output)
+    if report.partial == "interrupt":
+        raise typer.Exit(INTERRUPTED)
     if not report.passed:
         raise typer.Exit(FAILURE)
+    if report.partial:
+        raise typer.Exit(PARTIAL)
 
 
 add_training_figures(figure)
@@ -366,6 +389,7 @@ add_training_figures(figure)
 
 def main() -> None:
     """Entry point of the command ``manifold-sde``."""
+    print_in_any_encoding()
     try:
         app()
     except BrokenPipeError:

@@ -10,6 +10,7 @@ from manifold_sde.degeneracy import NO_PART, noise_along
 from manifold_sde.errors import ManifoldSDEError
 from manifold_sde.geometry import Geometry
 from manifold_sde.problem import Problem
+from manifold_sde.verification import Subject
 
 #: Violations up to here are rounding.
 _ROUNDING = 1e-9
@@ -18,11 +19,11 @@ _ROUNDING = 1e-9
 def describe_problem(problem: Problem, seed: int = 0) -> list[tuple[str, str]]:
     """What a problem is: names and values, in the order to be shown.
 
-    Where the problem knows no minimiser, gradient flow from a random direction looks for one.
+    Where the problem knows no minimiser, gradient flow from random directions looks for one.
 
     Args:
         problem: The problem.
-        seed: Seed of the direction.
+        seed: Seed of the directions.
 
     Returns:
         Pairs of a name and what was found.
@@ -75,15 +76,14 @@ def _noise(problem: Problem) -> list[tuple[str, str]]:
 
 
 def _minimizer(problem: Problem, seed: int) -> tuple[Tensor | None, str]:
-    if problem.facts is not None:
-        return problem.minimizer, "known"
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(problem.dim, dtype=torch.float64, generator=generator)
+    subject = Subject(problem, Geometry(problem), seed=seed)
     try:
-        y = Geometry(problem).limit_map(x / x.norm())
+        y = subject.find_minimizer()
     except ManifoldSDEError as error:
-        return None, f"none found from random direction {seed}: {error.problem}"
-    return y, f"found by gradient flow from random direction {seed}"
+        return None, f"{error.problem}: {error.received}"
+    if problem.facts is not None:
+        return y, "known"
+    return y, f"found by gradient flow, the lowest from {subject.tries} random directions"
 
 
 def _geometry(problem: Problem, y: Tensor, invariant: bool) -> list[tuple[str, str]]:

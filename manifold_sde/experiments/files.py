@@ -50,26 +50,33 @@ def read_array(file: Path) -> Tensor:
         ) from error
 
 
-def check_output(file: Path, suffix: str, example: str) -> None:
-    """Check that the file of the option --output can be written, before anything is computed.
+def output_of(file: Path | None, command: str, target: str, suffix: str) -> Path:
+    """Where a command writes, checked before anything is computed; no folder is made yet.
 
     Args:
-        file: The file.
+        file: The file of the option --output, or ``None`` for one that bears the problem's name,
+            so that those of several problems lie side by side.
+        command: The command, with which that name begins.
+        target: The problem, "FILE.py:NAME".
         suffix: The ending that it must have.
-        example: A path that would do.
 
     Raises:
-        ArgumentError: If it cannot.
+        ArgumentError: If it cannot be written there.
     """
+    path, _, name = target.rpartition(":")
+    own = Path("results", f"{command}_{Path(path).stem}_{name}{suffix}")
+    file = own if file is None else file
+    folder = next(f for f in (file.parent, *file.parent.parents) if f.exists())
     what = ""
     if file.suffix != suffix:
         what = f"a file that does not end in {suffix}"
     elif file.is_dir():
         what = "a folder"
+    elif not folder.is_dir():
+        what = f"of which {folder} is a file"
     else:
         try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            probe = file.with_name(f".{file.name}.probe")
+            probe = folder / f".{file.name}.probe"
             probe.touch()
             probe.unlink()
         except OSError as error:
@@ -79,5 +86,6 @@ def check_output(file: Path, suffix: str, example: str) -> None:
             "the output cannot be written there",
             received=f"--output {file}, {what}",
             expected=f"a path that ends in {suffix}, in a folder that can be written to",
-            remedy=f"--output {example}",
+            remedy=f"--output {own}",
         )
+    return file

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from manifold_sde.compiling import compile_batched
+from manifold_sde.deadline import consult
 from manifold_sde.problem import Problem
 
 #: Batch sizes of compiled kernels: compiling takes seconds, so they are few. Smaller batches are
@@ -76,6 +77,7 @@ class Kernels:
             *arguments: Tensors whose last dimension is that of the points, at least one point.
             size: As in :meth:`run`.
         """
+        consult()
         n = arguments[0].shape[-1]
         if not self.compiled:
             # Forward mode cannot write to an expanded tensor.

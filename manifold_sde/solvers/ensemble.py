@@ -12,8 +12,7 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
+from manifold_sde.deadline import Progress
 from manifold_sde.derivatives import integer
 from manifold_sde.errors import ArgumentError, MissingDependencyError, WorkerError
 from manifold_sde.solvers.archive import prepare_folder
@@ -68,7 +67,7 @@ def outcomes(
         prepare_folder(checkpoint)
     label = progress if isinstance(progress, str) else "SDE"
     total, unit = (run.steps, "step") if alone else (run.chunks, "chunk")
-    with tqdm(total=total, desc=label, unit=unit, disable=not progress) as bar:
+    with Progress(total=total, desc=label, unit=unit, disable=not progress) as bar:
         if alone:
             for task in run.tasks(checkpoint):
                 yield run_chunk(run.plan, task, bar.update)

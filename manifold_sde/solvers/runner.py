@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from manifold_sde import philox
 from manifold_sde.compiling import check_mode, compiler_available
+from manifold_sde.deadline import Progress
 from manifold_sde.derivatives import check_point, integer, require_norms
 from manifold_sde.errors import (
     ArgumentError,
@@ -161,7 +161,7 @@ class _Run:
         label = progress if isinstance(progress, str) else "SGD"
         with (
             torch.no_grad(),
-            tqdm(
+            Progress(
                 total=total, desc=label, unit="step", disable=not progress, unit_scale=True
             ) as bar,
         ):
@@ -195,7 +195,7 @@ class _Run:
         chunk: int,
         rows: slice,
         resumed: dict[str, Any] | None,
-        bar: tqdm[Any],
+        bar: Progress,
         checkpoint: Path | None,
     ) -> None:
         start = self.start[rows]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from manifold_sde.deadline import Deadline
 from manifold_sde.errors import ManifoldSDEError
 from manifold_sde.verification.effort import Effort
 from manifold_sde.verification.result import Result
@@ -30,11 +32,22 @@ class Check:
     statements: tuple[str, ...]
     run: Callable[[Subject, Effort], Sequence[Result]]
 
-    def __call__(self, subject: Subject, effort: Effort) -> list[Result]:
-        """Run it. What cannot be computed is undecided, and says why."""
+    def __call__(self, subject: Subject, effort: Effort, seconds: float = math.inf) -> list[Result]:
+        """Run it. What cannot be computed is undecided, and says why.
+
+        Args:
+            subject: The subject.
+            effort: The effort.
+            seconds: Processor time that it may take. The results do not depend on it, but for
+                whether there are any.
+
+        Raises:
+            OutOfTimeError: If it would take longer; it says how long, as far as that can be seen.
+        """
         begin = time.perf_counter()
         try:
-            results = list(self.run(subject, effort))
+            with Deadline(seconds):
+                results = list(self.run(subject, effort))
         except ManifoldSDEError as error:
             detail = f"{error.problem}: {error.received}" if error.received else error.problem
             way_out = f" Way out: {error.remedy}." if error.remedy else ""
@@ -51,9 +64,9 @@ class Check:
         seconds = (time.perf_counter() - begin) / max(len(results), 1)
         return [replace(result, seconds=seconds) for result in results]
 
-    def not_made(self, why: str) -> Result:
-        """The result where there is no point in making it."""
-        return self._stopped(f"not made: {why}", "")
+    def not_made(self, why: str, meaning: str = "") -> Result:
+        """The result where it is not made."""
+        return self._stopped(f"not made: {why}", meaning)
 
     def _stopped(self, detail: str, meaning: str) -> Result:
         return Result(

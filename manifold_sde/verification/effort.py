@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from manifold_sde.errors import ArgumentError
@@ -25,6 +26,8 @@ class Effort:
         steps: Largest number of steps of SGD of these checks, about.
         long_checks: Whether checks are made that take minutes on small problems; where not, they
             are undecided.
+        budget: Seconds of processor time for all checks, where nothing else is said; those that
+            do not fit are undecided.
     """
 
     name: str
@@ -36,9 +39,10 @@ class Effort:
     runs: int = 2048
     steps: int = 512
     long_checks: bool = True
+    budget: float = math.inf
 
 
-QUICK = Effort("quick", points=32, departure=0.25, long_checks=False)
+QUICK = Effort("quick", points=32, departure=0.25, long_checks=False, budget=60.0)
 THOROUGH = Effort("thorough", points=256, departure=0.1, step_size=0.01, runs=16384, steps=2048)
 EFFORTS = {effort.name: effort for effort in (QUICK, THOROUGH)}
 

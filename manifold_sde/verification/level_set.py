@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Any
 
 import numpy as np
@@ -21,18 +22,27 @@ from manifold_sde.verification.geodesics import (
 )
 from manifold_sde.verification.subject import Subject
 
+
+def _without_geomstats(error: Exception) -> MissingDependencyError:
+    """Why there is no geomstats: it is not installed, or it is and cannot be imported."""
+    installed = importlib.util.find_spec("geomstats") is not None
+    words = str(error).partition(" (/")[0]  # without the path of a package
+    return MissingDependencyError(
+        "geomstats cannot be imported" if installed else "geomstats is not installed",
+        received=words + f" (numpy {np.__version__})" * installed,
+        expected="geomstats with its numpy backend, which needs numpy < 2.4",
+        remedy='pip install "manifold_sde[geomstats]", with the numpy that it needs',
+    )
+
+
 try:
     import geomstats.backend as gs
     from geomstats.geometry.base import LevelSet
     from geomstats.geometry.euclidean import Euclidean
     from geomstats.geometry.riemannian_metric import RiemannianMetric
-except ImportError as error:
-    raise MissingDependencyError(
-        "geomstats is not installed",
-        received=str(error),
-        expected="geomstats with its numpy backend",
-        remedy='pip install "manifold_sde[verification]"',
-    ) from error
+except Exception as error:
+    # What it raises under a numpy that is too new for it depends on both versions.
+    raise _without_geomstats(error) from error
 
 Array = NDArray[np.float64]
 #: Rounds of random directions of a random point.

@@ -8,11 +8,16 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Literal
+
+from tqdm import tqdm
 
 from manifold_sde.errors import ArgumentError
 from manifold_sde.solvers.archive import versions
 from manifold_sde.verification.result import KINDS, VERDICTS, Result, Verdict, worst
+
+#: Why a report is not whole; empty where it is.
+Partial = Literal["", "budget", "interrupt"]
 
 _WIDTH = 80
 _MARKS = {"holds": "ok", "fails": "FAILS", "undecided": "?"}
@@ -29,6 +34,8 @@ class Report:
         seed: Seed of all that was drawn.
         effort: Name of the effort, or empty.
         seconds: Time that it took.
+        partial: "budget" or "interrupt" where checks were not made for want of time or because of
+            Ctrl-C; they are undecided.
 
     Example:
         >>> from manifold_sde.verification.result import Result
@@ -43,6 +50,7 @@ class Report:
     seed: int = 0
     effort: str = ""
     seconds: float = 0.0
+    partial: Partial = ""
 
     @property
     def verdict(self) -> Verdict:
@@ -100,27 +108,39 @@ class Report:
         Args:
             full: Whether checks that hold have their details too, and not their number alone.
         """
-        how = ", ".join(
-            part
-            for part in (
-                self.effort and f"effort {self.effort}",
-                f"seed {self.seed}",
-                self.seconds and f"{self.seconds:.0f} s",
-            )
-            if part
-        )
-        lines = [*_wrapped(f"{self.title}: {self.problem}"), f"({how})"]
+        lines = [self.head]
         for kind, heading in KINDS.items():
             results = [result for result in self.results if result.kind == kind]
             if results:
                 lines += ["", heading]
                 lines += [line for result in results for line in _lines(result, full)]
-        lines += ["", *_wrapped(f"{self.summary}."), *_wrapped(self.conclusion)]
-        return "\n".join(lines)
+        return "\n".join([*lines, "", self.foot])
+
+    @property
+    def head(self) -> str:
+        """What is above the rows, in 80 columns."""
+        how = [f"effort {self.effort}"] if self.effort else []
+        how += [f"seed {self.seed}"]
+        how += [f"{self.seconds:.0f} s"] if self.seconds else []
+        about = ", ".join(how)
+        return "\n".join([*_wrapped(f"{self.title}: {self.problem}"), f"({about})"])
+
+    @property
+    def foot(self) -> str:
+        """What the rows come to, in 80 columns."""
+        return "\n".join([*_wrapped(f"{self.summary}."), *_wrapped(self.conclusion)])
 
     @property
     def conclusion(self) -> str:
         """What the verdicts come to, in words."""
+        unmade = {
+            "": "",
+            "budget": " Not all checks were made: the budget was not enough.",
+            "interrupt": " Not all checks were made: it was stopped.",
+        }
+        return self._verdicts_in_words() + unmade[self.partial]
+
+    def _verdicts_in_words(self) -> str:
         failed = [result for result in self.results if result.verdict == "fails"]
         if failed:
             what = "an assumption" if failed[0].kind == "assumption" else "a check"
@@ -139,6 +159,7 @@ class Report:
             "effort": self.effort,
             "seed": self.seed,
             "seconds": self.seconds,
+            "partial": self.partial,
             "versions": versions(),
             "results": [result.to_dict() for result in self.results],
         }
@@ -173,6 +194,31 @@ class Report:
             )
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(forms[target.suffix]() + "\n", encoding="utf-8")
+
+
+class Rows:
+    """Writes rows of a report as they arrive, each kind of checks under its heading.
+
+    Args:
+        file: Where to.
+        head: What is written above the first.
+    """
+
+    def __init__(self, file: IO[str], head: str = "") -> None:
+        self._file = file
+        self._head = head
+        self._kind = ""
+
+    def __call__(self, result: Result) -> None:
+        """Write the row of a result; a progress bar makes room."""
+        lines = _lines(result, full=False)
+        if result.kind != self._kind:
+            lines = ["", KINDS[result.kind], *lines]
+        if not self._kind and self._head:
+            lines = [self._head, *lines]
+        self._kind = result.kind
+        tqdm.write("\n".join(lines), file=self._file)
+        self._file.flush()
 
 
 def _lines(result: Result, full: bool) -> Sequence[str]:

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from manifold_sde.deadline import Attempts, shared_property
 from manifold_sde.derivatives import check_point
 from manifold_sde.errors import ArgumentError, DTypeError, LimitMapError, ShapeError
 from manifold_sde.geometry import Geometry
@@ -126,9 +127,15 @@ class Subject:
     def once(self, key: Hashable, make: Callable[[], T]) -> T:
         """What is shared under a key; it is made where it is not there."""
         if key not in self.shared:
-            self.shared[key] = make()
+            with self._attempts.making(key):
+                self.shared[key] = make()
         found: T = self.shared[key]
         return found
+
+    @cached_property
+    def _attempts(self) -> Attempts:
+        """What was tried in vain."""
+        return Attempts()
 
     # Points.
 
@@ -142,33 +149,49 @@ class Subject:
             partial: Tensor = error.partial
             return partial
 
-    @cached_property
+    @shared_property
     def start(self) -> Tensor:
         """A unit vector on the manifold (D,): from the start, what the problem knows, or a search.
 
         Raises:
-            ArgumentError: If gradient flow from none of 64 random directions ends on a manifold.
+            ArgumentError: As :meth:`find_minimizer`.
         """
         if self.x_init is not None:
             point = self.geometry.limit_map(self.x_init)
-            return point / point.norm()
+        else:
+            point = self.find_minimizer()
+        return point / point.norm()
+
+    def find_minimizer(self) -> Tensor:
+        """The minimiser that the problem knows, or the lowest that gradient flow finds, (D,).
+
+        It is followed from unit vectors, and keeps the norm where the loss is scale-invariant.
+
+        Raises:
+            ArgumentError: If it ends on a manifold from none of 64 random directions, or not from
+                the one that is tried in large dimensions.
+        """
         if self.problem.facts is not None:
             return self.problem.facts.minimizer
-        directions = self.normals(1, _TRIES, self.problem.dim)
+        directions = self.normals(1, self.tries, self.problem.dim)
         found = self.limits(directions / directions.norm(dim=1, keepdim=True))
         found = found[torch.isfinite(found).all(1)]
         if not len(found):
             raise ArgumentError(
                 f"no minimiser of {self.problem.name!r} was found",
-                received=f"gradient flow from {_TRIES} random directions, none of which ends on a "
-                "manifold of minimisers",
+                received=f"gradient flow from {self.tries} random directions, none of which ends "
+                "on a manifold of minimisers",
                 expected="a point that flows to the manifold",
                 remedy="x_init=x, with x where your training starts or has come to",
             )
-        lowest = self.problem.loss(found).argmin()
-        return found[lowest] / found[lowest].norm()
+        return found[self.problem.loss(found).argmin()]
 
-    @cached_property
+    @property
+    def tries(self) -> int:
+        """Directions from which a minimiser is looked for."""
+        return _TRIES if self.problem.dim <= DENSE_LIMIT else 1
+
+    @shared_property
     def walks(self) -> Tensor:
         """Walks over Gamma_1 from the start, (K, n, D): normal steps of all directions, and Phi.
 
@@ -208,16 +231,12 @@ class Subject:
 
     def attraction_points(self, n: int) -> Tensor:
         """Points of unit norm off the manifold that flow to it, (at most n, D)."""
-        if n not in self._attracted:
-            y = self.manifold_points(n)
-            away = self.normals(6, len(y), self.problem.dim)
-            sizes = torch.rand(len(y), 1, dtype=torch.float64, generator=self.generator(7))
-            x = y + _AWAY * sizes * away / away.norm(dim=1, keepdim=True)
-            x = x / x.norm(dim=1, keepdim=True)
-            self._attracted[n] = x[torch.isfinite(self.limits(x)).all(1)]
-        return self._attracted[n]
+        return self.once(("attracted", n), lambda: self._attraction_points(n))
 
-    @cached_property
-    def _attracted(self) -> dict[int, Tensor]:
-        """Points of the attraction set that were found, by the number asked for."""
-        return {}
+    def _attraction_points(self, n: int) -> Tensor:
+        y = self.manifold_points(n)
+        away = self.normals(6, len(y), self.problem.dim)
+        sizes = torch.rand(len(y), 1, dtype=torch.float64, generator=self.generator(7))
+        x = y + _AWAY * sizes * away / away.norm(dim=1, keepdim=True)
+        x = x / x.norm(dim=1, keepdim=True)
+        return x[torch.isfinite(self.limits(x)).all(1)]

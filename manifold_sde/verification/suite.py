@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import difflib
+import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from typing import Any
 
 from torch import Tensor
 from tqdm import tqdm
 
+from manifold_sde.deadline import OutOfTimeError
 from manifold_sde.errors import ArgumentError
 from manifold_sde.problem import Problem
 from manifold_sde.verification import assumptions, ergodicity, limit_theorems, properties
 from manifold_sde.verification.assumptions.scale_invariance import INVARIANCE
 from manifold_sde.verification.check import Check
 from manifold_sde.verification.effort import Effort, effort_of
-from manifold_sde.verification.report import Report
+from manifold_sde.verification.report import Partial, Report, Rows
 from manifold_sde.verification.result import Result
 from manifold_sde.verification.subject import Subject
+
+#: Part of the budget that a check may take in the first round, and how many times as much in the
+#: next ones.
+_FIRST_SHARE, _LONGER = 0.1, 4.0
+_MORE_TIME = "The budget is not enough for it: a larger one has it made."
 
 
 def all_checks() -> tuple[Check, ...]:
@@ -36,18 +44,26 @@ def verify(
     *,
     seed: int = 0,
     effort: str | Effort = "quick",
+    budget: float | None = None,
     x_init: Tensor | None = None,
-    progress: bool = False,
+    progress: bool | Callable[[Result], object] = False,
     checks: Iterable[Check | str] | None = None,
 ) -> Report:
     """Check on a problem what the theory assumes and what it says.
+
+    Checks that do not fit into the budget are undecided, and say how long they would take; what
+    takes longer is made later. The budget decides whether a check is made, and never its numbers.
+    Ctrl-C ends the verification with the report of what is done. Both set ``report.partial``.
 
     Args:
         problem: The problem.
         seed: Seed of all that is drawn.
         effort: "quick" (about a minute for a small problem) or "thorough" (some minutes).
+        budget: Seconds of processor time for all checks; by default those of the effort: 60 for
+            "quick" and as many as it takes (``math.inf``) for "thorough".
         x_init: Where training starts (D,); by default a minimiser is taken or looked for.
-        progress: Whether to show a progress bar.
+        progress: Whether to show a progress bar, and the rows of the report as they arrive; or
+            what is called with each result.
         checks: The checks to make, or their names; by default all. Where the loss turns out not to
             be scale-invariant, statistics of its noise and law mean nothing, and are not made.
 
@@ -59,28 +75,126 @@ def verify(
     """
     begin = time.perf_counter()
     amount = effort_of(effort)
+    seconds = _check_budget(amount.budget if budget is None else budget)
     subject = Subject.of(problem, x_init=x_init, seed=seed)
     chosen = all_checks() if checks is None else tuple(_named(check) for check in checks)
-    results: list[Result] = []
-    with tqdm(chosen, disable=None if progress else True, unit="check") as bar:
-        for check in bar:
-            bar.set_description(check.name)
-            if check.kind == "statistics" and _varies_along_rays(results):
-                results.append(check.not_made("the loss is not scale-invariant"))
-            else:
-                results += check(subject, amount)
-    seconds = time.perf_counter() - begin
+    tell = progress if callable(progress) else Rows(sys.stderr) if progress else lambda _: None
+    with tqdm(total=len(chosen), disable=None if progress else True, unit="check") as bar:
+        suite = _Suite(subject, amount, seconds, tell, bar)
+        results, partial = suite.run(chosen)
     return Report(
         repr(subject.problem),
-        tuple(results),
+        results,
         seed=subject.seed,
         effort=amount.name,
-        seconds=seconds,
+        seconds=time.perf_counter() - begin,
+        partial=partial,
     )
 
 
-def _varies_along_rays(results: list[Result]) -> bool:
-    return any(r.name == INVARIANCE and r.verdict == "fails" for r in results)
+def _check_budget(budget: object) -> float:
+    number = isinstance(budget, (int, float)) and not isinstance(budget, bool)
+    if number and budget > 0:  # type: ignore[operator]
+        return float(budget)  # type: ignore[arg-type]
+    raise ArgumentError(
+        "the budget is not a time",
+        received=repr(budget),
+        expected="a positive number of seconds, or math.inf",
+        remedy="leave budget out for that of the effort",
+    )
+
+
+class _Suite:
+    """One call of :func:`verify`: rounds of checks, in each of which they may take longer.
+
+    Args:
+        subject: The subject.
+        effort: The effort.
+        budget: Seconds for all checks.
+        tell: Called with each result.
+        bar: The progress bar.
+    """
+
+    def __init__(
+        self,
+        subject: Subject,
+        effort: Effort,
+        budget: float,
+        tell: Callable[[Result], object],
+        bar: tqdm[Any],
+    ) -> None:
+        self.subject = subject
+        self.effort = effort
+        self.tell = tell
+        self.bar = bar
+        self._budget = budget
+        self._end = time.thread_time() + budget
+        self._found: dict[Check, list[Result]] = {}
+
+    def run(self, checks: tuple[Check, ...]) -> tuple[tuple[Result, ...], Partial]:
+        """The results of all checks, in their order, and why some were not made."""
+        partial: Partial = ""
+        late: dict[Check, OutOfTimeError] = {}
+        try:
+            late = self._rounds(checks)
+        except KeyboardInterrupt:
+            partial = "interrupt"
+        for check in checks:
+            if check in late:
+                partial = "budget"
+                why = f"it {late[check]}" if late[check].seconds else "no time was left for it"
+                self._keep(check, [check.not_made(why, _MORE_TIME)])
+            elif check not in self._found:  # nobody waits for a row of it
+                self._found[check] = [check.not_made("stopped before it was done")]
+        return tuple(result for check in checks for result in self._found[check]), partial
+
+    def _rounds(self, checks: tuple[Check, ...]) -> dict[Check, OutOfTimeError]:
+        """Make checks, the longer ones in later rounds; what is left takes too long."""
+        share = _FIRST_SHARE * self._budget
+        late: dict[Check, OutOfTimeError] = {}
+        waiting = list(checks)
+        while waiting:
+            last = share >= self._left
+            # In the last round all are tried: what one has simulated the others need not.
+            for check in waiting:
+                if last or check not in late or late[check].seconds <= share:
+                    self._make(check, share, late)
+            if last:
+                break
+            waiting = sorted(late, key=lambda check: late[check].seconds)
+            share *= _LONGER
+        return late
+
+    def _make(self, check: Check, share: float, late: dict[Check, OutOfTimeError]) -> None:
+        self.bar.set_description(check.name)
+        if check.kind == "statistics" and self._varies_along_rays():
+            found = [check.not_made("the loss is not scale-invariant")]
+        elif not self._left:
+            late.setdefault(check, OutOfTimeError(0.0, estimated=False))
+            return
+        else:
+            try:
+                found = check(self.subject, self.effort, min(share, self._left))
+            except OutOfTimeError as error:
+                late[check] = error
+                return
+        late.pop(check, None)
+        self._keep(check, found)
+
+    @property
+    def _left(self) -> float:
+        """Seconds that are left."""
+        return max(0.0, self._end - time.thread_time())
+
+    def _keep(self, check: Check, results: list[Result]) -> None:
+        self._found[check] = results
+        for result in results:
+            self.tell(result)
+        self.bar.update()
+
+    def _varies_along_rays(self) -> bool:
+        results = (result for found in self._found.values() for result in found)
+        return any(r.name == INVARIANCE and r.verdict == "fails" for r in results)
 
 
 def _named(check: Check | str) -> Check:
@@ -106,7 +220,8 @@ def check_assumptions(
     *,
     seed: int = 0,
     effort: str | Effort = "quick",
-    progress: bool = False,
+    budget: float | None = None,
+    progress: bool | Callable[[Result], object] = False,
 ) -> Report:
     """Check whether a problem has what the theory assumes: which assumption fails, and where.
 
@@ -119,7 +234,8 @@ def check_assumptions(
             that the problem knows, or looked for.
         seed: Seed of all that is drawn.
         effort: "quick" or "thorough".
-        progress: Whether to show a progress bar.
+        budget: Seconds of processor time, as in :func:`verify`.
+        progress: Whether to show how it goes on, as in :func:`verify`.
 
     Returns:
         The report, with a verdict on each of Assumptions 2.1, 2.3, 5.1, 5.2 and 5.3, on the noise
@@ -134,6 +250,7 @@ def check_assumptions(
         problem,
         seed=seed,
         effort=effort,
+        budget=budget,
         x_init=x_init,
         progress=progress,
         checks=assumptions.CHECKS,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, ClassVar
 
 from torch import Tensor
 
+from manifold_sde.deadline import OutOfTimeError
 from manifold_sde.errors import ArgumentError
 from manifold_sde.problem import Problem
 from manifold_sde.verification.check import Check
@@ -33,12 +35,14 @@ class VerificationTests:
         effort: "quick" or "thorough".
         seed: Seed of all that is drawn.
         x_init: Where training starts (D,), or ``None``.
+        seconds: Processor time that each check may take; one that takes longer is skipped.
     """
 
     problem: ClassVar[Problem | Callable[[], Problem] | None] = None
     effort: ClassVar[str | Effort] = "quick"
     seed: ClassVar[int] = 0
     x_init: ClassVar[Tensor | None] = None
+    seconds: ClassVar[float] = math.inf
 
     def pytest_generate_tests(self, metafunc: Any) -> None:
         """Make a test of each check."""
@@ -51,7 +55,11 @@ class VerificationTests:
         """One check."""
         import pytest
 
-        results = verification_check(self._subject(), effort_of(type(self).effort))
+        effort, seconds = effort_of(type(self).effort), type(self).seconds
+        try:
+            results = verification_check(self._subject(), effort, seconds)
+        except OutOfTimeError as error:
+            pytest.skip(f"{verification_check.name}: it {error}")
         failed = [result for result in results if result.verdict == "fails"]
         told = [f"{r.name}: {r.detail} {r.meaning}".strip() for r in failed]
         assert not failed, "\n".join(told)

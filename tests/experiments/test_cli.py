@@ -1,5 +1,6 @@
 """The command line, in this process and as a process of its own, on a terminal of 80 columns."""
 
+import io
 import os
 import re
 import subprocess
@@ -13,6 +14,7 @@ import manifold_sde
 from manifold_sde.errors import ManifoldSDEError
 from manifold_sde.experiments import cli
 from manifold_sde.experiments.figure2 import Figure2
+from manifold_sde.experiments.terminal import print_in_any_encoding
 
 TINY = ["figure", "2", "--lr", "0.01", "--until", "0.03", "--runs", "4", "--law-runs", "8"]
 STYLE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -163,3 +165,73 @@ def test_an_error_in_a_process_is_told(tmp_path: Path) -> None:
     assert done.returncode in (1, 2)
     assert "Traceback" not in done.stderr
     assert done.stderr.startswith("Error: ")
+
+
+EVERYTHING = """
+import sys
+from manifold_sde.experiments import cli
+
+FILE = "mine.py:problem"
+RATES = ["--lr", "0.02", "--weight-decay", "0.05", "--steps", "5", "--paths", "2"]
+for arguments in (
+    ["info", FILE],
+    ["verify", FILE, "--assumptions"],
+    ["simulate", FILE, *RATES, "--compare-sgd"],
+    ["figure", "2", "-h"],
+    ["info", chr(0x3B7) + ".py:problem"],
+):
+    sys.argv = ["manifold-sde", *arguments]
+    try:
+        cli.main()
+    except SystemExit as stop:
+        print("status", stop.code or 0)
+"""
+
+
+@pytest.mark.parametrize(
+    ("encoding", "environment"),
+    [
+        ("ascii", {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}),
+        ("cp1252", {"PYTHONIOENCODING": "cp1252"}),
+    ],
+)
+def test_every_command_prints_in_any_encoding(
+    encoding: str, environment: dict[str, str], tmp_path: Path
+) -> None:
+    text = """
+from manifold_sde import problems
+problem = problems.great_circle()
+problem.name = "\u03b7-circle"
+"""
+    (tmp_path / "mine.py").write_text(text, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-c", EVERYTHING],
+        capture_output=True,
+        check=False,
+        timeout=300,
+        cwd=tmp_path,
+        env={**os.environ, **environment},
+    )
+    shown, told = done.stdout.decode(encoding), done.stderr.decode(encoding)
+    assert "Traceback" not in told, told
+    assert [line for line in shown.splitlines() if line.startswith("status")] == (
+        ["status 0"] * 4 + ["status 2"]
+    ), told
+    for part in ("eta-circle", "dim of Gamma", "Usage"):
+        assert part in shown
+    assert "received: eta.py" in told
+    page = (tmp_path / "results/verify_mine_problem.html").read_text(encoding="utf-8")
+    assert "\u03b7-circle" in page
+    assert (tmp_path / "results/simulate_mine_problem.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_signs_that_an_encoding_lacks_are_spelled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And without this they are refused."""
+    plain = io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors="strict")
+    with pytest.raises(UnicodeEncodeError):
+        plain.write("\u03b7")
+    monkeypatch.setattr(sys, "stdout", plain)
+    print_in_any_encoding()
+    plain.write("\u03b7|x|\u00b2 \u00b1 1, \u0393\u2081, \u65e5\n")
+    plain.flush()
+    assert plain.buffer.getvalue() == b"eta|x|^2 +- 1, Gamma_1, ?\n"  # type: ignore[attr-defined]

@@ -14,11 +14,13 @@ from typer.testing import CliRunner, Result
 from manifold_sde import CustomNoise, DirectionDiffusion, Geometry, SamplingNoise, problems
 from manifold_sde.errors import ArgumentError
 from manifold_sde.experiments import cli
+from manifold_sde.experiments.description import describe_problem
 from manifold_sde.experiments.loading import load_problem
 from manifold_sde.experiments.simulate.inputs import at_batch_size
 from manifold_sde.experiments.simulate.plots import plot_law
 from manifold_sde.experiments.simulate.summary import law_table, measured, summarize
 from manifold_sde.solvers import DirectionSolution, Solution, predict_sgd, run_sgd, solve
+from manifold_sde.verification import Subject
 
 FILE = """
 import torch
@@ -31,7 +33,11 @@ def loss(x):
 def groups(x):
     return 0.5 * (x[0] / x[:2].norm() - 0.6) ** 2 + 0.5 * (x[2] / x[2:].norm()) ** 2
 
+def downhill(x):
+    return -x[0]
+
 bare = Problem(loss, 3, SphericalNoise(SCALE))
+nowhere = Problem(downhill, 3, SphericalNoise(0.3))
 two = Problem(groups, 5, SphericalNoise(0.3))
 circle = problems.great_circle()
 mixed = problems.mixed_noise_circle()
@@ -83,11 +89,11 @@ def test_numbers_are_those_of_the_library() -> None:
         assert len(lines) == 1
         for cell in cells:
             assert cell in lines[0]
-    saved = Solution.load("results/simulate.npz")
+    saved = Solution.load("results/simulate_my_mixed.npz")
     rows = [saved.ts.tolist().index(step) for step in (50, 200)]
     torch.testing.assert_close(saved.ys[rows], wanted.ys, rtol=1e-12, atol=1e-13)
     assert float(saved.ts[0]) == 0.0
-    assert Path("results/simulate.png").read_bytes().startswith(b"\x89PNG")
+    assert Path("results/simulate_my_mixed.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_sgd_beside_it() -> None:
@@ -102,7 +108,7 @@ def test_sgd_beside_it() -> None:
 
 def test_equation_8_in_its_own_time() -> None:
     done("circle", "--ratio", "2", "--times", "0.1,0.25", "--paths", "4")
-    saved = Solution.load("results/simulate.npz")
+    saved = Solution.load("results/simulate_my_circle.npz")
     t = saved.ts
     fourth = torch.exp(-8.0 * t) + 2 * 0.18 * (-torch.expm1(-8.0 * t)) / 8.0
     wanted = fourth.pow(0.25)[:, None].expand(-1, 4)
@@ -119,7 +125,7 @@ def test_a_start_of_ones_own(ending: str) -> None:
         torch.save(x0, "x0.pt")
     result = done("bare", *RATES, "--steps", "50", "--paths", "2", "--x0", f"x0.{ending}")
     assert "not on the manifold" in result.output
-    first = Solution.load("results/simulate.npz").ys[0]
+    first = Solution.load("results/simulate_my_bare.npz").ys[0]
     limit = torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64).expand(2, -1)
     torch.testing.assert_close(first, limit, rtol=0.0, atol=1e-7)
 
@@ -127,7 +133,7 @@ def test_a_start_of_ones_own(ending: str) -> None:
 def test_several_starts_are_the_paths() -> None:
     np.save("x0.npy", np.array([[0.6, 0.8, 0.0], [0.0, 2.0, 0.0], [-1.0, 0.0, 0.0]]))
     done("bare", *RATES, "--steps", "20", "--x0", "x0.npy")
-    assert Solution.load("results/simulate.npz").ys.shape[1:] == (3, 3)
+    assert Solution.load("results/simulate_my_bare.npz").ys.shape[1:] == (3, 3)
 
 
 def test_what_is_no_diffusion_is_not_shown_as_one() -> None:
@@ -135,7 +141,7 @@ def test_what_is_no_diffusion_is_not_shown_as_one() -> None:
     assert "deterministic flow and no" in result.output
     assert "Law of the theory" not in result.output
     assert "±" not in result.output
-    assert Solution.load("results/simulate.npz").ys.dim() == 2
+    assert Solution.load("results/simulate_my_label.npz").ys.dim() == 2
     refused = call("silent", *SMALL)
     assert refused.exit_code == 1
     assert "the noise vanishes on the manifold" in refused.stderr
@@ -158,10 +164,10 @@ def test_warnings_are_short() -> None:
 
 def test_a_stopped_run_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     done("circle", *SMALL, "--checkpoint", "run")
-    first = Solution.load("results/simulate.npz").ys
+    first = Solution.load("results/simulate_my_circle.npz").ys
     assert list(Path("run").iterdir())
     done("circle", *SMALL, "--checkpoint", "run")
-    assert torch.equal(Solution.load("results/simulate.npz").ys, first)
+    assert torch.equal(Solution.load("results/simulate_my_circle.npz").ys, first)
     other = call("circle", *SMALL, "--checkpoint", "run", "--seed", "1")
     assert other.exit_code == 1
     assert "belongs to another run" in other.stderr
@@ -180,9 +186,9 @@ def test_workers_have_the_file_and_what_lies_beside_it() -> None:
     np.save("x0.npy", np.array([1.0, 0.0, 0.0]))
     arguments = [*SMALL, "--x0", "x0.npy"]
     done("bare", *arguments)
-    alone = Solution.load("results/simulate.npz").ys
+    alone = Solution.load("results/simulate_my_bare.npz").ys
     done("bare", *arguments, "--workers", "2")
-    there = Solution.load("results/simulate.npz").ys
+    there = Solution.load("results/simulate_my_bare.npz").ys
     torch.testing.assert_close(there, alone, rtol=1e-12, atol=1e-13)
 
 
@@ -236,11 +242,37 @@ def test_bad_options(arguments: list[str], part: str) -> None:
     assert not list(Path().glob("**/*.npz"))
 
 
-def test_without_a_start_it_says_what_to_give() -> None:
-    result = call("bare", *SMALL)
+def test_without_a_start_it_is_the_one_that_info_and_verify_find() -> None:
+    done("bare", *RATES, "--steps", "50", "--paths", "2", "--seed", "5")
+    problem = load_problem("my.py:bare")
+    wanted = Subject.of(problem).start
+    found = Solution.load("results/simulate_my_bare.npz").ys[0]
+    torch.testing.assert_close(found, wanted.expand(2, 3), rtol=1e-9, atol=1e-9)
+    height = dict(describe_problem(problem))["loss there"]
+    assert float(height) == pytest.approx(float(problem.loss(wanted)), abs=1e-12)
+
+
+def test_without_a_minimiser_it_says_what_to_give() -> None:
+    result = call("nowhere", *SMALL)
     assert result.exit_code == 2
-    assert "knows no minimiser to start from" in result.stderr
+    assert "no minimiser" in result.stderr
     assert "--x0 x0.npy" in result.stderr
+
+
+def test_no_folder_is_left_where_nothing_is_written() -> None:
+    assert call("nowhere", *SMALL).exit_code == 2
+    assert call("nowhere", *SMALL, "--output", "deep/down/law.npz").exit_code == 2
+    assert not Path("results").exists()
+    assert not Path("deep").exists()
+
+
+def test_results_of_two_problems_lie_side_by_side() -> None:
+    done("circle", *RATES, "--steps", "5", "--paths", "2")
+    first = Path("results/simulate_my_circle.npz").read_bytes()
+    done("mixed", *RATES, "--steps", "5", "--paths", "2")
+    assert Path("results/simulate_my_circle.npz").read_bytes() == first
+    names = {path.name for path in Path("results").iterdir()}
+    assert names == {f"simulate_my_{n}.{e}" for n in ("circle", "mixed") for e in ("npz", "png")}
 
 
 def test_batch_sizes() -> None:

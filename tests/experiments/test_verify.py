@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from manifold_sde.deadline import consult
 from manifold_sde.experiments import cli
 from manifold_sde.verification import Effort, Result, Subject, suite
 from manifold_sde.verification.check import Check
@@ -62,13 +63,13 @@ def test_what_holds(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     assert done.exit_code == 0, done.output
     assert all(len(line) <= 80 for line in done.stdout.splitlines())
     assert HOLDS.name in done.stdout
-    assert "results/verify.html" in done.stdout
+    assert "results/verify_my_good.html" in done.stdout
     subject, effort = seen[0]
     assert (subject.seed, effort.name) == (7, "thorough")
     assert subject.x_init is not None
     assert subject.x_init.tolist() == [2.0, 0.0, 0.1]
-    assert HOLDS.detail in (folder / "results/verify.html").read_text(encoding="utf-8")
-    assert json.loads((folder / "results/verify.json").read_text())["seed"] == 7
+    assert HOLDS.detail in (folder / "results/verify_my_good.html").read_text(encoding="utf-8")
+    assert json.loads((folder / "results/verify_my_good.json").read_text())["seed"] == 7
 
 
 def test_what_fails_ends_with_1(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
@@ -78,6 +79,50 @@ def test_what_fails_ends_with_1(monkeypatch: pytest.MonkeyPatch, folder: Path) -
     assert FAILS.detail[:40] in done.stdout
     assert (folder / "out/page.html").exists()
     assert (folder / "out/page.json").exists()
+
+
+def test_what_the_budget_leaves_out_ends_with_3(
+    monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
+    def endless(*_: Any) -> list[Result]:
+        while True:
+            consult()
+
+    several = (
+        Check("endless", "property", (), endless),
+        Check("one", "property", (), lambda *_: [HOLDS]),
+    )
+    monkeypatch.setattr(suite, "all_checks", lambda: several)
+    done = call("my.py:good", "--budget", "0.2")
+    assert done.exit_code == 3, done.output
+    # The row of what is cheap comes first, and in the page each has its place.
+    assert done.stdout.index(HOLDS.name) < done.stdout.index("endless")
+    assert "the budget was not enough" in " ".join(done.stdout.split())
+    saved = json.loads((folder / "results/verify_my_good.json").read_text(encoding="utf-8"))
+    assert [result["name"] for result in saved["results"]] == ["endless", HOLDS.name]
+    assert saved["partial"] == "budget"
+    fails = (*several, Check("two", "property", (), lambda *_: [FAILS]))
+    monkeypatch.setattr(suite, "all_checks", lambda: fails)
+    assert call("my.py:good", "--budget", "0.2").exit_code == 1
+    assert call("my.py:good", "--budget", "0").exit_code == 2
+
+
+def test_an_interrupt_ends_with_130_and_what_is_done(
+    monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
+    def stop(*_: Any) -> list[Result]:
+        raise KeyboardInterrupt
+
+    several = (
+        Check("one", "property", (), lambda *_: [HOLDS]),
+        Check("two", "property", (), stop),
+    )
+    monkeypatch.setattr(suite, "all_checks", lambda: several)
+    done = call("my.py:good", "--output", "out/page.html")
+    assert done.exit_code == 130
+    assert HOLDS.name in done.stdout
+    assert "it was stopped" in " ".join(done.stdout.split())
+    assert HOLDS.detail in (folder / "out/page.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
@@ -98,6 +143,7 @@ def test_a_loss_that_is_not_scale_invariant_is_told(folder: Path) -> None:
         (["my.py:good", "--effort", "lazy"], "no such effort"),
         (["my.py:good", "--x0", "nowhere.npy"], "no such file"),
         (["my.py:good", "--output", "page.pdf"], "cannot be written"),
+        (["my.py:good", "--budget", "-1"], "not a time"),
     ],
 )
 def test_what_is_refused(arguments: list[str], message: str) -> None:

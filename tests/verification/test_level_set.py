@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.abc
+import importlib.util
 import math
 import sys
 
-import geomstats.backend as gs
 import numpy as np
 import pytest
 import torch
-from geomstats.geometry.hypersphere import Hypersphere
-from geomstats.learning.frechet_mean import FrechetMean
 
 from manifold_sde import errors, problems
-from manifold_sde.verification import MinimiserManifold
 from tests.verification.assumptions import broken
 from tests.verification.assumptions.test_moving import bent_surface
+
+# An extra of its own, for an older numpy: without it there is nothing to test here.
+gs = pytest.importorskip("geomstats.backend", exc_type=ImportError)
+Hypersphere = pytest.importorskip("geomstats.geometry.hypersphere").Hypersphere
+FrechetMean = pytest.importorskip("geomstats.learning.frechet_mean").FrechetMean
+MinimiserManifold = importlib.import_module("manifold_sde.verification").MinimiserManifold
 
 
 @pytest.fixture(scope="module", params=["small circle", "sphere", "surface"])
@@ -174,9 +177,37 @@ def test_opposite_points_have_no_geodesic_from_the_segment() -> None:
         space.metric.log(b, a)
 
 
-def test_a_missing_geomstats_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def import_without_geomstats(monkeypatch: pytest.MonkeyPatch) -> str:
+    """The message of an import that fails."""
     name = "manifold_sde.verification.level_set"
-    monkeypatch.setitem(sys.modules, "geomstats.backend", None)
     monkeypatch.delitem(sys.modules, name)
-    with pytest.raises(errors.MissingDependencyError, match="pip install"):
+    with pytest.raises(errors.MissingDependencyError) as info:
         importlib.import_module(name)
+    assert all(len(line) <= 80 for line in str(info.value).splitlines())
+    return str(info.value)
+
+
+def test_a_missing_geomstats_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "geomstats.backend", None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    message = import_without_geomstats(monkeypatch)
+    assert message.startswith("geomstats is not installed\n")
+    assert 'pip install "manifold_sde[geomstats]"' in message
+
+
+def test_a_geomstats_that_does_not_run_with_this_numpy_is_not_called_missing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What geomstats 2.8 raises under numpy 2.4."""
+
+    class Fails(importlib.abc.MetaPathFinder):
+        def find_spec(self, name: str, *_: object) -> None:
+            if name == "geomstats.backend":
+                raise ImportError("cannot import name 'trapz' from 'numpy' (/a/long/path.py)")
+
+    monkeypatch.delitem(sys.modules, "geomstats.backend")
+    monkeypatch.setattr(sys, "meta_path", [Fails(), *sys.meta_path])
+    message = import_without_geomstats(monkeypatch)
+    assert message.startswith("geomstats cannot be imported\n")
+    assert f"cannot import name 'trapz' from 'numpy' (numpy {np.__version__})" in message
+    assert "numpy < 2.4" in message

@@ -11,6 +11,7 @@ import pytest
 CHECKS = """
 import pytest
 from manifold_sde import errors, problems
+from manifold_sde.deadline import consult
 
 from manifold_sde.verification import Result, VerificationTests, testing
 from manifold_sde.verification.check import Check
@@ -24,6 +25,10 @@ def seen(subject, effort):
     seen.subjects.append(subject)
     return [Result("good", "holds", "zero")]
 
+def endless(subject, effort):
+    while True:
+        consult()
+
 seen.subjects = []
 BAD = Result("bad", "fails", "seven", meaning="Mend it.")
 testing.all_checks = lambda: (
@@ -32,13 +37,14 @@ testing.all_checks = lambda: (
     Check("bad", "property", (), lambda s, e: [BAD]),
     Check("unknown", "property", (), stops),
     Check("nothing", "property", (), lambda s, e: []),
+    Check("endless", "property", (), endless),
 )
 """
 
 THREE_LINES = """
 class TestMine(VerificationTests):
     problem = {problem}
-    effort, seed = "thorough", 5
+    effort, seed, seconds = "thorough", 5, 0.2
 
 def test_the_subject_is_shared():
     assert len(set(map(id, seen.subjects))) == 1
@@ -60,7 +66,8 @@ def outcome(folder: Path, text: str) -> str:
 )
 def test_each_check_is_a_test(tmp_path: Path, problem: str) -> None:
     said = outcome(tmp_path, THREE_LINES.format(problem=problem))
-    assert "1 failed, 3 passed, 2 skipped" in said
+    assert "1 failed, 3 passed, 3 skipped" in said
+    assert "endless: it takes more than 0.2 s" in said
     assert "FAILED test_mine.py::TestMine::test_check[bad]" in said
     assert "bad: seven Mend it." in said
     assert "the rank jumps" in said

@@ -23,7 +23,7 @@ from manifold_sde.errors import (
     ManifoldSDEWarning,
     NoDiffusionWarning,
 )
-from manifold_sde.experiments.files import check_output
+from manifold_sde.experiments.files import output_of
 from manifold_sde.experiments.loading import load_problem, make_known_to_workers
 from manifold_sde.experiments.simulate.inputs import (
     at_batch_size,
@@ -69,7 +69,7 @@ class Settings:
     rtol: float | None = None
     workers: int | None = None
     checkpoint: Path | None = None
-    output: Path = Path("results/simulate.npz")
+    output: Path | None = None
     compare_sgd: bool = False
 
     @property
@@ -135,8 +135,8 @@ def simulate_law(settings: Settings, console: Console, notes: Console) -> list[P
     if steps:
         TimeScale(*settings.rates)
     asked = settings.moments
-    check_output(settings.output, ".npz", "results/simulate.npz")
     problem = at_batch_size(load_problem(settings.target), settings.batch_size)
+    output = output_of(settings.output, "simulate", settings.target, ".npz")
     if settings.workers is not None:
         make_known_to_workers(settings.target)
     x0 = load_start(problem, settings.x0, settings.norm)
@@ -148,18 +148,18 @@ def simulate_law(settings: Settings, console: Console, notes: Console) -> list[P
         run = _Run(settings, problem, x0, y0, state.noise_rank > 0, notes.is_terminal)
         moments = _drawn(asked, steps)
         law = run.in_steps(moments) if steps else run.in_time(moments)
-        law.save(settings.output)
-        files = [settings.output]
+        law.save(output)
+        files = [output]
         sgd = run.sgd(asked) if settings.compare_sgd else None
         if sgd is not None:
-            files.append(settings.output.with_name(f"{settings.output.stem}_sgd.npz"))
+            files.append(output.with_name(f"{output.stem}_sgd.npz"))
             sgd.save(files[-1])
         rows = summarize(problem, law)
         found = [] if sgd is None else summarize(problem, _limits(problem, sgd))
-    _conclude(settings, rows, found, asked, law, console)
-    files.append(settings.output.with_suffix(".png"))
+    files.append(output.with_suffix(".png"))
     figure = plot_law(rows, found, *_labels(settings, problem))
     figure.savefig(files[-1], dpi=150)
+    _conclude(settings, rows, found, asked, law, console)
     for file in files:
         console.print(Text(str(file)), soft_wrap=True)
     return files

@@ -11,8 +11,10 @@ from torch import Tensor
 from manifold_sde.derivatives import check_point
 from manifold_sde.errors import ArgumentError
 from manifold_sde.experiments.files import read_array
+from manifold_sde.geometry import Geometry
 from manifold_sde.noise import LabelNoise, SamplingNoise, SphericalNoise
 from manifold_sde.problem import Problem
+from manifold_sde.verification import Subject
 
 
 def numbers(option: str, text: str, kind: type[int] | type[float]) -> list[Any]:
@@ -47,22 +49,24 @@ def load_start(problem: Problem, file: Path | None, norm: float | None) -> Tenso
 
     Args:
         problem: The problem.
-        file: A file .npy or .pt, or ``None`` for the minimiser that the problem knows.
+        file: A file .npy or .pt, or ``None`` for the minimiser that the problem knows, or else
+            that gradient flow finds: that of ``info`` and ``verify``.
         norm: Norm to which they are scaled, or ``None``.
 
     Raises:
         ArgumentError: If there is no start, or it cannot be used.
     """
     if file is None:
-        if problem.facts is None:
+        try:
+            x = Subject(problem, Geometry(problem)).find_minimizer().clone()
+        except ArgumentError as error:
             raise ArgumentError(
-                "the problem knows no minimiser to start from",
-                received=f"{problem.name!r} without --x0",
+                error.problem,
+                received=error.received,
                 expected=f"the weights at step 0, a file with a vector of {problem.dim} numbers",
                 remedy="--x0 x0.npy, written by numpy.save, or --x0 x0.pt, by torch.save; they "
                 "need not be a minimiser: gradient flow leads from them to one",
-            )
-        x = problem.minimizer.clone()
+            ) from error
     else:
         x = check_point(read_array(file), problem.dim, name="--x0")
         if x.dim() > 2:

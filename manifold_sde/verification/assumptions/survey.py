@@ -8,6 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from manifold_sde.deadline import shared_property
 from manifold_sde.errors import ManifoldSDEError, NotOnManifoldError, RankError
 from manifold_sde.geometry.spectrum import MIN_GAP, gap_ratios
 from manifold_sde.invariance import SOLVED_DIM, scaling_groups
@@ -64,18 +65,9 @@ class Survey:
         """A unit vector on the manifold, (D,).
 
         Raises:
-            ManifoldSDEError: If there is none; the search is made once.
+            ManifoldSDEError: If there is none.
         """
-        if isinstance(self._start, ManifoldSDEError):
-            raise self._start
-        return self._start
-
-    @cached_property
-    def _start(self) -> Tensor | ManifoldSDEError:
-        try:
-            return self.subject.start
-        except ManifoldSDEError as error:
-            return error
+        return self.subject.start
 
     @cached_property
     def starts(self) -> Tensor:
@@ -85,7 +77,7 @@ class Survey:
         directions = self.subject.normals(60, count, dim)
         return directions / directions.norm(dim=1, keepdim=True)
 
-    @cached_property
+    @shared_property
     def ends(self) -> Tensor:
         """Where gradient flow from the independent starts ends, NaN where it does not: (n, D)."""
         ends = self.subject.limits(self.starts)
@@ -113,7 +105,7 @@ class Survey:
         """The ends of independent starts that have the loss of the start, (k, D)."""
         return self.ends[self.on_level(self.ends)]
 
-    @cached_property
+    @shared_property
     def points(self) -> Tensor:
         """Minimisers at the loss of the start: itself, walks from it, independent ones, (n, D).
 

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from manifold_sde.deadline import expecting, shared_property
 from manifold_sde.degeneracy import Degeneracy
 from manifold_sde.errors import ClockRangeError, LostPathsWarning, NoiseError, NotOnManifoldError
 from manifold_sde.sdes import DirectionDiffusion, LimitingDiffusion
@@ -46,6 +47,8 @@ _STEPS = 4.0
 _KEPT = 8
 #: Most steps of the chains, by departure: so many / departure.
 _BUDGET = 250.0
+#: Steps that show whether they are too large for the curvature.
+_BEGINNING = 4.0
 _SEEDS = {"ends": 1, "chains": 2, "sgd": 3, "early": 4}
 
 
@@ -70,7 +73,7 @@ class ErgodicRuns:
 
     # What is known before.
 
-    @cached_property
+    @shared_property
     def degeneracy(self) -> Degeneracy:
         """Where the noise does not reach."""
         return Degeneracy.of(self.subject.problem, self.subject.start)
@@ -95,7 +98,7 @@ class ErgodicRuns:
         """Whether V does not vary on Gamma_1."""
         return float(self.traces.max() / self.traces.min()) - 1.0 <= 1e-9
 
-    @cached_property
+    @shared_property
     def law(self) -> ExactLaw | None:
         """The exact law, if there is one."""
         return exact_law(self.subject)
@@ -139,12 +142,12 @@ class ErgodicRuns:
         """The time T of (13) at which the runs end."""
         return self.relaxations * self.relaxation.time
 
-    @cached_property
+    @shared_property
     def starts(self) -> Tensor:
         """Unit vectors that are far apart, (STARTS, D)."""
         return far_apart(self.subject, STARTS)
 
-    @cached_property
+    @shared_property
     def local_step(self) -> float:
         """Clock in which the noise moves the direction by half a radian where it is largest.
 
@@ -169,7 +172,7 @@ class ErgodicRuns:
         draws = self.runs(len(self.functionals))
         return max(96, math.ceil(2.0 * draws / (CHAIN - BURN_IN) / 32) * 32)
 
-    @cached_property
+    @shared_property
     def _chains(self) -> tuple[Any, Relaxation]:
         """Chains, and the relaxation time."""
         self._require_diffusion()
@@ -200,10 +203,11 @@ class ErgodicRuns:
         n = self.n_chains
         points = self.subject.manifold_points(n)
         points = points[torch.arange(n) % len(points)]
+        times = torch.linspace(0.0, length, 31, dtype=torch.float64)
+        sde = DirectionDiffusion(self.subject.problem)
         for _ in range(5):
             self._require_affordable(length / dt, "chains")
-            times = torch.linspace(0.0, length, 31, dtype=torch.float64)
-            solution = self._solve(DirectionDiffusion(self.subject.problem), points, times, dt, 2)
+            solution = self._solve(sde, points, times, dt, 2, length / dt)
             if solution.stats.get("lost_paths", 0) == 0:
                 return solution
             dt *= 0.5
@@ -211,7 +215,7 @@ class ErgodicRuns:
 
     # Independent runs in time, from starts that are far apart.
 
-    @cached_property
+    @shared_property
     def ends(self) -> Solution:
         """Solution of (13), the runs of each start one after the other, at the kept times."""
         self._require_diffusion()
@@ -222,14 +226,13 @@ class ErgodicRuns:
         start = (self.starts * norms[:, None]).repeat_interleave(n, 0)
         unit = max(float(norms.max()) ** 4, float(traces.max()))  # dT = unit du, for the step
         times = torch.cat([torch.zeros(1), torch.linspace(1.0 / _KEPT, 1.0, _KEPT)]).double() * end
-        self._require_affordable(end / float(self.traces.min()) / dt, "runs")
-        for _ in range(4):
-            solution = self._solve(
-                LimitingDiffusion(self.subject.problem), start, times, dt * unit, 1
-            )
+        steps = end / float(self.traces.min()) / dt
+        self._require_affordable(steps, "runs")
+        sde = LimitingDiffusion(self.subject.problem)
+        for k in range(4):
+            solution = self._solve(sde, start, times, dt * unit / 2.0**k, 1, steps * 2.0**k)
             if solution.stats.get("lost_paths", 0) == 0:
                 return solution
-            dt *= 0.5
         raise self._lost(solution)
 
     @property
@@ -253,13 +256,21 @@ class ErgodicRuns:
         """A seed of its own for each use."""
         return (self.subject.seed * 16 + _SEEDS[use]) % 2**63
 
-    def _solve(self, sde: Any, start: Tensor, times: Tensor, dt: float, use: int) -> Any:
+    def _solve(
+        self, sde: Any, start: Tensor, times: Tensor, dt: float, use: int, steps: float
+    ) -> Any:
+        """A solution; of the beginning alone where paths are lost there already."""
         compiled: Any = "auto" if self.effort.departure < 0.2 else False
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", LostPathsWarning)
-            return self.subject.solve(
-                sde, start, times, dt=dt, seed=self.subject.seed * 16 + use, compile=compiled
-            )
+        beginning = times.new_tensor([0.0, float(times[-1]) * min(1.0, _BEGINNING / steps)])
+        for asked in (beginning, times):
+            with warnings.catch_warnings(), expecting(steps):
+                warnings.simplefilter("ignore", LostPathsWarning)
+                solution = self.subject.solve(
+                    sde, start, asked, dt=dt, seed=self.subject.seed * 16 + use, compile=compiled
+                )
+            if solution.stats.get("lost_paths", 0):
+                break
+        return solution
 
     def _require_diffusion(self) -> None:
         if self.degeneracy.noise_rank == 0:

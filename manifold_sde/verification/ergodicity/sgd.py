@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from scipy import stats
 
+from manifold_sde.deadline import shared_property
 from manifold_sde.errors import ClockRangeError
 from manifold_sde.paper import implements
 from manifold_sde.verification.check import Check
@@ -64,7 +65,7 @@ class SgdRuns:
         end = self.runs.end + 0.5 * abs(math.log(float(self.runs.traces.mean())))
         return int(self.runs.subject.time_scale(*self.rates).steps(end))
 
-    @cached_property
+    @shared_property
     def states(self) -> tuple[Array, Array]:
         """Directions of Phi(x) (2, n, D), and |x|^2 / R^2 (2, n), at the end."""
         subject = self.runs.subject

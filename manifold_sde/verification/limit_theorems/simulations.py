@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Hashable
 from functools import cached_property
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from scipy import optimize, stats
 from torch import Tensor
 
+from manifold_sde.deadline import Attempts, Progress, shared_property
 from manifold_sde.degeneracy import Degeneracy
 from manifold_sde.errors import ArgumentError, LimitMapError, NoiseError
 from manifold_sde.sdes import (
@@ -55,6 +57,7 @@ class Simulations:
         self.subject = subject
         self.effort = effort
         self._runs: dict[Any, Tensor] = {}
+        self._attempts = Attempts()
 
     @classmethod
     def of(cls, subject: Subject, effort: Effort) -> Simulations:
@@ -67,12 +70,12 @@ class Simulations:
 
     # Before drawing.
 
-    @cached_property
+    @shared_property
     def degeneracy(self) -> Degeneracy:
         """How many directions the noise reaches at the start."""
         return Degeneracy.of(self.subject.problem, self.subject.start)
 
-    @cached_property
+    @shared_property
     def around(self) -> Surroundings:
         """What SGD finds at points that a first pilot run reaches.
 
@@ -107,7 +110,7 @@ class Simulations:
             sde, self.subject.start, times, n_paths=n, dt=dt, seed=seed, compile=False
         )
 
-    @cached_property
+    @shared_property
     def pilot(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """What the pilot run sees.
 
@@ -125,7 +128,7 @@ class Simulations:
         right_clock, off, slightly = (found.directions[r] for r in rows)
         return right_clock, off, slightly, growth
 
-    @cached_property
+    @shared_property
     def functionals(self) -> tuple[Functional, ...]:
         """What is compared."""
         right, wrong, _, growth = self.pilot
@@ -212,20 +215,28 @@ class Simulations:
         return self._sgd(rates, use)[0].norm(dim=-1)
 
     def _sgd(self, rates: Rates, use: int) -> tuple[Tensor, Tensor]:
-        key = ("sgd", rates, use)
+        ys = self._once(("sgd", rates, use), lambda: self._weights(rates, use))
+        return ys, self._once(("limit", rates, use), lambda: self.limits(ys))
+
+    def _weights(self, rates: Rates, use: int) -> Tensor:
+        run = self.subject.run_sgd(
+            self.subject.problem,
+            self.subject.start,
+            rates.lr,
+            rates.weight_decay,
+            list(rates.counts),
+            n_paths=self.runs,
+            seed=self.seed(use),
+        )
+        ys: Tensor = run.ys
+        return ys
+
+    def _once(self, key: Hashable, make: Callable[[], Tensor]) -> Tensor:
+        """A run, made where it is not there."""
         if key not in self._runs:
-            run = self.subject.run_sgd(
-                self.subject.problem,
-                self.subject.start,
-                rates.lr,
-                rates.weight_decay,
-                list(rates.counts),
-                n_paths=self.runs,
-                seed=self.seed(use),
-            )
-            self._runs[key] = run.ys
-            self._runs["limit", key] = self.limits(run.ys)
-        return self._runs[key], self._runs["limit", key]
+            with self._attempts.making(key):
+                self._runs[key] = make()
+        return self._runs[key]
 
     def limits(self, x: Tensor) -> Tensor:
         """Phi of weights (..., D).
@@ -238,7 +249,7 @@ class Simulations:
         lost = int((~torch.isfinite(flat).all(1)).sum())
         if not lost:
             try:
-                found = torch.cat([phi(part) for part in flat.split(_AT_ONCE)])
+                found = self._in_parts(phi, flat)
                 lost = int((~torch.isfinite(found).all(1)).sum())
             except LimitMapError as error:
                 lost = len(flat) if error.failed is None else int(error.failed.sum())
@@ -251,6 +262,15 @@ class Simulations:
                 remedy="an effort with a smaller step_size",
             )
         return found.reshape(x.shape)
+
+    @staticmethod
+    def _in_parts(phi: Any, x: Tensor) -> Tensor:
+        found = []
+        with Progress(total=len(x), disable=True) as bar:
+            for part in x.split(_AT_ONCE):
+                found.append(phi(part))
+                bar.update(len(part))
+        return torch.cat(found)
 
     @cached_property
     def _phi(self) -> Any:
@@ -273,8 +293,7 @@ class Simulations:
         return self._solved(LimitingDiffusion(self.subject.problem, "stratonovich"), times, use)
 
     def _solved(self, sde: FixedRatioDiffusion, times: tuple[float, ...], use: int) -> Tensor:
-        key = (type(sde).__name__, sde.ratio, times, use)
-        if key not in self._runs:
+        def make() -> Tensor:
             # du = dt / |Y|^4, and the norm is smallest at one of the two ends.
             trace, end = self.around.trace, times[-1]
             last = math.exp(-4.0 * sde.ratio * end) * (1.0 + 2.0 * trace * self.regime.elapsed[-1])
@@ -289,13 +308,15 @@ class Simulations:
                 seed=self.seed(use),
                 compile=False,
             )
-            self._runs[key] = run.ys[1:]
-        return self._runs[key]
+            ys: Tensor = run.ys[1:]
+            return ys
+
+        return self._once((type(sde).__name__, sde.ratio, times, use), make)
 
     def continuous(self, rates: Rates, times: tuple[float, ...], use: int) -> Tensor:
         """Phi of the states of the SDE (3) at times in steps, (K, n, D)."""
-        key = ("continuous", rates, times, use)
-        if key not in self._runs:
+
+        def make() -> Tensor:
             run = self.subject.solve(
                 WeightDecaySDE(self.subject.problem, rates.lr, rates.weight_decay),
                 self.subject.start,
@@ -306,5 +327,6 @@ class Simulations:
                 seed=self.seed(use),
                 compile=False,
             )
-            self._runs[key] = self.limits(run.ys[1:])
-        return self._runs[key]
+            return self.limits(run.ys[1:])
+
+        return self._once(("continuous", rates, times, use), make)
