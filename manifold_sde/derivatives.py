@@ -15,12 +15,10 @@ from __future__ import annotations
 import functools
 import importlib
 import math
-import operator
 import warnings
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.func import grad, vjp, vmap
@@ -181,16 +179,6 @@ def unit_rows(count: int, first: int, last: int, like: Tensor) -> Tensor:
     return rows
 
 
-def integer(value: object) -> int | None:
-    """An integer of any kind (Python's, NumPy's) as an int; ``None`` for all else, bools too."""
-    if isinstance(value, (bool, np.bool_, Tensor)):
-        return None
-    try:
-        return operator.index(value)  # type: ignore[arg-type]
-    except TypeError:
-        return None
-
-
 def is_known_false(condition: Tensor) -> bool:
     """Whether a condition of one value fails; false where there is no value to look at.
 
@@ -202,7 +190,15 @@ def is_known_false(condition: Tensor) -> bool:
         return False
 
 
-def check_point(x: object, dim: int, *, name: str = "x", allow_zero: bool = False) -> Tensor:
+def check_point(
+    x: object,
+    dim: int,
+    *,
+    name: str = "x",
+    allow_zero: bool = False,
+    allow_nan: bool = False,
+    values: bool = False,
+) -> Tensor:
     """Check that a point or a batch of points can be used, and return it.
 
     Args:
@@ -210,12 +206,14 @@ def check_point(x: object, dim: int, *, name: str = "x", allow_zero: bool = Fals
         dim: Ambient dimension D.
         name: Name used in messages.
         allow_zero: Whether the zero vector is a legal value.
+        allow_nan: Whether NaN is, as in the state of a path that was lost.
+        values: Whether values are needed: a meta tensor has a shape alone.
 
     Returns:
         The same tensor.
 
     Raises:
-        DTypeError: If x is not a tensor of float64 or float32.
+        DTypeError: If x is not a dense tensor of float64 or float32.
         ShapeError: If its last dimension is not ``dim``.
         NonFiniteError: If it holds NaN or infinity.
         ZeroVectorError: If one of its points is the origin.
@@ -234,6 +232,13 @@ def check_point(x: object, dim: int, *, name: str = "x", allow_zero: bool = Fals
             expected="float64 (float32 works to its own tolerances)",
             remedy=f"{name}.to(torch.float64)",
         )
+    if x.layout is not torch.strided or (values and x.is_meta):
+        raise DTypeError(
+            f"{name} is not a dense tensor with values",
+            received="a meta tensor" if x.is_meta else f"layout {x.layout}",
+            expected=f"a dense tensor of shape (..., {dim})",
+            remedy=f"values for {name}" if x.is_meta else f"{name}.to_dense()",
+        )
     if x.dim() == 0 or x.shape[-1] != dim:
         raise ShapeError(
             f"{name} has the wrong shape",
@@ -241,7 +246,7 @@ def check_point(x: object, dim: int, *, name: str = "x", allow_zero: bool = Fals
             expected=f"(..., {dim}): the last dimension is the ambient dimension D",
             remedy="put the batch in front and the coordinates last",
         )
-    if is_known_false(torch.isfinite(x).all()):
+    if not allow_nan and is_known_false(torch.isfinite(x).all()):
         bad = int((~torch.isfinite(x)).any(dim=-1).sum())
         raise NonFiniteError(
             f"{name} holds NaN or infinity",

@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from torch import Tensor
 
 from manifold_sde.derivatives import check_point, require_norms
-from manifold_sde.errors import ArgumentError, DTypeError, NoiseError
+from manifold_sde.errors import ArgumentError, DTypeError, NoiseError, ShapeError
 from manifold_sde.field import Field
 from manifold_sde.geometry import Geometry
 from manifold_sde.geometry.dense import DenseGeometry
@@ -22,7 +22,7 @@ from manifold_sde.interpolation import InterpolationField, interpolates
 from manifold_sde.least_squares import LeastSquaresProblem
 from manifold_sde.matrix_free_field import MatrixFreeField
 from manifold_sde.noise import SphericalNoise
-from manifold_sde.problem import Problem
+from manifold_sde.problem import Problem, require_problem
 
 #: Eigenvalues (D, n) and eigenvectors (D, D, n).
 Spectra = tuple[Tensor, Tensor]
@@ -49,13 +49,6 @@ class StochasticEquation(ABC):
     noise_type = "general"
 
     def __init__(self, problem: Problem, calculus: str = "ito") -> None:
-        if not isinstance(problem, Problem):
-            raise DTypeError(
-                "the problem is not a problem",
-                received=type(problem).__name__,
-                expected="Problem, LeastSquaresProblem or one of manifold_sde.problems",
-                remedy="Problem(loss, dim, noise)",
-            )
         if calculus not in _CALCULI:
             raise ArgumentError(
                 "calculus is not a form of a stochastic differential equation",
@@ -63,7 +56,7 @@ class StochasticEquation(ABC):
                 expected='"ito" or "stratonovich"',
                 remedy='"ito" is the form that the paper prints',
             )
-        self.problem = problem
+        self.problem = require_problem(problem)
         self.calculus = calculus
 
     @property
@@ -80,6 +73,35 @@ class StochasticEquation(ABC):
     def n_noise(self) -> int:
         """Number m of Brownian motions."""
         return self.problem.n_noise
+
+    def require_states(self, y: Tensor, *vectors: Tensor) -> None:
+        """Check what f, g and g_prod are given; NaN passes, the state of a path that was lost.
+
+        Args:
+            y: States (B, D).
+            *vectors: Vectors (B, m) that the diffusion is applied to, if any.
+
+        Raises:
+            DTypeError, ShapeError, ZeroVectorError, ArgumentError: If they cannot be used.
+        """
+        check_point(y, self.dim, name="y", allow_nan=True)
+        require_norms(y, name="y")
+        for v in vectors:
+            check_point(v, self.n_noise, name="v", allow_zero=True, allow_nan=True)
+            if (v.dtype, v.device) != (y.dtype, y.device):
+                raise DTypeError(
+                    "y and v differ in dtype or device",
+                    received=f"{y.dtype} on {y.device} and {v.dtype} on {v.device}",
+                    expected="one dtype and one device",
+                    remedy="v.to(y)",
+                )
+        if y.dim() != 2 or any(v.shape[:-1] != y.shape[:-1] for v in vectors):
+            raise ShapeError(
+                "the coefficients are those of a batch of states",
+                received=" and ".join(str(tuple(value.shape)) for value in (y, *vectors)),
+                expected=f"states (B, {self.dim}) and vectors (B, {self.n_noise})",
+                remedy="y[None], v[None] for one state",
+            )
 
     @abstractmethod
     def with_calculus(self, calculus: str) -> StochasticEquation:
@@ -192,7 +214,6 @@ class ManifoldEquation(StochasticEquation):
 
     def _frame(self, y: Tensor) -> tuple[HessianField, Tensor, Tensor, Spectra]:
         """Field, norms (n,), unit vectors (D, n), and the spectra there."""
-        require_norms(y, name="y")
         if self._rank is None:
             self.require_on_manifold(y)
         field = self._hessian_field()
@@ -205,7 +226,6 @@ class ManifoldEquation(StochasticEquation):
         """Field, states as columns, and anchors there, where the geometry is matrix-free."""
         if self.geometry.products is None:
             return None
-        require_norms(y, name="y")
         if self._normal_route is None:
             self.require_on_manifold(y)
         field, columns = self.field(), y.T.contiguous()
@@ -213,6 +233,7 @@ class ManifoldEquation(StochasticEquation):
 
     def f(self, t: Tensor, y: Tensor) -> Tensor:
         """Drift: (B, D) -> (B, D)."""
+        self.require_states(y)
         products = self._by_products(y)
         if products is not None:
             return self.drift(*products).T
@@ -221,6 +242,7 @@ class ManifoldEquation(StochasticEquation):
 
     def g_prod(self, t: Tensor, y: Tensor, v: Tensor) -> Tensor:
         """P sigma v: (B, D), (B, m) -> (B, D)."""
+        self.require_states(y, v)
         products = self._by_products(y)
         if products is not None:
             return self.noise(*products, v.T.contiguous()).T
@@ -229,6 +251,7 @@ class ManifoldEquation(StochasticEquation):
 
     def f_and_g_prod(self, t: Tensor, y: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Drift, and P sigma v, with one eigendecomposition."""
+        self.require_states(y, v)
         products = self._by_products(y)
         if products is not None:
             drift, noise = self.drift_and_noise(*products, v.T.contiguous())
@@ -239,6 +262,7 @@ class ManifoldEquation(StochasticEquation):
 
     def g(self, t: Tensor, y: Tensor) -> Tensor:
         """P sigma: (B, D) -> (B, D, m)."""
+        self.require_states(y)
         if self.geometry.products is not None:
             raise ArgumentError(
                 "the matrix-free route has no diffusion matrix",

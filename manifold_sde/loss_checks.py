@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from manifold_sde import philox
-from manifold_sde.derivatives import integer
+from manifold_sde.arguments import integer
 from manifold_sde.elementary import WRONG_OPERATIONS, functions_called, wrong_operations
 from manifold_sde.errors import ArgumentError, DifferentiationError, DTypeError, NonFiniteError
 from manifold_sde.pointwise import Pointwise
@@ -114,11 +114,11 @@ def check_dim(dim: object) -> int:
         ArgumentError: If it is not an integer of at least 2.
     """
     value = integer(dim)
-    if value is None or value < 2:
+    if value is None or not 2 <= value < 1 << 40:
         raise ArgumentError(
             "dim is not the dimension of a space with directions",
             received=repr(dim),
-            expected="an integer D of at least 2",
+            expected="an integer D of at least 2, of vectors that fit into memory",
             remedy="pass the length of the vector x that the loss takes",
         )
     return value

@@ -16,7 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from manifold_sde.derivatives import integer
+from manifold_sde.arguments import integer
 from manifold_sde.errors import ArgumentError
 
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from manifold_sde import invariance, loss_checks, philox
-from manifold_sde.derivatives import batched, check_point, integer, is_known_false
+from manifold_sde.arguments import integer
+from manifold_sde.derivatives import batched, check_point, is_known_false
 from manifold_sde.elementary import ElementaryFunction, elementary
 from manifold_sde.errors import (
     ArgumentError,
@@ -256,7 +257,7 @@ class Problem(Sources):
             NonFiniteError: If a derivative is not finite.
         """
         point = loss_checks.fixed_directions(self.dim, 1)[0] if x is None else x
-        if check_point(point, self.dim).dim() != 1:
+        if check_point(point, self.dim, values=True).dim() != 1:
             raise ShapeError(
                 "derivatives are compared at one point",
                 received=str(tuple(point.shape)),
@@ -397,7 +398,11 @@ class Problem(Sources):
 
     def _points(self, x: Tensor | None) -> Tensor:
         """The points (n, D) to measure at: those given, or fixed random directions."""
-        points = loss_checks.fixed_directions(self.dim) if x is None else check_point(x, self.dim)
+        points = (
+            loss_checks.fixed_directions(self.dim)
+            if x is None
+            else check_point(x, self.dim, values=True)
+        )
         if points.numel() == 0:
             raise ShapeError(
                 "there is no point to measure at",
@@ -496,3 +501,21 @@ class Problem(Sources):
         probes = loss_checks.fixed_directions(self.n_noise, _PROBES).to(x)
         columns = [self.noise_product(x, probe.expand(len(x), -1)) for probe in probes]
         return torch.stack(columns, dim=-1)
+
+
+def require_problem(problem: object) -> Problem:
+    """Check that something is a problem.
+
+    Raises:
+        DTypeError: If it is none.
+    """
+    if isinstance(problem, Problem):
+        return problem
+    raise DTypeError(
+        "the problem is not a Problem",
+        received=f"the class {problem.__name__}"
+        if isinstance(problem, type)
+        else type(problem).__name__,
+        expected="a Problem, which has a loss and a noise",
+        remedy="Problem(loss, dim, SphericalNoise(0.3))",
+    )

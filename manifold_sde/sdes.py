@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from manifold_sde.derivatives import require_norms
+from manifold_sde.arguments import real
 from manifold_sde.equations import ManifoldEquation, Spectra, StochasticEquation
 from manifold_sde.errors import ArgumentError, NotOnManifoldError
 from manifold_sde.field import Field
@@ -74,17 +74,17 @@ class WeightDecaySDE(StochasticEquation):
 
     def f(self, t: Tensor, y: Tensor) -> Tensor:
         """Drift: (B, D) -> (B, D)."""
-        require_norms(y, name="y")
+        self.require_states(y)
         return vmap(self.drift_at)(y)
 
     def g_prod(self, t: Tensor, y: Tensor, v: Tensor) -> Tensor:
         """Eta sigma v: (B, D), (B, m) -> (B, D)."""
-        require_norms(y, name="y")
+        self.require_states(y, v)
         return vmap(self._product)(y, v)
 
     def g(self, t: Tensor, y: Tensor) -> Tensor:
         """Eta sigma: (B, D) -> (B, D, m)."""
-        require_norms(y, name="y")
+        self.require_states(y)
         noise, loss = self.problem.noise, self.problem.pointwise
         return self.lr * vmap(lambda x: noise.factor(loss, x))(y)
 
@@ -252,21 +252,20 @@ class DirectionDiffusion(ManifoldEquation):
 
     def g_prod(self, t: Tensor, y: Tensor, v: Tensor) -> Tensor:
         """P sigma v at the direction: (B, D), (B, m) -> (B, D)."""
-        return super().g_prod(t, _unit(y), v)
+        return super().g_prod(t, self._unit(y), v)
 
     def f_and_g_prod(self, t: Tensor, y: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Drift, and P sigma v, with one eigendecomposition."""
-        return super().f_and_g_prod(t, _unit(y), v)
+        return super().f_and_g_prod(t, self._unit(y), v)
 
     def g(self, t: Tensor, y: Tensor) -> Tensor:
         """P sigma at the direction: (B, D) -> (B, D, m)."""
-        return super().g(t, _unit(y))
+        return super().g(t, self._unit(y))
 
-
-def _unit(y: Tensor) -> Tensor:
-    """Directions of states: (B, D) -> (B, D)."""
-    require_norms(y, name="y")
-    return y / y.norm(dim=1, keepdim=True)
+    def _unit(self, y: Tensor) -> Tensor:
+        """Directions of states: (B, D) -> (B, D)."""
+        self.require_states(y)
+        return y / y.norm(dim=1, keepdim=True)
 
 
 def _number(name: str, value: object, *, positive: bool = False) -> float:
@@ -275,9 +274,7 @@ def _number(name: str, value: object, *, positive: bool = False) -> float:
     Raises:
         ArgumentError: If it is none.
     """
-    number = float("nan")
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        number = float(value)
+    number = real(value)
     if not (number > 0.0 if positive else number >= 0.0) or number == float("inf"):
         raise ArgumentError(
             f"{name} cannot be used",

@@ -185,7 +185,8 @@ class Sources:
         Raises:
             ArgumentError: If nothing trained has this name.
         """
-        return self.require_network().weights.part(x, name)
+        weights = self.require_network().weights
+        return weights.part(check_point(x, weights.dim, allow_zero=True, allow_nan=True), name)
 
     def breaking_parameters(self, x: Tensor) -> tuple[tuple[int, ...], str] | None:
         """Coordinates of the parameters that break scale invariance, and the layers at fault.

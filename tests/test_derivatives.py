@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import vmap
 
-from manifold_sde import Problem, SphericalNoise, derivatives, errors, loss_checks
+from manifold_sde import Problem, SphericalNoise, arguments, derivatives, errors, loss_checks
 from manifold_sde.elementary import ElementaryFunction, elementary, functions_called
 from manifold_sde.pointwise import Pointwise
 
@@ -526,9 +526,9 @@ def test_points_that_can_be_used_come_back_as_they_are() -> None:
 def test_integers_of_any_kind(value: object) -> None:
     import numpy as np
 
-    assert derivatives.integer(value) == (3 if type(value) is int else None)
-    assert derivatives.integer(np.int32(3)) == 3
-    assert derivatives.integer(np.True_) is None
+    assert arguments.integer(value) == (3 if type(value) is int else None)
+    assert arguments.integer(np.int32(3)) == 3
+    assert arguments.integer(np.True_) is None
 
 
 def test_single_precision_stays_single() -> None:

@@ -21,7 +21,7 @@ from manifold_sde.geometry.matrix_free import DEFAULT_MEMORY, MatrixFreeGeometry
 from manifold_sde.geometry.pseudo_determinant import LogPseudoDeterminant
 from manifold_sde.geometry.spectrum import find_rank, gap_ratios
 from manifold_sde.paper import implements
-from manifold_sde.problem import Problem
+from manifold_sde.problem import Problem, require_problem
 from manifold_sde.threads import one_thread
 
 _METHODS = ("auto", "dense", "matrix_free", "symbolic")
@@ -68,13 +68,7 @@ class Geometry:
         compile: bool = False,
         memory: int = DEFAULT_MEMORY,
     ) -> None:
-        if not isinstance(problem, Problem):
-            raise DTypeError(
-                "the problem is not a problem",
-                received=type(problem).__name__,
-                expected="Problem, LeastSquaresProblem or one of manifold_sde.problems",
-                remedy="Geometry(Problem(loss, dim, noise))",
-            )
+        require_problem(problem)
         if method not in _METHODS:
             raise ArgumentError(
                 "the method is not a route to the geometry",
@@ -147,7 +141,8 @@ class Geometry:
         return f"Geometry({self.problem!r}, method={self.method!r})"
 
     def _flat(self, x: Tensor, name: str) -> Tensor:
-        return check_point(x, self.problem.dim, name=name).reshape(-1, self.problem.dim)
+        points = check_point(x, self.problem.dim, name=name, values=True)
+        return points.reshape(-1, self.problem.dim)
 
     @implements("Definition 2.6", "Lemma 2.7")
     def limit_map(self, x: Tensor) -> Tensor:

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from manifold_sde.degeneracy import radial_vectors
-from manifold_sde.derivatives import check_point
 from manifold_sde.networks.invariance_report import scale_invariance_report
 from manifold_sde.problem import Problem
 
@@ -130,8 +129,6 @@ def invariant_groups(problem: Problem, x: Tensor | None = None) -> InvariantGrou
         >>> invariant_groups(problem).names
         ('hidden.0.weight', 'hidden.1.weight')
     """
-    if x is not None:
-        check_point(x, problem.dim)
     report = scale_invariance_report(problem, x)
     if not report.passed:
         problem.require_scale_invariance(x)

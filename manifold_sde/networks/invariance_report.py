@@ -18,7 +18,7 @@ from manifold_sde.networks.module_checks import RUNNING
 from manifold_sde.networks.weights import ParameterBlock, describe_size
 from manifold_sde.paper import implements
 from manifold_sde.pointwise import Pointwise
-from manifold_sde.problem import Problem
+from manifold_sde.problem import Problem, require_problem
 
 _NORMS = (RUNNING, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 _WIDTH = 80
@@ -163,9 +163,9 @@ def scale_invariance_report(problem: Problem, x: Tensor | None = None) -> ScaleI
         ShapeError: If x is not one point.
         DifferentiationError: If it is the gradient that is wrong, and not the network.
     """
-    whole = problem.require_network()
+    whole = require_problem(problem).require_network()
     x = whole.start if x is None else x
-    if check_point(x, problem.dim).dim() != 1:
+    if check_point(x, problem.dim, values=True).dim() != 1:
         raise ShapeError(
             "the report is made at one point",
             received=str(tuple(x.shape)),

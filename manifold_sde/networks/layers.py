@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from manifold_sde.derivatives import integer
+from manifold_sde.arguments import integer
 from manifold_sde.errors import ArgumentError, DTypeError, ShapeError
 
 #: Deviation, in roundings of the size of the values, up to which a group counts as constant.

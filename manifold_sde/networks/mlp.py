@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
-from manifold_sde.derivatives import integer
+from manifold_sde.arguments import integer
 from manifold_sde.errors import ArgumentError
 from manifold_sde.networks.layers import GhostBatchNorm, GroupNorm, LayerNorm
 from manifold_sde.paper import implements

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from manifold_sde.derivatives import integer
+from manifold_sde.arguments import integer
 from manifold_sde.elementary import ElementaryFunction
 from manifold_sde.errors import (
     ArgumentError,
@@ -124,6 +124,13 @@ def check_data(inputs: object, targets: object) -> tuple[tuple[Tensor, ...], Ten
                 received=type(value).__name__ if not isinstance(value, Tensor) else "one number",
                 expected="a tensor (N, ...), a sample a row",
                 remedy="torch.as_tensor(array); for a Dataset, torch.stack of its samples",
+            )
+        if value.layout is not torch.strided or value.is_meta or value.is_complex():
+            raise DTypeError(
+                f"the {name} are not dense real tensors with values",
+                received="a meta tensor" if value.is_meta else f"{value.layout}, {value.dtype}",
+                expected="a dense tensor (N, ...) of real numbers",
+                remedy="value.to_dense(); real and imaginary parts as two columns",
             )
         if not bool(torch.isfinite(value).all()):
             bad = (~torch.isfinite(value)).reshape(len(value), -1).any(1)

@@ -118,7 +118,7 @@ class Weights:
             ArgumentError, ShapeError, NonFiniteError: If they do not fit together.
         """
         named = self._parameters_of(module)
-        if check_point(x, self.dim, allow_zero=True).dim() != 1:
+        if check_point(x, self.dim, allow_zero=True, values=True).dim() != 1:
             raise ShapeError(
                 "one point is loaded into a module",
                 received=str(tuple(x.shape)),
@@ -144,9 +144,9 @@ class Weights:
         Raises:
             ArgumentError: If nothing trained has this name.
         """
-        blocks = [b for n, b in self._blocks.items() if is_below(n, name)]
+        blocks = [b for n, b in self._blocks.items() if is_below(n, str(name))]
         if not blocks:
-            raise _unknown_name(name, self._blocks, "of a trained parameter or its module")
+            raise _unknown_name(str(name), self._blocks, "of a trained parameter or its module")
         return torch.cat([x[..., b.index] for b in blocks], dim=-1)
 
     def _parameters_of(self, module: nn.Module) -> dict[str, nn.Parameter]:

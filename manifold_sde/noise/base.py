@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor
 from torch.func import grad, vmap
 
-from manifold_sde.derivatives import integer, jvp
+from manifold_sde.arguments import integer, real
+from manifold_sde.derivatives import jvp
 from manifold_sde.errors import ArgumentError, NoiseError
 from manifold_sde.pointwise import Pointwise
 
@@ -129,10 +129,7 @@ def check_noise(noise: object) -> None:
 
 def check_scale(scale: object, name: str = "scale") -> float:
     """Check a noise scale: a positive finite number."""
-    value = float("nan")
-    if not isinstance(scale, (bool, str, bytes)):
-        with contextlib.suppress(TypeError, ValueError, RuntimeError):
-            value = float(scale)  # type: ignore[arg-type]
+    value = real(scale)
     if not 0.0 < value < float("inf"):
         raise ArgumentError(
             f"{name} is not a noise scale",
@@ -146,11 +143,11 @@ def check_scale(scale: object, name: str = "scale") -> float:
 def check_batch_size(batch_size: object) -> int:
     """Check a mini-batch size: a positive integer."""
     value = integer(batch_size)
-    if value is None or value < 1:
+    if value is None or not 1 <= value < 2**63:
         raise ArgumentError(
             "batch_size is not a mini-batch size",
             received=repr(batch_size),
-            expected="a positive integer",
+            expected="a positive integer of 64 bits",
             remedy="pass batch_size=1 for SGD as in (1)",
         )
     return value

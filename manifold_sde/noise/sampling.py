@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from manifold_sde.arguments import check_flag
 from manifold_sde.errors import NoiseError
 from manifold_sde.noise.base import GradientNoise, check_batch_size
 from manifold_sde.paper import implements
@@ -27,7 +28,7 @@ class SamplingNoise(GradientNoise):
 
     def __init__(self, batch_size: int = 1, *, replacement: bool = True) -> None:
         self.batch_size = check_batch_size(batch_size)
-        self.replacement = bool(replacement)
+        self.replacement = check_flag("replacement", replacement)
 
     def __repr__(self) -> str:
         drawn = "" if self.replacement else ", replacement=False"

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from manifold_sde.arguments import real
 from manifold_sde.errors import ArgumentError
 
 
@@ -87,8 +88,9 @@ def check_between(value: object, low: float, high: float, what: str, remedy: str
     Raises:
         ArgumentError: If it is no number, or outside.
     """
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value < high:
-        return float(value)
+    number = real(value)
+    if low <= number < high:
+        return number
     raise ArgumentError(
         f"{what} is out of range",
         received=repr(value),

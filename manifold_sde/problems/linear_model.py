@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from manifold_sde import philox
-from manifold_sde.derivatives import integer
+from manifold_sde.arguments import integer
 from manifold_sde.errors import ArgumentError
 from manifold_sde.least_squares import LeastSquaresProblem
 from manifold_sde.noise import Noise, SphericalNoise

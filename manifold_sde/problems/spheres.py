@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from manifold_sde.derivatives import integer
+from manifold_sde.arguments import integer
 from manifold_sde.errors import ArgumentError
 from manifold_sde.least_squares import LeastSquaresProblem
 from manifold_sde.noise import Noise, SphericalNoise

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from manifold_sde import philox
+from manifold_sde.arguments import check_flag
 from manifold_sde.errors import ArgumentError, ShapeError
 from manifold_sde.solvers.brownian_nodes import (
     BRIDGE,
@@ -118,8 +119,8 @@ class BrownianPath:
         self.seed = seed
         self.shape = torch.Size((len(self.paths), self._m))
         self.device = self.paths.device
-        self.antithetic = bool(antithetic)
-        self.compiled = bool(compiled)
+        self.antithetic = check_flag("antithetic", antithetic)
+        self.compiled = check_flag("compiled", compiled)
         self._nodes = Nodes(seed, self.paths, self.cell, self.antithetic, self.compiled)
         # What is kept of the tree: the last pair of siblings of each level, and blocks.
         self._pairs: dict[int, tuple[int, Tensor]] = {}

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from manifold_sde import philox
+from manifold_sde.arguments import integer
 from manifold_sde.compiling import compile_function
-from manifold_sde.derivatives import integer, is_known_false
+from manifold_sde.derivatives import is_known_false
 from manifold_sde.errors import ArgumentError, DTypeError, ShapeError
 from manifold_sde.solvers.brownian_times import DEEPEST, check_time
 

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from manifold_sde.arguments import real
 from manifold_sde.errors import ArgumentError
 
 #: Deepest level of dyadic intervals.
@@ -50,10 +51,7 @@ def cell_ticks_of(time: Tensor, start: float, cell: float) -> tuple[Tensor, Tens
 
 def check_time(name: str, value: object) -> float:
     """A finite number, or an error that names it."""
-    try:
-        number = math.nan if isinstance(value, (str, bool)) else float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError, RuntimeError):
-        number = math.nan
+    number = real(value)
     if not math.isfinite(number):
         raise ArgumentError(
             f"{name} is not a time",

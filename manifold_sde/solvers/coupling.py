@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from manifold_sde import philox
-from manifold_sde.derivatives import integer
+from manifold_sde.arguments import integer
 from manifold_sde.equations import StochasticEquation
 from manifold_sde.errors import ArgumentError
 from manifold_sde.solvers.chunk import run_chunk

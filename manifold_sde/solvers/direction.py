@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from manifold_sde.arguments import real
 from manifold_sde.errors import ArgumentError, CheckpointError, ClockRangeError, DTypeError
 from manifold_sde.noise import LabelNoise, SamplingNoise
 from manifold_sde.paper import implements
@@ -91,7 +92,7 @@ class DirectionSolution(Solution):
         Source: Theorem 3.2 and the time change u, path by path.
         """
         elapsed = self._times(times)
-        if not isinstance(ratio, (int, float)) or isinstance(ratio, bool) or not 0 <= ratio < 1e12:
+        if not 0 <= real(ratio) < 1e12:
             raise ArgumentError(
                 "ratio cannot be used",
                 received=repr(ratio),

@@ -12,8 +12,8 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
+from manifold_sde.arguments import integer
 from manifold_sde.deadline import Progress
-from manifold_sde.derivatives import integer
 from manifold_sde.errors import ArgumentError, MissingDependencyError, WorkerError
 from manifold_sde.solvers.archive import prepare_folder
 from manifold_sde.solvers.chunk import Outcome, run_chunk

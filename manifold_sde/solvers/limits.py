@@ -10,7 +10,7 @@ from collections.abc import Callable, Sized
 
 from torch import Tensor
 
-from manifold_sde.derivatives import integer
+from manifold_sde.arguments import integer
 from manifold_sde.errors import ArgumentError, LongRunWarning
 
 #: Steps of a path beyond which a run is refused, where nothing else is asked for.

@@ -16,18 +16,18 @@ import torch
 from torch import Tensor
 
 from manifold_sde import philox
+from manifold_sde.arguments import integer
 from manifold_sde.compiling import check_mode, compiler_available
 from manifold_sde.deadline import Progress
-from manifold_sde.derivatives import check_point, integer, require_norms
+from manifold_sde.derivatives import check_point, require_norms
 from manifold_sde.errors import (
     ArgumentError,
     CheckpointError,
-    DTypeError,
     LostPathsWarning,
     TimeScaleError,
 )
 from manifold_sde.paper import implements
-from manifold_sde.problem import Problem
+from manifold_sde.problem import Problem, require_problem
 from manifold_sde.schedules import Schedule
 from manifold_sde.solvers.archive import read_archive, versions, write_archive
 from manifold_sde.solvers.limits import (
@@ -109,13 +109,7 @@ def run_sgd(
 
     Source: equations (1), (2) and (18).
     """
-    if not isinstance(problem, Problem):
-        raise DTypeError(
-            "the problem is not a Problem",
-            received=type(problem).__name__,
-            expected="a Problem, which has a loss and a noise",
-            remedy="Problem(loss, dim, SphericalNoise(0.3))",
-        )
+    require_problem(problem)
     kept = check_steps(steps)
     start, batched = starts(problem, x0, n_paths)
     most = check_max_steps(max_steps, MAX_SGD_STEPS)
@@ -393,7 +387,7 @@ def starts(
     Raises:
         ArgumentError, DTypeError: If a start cannot be used, or their number is another one.
     """
-    x0 = check_point(x0, problem.dim, name=name).detach()
+    x0 = check_point(x0, problem.dim, name=name, values=True).detach()
     require_norms(x0, name=name)
     count = integer(n_paths)
     if n_paths is not None and (count is None or count < 1):

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from manifold_sde import philox
+from manifold_sde.arguments import integer
 from manifold_sde.degeneracy import measure_diffusion
-from manifold_sde.derivatives import integer
 from manifold_sde.equations import ManifoldEquation, StochasticEquation
 from manifold_sde.errors import ArgumentError, DTypeError, NoDiffusionWarning
 from manifold_sde.sdes import (

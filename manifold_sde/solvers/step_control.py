@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from manifold_sde.arguments import real
 from manifold_sde.errors import ArgumentError
 from manifold_sde.solvers.march import Grid
 from manifold_sde.solvers.schemes import SCHEMES, Scheme
@@ -139,7 +140,7 @@ def check_tolerance(
 def _positive(name: str, value: object) -> float | None:
     if value is None:
         return None
-    number = float(value) if isinstance(value, (int, float)) and value is not True else math.nan
+    number = real(value)
     if not 0.0 < number < math.inf:
         raise ArgumentError(
             f"{name} is not a positive number",

@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from manifold_sde.errors import LimitMapError, MissingDependencyError
+from manifold_sde.arguments import integer
+from manifold_sde.errors import ArgumentError, LimitMapError, MissingDependencyError
 from manifold_sde.problem import Problem
 from manifold_sde.verification.assumptions.survey import Survey
 from manifold_sde.verification.effort import QUICK
@@ -47,6 +48,7 @@ except Exception as error:
 Array = NDArray[np.float64]
 #: Rounds of random directions of a random point.
 _ROUNDS = 20
+_MOST_POINTS = 1 << 20
 
 
 class InducedMetric(RiemannianMetric):
@@ -262,21 +264,30 @@ class MinimiserManifold(LevelSet):
             Points (n, D), or (D,) for one.
 
         Raises:
+            ArgumentError: If n_samples is no positive number of points.
             LimitMapError: If hardly any direction flows there.
         """
+        count = integer(n_samples)
+        if count is None or not 1 <= count <= _MOST_POINTS:
+            raise ArgumentError(
+                "n_samples is not a number of points",
+                received=repr(n_samples),
+                expected=f"an integer from 1 to {_MOST_POINTS}",
+                remedy="n_samples=10",
+            )
         found: list[Array] = []
         for _ in range(_ROUNDS):
-            x = torch.from_numpy(gs.random.normal(size=(max(n_samples, 8), self.problem.dim)))
+            x = torch.from_numpy(gs.random.normal(size=(max(count, 8), self.problem.dim)))
             limits = self._survey.subject.limits(x / x.norm(dim=1, keepdim=True))
             limits = limits / limits.norm(dim=1, keepdim=True)
             found += list(limits[self._survey.on_level(limits)].numpy())
-            if len(found) >= n_samples:
-                points = np.stack(found[:n_samples])
-                return points[0] if n_samples == 1 else points
+            if len(found) >= count:
+                points = np.stack(found[:count])
+                return points[0] if count == 1 else points
         raise LimitMapError(
             "random directions do not flow to this manifold",
-            received=f"{len(found)} of {_ROUNDS * max(n_samples, 8)} do",
-            expected=f"{n_samples}",
+            received=f"{len(found)} of {_ROUNDS * max(count, 8)} do",
+            expected=f"{count}",
             remedy="walk along the manifold from .start instead: Subject.of(problem).walks",
         )
 

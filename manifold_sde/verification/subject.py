@@ -13,10 +13,10 @@ from torch import Tensor
 
 from manifold_sde.deadline import Attempts, shared_property
 from manifold_sde.derivatives import check_point
-from manifold_sde.errors import ArgumentError, DTypeError, LimitMapError, ShapeError
+from manifold_sde.errors import ArgumentError, LimitMapError, ShapeError
 from manifold_sde.geometry import Geometry
 from manifold_sde.geometry.dense import DENSE_LIMIT
-from manifold_sde.problem import Problem
+from manifold_sde.problem import Problem, require_problem
 from manifold_sde.sdes import FixedRatioDiffusion, LimitingDiffusion
 from manifold_sde.solvers import run_sgd, solve
 from manifold_sde.time_scale import TimeScale
@@ -74,13 +74,7 @@ class Subject:
         """
         if isinstance(problem, Subject):
             return problem
-        if not isinstance(problem, Problem):
-            raise DTypeError(
-                "what is to be verified is not a Problem",
-                received=type(problem).__name__,
-                expected="a Problem, which has a loss and a noise",
-                remedy="Problem(loss, dim, SphericalNoise(0.3))",
-            )
+        require_problem(problem)
         if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
             raise ArgumentError(
                 "the seed is not usable",

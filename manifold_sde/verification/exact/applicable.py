@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from manifold_sde.derivatives import check_point
 from manifold_sde.errors import ArgumentError, ManifoldSDEError
-from manifold_sde.problem import Problem
+from manifold_sde.problem import Problem, require_problem
 from manifold_sde.verification.exact.angle_law import AngleLaw
 from manifold_sde.verification.exact.circle_coefficients import LimitMap
 from manifold_sde.verification.exact.circle_diffusion import CircleDiffusion
@@ -41,7 +42,7 @@ def curve_of(problem: Problem, start: Tensor | None = None) -> ClosedCurve:
     Raises:
         ArgumentError, NotOnManifoldError: As :meth:`TracedCurve.of`, or if no point is known.
     """
-    facts = problem.facts
+    facts = require_problem(problem).facts
     if facts is not None and facts.circle is not None:
         return facts.circle
     if start is not None:
@@ -90,6 +91,9 @@ def law_of(
         AngleLaw
         SphereLaw
     """
+    require_problem(problem)
+    if start is not None:
+        check_point(start, problem.dim, name="start", values=True)
     reasons = []
     for kind in (AngleLaw, SphereLaw):
         try:
