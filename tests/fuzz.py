@@ -523,7 +523,10 @@ def targets(folder: Path) -> dict[str, Target]:
         "MinimiserManifold": of(MinimiserManifold, {"problem": problem}, problem="problem"),
         "random_point": of(level.random_point, {"n_samples": 2}, n_samples="count"),
         "law_of": of(
-            exact.law_of, {"problem": curve, "start": curve.minimizer}, problem="problem", start="point"
+            exact.law_of,
+            {"problem": curve, "start": curve.minimizer},
+            problem="problem",
+            start="point",
         ),
         "curve_of": of(exact.curve_of, {"problem": curve}, problem="problem"),
         "invariant_groups": of(
@@ -568,7 +571,10 @@ def targets(folder: Path) -> dict[str, Target]:
         ),
         "GhostBatchNorm": of(networks.GhostBatchNorm, {"size": 4}, size="count"),
         "NormalizedMLP": of(
-            networks.NormalizedMLP, {"widths": (3, 4, 2), "norm": "layer"}, widths="choice", norm="choice"
+            networks.NormalizedMLP,
+            {"widths": (3, 4, 2), "norm": "layer"},
+            widths="choice",
+            norm="choice",
         ),
         "ScaleInvariantPreResNet": of(
             networks.ScaleInvariantPreResNet,

@@ -140,8 +140,8 @@ class Geometry:
     def __repr__(self) -> str:
         return f"Geometry({self.problem!r}, method={self.method!r})"
 
-    def _flat(self, x: Tensor, name: str) -> Tensor:
-        points = check_point(x, self.problem.dim, name=name, values=True)
+    def _flat(self, x: Tensor, name: str, *, values: bool = False) -> Tensor:
+        points = check_point(x, self.problem.dim, name=name, values=values)
         return points.reshape(-1, self.problem.dim)
 
     @implements("Definition 2.6", "Lemma 2.7")
@@ -372,7 +372,7 @@ class Geometry:
             RankError: If the gap is ambiguous (with the eigenvalues), or the declared rank is not
                 confirmed.
         """
-        values = self._spectral_route.eigenvalues(self._flat(y, "y"))
+        values = self._spectral_route.eigenvalues(self._flat(y, "y", values=True))
         return find_rank(values, self.problem.rank).reshape(y.shape[:-1])
 
     def spectral_gap(self, y: Tensor) -> Tensor:
@@ -387,7 +387,7 @@ class Geometry:
         Raises:
             RankError: As :meth:`rank`.
         """
-        values = self._spectral_route.eigenvalues(self._flat(y, "y"))
+        values = self._spectral_route.eigenvalues(self._flat(y, "y", values=True))
         ranks = find_rank(values, self.problem.rank)
         ratios = gap_ratios(values)
         gaps = ratios.gather(-1, (ranks - 1).clamp(min=0)[:, None])[:, 0]

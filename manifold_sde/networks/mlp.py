@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,9 @@ from manifold_sde.errors import ArgumentError
 from manifold_sde.networks.layers import GhostBatchNorm, GroupNorm, LayerNorm
 from manifold_sde.paper import implements
 from manifold_sde.philox import seed_key
+
+#: Largest size of a layer.
+MOST_CHANNELS = 1 << 20
 
 
 def generator_of(seed: int | torch.Generator) -> torch.Generator:
@@ -103,12 +106,12 @@ class NormalizedMLP(nn.Module):
         seed: int | torch.Generator = 0,
     ) -> None:
         super().__init__()
-        sizes = [integer(width) or 0 for width in widths]
-        if len(sizes) < 3 or min(sizes) < 1:
+        sizes = [integer(width) or 0 for width in widths] if isinstance(widths, Iterable) else []
+        if len(sizes) < 3 or min(sizes) < 1 or max(sizes) > MOST_CHANNELS:
             raise ArgumentError(
                 "these are not the widths of a network",
                 received=repr(widths),
-                expected="at least three positive integers: input, hidden layers, output",
+                expected="at least three integers of 1 or more: input, hidden layers, output",
                 remedy="widths=(64, 32, 10) for ten classes of 8 x 8 images",
             )
         generator = generator_of(seed)

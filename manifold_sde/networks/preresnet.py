@@ -10,7 +10,7 @@ from torch.nn.utils import skip_init
 
 from manifold_sde.arguments import integer
 from manifold_sde.errors import ArgumentError
-from manifold_sde.networks.mlp import generator_of, initialise, normalisation
+from manifold_sde.networks.mlp import MOST_CHANNELS, generator_of, initialise, normalisation
 from manifold_sde.paper import implements
 
 Activation = Callable[[Tensor], Tensor]
@@ -118,11 +118,11 @@ class ScaleInvariantPreResNet(nn.Module):
             )
         sizes = {"width": width, "in_channels": in_channels, "classes": classes}
         for name, size in sizes.items():
-            if (integer(size) or 0) < 1:
+            if not 1 <= (integer(size) or 0) <= MOST_CHANNELS:
                 raise ArgumentError(
                     f"{name} is not a number of channels",
                     received=repr(size),
-                    expected="an integer of at least 1",
+                    expected=f"an integer from 1 to {MOST_CHANNELS}",
                     remedy="width=16, in_channels=3 and classes=10 for CIFAR-10",
                 )
         generator = generator_of(seed)

@@ -18,6 +18,8 @@ from manifold_sde.paper import implements
 from manifold_sde.problems.facts import Circle, ConstantLogDeterminant, Facts, check_between
 
 _DESIGNS = ("gaussian", "orthogonal")
+#: Largest dimension of a dense model.
+_LARGEST = 1 << 20
 
 #: A typical draw of the Gaussian design at D = 10 and N = 8: Gamma_1 has radius 0.399 and H the
 #: condition number 147, near their medians over all seeds, 0.40 and 150.
@@ -138,11 +140,11 @@ def normalized_linear(
     Source: section 6.1.
     """
     size, count = integer(dim), integer(n_samples)
-    if size is None or count is None or not 1 <= count <= size - 2:
+    if size is None or size > _LARGEST or count is None or not 1 <= count <= size - 2:
         raise ArgumentError(
             "the sizes do not leave a connected manifold of minimisers",
             received=f"dim={dim!r}, n_samples={n_samples!r}",
-            expected="integers with 1 <= n_samples <= dim - 2",
+            expected=f"integers with 1 <= n_samples <= dim - 2, and dim <= {_LARGEST}",
             remedy="section 6.1 has dim=10, n_samples=8",
         )
     philox.seed_key(seed)

@@ -55,7 +55,7 @@ def effort_of(effort: str | Effort) -> Effort:
     """
     if isinstance(effort, Effort):
         return effort
-    if effort not in EFFORTS:
+    if not isinstance(effort, str) or effort not in EFFORTS:
         raise ArgumentError(
             "there is no such effort",
             received=repr(effort),

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 from tqdm import tqdm
 
+from manifold_sde.arguments import real
 from manifold_sde.deadline import OutOfTimeError
 from manifold_sde.errors import ArgumentError
 from manifold_sde.problem import Problem
@@ -77,7 +78,7 @@ def verify(
     amount = effort_of(effort)
     seconds = _check_budget(amount.budget if budget is None else budget)
     subject = Subject.of(problem, x_init=x_init, seed=seed)
-    chosen = all_checks() if checks is None else tuple(_named(check) for check in checks)
+    chosen = all_checks() if checks is None else _chosen(checks)
     tell = progress if callable(progress) else Rows(sys.stderr) if progress else lambda _: None
     with tqdm(total=len(chosen), disable=None if progress else True, unit="check") as bar:
         suite = _Suite(subject, amount, seconds, tell, bar)
@@ -93,9 +94,9 @@ def verify(
 
 
 def _check_budget(budget: object) -> float:
-    number = isinstance(budget, (int, float)) and not isinstance(budget, bool)
-    if number and budget > 0:  # type: ignore[operator]
-        return float(budget)  # type: ignore[arg-type]
+    seconds = real(budget)
+    if seconds > 0:
+        return seconds
     raise ArgumentError(
         "the budget is not a time",
         received=repr(budget),
@@ -195,6 +196,21 @@ class _Suite:
     def _varies_along_rays(self) -> bool:
         results = (result for found in self._found.values() for result in found)
         return any(r.name == INVARIANCE and r.verdict == "fails" for r in results)
+
+
+def _chosen(checks: object) -> tuple[Check, ...]:
+    """The checks to make, at least one."""
+    if isinstance(checks, (str, Check)):
+        return (_named(checks),)
+    chosen = tuple(map(_named, checks)) if isinstance(checks, Iterable) else ()
+    if not chosen:
+        raise ArgumentError(
+            "there is no check to make",
+            received=repr(checks),
+            expected="one check or more, or their names: a report without one would pass",
+            remedy="leave checks out for all of them",
+        )
+    return chosen
 
 
 def _named(check: Check | str) -> Check:
