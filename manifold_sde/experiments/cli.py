@@ -17,7 +17,6 @@ from manifold_sde import __version__
 from manifold_sde.errors import ArgumentError, ManifoldSDEError
 from manifold_sde.experiments.terminal import (
     FAILURE,
-    INTERRUPTED,
     USAGE,
     Compile,
     Out,
@@ -25,6 +24,7 @@ from manifold_sde.experiments.terminal import (
     errors,
     one_thread,
     resumable,
+    stopping,
 )
 from manifold_sde.experiments.training_options import add_training_figures
 
@@ -41,14 +41,12 @@ class _Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""
         try:
-            return super().invoke(ctx)
+            with stopping("Stopped."):
+                return super().invoke(ctx)
         except ManifoldSDEError as error:
             errors().print(Text("Error: ", style="bold red") + Text(str(error)), soft_wrap=True)
             code = USAGE if isinstance(error, ArgumentError) else FAILURE
             raise typer.Exit(code) from error
-        except KeyboardInterrupt:
-            errors().print("Stopped.")
-            raise typer.Exit(INTERRUPTED) from None
 
 
 app = typer.Typer(
