@@ -309,8 +309,8 @@ def _client(distributed: Any) -> Iterator[Any]:
                 "the Dask client is asynchronous, and solve waits for its results",
                 received=f"{type(client).__name__}(asynchronous=True)",
                 expected="a client that can be waited for",
-                remedy="await asyncio.to_thread(f), where f calls solve under `with "
-                "distributed.Client(client.scheduler.address).as_current():`",
+                remedy="in a thread (asyncio.to_thread): with distributed.Client(ADDRESS) as own, "
+                "own.as_current(): solve(...)",
             )
         yield client
 

@@ -67,7 +67,7 @@ def default_handlers() -> Iterator[None]:
 
 RUNS: dict[str, tuple[Callable[..., Solution], str, int, str]] = {
     "solve": (weights, "manifold_sde.solvers.march.March._rate", 25, "position"),
-    "adaptive": (adaptive, "manifold_sde.solvers.march.March._rate", 12, "position"),
+    "adaptive": (adaptive, "manifold_sde.solvers.march.March._rate", 10, "position"),
     "run_sgd": (sgd, "manifold_sde.solvers.sgd_step.update", 1050, "step"),
 }
 
@@ -85,7 +85,7 @@ def test_a_run_that_is_stopped_in_a_block_goes_on_with_the_same_bits(
     owner, _, attribute = function.rpartition(".")
     calls = 0
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("manifold_sde.solvers.march._BLOCK_STEPS", 2)
+        patch.setattr("manifold_sde.solvers.adaptive_march._TRIES", 2)
         real = _resolved(owner).__dict__[attribute]
 
         def stopping(*arguments: Any) -> Any:
@@ -172,7 +172,9 @@ def test_other_threads_and_runs_with_nothing_to_save_set_no_handler(tmp_path: Pa
         assert signal.SIG_DFL not in seen[-1:]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.thorough)]
+)
 def test_workers_end_with_their_program(tmp_path: Path, number: signal.Signals) -> None:
     """SIGTERM to the parent alone: the workers save, all end, with status 143.
 

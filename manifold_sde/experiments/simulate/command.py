@@ -18,7 +18,7 @@ from torch import Tensor
 from manifold_sde.compiling import compiler_available
 from manifold_sde.degeneracy import Degeneracy
 from manifold_sde.errors import ArgumentError, LimitMapError, ManifoldSDEWarning
-from manifold_sde.experiments.files import check_output
+from manifold_sde.experiments.files import check_output, save_figure
 from manifold_sde.experiments.loading import load_problem, make_known_to_workers
 from manifold_sde.experiments.simulate.inputs import (
     at_batch_size,
@@ -154,7 +154,7 @@ def simulate_law(settings: Settings, console: Console, notes: Console) -> list[P
     _conclude(settings, rows, found, asked, law, console)
     files.append(settings.output.with_suffix(".png"))
     figure = plot_law(rows, found, *_labels(settings, problem))
-    figure.savefig(files[-1], dpi=150)
+    save_figure(figure, files[-1], dpi=150)
     for file in files:
         console.print(Text(str(file)), soft_wrap=True)
     return files
