@@ -9,6 +9,15 @@ from __future__ import annotations
 from typing import Any
 
 
+def printable(text: str) -> str:
+    r"""A text without what a terminal would obey: control characters are spelled out.
+
+    >>> print(printable("a name" + chr(27) + "[2J"))
+    a name\x1b[2J
+    """
+    return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
+
+
 class ManifoldSDEError(Exception):
     """Base class of every error that the toolkit raises on purpose.
 
@@ -36,7 +45,7 @@ class ManifoldSDEError(Exception):
             lines.append(f"  expected: {expected}")
         if remedy:
             lines.append(f"  way out:  {remedy}")
-        super().__init__("\n".join(lines))
+        super().__init__(printable("\n".join(lines)))
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Exceptions pickle by their positional arguments; ours has keywords, and
@@ -158,6 +167,25 @@ class ClockRangeError(ManifoldSDEError):
 
 class CheckpointError(ManifoldSDEError, RuntimeError):
     """A checkpoint or solution file is corrupted or belongs to another run."""
+
+
+class WriteError(CheckpointError, OSError):
+    """A file or its folder cannot be written. What stood there before is as it was.
+
+    Attributes:
+        errno: Number of the system's error, or ``None``.
+    """
+
+    def __new__(cls, *_: Any, **__: Any) -> WriteError:
+        """The object alone: what OSError makes of its arguments is not meant."""
+        return OSError.__new__(cls)
+
+
+class Terminated(SystemExit):
+    """A run was stopped by SIGTERM: uncaught, the process ends with status 143."""
+
+    def __init__(self, code: int = 143) -> None:
+        super().__init__(code)
 
 
 class DataFileError(ManifoldSDEError, ValueError):

@@ -21,6 +21,7 @@ from manifold_sde.errors import (
     NoiseError,
     ScaleInvarianceError,
     ShapeError,
+    printable,
 )
 from manifold_sde.noise.base import Noise, check_noise
 from manifold_sde.paper import implements
@@ -137,7 +138,7 @@ class Problem(Sources):
         samples = "" if self.n_samples is None else f", n_samples={self.n_samples}"
         rank = "" if self.rank is None else f", rank={self.rank}"
         weights = "" if self.network is None else f"; {self.network.weights}"
-        return (
+        return printable(
             f"{type(self).__name__}({self.name!r}, dim={self.dim}{samples}, {self.noise}{rank}"
             f"{weights})"
         )

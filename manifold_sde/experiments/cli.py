@@ -27,6 +27,7 @@ from manifold_sde.experiments.terminal import (
     one_thread,
     print_in_any_encoding,
     resumable,
+    stopping,
 )
 from manifold_sde.experiments.training_options import add_training_figures
 
@@ -43,14 +44,12 @@ class _Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""
         try:
-            return super().invoke(ctx)
+            with stopping("Stopped."):
+                return super().invoke(ctx)
         except ManifoldSDEError as error:
             errors().print(Text("Error: ", style="bold red") + Text(str(error)), soft_wrap=True)
             code = USAGE if isinstance(error, ArgumentError) else FAILURE
             raise typer.Exit(code) from error
-        except KeyboardInterrupt:
-            errors().print("Stopped.")
-            raise typer.Exit(INTERRUPTED) from None
 
 
 app = typer.Typer(

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import torch
 from rich.table import Table
+from rich.text import Text
 from torch import Tensor
 
 from manifold_sde.degeneracy import NO_PART, noise_along
-from manifold_sde.errors import ManifoldSDEError
+from manifold_sde.errors import ManifoldSDEError, printable
 from manifold_sde.geometry import Geometry
 from manifold_sde.problem import Problem
 from manifold_sde.verification import Subject
@@ -129,5 +130,5 @@ def description_table(rows: list[tuple[str, str]]) -> Table:
     table.add_column(style="bold", no_wrap=True)
     table.add_column()
     for name, value in rows:
-        table.add_row(name, value)
+        table.add_row(name, Text(printable(value)))
     return table

@@ -2,20 +2,68 @@
 
 from __future__ import annotations
 
+import contextlib
+import csv
+import io
 import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from manifold_sde.errors import ArgumentError
+from manifold_sde.writing import held, replacing, write_text
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def discard(folder: Path) -> None:
     """Remove what unfinished runs left behind, if it is there."""
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def held_results(out: Path, name: str) -> Iterator[Path]:
+    """The folder for what is unfinished of some results, for this command alone.
+
+    Args:
+        out: Folder of the results; made if it is not there.
+        name: Their name.
+
+    Raises:
+        CheckpointError: If another command makes the same results; it is named.
+        WriteError: If nothing can be written there.
+    """
+    unfinished = out / f"{name}.unfinished"
+    with held(out / f".{name}.lock", unfinished, readable=False):
+        yield unfinished
+
+
+def save_figure(figure: Figure, path: Path, **options: Any) -> None:
+    """Write a figure in one step, in the form that the file's ending says.
+
+    Raises:
+        WriteError: If it cannot be written.
+    """
+    with replacing(path) as file:
+        figure.savefig(file, format=path.suffix[1:], **options)
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> None:
+    """Write rows as CSV in one step, their columns by name.
+
+    Raises:
+        WriteError: If it cannot be written.
+    """
+    table = io.StringIO()
+    writer = csv.DictWriter(table, names)
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, table.getvalue())
 
 
 def read_array(file: Path) -> Tensor:

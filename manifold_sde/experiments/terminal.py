@@ -14,9 +14,12 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from manifold_sde.errors import Terminated
+from manifold_sde.solvers.stopping import terminable
+
 #: Exit status of wrong arguments, of everything else that fails, of a verification that the budget
-#: cut short, and of an interrupt.
-USAGE, FAILURE, PARTIAL, INTERRUPTED = 2, 1, 3, 130
+#: cut short, of Ctrl-C, and of SIGTERM.
+USAGE, FAILURE, PARTIAL, INTERRUPTED, TERMINATED = 2, 1, 3, 130, 143
 
 #: What is written for signs that the encoding of a stream lacks; Greek letters get their names.
 _SPELLED = {"±": "+-", "•": "*", "…": "...", "×": "x", "√": "sqrt", "→": "->", "—": "-", "–": "-"}
@@ -77,9 +80,18 @@ def one_thread() -> None:
 
 @contextlib.contextmanager
 def resumable(said: str = "; --restart starts anew") -> Iterator[None]:
-    """A run whose Ctrl-C ends with the words that the same command goes on."""
-    try:
+    """A run whose Ctrl-C or SIGTERM ends with the words that the same command goes on."""
+    with stopping(f"Stopped. The same command goes on from here{said}."):
         yield
-    except KeyboardInterrupt:
-        errors().print(f"Stopped. The same command goes on from here{said}.")
-        raise typer.Exit(INTERRUPTED) from None
+
+
+@contextlib.contextmanager
+def stopping(said: str) -> Iterator[None]:
+    """A block that Ctrl-C and SIGTERM end with some words, and the exit status that is theirs."""
+    try:
+        with terminable():
+            yield
+    except (KeyboardInterrupt, Terminated) as error:
+        errors().print(said)
+        code = TERMINATED if isinstance(error, Terminated) else INTERRUPTED
+        raise typer.Exit(code) from None

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from manifold_sde.derivatives import check_point
 from manifold_sde.elementary import ElementaryFunction
-from manifold_sde.errors import ShapeError
+from manifold_sde.errors import ShapeError, printable
 from manifold_sde.invariance import require_true_derivatives
 from manifold_sde.networks import measurement
 from manifold_sde.networks.function import NetworkFunction
@@ -127,7 +127,7 @@ class ScaleInvarianceReport:
                 lines += _wrapped(f"{c.name} ({c.kind}): {c.remedy}")
         if self.notes:
             lines += ["", *(line for note in self.notes for line in _wrapped(note))]
-        return "\n".join(lines)
+        return printable("\n".join(lines))
 
 
 def _wrapped(text: str) -> list[str]:

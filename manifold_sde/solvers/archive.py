@@ -1,29 +1,40 @@
 """Files that hold arrays and a header: written whole or not at all, checked when read.
 
-A file is a NumPy archive without pickles. It is written beside its place and moved there in one
-step, so that a run killed at any moment leaves the last complete file behind.
+A file is a NumPy archive without pickles and without compression: what it says of itself is
+compared with its size before anything is read.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import glob
 import json
+import math
 import os
 import platform
-import tempfile
+import tokenize
 import zipfile
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from manifold_sde.errors import CheckpointError
+from manifold_sde.errors import CheckpointError, ManifoldSDEError
+from manifold_sde.writing import held, replacing, sweep, unwritable
 
 _HEADER = "header"
 #: What reading a damaged file raises; changed flags of a zip file are taken for features.
-_DAMAGED = (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
+_DAMAGED = (
+    *(OSError, ValueError, TypeError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile),
+    *(zlib.error, SyntaxError, tokenize.TokenError, MemoryError, OverflowError),
+)
+#: Kinds of numbers and texts that an array may hold.
+_KINDS = "biufcUS"
 #: Ending of the files of a folder.
 SUFFIX = ".npz"
 
@@ -50,44 +61,41 @@ def write_archive(
         kind: What the file holds; asked for again when it is read.
         header: Anything that JSON can hold.
         arrays: The arrays.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"kind": kind, "arrays": sorted(arrays), **header}, allow_nan=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.savez(file, allow_pickle=False, **{_HEADER: np.array(text)}, **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def prepare_folder(folder: Path) -> None:
-    """Make a folder for archives, without what runs that were killed while they wrote have left.
 
     Raises:
-        CheckpointError: If it cannot be made.
+        WriteError: If it cannot be written.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for path in folder.glob(f".*{SUFFIX}.*"):
-            path.unlink(missing_ok=True)
-    except OSError as error:
-        raise unwritable(error) from error
+    text = json.dumps({"kind": kind, "arrays": sorted(arrays), **header}, allow_nan=True)
+    with replacing(path) as file:
+        np.savez(file, allow_pickle=False, **{_HEADER: np.array(text)}, **arrays)
 
 
-def unwritable(error: OSError) -> CheckpointError:
-    """What is said of a checkpoint that cannot be written."""
-    return CheckpointError(
-        "the checkpoint cannot be written",
-        received=f"{type(error).__name__}: {error}",
-        expected="a folder that this process and all workers can write to",
-        remedy="a folder with room, on a file system that all machines share",
-    )
+@contextlib.contextmanager
+def held_folder(folder: Path) -> Iterator[None]:
+    """A folder for archives, made, kept for this run alone, and without unfinished files.
+
+    Raises:
+        CheckpointError: If another run keeps it.
+        WriteError: If nothing can be written there, and nothing is there to be read.
+    """
+    with held(folder / ".lock", folder, readable=any(folder.glob(f"*{SUFFIX}"))):
+        sweep(folder, f"*{SUFFIX}")
+        yield
+
+
+@contextlib.contextmanager
+def held_file(path: Path) -> Iterator[None]:
+    """A file for a checkpoint, kept for this run alone.
+
+    Raises:
+        CheckpointError: If another run keeps it.
+        WriteError: If it cannot be written, and is not there to be read.
+    """
+    if path.is_dir():
+        raise unwritable(path, IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR)))
+    with held(path.with_name(f".{path.name}.lock"), path, readable=path.is_file()):
+        sweep(path.parent, glob.escape(path.name))
+        yield
 
 
 def read_archive(path: str | Path, kind: str) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
@@ -112,8 +120,7 @@ def read_archive(path: str | Path, kind: str) -> tuple[dict[str, Any], dict[str,
             remedy="check the path",
         )
     try:
-        with path.open("rb") as handle, np.load(handle, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
+        arrays = _arrays(path)
         header = json.loads(str(arrays.pop(_HEADER)))
         found = header.pop("kind")
         if header.pop("arrays") != sorted(arrays):
@@ -133,3 +140,61 @@ def read_archive(path: str | Path, kind: str) -> tuple[dict[str, Any], dict[str,
             remedy="check the path",
         )
     return header, arrays
+
+
+def _arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """The arrays of a file, by name, each of the size that it declares."""
+    arrays: dict[str, NDArray[Any]] = {}
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        if sum(member.file_size for member in members) > path.stat().st_size:
+            raise ValueError("it says that it is larger than it is")
+        for member in members:
+            name = member.filename.removesuffix(".npy")
+            if member.compress_type != zipfile.ZIP_STORED or name in arrays:
+                raise ValueError(f"{name} is compressed, or there twice")
+            with archive.open(member) as file:
+                declared = _declared_size(file) + file.tell()
+            if declared != member.file_size:
+                raise ValueError(f"{name} has {member.file_size} bytes, and says {declared}")
+            with archive.open(member) as file:
+                arrays[name] = np.lib.format.read_array(file, allow_pickle=False)
+    return arrays
+
+
+def _declared_size(file: IO[bytes]) -> int:
+    """Bytes of numbers that the header of an array says will follow it."""
+    read = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }[np.lib.format.read_magic(file)]
+    shape, _, dtype = read(file)
+    if dtype.kind not in _KINDS:
+        raise ValueError(f"an array of {dtype}")
+    return math.prod(shape) * dtype.itemsize
+
+
+@contextlib.contextmanager
+def complete(path: object, what: str, remedy: str) -> Iterator[None]:
+    """Where what an archive holds is taken apart.
+
+    Args:
+        path: The file, for the error.
+        what: What it is expected to hold.
+        remedy: The way out where it does not.
+
+    Raises:
+        CheckpointError: If something is missing in it, or of another kind.
+    """
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+        if isinstance(error, ManifoldSDEError):
+            raise
+        how = "without " * isinstance(error, KeyError) + str(error)
+        raise CheckpointError(
+            "the file is incomplete or of another version",
+            received=f"{path}: {how}",
+            expected=what,
+            remedy=remedy,
+        ) from error

@@ -6,6 +6,7 @@ the last are of one size, and it is run on one thread, so that no number depends
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -14,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from manifold_sde.errors import CheckpointError
-from manifold_sde.solvers.archive import read_archive, unwritable, write_archive
+from manifold_sde.errors import WriteError
+from manifold_sde.solvers.archive import complete, read_archive, write_archive
+from manifold_sde.solvers.fingerprint import Fingerprint
 from manifold_sde.solvers.limits import Watch
 from manifold_sde.solvers.march import Goal, Records, State
 from manifold_sde.solvers.moments import Moments, moments_of
@@ -116,19 +118,27 @@ class _Chunk:
             report(state.position)
             if finished:
                 return outcome
-        saved = time.monotonic()
         control = self.plan.control
         rtol = None if control is None else control.rtol or control.atol
         watch = Watch(self.plan.max_steps, rtol, state.position)
-        while not self.march.finished(state, self.goal):
-            block = self.march.advance(state, self.goal)
-            for k, places, records in self.march.found(block, self.goal):
-                outcome.keep(k, places, records, grid > 0)
-            report(block.steps)
-            watch.look(state.position, lambda: self.march.time_left(state, self.goal))
-            if file is not None and time.monotonic() - saved > _CHECKPOINT_SECONDS:
-                self._save(state, outcome, finished=False)
-                saved = time.monotonic()
+        saved, whole = time.monotonic(), replace(state)
+        try:
+            while not self.march.finished(state, self.goal):
+                block = self.march.advance(state, self.goal)
+                for k, places, records in self.march.found(block, self.goal):
+                    outcome.keep(k, places, records, grid > 0)
+                whole = replace(state)
+                report(block.steps)
+                watch.look(state.position, lambda: self.march.time_left(state, self.goal))
+                if file is not None and time.monotonic() - saved > _CHECKPOINT_SECONDS:
+                    self._save(state, outcome, finished=False)
+                    saved = time.monotonic()
+        except (KeyboardInterrupt, SystemExit):
+            # A block may be half done: the state before it is whole, as no step changes a tensor.
+            if file is not None:
+                with contextlib.suppress(WriteError):
+                    self._save(whole, outcome, finished=False)
+            raise
         outcome = self._reduce(state, outcome)
         if file is not None:
             self._save(state, outcome, finished=True)
@@ -160,75 +170,73 @@ class _Chunk:
                 arrays |= {f"{k}_{number}": getattr(moments, k) for k in Moments.names()}
         else:
             arrays |= {f"state_{name}": value for name, value in _tensors(state).items()}
+        run, seen = self._fingerprint().stored()
         header = {
+            **run,
             "position": state.position,
             "steps": [outcome.steps, outcome.rejected],
             "finished": finished,
             "observables": list(outcome.moments),
-            "run": dict(self.task.fingerprint),
         }
-        try:
-            write_archive(
-                self.task.checkpoint,
-                _KIND,
-                header,
-                {name: value.cpu().numpy() for name, value in arrays.items()},
-            )
-        except OSError as error:
-            raise unwritable(error) from error
+        numbers = {name: value.cpu().numpy() for name, value in arrays.items()}
+        write_archive(self.task.checkpoint, _KIND, header, numbers | seen)
+
+    def _fingerprint(self) -> Fingerprint:
+        assert self.task.fingerprint is not None
+        return self.task.fingerprint
 
     def _resume(self, state: State, outcome: Outcome) -> bool:
         """Take up what was saved; whether it was finished."""
-        assert self.task.checkpoint is not None
-        header, arrays = read_archive(self.task.checkpoint, _KIND)
-        check_fingerprint(str(self.task.checkpoint), self.task.fingerprint, header.get("run", {}))
-        try:
-            tensors = {k: torch.from_numpy(v).to(self.start.device) for k, v in arrays.items()}
-            state.position = int(header["position"])
-            for name in outcome.arrays():
-                setattr(outcome, name, tensors[f"kept_{name}"])
-            if header["finished"]:
-                outcome.steps, outcome.rejected = header["steps"]
-                outcome.lost = tensors["lost"]
+        file = self.task.checkpoint
+        assert file is not None
+        header, arrays = read_archive(file, _KIND)
+        self._fingerprint().require(file, header, arrays)
+        what = "a chunk as this version of the toolkit writes it"
+        with complete(file, what, "delete the folder to start anew"):
+            found = {k: torch.from_numpy(v).to(self.start.device) for k, v in arrays.items()}
+            state.position = _count(header["position"])
+            finished = header["finished"] is True
+            for name, empty in outcome.arrays().items():
+                alone = self.plan.observables is not None and finished
+                like = empty[..., :0] if alone else empty
+                setattr(outcome, name, _fitting(f"kept_{name}", found, like))
+            if finished:
+                outcome.steps, outcome.rejected = map(_count, header["steps"])
+                outcome.lost = found["lost"]
+                if len(outcome.lost) != len(self.plan.times):
+                    raise ValueError(f"{len(outcome.lost)} counts of lost paths")
                 outcome.moments = {
-                    name: Moments(*(tensors[f"{k}_{number}"] for k in Moments.names()))
+                    name: Moments(*(found[f"{k}_{number}"] for k in Moments.names()))
                     for number, name in enumerate(header["observables"])
                 }
                 return True
-            for name in _tensors(state):
-                setattr(state, name, tensors[f"state_{name}"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(
-                "the checkpoint is incomplete",
-                received=f"{self.task.checkpoint} without {error}",
-                expected="a chunk as this version of the toolkit writes it",
-                remedy="delete the folder to start anew",
-            ) from error
+            for name, like in _tensors(state).items():
+                setattr(state, name, _fitting(f"state_{name}", found, like))
+            alive = torch.isfinite(state.x).all(0)
+            over = self.march.finished(state, self.goal)
+            if over and bool(torch.isnan(outcome.time[:, alive]).any()):
+                raise ValueError(f"position {state.position}, which it has not reached")
         return False
+
+
+def _count(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ValueError(f"{value!r} is not a number of steps")
+    return value
+
+
+def _fitting(name: str, found: Mapping[str, Tensor], like: Tensor) -> Tensor:
+    """A tensor of a file, of the shape and dtype of another."""
+    value = found[name]
+    if value.shape != like.shape or value.dtype != like.dtype:
+        raise ValueError(f"{name} of shape {tuple(value.shape)}, {value.dtype}")
+    return value
 
 
 def _tensors(state: State) -> dict[str, Tensor]:
     """The tensors of a state, by name."""
     values = {f.name: getattr(state, f.name) for f in fields(state)}
     return {name: value for name, value in values.items() if isinstance(value, Tensor)}
-
-
-def check_fingerprint(where: str, mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
-    """Check that a checkpoint belongs to this run.
-
-    Raises:
-        CheckpointError: If it does not; it names what differs.
-    """
-    different = [k for k, value in mine.items() if value != theirs.get(k)]
-    if different:
-        shown = "; ".join(f"{k}: {theirs.get(k)} there, {mine[k]} here" for k in different[:3])
-        raise CheckpointError(
-            "the checkpoint belongs to another run",
-            received=f"{where}: {shown}",
-            expected="the same equation, start, times, method, step, seed, observables, chunk "
-            "size and versions",
-            remedy="delete the folder to start anew, or name another checkpoint",
-        )
 
 
 @torch.no_grad()

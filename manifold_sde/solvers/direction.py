@@ -19,9 +19,9 @@ from manifold_sde.paper import implements
 from manifold_sde.problem import Problem
 from manifold_sde.sdes import DirectionDiffusion
 from manifold_sde.solvers.bookkeeping import GrowthBook, clock_at, log_time_at_zero_ratio
+from manifold_sde.solvers.fingerprint import PROBES, close, probe, route, values_near
 from manifold_sde.solvers.march import Grid, Origin
 from manifold_sde.solvers.plan import Plan
-from manifold_sde.solvers.probes import close, probe, values_at
 from manifold_sde.solvers.solution import Solution
 from manifold_sde.solvers.step_control import StepControl
 from manifold_sde.solvers.step_sizes import StepSizes, Terrain
@@ -265,6 +265,7 @@ class DirectionSolution(Solution):
             "plan": {
                 "problem": repr(plan.sde.problem),
                 "calculus": plan.sde.calculus,
+                "geometry": route(plan.sde),
                 "method": plan.method,
                 "grid": asdict(plan.grid),
                 "control": None if plan.control is None else asdict(plan.control),
@@ -301,7 +302,7 @@ class DirectionSolution(Solution):
     def _restored(
         cls, header: dict[str, Any], tensors: dict[str, Tensor], common: dict[str, Any]
     ) -> DirectionSolution:
-        origin = {name: tensors[name] for name in ("probe", "probe_gradient", "probe_noise")}
+        origin = {name: tensors[name] for name in PROBES}
         arguments: dict[str, Any] = {
             name: tensors[name] for name in ("ts", "ys", "clock", *_FIELDS)
         }
@@ -328,8 +329,8 @@ class DirectionSolution(Solution):
         plan, problem = stored["plan"], sde.problem
         fits = repr(problem) == plan["problem"]
         if fits:
-            mine = values_at(problem, stored["probe"])
-            fits = all(close(mine[name], stored[f"probe_{name}"]) for name in mine)
+            mine = values_near(problem, stored["probe"])
+            fits = all(close(value, stored[f"probe_{name}"]) for name, value in mine.items())
         if not fits:
             raise CheckpointError(
                 "the solution belongs to another equation",
@@ -340,6 +341,13 @@ class DirectionSolution(Solution):
         equation = sde.with_calculus(plan["calculus"])
         first = self.ys[0].reshape(-1, self.ys.shape[-1])[:1]
         equation.require_on_manifold(first)
+        if route(equation) != plan.get("geometry"):
+            raise CheckpointError(
+                "the solution was made with another geometry",
+                received=route(equation),
+                expected=f"{plan.get('geometry')}, with which it was solved",
+                remedy="DirectionDiffusion(problem, geometry=Geometry(problem, METHOD)) as then",
+            )
         return replace(
             self,
             plan=Plan(

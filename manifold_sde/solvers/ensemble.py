@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import importlib
 import itertools
+import os
 import pickle
+import signal
 import threading
+import time
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
 from manifold_sde.arguments import integer
 from manifold_sde.deadline import Progress
-from manifold_sde.errors import ArgumentError, MissingDependencyError, WorkerError
-from manifold_sde.solvers.archive import prepare_folder
+from manifold_sde.errors import ArgumentError, MissingDependencyError, Terminated, WorkerError
+from manifold_sde.solvers.archive import held_folder
 from manifold_sde.solvers.chunk import Outcome, run_chunk
 from manifold_sde.solvers.plan import Plan, Task
 from manifold_sde.solvers.run import Run
@@ -23,6 +27,9 @@ from manifold_sde.solvers.run import Run
 BACKENDS = ("loky", "dask")
 _INSTALL = 'pip install "manifold_sde[cluster]"'
 _ONE_PROCESS = "leave workers out to run in this process"
+#: Seconds after which a process without work ends, and that one has to save its work.
+_IDLE, _PATIENCE = 300, 10
+_ONE = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "MKL", "OPENBLAS")}
 _local = threading.local()
 
 
@@ -52,7 +59,7 @@ def check_workers(workers: object, backend: object) -> int | None:
 
 def outcomes(
     run: Run, workers: int | None, backend: str, progress: bool | str, checkpoint: Path | None
-) -> Iterator[Outcome]:
+) -> Generator[Outcome, None, None]:
     """The outcomes of all chunks of a run, in order, each when it is there.
 
     Args:
@@ -62,12 +69,13 @@ def outcomes(
         progress: Whether to show a progress bar, or its label.
         checkpoint: Folder, or ``None``.
     """
-    alone = workers is None and backend == "loky"
-    if checkpoint is not None:
-        prepare_folder(checkpoint)
+    alone = workers in (None, 1) and backend == "loky"
     label = progress if isinstance(progress, str) else "SDE"
     total, unit = (run.steps, "step") if alone else (run.chunks, "chunk")
-    with Progress(total=total, desc=label, unit=unit, disable=not progress) as bar:
+    with (
+        contextlib.nullcontext() if checkpoint is None else held_folder(checkpoint),
+        Progress(total=total, desc=label, unit=unit, disable=not progress) as bar,
+    ):
         if alone:
             for task in run.tasks(checkpoint):
                 yield run_chunk(run.plan, task, bar.update)
@@ -111,22 +119,112 @@ class _LostWorker(Exception):
         self.__cause__ = cause
 
 
+def _in_order(
+    submit: Callable[[Task], Any],
+    wait: Callable[[list[Any]], object],
+    most: Callable[[], int],
+    tasks: Iterator[Task],
+    under_way: deque[Any],
+) -> Generator[Outcome, None, None]:
+    """Outcomes of tasks in their order.
+
+    Args:
+        submit: Gives a task to a worker and returns its future.
+        wait: Waits until one of some futures is done.
+        most: Number of tasks that may be with workers at once.
+        tasks: The tasks.
+        under_way: The futures, which the caller cancels when this ends early.
+    """
+
+    def fill() -> None:
+        free = most() - sum(not future.done() for future in under_way)
+        under_way.extend(submit(task) for task in itertools.islice(tasks, max(0, free)))
+
+    fill()
+    while under_way:
+        if under_way[0].done():
+            yield under_way.popleft().result()
+        else:
+            wait([future for future in under_way if not future.done()])
+        fill()
+
+
 def _on_loky(
     plan: Plan, tasks: Iterator[Task], workers: int | None
 ) -> Generator[Outcome, None, None]:
-    """Chunks in processes of this machine, through joblib."""
-    joblib = _load("joblib")
-    executor = importlib.import_module("joblib.externals.loky.process_executor")
+    """Chunks in processes of this machine, by the executor that joblib brings along.
+
+    Not by joblib itself, which ends its processes with SIGKILL: here they save their chunks first.
+    """
+    _load("joblib")
     data = _packed(plan)
-    calls = (joblib.delayed(_work)(data, _packed(task)) for task in tasks)
+    loky = importlib.import_module("joblib.externals.loky")
+    executor = loky.get_reusable_executor(workers, timeout=_IDLE, initializer=_begin, env=_ONE)
+    under_way: deque[Any] = deque()
+
+    def submit(task: Task) -> Any:
+        return executor.submit(_work_apart, data, _packed(task))
+
+    def wait(unfinished: list[Any]) -> None:
+        concurrent.futures.wait(unfinished, return_when="FIRST_COMPLETED")
+
     try:
-        with joblib.parallel_config(backend="loky", inner_max_num_threads=1):
-            parallel = joblib.Parallel(n_jobs=workers, batch_size=1, return_as="generator")
-            results = parallel(calls)
-        with contextlib.closing(results):
-            yield from results
-    except executor.BrokenProcessPool as error:
+        yield from _in_order(submit, wait, lambda: 2 * (workers or 1), tasks, under_way)
+    except loky.BrokenProcessPool as error:
         raise _LostWorker(error) from error
+    except BaseException:
+        _end(executor, under_way)
+        raise
+
+
+def _end(executor: Any, under_way: deque[Any]) -> None:
+    """End processes of loky, after they have saved what they do."""
+    for future in under_way:
+        future.cancel()
+    for process in list(executor._processes.values()):
+        process.terminate()
+    concurrent.futures.wait(under_way, timeout=_PATIENCE)
+    executor.shutdown(wait=True, kill_workers=True)
+
+
+class _Worker:
+    """What a process of loky knows of itself."""
+
+    working = False
+    stopping = False
+
+
+def _begin() -> None:
+    """How a process of loky begins: Ctrl-C is for the parent, which says when to stop.
+
+    It ends when the parent does, however that came about.
+    """
+
+    def stop(*_: object) -> None:
+        _Worker.stopping = True
+        if _Worker.working:
+            _Worker.working = False
+            raise Terminated
+
+    def watch(parent: int) -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(1)
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, stop)
+    threading.Thread(target=watch, args=(os.getppid(),), daemon=True).start()
+
+
+def _work_apart(plan: bytes, task: bytes) -> Outcome:
+    """Run a chunk in a process of loky, unless that has been told to stop."""
+    if _Worker.stopping:
+        raise Terminated
+    _Worker.working = True
+    try:
+        return _work(plan, task)
+    finally:
+        _Worker.working = False
 
 
 def _on_dask(
@@ -138,39 +236,33 @@ def _on_dask(
     and for one whose message Dask warns of where warnings are errors.
     """
     distributed = _load("distributed")
-    client = _client(distributed)
     killed = importlib.import_module("distributed.scheduler").KilledWorker
     config = importlib.import_module("dask").config
     large = {"distributed.admin.large-graph-warning-threshold": "1 PB"}
+    with _client(distributed) as client:
 
-    def submit(*call: Any) -> Any:
-        with config.set(large):
-            return client.submit(*call, pure=False)
+        def submit(*call: Any) -> Any:
+            with config.set(large):
+                return client.submit(*call, pure=False)
 
-    # The plan is sent once. Bytes that are submitted, unlike what is scattered, are known to the
-    # scheduler, which has them made again if the workers that hold them die.
-    data = submit(_same, _packed(plan))
-    under_way: deque[Any] = deque()
+        def wait(unfinished: list[Any]) -> None:
+            distributed.wait(unfinished, return_when="FIRST_COMPLETED")
 
-    def fill() -> None:
-        most = workers or 2 * max(1, sum(client.ncores().values()))
-        free = most - sum(not future.done() for future in under_way)
-        for task in itertools.islice(tasks, max(0, free)):
-            under_way.append(submit(_work, data, _packed(task)))
+        def most() -> int:
+            return workers or 2 * max(1, sum(client.ncores().values()))
 
-    try:
-        fill()
-        while under_way:
-            if under_way[0].done():
-                yield under_way.popleft().result()
-            else:
-                unfinished = [future for future in under_way if not future.done()]
-                distributed.wait(unfinished, return_when="FIRST_COMPLETED")
-            fill()
-    except (killed, distributed.CancelledError) as error:
-        raise _LostWorker(error) from error
-    finally:
-        client.cancel(list(under_way))
+        # The plan is sent once. Bytes that are submitted, unlike what is scattered, are known to
+        # the scheduler, which has them made again if the workers that hold them die.
+        data = submit(_same, _packed(plan))
+        under_way: deque[Any] = deque()
+        try:
+            yield from _in_order(
+                lambda task: submit(_work, data, _packed(task)), wait, most, tasks, under_way
+            )
+        except (killed, distributed.CancelledError) as error:
+            raise _LostWorker(error) from error
+        finally:
+            client.cancel(list(under_way))
 
 
 def _same(plan: bytes) -> bytes:
@@ -193,17 +285,33 @@ def _load(name: str) -> Any:
         ) from error
 
 
-def _client(distributed: Any) -> Any:
-    """The Dask client of this process."""
-    try:
-        return distributed.get_client()
-    except ValueError as error:
-        raise ArgumentError(
-            "there is no Dask client",
-            received='backend="dask" without one',
-            expected="a distributed.Client of yours in this process",
-            remedy="client = distributed.Client(), or Client('scheduler:8786')",
-        ) from error
+@contextlib.contextmanager
+def _client(distributed: Any) -> Iterator[Any]:
+    """The Dask client of this process. A task that waits for others leaves its place to them."""
+    with contextlib.ExitStack() as stack:
+        try:
+            distributed.get_worker()
+        except ValueError:
+            try:
+                client = distributed.get_client()
+            except ValueError as error:
+                raise ArgumentError(
+                    "there is no Dask client",
+                    received='backend="dask" without one',
+                    expected="a distributed.Client of yours in this process",
+                    remedy="client = distributed.Client(), or Client('scheduler:8786')",
+                ) from error
+        else:
+            client = stack.enter_context(distributed.worker_client())
+        if client.asynchronous:
+            raise ArgumentError(
+                "the Dask client is asynchronous, and solve waits for its results",
+                received=f"{type(client).__name__}(asynchronous=True)",
+                expected="a client that can be waited for",
+                remedy="in a thread (asyncio.to_thread): with distributed.Client(ADDRESS) as own, "
+                "own.as_current(): solve(...)",
+            )
+        yield client
 
 
 def _packed(value: Any) -> bytes:

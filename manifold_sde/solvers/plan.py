@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +13,7 @@ from manifold_sde.equations import StochasticEquation
 from manifold_sde.solvers.adaptive_march import AdaptiveMarch
 from manifold_sde.solvers.bookkeeping import Book, GrowthBook, log_time_at_zero_ratio
 from manifold_sde.solvers.brownian import BrownianPath
+from manifold_sde.solvers.fingerprint import Fingerprint
 from manifold_sde.solvers.limits import MAX_STEPS
 from manifold_sde.solvers.march import Grid, March
 from manifold_sde.solvers.moments import Observable
@@ -99,7 +99,7 @@ class Task:
     first: int
     start: Tensor
     checkpoint: Path | None = None
-    fingerprint: Mapping[str, Any] = field(default_factory=dict)
+    fingerprint: Fingerprint | None = None
 
     @property
     def n_paths(self) -> int:

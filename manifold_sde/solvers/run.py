@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +32,11 @@ from manifold_sde.solvers.bookkeeping import (
 )
 from manifold_sde.solvers.chunk import Outcome
 from manifold_sde.solvers.direction import DirectionSolution
+from manifold_sde.solvers.fingerprint import Fingerprint, route, summary
 from manifold_sde.solvers.limits import MAX_STEPS, refuse_many_steps, require_memory
 from manifold_sde.solvers.march import Grid
 from manifold_sde.solvers.moments import Moments, Observable, evaluate
 from manifold_sde.solvers.plan import Plan, Task
-from manifold_sde.solvers.probes import values_at
-from manifold_sde.solvers.runner import digest
 from manifold_sde.solvers.schemes import SCHEMES
 from manifold_sde.solvers.solution import Solution
 from manifold_sde.solvers.step_control import Tolerance
@@ -215,19 +214,20 @@ class Run:
     def tasks(self, checkpoint: Path | None = None) -> Iterator[Task]:
         """The chunks, each made when it is asked for."""
         r = self.request
-        common = {} if checkpoint is None else self._fingerprint()
+        common = None if checkpoint is None else self._fingerprint()
         for number, first in enumerate(range(0, r.n_paths, r.chunk_size)):
             size = min(r.chunk_size, r.n_paths - first)
             # One start for all is sent once to a worker, not once a path.
             one = len(r.start) == 1
-            own = r.start.expand(size, -1) if one else r.start[first : first + size].clone()
-            start = own.T
-            if checkpoint is None:
+            own = r.start if one else r.start[first : first + size].clone()
+            start = own.expand(size, -1).T
+            if checkpoint is None or common is None:
                 yield Task(r.first_path + first, start)
                 continue
-            parts = {"first path": r.first_path + first, "start": digest(start.cpu().numpy())}
+            parts = {"start": summary(own).cpu().numpy()}
             file = checkpoint / f"chunk-{number:06d}{SUFFIX}"
-            yield Task(r.first_path + first, start, file, common | parts)
+            fingerprint = common.with_parts({"first path": r.first_path + first}, parts)
+            yield Task(r.first_path + first, start, file, fingerprint)
 
     def config(self) -> dict[str, Any]:
         """What was run, as far as it can be written down."""
@@ -248,32 +248,29 @@ class Run:
             config["ratio"] = r.sde.weight_decay / r.sde.lr
         return config
 
-    def _fingerprint(self) -> dict[str, Any]:
+    def _fingerprint(self) -> Fingerprint:
         """What a checkpoint has to agree in with the run that goes on from it."""
-        r = self.request
-        point = r.start[:1] + 0.125
-        probes = point.norm() * fixed_directions(point.shape[1], _PROBES).to(point)
+        r, plan = self.request, self.plan
+        probes = r.start[0].norm() * fixed_directions(r.start.shape[1], _PROBES).to(r.start)
         with one_thread():
-            seen = {
-                name: digest(evaluate(name, function, probes)[0].detach().cpu().numpy())
+            found = {
+                name: evaluate(f"the observable {name!r}", function, probes)[0]
                 for name, function in (r.observables or {}).items()
             }
-            values = values_at(r.sde.problem, point[0])
-        return {
-            **self.config(),
-            "paths": r.n_paths,
-            "chunk size": r.chunk_size,
-            "grid": repr(self.grid),
-            "step control": repr(self.plan.control),
-            "times": digest(np.array(r.times)),
-            **{name: digest(value.cpu().numpy()) for name, value in values.items()},
-            "observables": seen,
-            "compiled": self.plan.compiled,
-            "dtype": str(r.start.dtype),
-            "device": r.start.device.type,
-            "torch": versions()["torch"],
-            "manifold_sde": versions()["manifold_sde"],
-        }
+            said = {
+                **self.config(),
+                "scheme": plan.method,
+                "geometry": route(r.equation),
+                "paths": r.n_paths,
+                "chunk size": r.chunk_size,
+                "grid": asdict(self.grid),
+                "step control": None if plan.control is None else asdict(plan.control),
+                "observables": {name: list(value.shape) for name, value in found.items()},
+                "compiled": plan.compiled,
+            }
+            seen = {f"observables, {k}": summary(v).cpu().numpy() for k, v in found.items()}
+            seen["times"] = np.array(r.times)
+            return Fingerprint.of(r.sde.problem, r.start[0], said, seen)
 
     def collect(self, outcomes: Iterator[Outcome], batched: bool) -> Solution:
         """The solution, from the chunks in order."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import itertools
 import time
 import warnings
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,21 @@ from manifold_sde.deadline import Progress
 from manifold_sde.derivatives import check_point, require_norms
 from manifold_sde.errors import (
     ArgumentError,
-    CheckpointError,
     LostPathsWarning,
     TimeScaleError,
+    WriteError,
 )
 from manifold_sde.paper import implements
 from manifold_sde.problem import Problem, require_problem
 from manifold_sde.schedules import Schedule
-from manifold_sde.solvers.archive import read_archive, versions, write_archive
+from manifold_sde.solvers.archive import (
+    complete,
+    held_file,
+    read_archive,
+    versions,
+    write_archive,
+)
+from manifold_sde.solvers.fingerprint import Fingerprint, rates, summary
 from manifold_sde.solvers.limits import (
     MAX_SGD_STEPS,
     check_length,
@@ -39,6 +47,8 @@ from manifold_sde.solvers.limits import (
 )
 from manifold_sde.solvers.sgd_step import BLOCK, LANES, SgdState, advance
 from manifold_sde.solvers.solution import Solution
+from manifold_sde.solvers.stopping import Stoppable
+from manifold_sde.threads import one_thread
 
 Rate = float | Sequence[float] | Tensor | Callable[[int], float] | Schedule
 
@@ -94,7 +104,10 @@ def run_sgd(
         ArgumentError, ShapeError: If an argument is out of range or shapes do not fit, or the run
             takes too many steps or too much memory.
         TimeScaleError: If a learning rate or weight decay cannot be used, or a schedule ends.
-        CheckpointError: If the checkpoint is corrupted or belongs to another run.
+        CheckpointError: If the checkpoint is corrupted, belongs to another run, or is in use.
+        WriteError: If the checkpoint cannot be written.
+        KeyboardInterrupt: By Ctrl-C; it says what was saved. With a checkpoint
+            SIGTERM saves too, and ends the process with status 143, where it has no handler.
 
     Warns:
         LostPathsWarning: If paths diverged.
@@ -121,8 +134,13 @@ def run_sgd(
     mode = check_mode(compile)
     worth = int(kept[-1]) >= _WORTH_COMPILING and compiler_available()
     compiled = worth if mode == "auto" else bool(mode)
-    run = _Run(problem, start, schedules, kept, seed, compiled)
-    return run.execute(progress, None if checkpoint is None else Path(checkpoint), batched)
+    file = None if checkpoint is None else Path(checkpoint)
+    with (
+        Stoppable(file),
+        contextlib.nullcontext() if file is None else held_file(file),
+    ):
+        run = _Run(problem, start, schedules, kept, seed, compiled)
+        return run.execute(progress, file, batched)
 
 
 class _Run:
@@ -144,12 +162,15 @@ class _Run:
         self.seed = seed
         self.compiled = compiled
         n, dim = start.shape
+        self.fingerprint: Fingerprint | None = None
         self.ys = start.new_full((len(kept), n, dim), float("nan"))
         self.clock = start.new_full((len(kept), n), float("nan"))
 
     def execute(self, progress: bool | str, checkpoint: Path | None, batched: bool) -> Solution:
         """Run all chunks, from the checkpoint on if there is one."""
         n = len(self.start)
+        if checkpoint is not None:
+            self.fingerprint = self._fingerprint()
         position = self._resume(checkpoint) if checkpoint and checkpoint.exists() else None
         total = self.kept[-1] * -(-n // _CHUNK)
         label = progress if isinstance(progress, str) else "SGD"
@@ -200,29 +221,37 @@ class _Run:
         state = SgdState(x, x.new_zeros(padded), paths)
         done = 0
         if resumed is not None:
-            state.x, state.clock = (torch.from_numpy(resumed[k]).to(x) for k in ("x", "clock"))
+            state.x, state.clock = (resumed[k].to(x) for k in ("x", "clock"))
             done = resumed["step"]
             bar.update(done)
         self._keep(state, rows, done, n)
-        saved = time.monotonic()
-        while done < self.kept[-1]:
-            stop = min(self._next_kept(done), done + BLOCK)
-            lrs, decays = (self._rates(s, done, stop) for s in self.schedules)
-            _check_decay(lrs * decays, done)
-            for taken in advance(
-                self.problem,
-                state,
-                done,
-                (lrs, decays),
-                self.seed,
-                compiled=self.compiled,
-            ):
-                bar.update(taken)
-            done = stop
-            self._keep(state, rows, done, n)
-            if checkpoint and time.monotonic() - saved > _CHECKPOINT_SECONDS:
-                self._save(checkpoint, chunk, done, state)
-                saved = time.monotonic()
+        saved, whole = time.monotonic(), (done, replace(state))
+        try:
+            while done < self.kept[-1]:
+                stop = min(self._next_kept(done), done + BLOCK)
+                lrs, decays = (self._rates(s, done, stop) for s in self.schedules)
+                _check_decay(lrs * decays, done)
+                for taken in advance(
+                    self.problem,
+                    state,
+                    done,
+                    (lrs, decays),
+                    self.seed,
+                    compiled=self.compiled,
+                ):
+                    bar.update(taken)
+                done = stop
+                self._keep(state, rows, done, n)
+                whole = done, replace(state)
+                if checkpoint and time.monotonic() - saved > _CHECKPOINT_SECONDS:
+                    self._save(checkpoint, chunk, *whole)
+                    saved = time.monotonic()
+        except (KeyboardInterrupt, SystemExit):
+            # A block may be half done: the state before it is whole, as no step changes a tensor.
+            if checkpoint:
+                with contextlib.suppress(WriteError):
+                    self._save(checkpoint, chunk, *whole)
+            raise
         if checkpoint:
             self._save(checkpoint, chunk, done, state)
 
@@ -262,54 +291,52 @@ class _Run:
         lr, decay = (schedule.constant for schedule in self.schedules)
         return config if not lr or decay is None else {**config, "ratio": decay / lr}
 
-    def _fingerprint(self) -> dict[str, Any]:
+    def _fingerprint(self) -> Fingerprint:
         """What a checkpoint has to agree in with the run that goes on from it."""
-        probe = self.problem.pointwise.gradient(self.start[0] + 0.125)
-        return {
-            **self._config(),
-            "lr": self._ratedigest(self.schedules[0]),
-            "weight_decay": self._ratedigest(self.schedules[1]),
-            "paths": len(self.start),
-            "kept": digest(np.array(self.kept)),
-            "start": digest(self.start.cpu().numpy()),
-            "gradient": digest(probe.detach().cpu().numpy()),
-            "compiled": self.compiled,
-            "dtype": str(self.start.dtype),
-            "torch": versions()["torch"],
+        said = {**self._config(), "paths": len(self.start), "compiled": self.compiled}
+        seen = {
+            "start": summary(self.start).cpu().numpy(),
+            "kept": np.array(self.kept),
         }
-
-    def _ratedigest(self, schedule: Schedule) -> str:
-        """A number, or a digest of the first and the last values: functions have no name."""
-        if schedule.constant is not None:
-            return repr(schedule.constant)
-        last = self.kept[-1]
-        spans = ((0, min(BLOCK, last)), (max(0, last - BLOCK), last))
-        return digest(np.concatenate([schedule.read(a, b)[0] for a, b in spans]))
+        for schedule in self.schedules:
+            known, sums = rates(schedule, self.kept[-1])
+            said |= known
+            seen |= sums
+        with one_thread():
+            return Fingerprint.of(self.problem, self.start[0], said, seen)
 
     def _save(self, path: Path, chunk: int, step: int, state: SgdState) -> None:
+        assert self.fingerprint is not None
         arrays = {"x": state.x, "clock": state.clock, "kept_ys": self.ys, "kept_clock": self.clock}
-        write_archive(
-            path,
-            _KIND,
-            {"chunk": chunk, "step": step, "run": self._fingerprint()},
-            {name: value.cpu().numpy() for name, value in arrays.items()},
-        )
+        run, seen = self.fingerprint.stored()
+        numbers = {name: value.cpu().numpy() for name, value in arrays.items()}
+        write_archive(path, _KIND, {**run, "chunk": chunk, "step": step}, numbers | seen)
 
     def _resume(self, path: Path) -> dict[str, Any]:
+        """Take up what was saved: chunk, step, x and clock."""
+        assert self.fingerprint is not None
         header, arrays = read_archive(path, _KIND)
-        mine, theirs = self._fingerprint(), header.get("run", {})
-        different = [key for key in mine if mine[key] != theirs.get(key)]
-        if different:
-            shown = "; ".join(f"{k}: {theirs.get(k)} there, {mine[k]} here" for k in different[:3])
-            raise CheckpointError(
-                "the checkpoint belongs to another run",
-                received=f"{path}: {shown}",
-                expected="the same problem, start, rates, steps, seed and versions",
-                remedy="delete the file to start anew, or name another checkpoint",
-            )
-        self.ys = torch.from_numpy(arrays["kept_ys"]).to(self.start)
-        self.clock = torch.from_numpy(arrays["kept_clock"]).to(self.start)
-        return {**header, "x": arrays["x"], "clock": arrays["clock"]}
+        self.fingerprint.require(path, header, arrays)
+        n = len(self.start)
+        with complete(path, "a checkpoint as run_sgd writes it", "delete it to start anew"):
+            chunk, step = integer(header["chunk"]), integer(header["step"])
+            if chunk is None or not 0 <= chunk * _CHUNK < n:
+                raise ValueError(f"chunk {header['chunk']!r}")
+            if step is None or not 0 <= step <= self.kept[-1]:
+                raise ValueError(f"step {header['step']!r} of {self.kept[-1]}")
+            lanes = -(-min(_CHUNK, n - chunk * _CHUNK) // LANES) * LANES
+            shapes = {
+                "x": (self.problem.dim, lanes),
+                "clock": (lanes,),
+                "kept_ys": tuple(self.ys.shape),
+                "kept_clock": tuple(self.clock.shape),
+            }
+            found = {name: torch.from_numpy(arrays[name]) for name in shapes}
+            for name, shape in shapes.items():
+                if found[name].shape != shape or found[name].dtype != self.ys.dtype:
+                    raise ValueError(f"{name} of shape {tuple(found[name].shape)}")
+        self.ys, self.clock = (found[f"kept_{k}"].to(self.start) for k in ("ys", "clock"))
+        return {"chunk": chunk, "step": step, "x": found["x"], "clock": found["clock"]}
 
 
 def _warn_of_divergence(finite: Tensor, kept: list[int]) -> None:
@@ -336,11 +363,6 @@ def _check_decay(products: Tensor, first: int) -> None:
             expected="less than 1, so that 1 - eta lambda is positive",
             remedy="a smaller learning rate or weight decay; lambda is the decoupled one of (1)",
         )
-
-
-def digest(array: Any) -> str:
-    """Short digest of an array's bytes."""
-    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()[:16]
 
 
 def check_steps(steps: object) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import warnings
@@ -29,6 +30,7 @@ from manifold_sde.solvers.runner import starts
 from manifold_sde.solvers.schemes import SCHEMES
 from manifold_sde.solvers.solution import Solution
 from manifold_sde.solvers.step_control import check_tolerance, require_adaptive_scheme
+from manifold_sde.solvers.stopping import Stoppable
 from manifold_sde.solvers.torchsde_bridge import TORCHSDE, refuse_unsound
 
 #: Paths of a chunk, all of them stepped together.
@@ -101,7 +103,7 @@ def solve(
         checkpoint: Folder in which the state is saved on the way, a file a chunk; the same call
             goes on from it, and ends with the same bits as if it had not stopped. Workers write
             it themselves: on several machines it is on a file system that they share.
-        workers: Number of processes that run the chunks; ``None`` for this process. With "dask"
+        workers: Number of processes that run the chunks; ``None`` or 1 for this one. With "dask"
             the largest number of chunks under way at once, ``None`` for as many as it takes.
         backend: "loky" for processes on this machine, "dask" for the workers of the
             ``distributed.Client`` that this process has. Both need the extra ``cluster``.
@@ -117,7 +119,10 @@ def solve(
         ArgumentError, ShapeError: If an argument is out of range or shapes do not fit.
         NotOnManifoldError, RankError, NoiseError: If a start is not on the manifold, or the noise
             vanishes there.
-        CheckpointError: If the checkpoint is corrupted or belongs to another run.
+        CheckpointError: If the checkpoint is corrupted, belongs to another run, or is in use.
+        WriteError: If the checkpoint cannot be written.
+        KeyboardInterrupt: By Ctrl-C; it says what was saved. SIGTERM ends the
+            workers too, and then the process with status 143, where it has no handler.
         WorkerError: If a worker of "loky" died, or the problem cannot be sent to workers. What a
             worker of "dask" was doing when it died is done again by another.
         MissingDependencyError: If joblib or Dask is needed and not installed.
@@ -176,8 +181,11 @@ def solve(
         max_steps=check_max_steps(max_steps),
         noise_along=share,
     )
-    run = Run(request)
-    return run.collect(outcomes(run, workers, backend, progress, folder), batched)
+    with Stoppable(folder, workers=workers is not None):
+        run = Run(request)
+        found = outcomes(run, workers, backend, progress, folder)
+        with contextlib.closing(found):
+            return run.collect(found, batched)
 
 
 def choose(

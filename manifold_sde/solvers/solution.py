@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from manifold_sde.errors import ArgumentError, CheckpointError, MissingDependencyError
+from manifold_sde.errors import ArgumentError, MissingDependencyError
 from manifold_sde.paper import implements
-from manifold_sde.solvers.archive import read_archive, versions, write_archive
+from manifold_sde.solvers.archive import complete, read_archive, versions, write_archive
 from manifold_sde.solvers.equilibrium import EquilibriumAverage, average
 from manifold_sde.solvers.moments import Observable, moments_of
 
@@ -159,7 +159,11 @@ class Solution:
         return {}
 
     def save(self, path: str | Path) -> None:
-        """Write everything to one file, with the versions it was made with."""
+        """Write everything to one file, with the versions it was made with.
+
+        Raises:
+            WriteError: If it cannot be written; what stood there before is as it was.
+        """
         arrays = dict(self._arrays())
         for number, (mean, error) in enumerate(self.observed.values()):
             arrays |= {f"observed_{number}_mean": mean, f"observed_{number}_error": error}
@@ -187,7 +191,7 @@ class Solution:
         """
         header, arrays = read_archive(path, _KIND)
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-        try:
+        with complete(path, "ts, ys, clock, stats and config", "take an intact copy"):
             kind = _class(header.get("class", "Solution"))
             observed = {
                 name: (tensors[f"observed_{k}_mean"], tensors[f"observed_{k}_error"])
@@ -195,13 +199,6 @@ class Solution:
             }
             common = {"stats": header["stats"], "config": header["config"], "observed": observed}
             return kind._restored(header, tensors, common)
-        except (KeyError, TypeError) as error:
-            raise CheckpointError(
-                "the solution's file is incomplete",
-                received=f"{path} without {error}",
-                expected="ts, ys, clock, stats and config",
-                remedy="take an intact copy",
-            ) from error
 
     @classmethod
     def _restored(

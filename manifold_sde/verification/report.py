@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
 import textwrap
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
 
 from tqdm import tqdm
 
-from manifold_sde.errors import ArgumentError
+from manifold_sde.errors import ArgumentError, printable
 from manifold_sde.solvers.archive import versions
 from manifold_sde.verification.result import KINDS, VERDICTS, Result, Verdict, worst
+from manifold_sde.writing import write_text
 
 #: Why a report is not whole; empty where it is.
 Partial = Literal["", "budget", "interrupt"]
@@ -114,7 +116,7 @@ class Report:
             if results:
                 lines += ["", heading]
                 lines += [line for result in results for line in _lines(result, full)]
-        return "\n".join([*lines, "", self.foot])
+        return printable("\n".join([*lines, "", self.foot]))
 
     @property
     def head(self) -> str:
@@ -123,12 +125,12 @@ class Report:
         how += [f"seed {self.seed}"]
         how += [f"{self.seconds:.0f} s"] if self.seconds else []
         about = ", ".join(how)
-        return "\n".join([*_wrapped(f"{self.title}: {self.problem}"), f"({about})"])
+        return printable("\n".join([*_wrapped(f"{self.title}: {self.problem}"), f"({about})"]))
 
     @property
     def foot(self) -> str:
         """What the rows come to, in 80 columns."""
-        return "\n".join([*_wrapped(f"{self.summary}."), *_wrapped(self.conclusion)])
+        return printable("\n".join([*_wrapped(f"{self.summary}."), *_wrapped(self.conclusion)]))
 
     @property
     def conclusion(self) -> str:
@@ -165,8 +167,8 @@ class Report:
         }
 
     def to_json(self) -> str:
-        """The same as JSON."""
-        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False)
+        """The same as JSON, which knows no NaN (null) and no infinity ("Infinity")."""
+        return json.dumps(_plain(self.to_dict()), indent=2, ensure_ascii=False, allow_nan=False)
 
     def to_html(self) -> str:
         """A self-contained page with the plots behind the verdicts."""
@@ -182,6 +184,7 @@ class Report:
 
         Raises:
             ArgumentError: If it has another ending.
+            WriteError: If the file cannot be written; what stood there before is as it was.
         """
         target = Path(path)
         forms = {".html": self.to_html, ".json": self.to_json, ".txt": self.__str__}
@@ -192,8 +195,18 @@ class Report:
                 expected=f"a file that ends in {', '.join(forms)}",
                 remedy='report.save("report.html")',
             )
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(forms[target.suffix]() + "\n", encoding="utf-8")
+        write_text(target, forms[target.suffix]() + "\n")
+
+
+def _plain(value: Any) -> Any:
+    """What JSON can hold: float("Infinity") reads back what it has no number for."""
+    if isinstance(value, Mapping):
+        return {name: _plain(one) for name, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(one) for one in value]
+    if not isinstance(value, float) or math.isfinite(value):
+        return value
+    return None if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
 
 
 class Rows:

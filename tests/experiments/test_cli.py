@@ -3,6 +3,7 @@
 import io
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import manifold_sde
 from manifold_sde.errors import ManifoldSDEError
 from manifold_sde.experiments import cli
 from manifold_sde.experiments.figure2 import Figure2
+from manifold_sde.experiments.files import held_results
 from manifold_sde.experiments.terminal import print_in_any_encoding
 
 TINY = ["figure", "2", "--lr", "0.01", "--until", "0.03", "--runs", "4", "--law-runs", "8"]
@@ -100,6 +102,61 @@ def test_interrupt_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     done = call(*TINY, "--out", str(tmp_path), "--jobs", "1", "--no-compile")
     assert done.exit_code == 130
     assert "goes on from here" in done.stderr
+
+
+@pytest.mark.parametrize("resumable", [True, False])
+def test_sigterm_ends_in_order_with_status_143(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, resumable: bool
+) -> None:
+    """What is under way ends by itself; without a handler the process would be gone at once."""
+    ended: list[str] = []
+
+    def stop(*_: object, **__: object) -> None:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            ended.append("in order")
+
+    name = "figure2.command.simulate" if resumable else "loading.load_problem"
+    monkeypatch.setattr(f"manifold_sde.experiments.{name}", stop)
+    command = [*TINY, "--out", str(tmp_path), "--jobs", "1", "--no-compile"]
+    done = call(*(command if resumable else ["info", "a.py:b"]))
+    assert done.exit_code == 143
+    assert ended == ["in order"]
+    assert ("goes on from here" in done.stderr) is resumable
+    assert "Stopped." in done.stderr
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_two_commands_do_not_make_the_same_results_at_once(tmp_path: Path) -> None:
+    with held_results(tmp_path, "figure2_quick"):
+        done = call(*TINY, "--out", str(tmp_path), "--jobs", "1", "--no-compile")
+    assert done.exit_code == 1
+    assert f"in use by process {os.getpid()}" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = call(*TINY, "--out", str(tmp_path / "file"), "--jobs", "1", "--no-compile")
+    assert done.exit_code == 1
+    assert "Error: the file cannot be written" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_names_do_not_rule_the_terminal(tmp_path: Path) -> None:
+    """A name that clears the screen and turns the text round is spelled out."""
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from manifold_sde import Problem, SphericalNoise\n"
+        "name = 'a\\x1b[2J\\x1b]0;title\\x07b\\u202ec'\n"
+        "problem = Problem(lambda x: 0.5 * (x[2] / x.norm()) ** 2, 3, SphericalNoise(0.3), "
+        "rank=1, name=name)\n"
+    )
+    done = call("info", f"{path}:problem")
+    assert done.exit_code == 0
+    assert r"a\x1b[2J\x1b]0;title\x07b\u202ec" in done.output
+    assert not any(c in done.output for c in "\x1b\x07\u202e")
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 import torch
 
-from manifold_sde import SamplingNoise, problems
-from manifold_sde.errors import CheckpointError
+from manifold_sde import CustomNoise, SamplingNoise, problems
+from manifold_sde.errors import CheckpointError, WriteError
 from manifold_sde.solvers import Solution, run_sgd
 from manifold_sde.solvers.archive import read_archive, write_archive
+from manifold_sde.solvers.sgd_step import BLOCK
 
 SCRIPT = """
 import sys
@@ -143,6 +144,96 @@ def test_callable_schedules_are_told_apart(tmp_path):
     run(path, lr=lambda k: 0.02)
     with pytest.raises(CheckpointError, match="lr"):
         run(path, lr=lambda k: 0.03)
+
+
+@pytest.mark.parametrize("name", ["lr", "weight_decay"])
+@pytest.mark.parametrize("step", [0, 5000, 9999])
+def test_a_schedule_that_differs_at_one_step_is_refused(tmp_path, name, step):
+    """One entry of 10,000, wherever it is, given as a sequence or as a function."""
+    path = tmp_path / "run.ckpt"
+    values = np.full(10_000, 0.01)
+    other, block = values.copy(), step // 1024 * 1024
+    other[step] *= 1.001
+    problem = problems.great_circle()
+
+    def start(schedule):
+        # The first block is enough: what is compared is known before any step.
+        rates = {"lr": values, "weight_decay": values, name: schedule}
+        x0 = problem.minimizer
+        run_sgd(problem, x0, rates["lr"], rates["weight_decay"], 10_000, checkpoint=path)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("manifold_sde.solvers.runner.advance", lambda *_, **__: iter([BLOCK]))
+        start(values)
+        start(lambda k: values[k])
+        for schedule in (other, lambda k: other[k]):
+            with pytest.raises(CheckpointError, match=f"{name}: another in steps {block} to"):
+                start(schedule)
+
+
+def test_noises_of_one_name_are_told_apart(tmp_path):
+    """Two factors of a user's own, the noise of the second ten times that of the first."""
+    path = tmp_path / "run.ckpt"
+
+    def start(scale):
+        def sigma(x):
+            unit = x / x.norm()
+            return scale / x.norm() * (torch.eye(3, dtype=x.dtype) - torch.outer(unit, unit))
+
+        problem = problems.great_circle(noise=CustomNoise(sigma))
+        return run_sgd(problem, problem.minimizer, 0.01, 0.05, 20, compile=False, checkpoint=path)
+
+    first = start(0.3)
+    assert torch.equal(start(0.3).ys, first.ys)
+    with pytest.raises(CheckpointError, match="another run") as caught:
+        start(3.0)
+    assert "noise: " in caught.value.received
+    assert "loss" not in caught.value.received
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"step": 10**9}, "step 1000000000 of 120"),
+        ({"step": -1}, "step -1"),
+        ({"step": "50"}, "step '50'"),
+        ({"step": 7.5}, "step 7.5"),
+        ({"chunk": 3}, "chunk 3"),
+    ],
+)
+def test_a_header_that_does_not_fit_its_run_is_named(tmp_path, change, named):
+    path, kind = tmp_path / "run.ckpt", "checkpoint of run_sgd"
+    run(path)
+    header, arrays = read_archive(path, kind)
+    write_archive(path, kind, {**header, **change}, arrays)
+    with pytest.raises(CheckpointError, match="incomplete") as caught:
+        run(path)
+    assert named in caught.value.received
+
+
+def test_what_is_missing_in_a_checkpoint_is_named(tmp_path):
+    path, kind = tmp_path / "run.ckpt", "checkpoint of run_sgd"
+    run(path)
+    header, arrays = read_archive(path, kind)
+    for name in header:
+        write_archive(path, kind, {k: v for k, v in header.items() if k != name}, arrays)
+        with pytest.raises(CheckpointError, match="incomplete"):
+            run(path)
+    for name in arrays:
+        write_archive(path, kind, header, {k: v for k, v in arrays.items() if k != name})
+        with pytest.raises(CheckpointError, match="incomplete"):
+            run(path)
+        write_archive(path, kind, header, arrays | {name: arrays[name][..., :0]})
+        with pytest.raises(CheckpointError):
+            run(path)
+
+
+def test_a_folder_is_no_file_for_a_checkpoint(tmp_path):
+    """It is said before any step is taken."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("manifold_sde.solvers.runner.advance", None)
+        with pytest.raises(WriteError, match="Is a directory"):
+            run(tmp_path)
 
 
 def test_a_checkpoint_of_another_problem_is_refused(tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 import signal
 import sys
@@ -132,6 +134,92 @@ def test_a_chunk_that_kills_its_workers_is_named(client: Any, tmp_path: Path) ->
         client.run_on_scheduler(allow, number=allowed)
     assert "KilledWorker" in caught.value.received
     client.wait_for_workers(2)
+
+
+# Inside of Dask.
+
+
+def inside() -> Solution:
+    """What a user's own task runs."""
+    return run(n_paths=6, last=4, backend="dask")
+
+
+@contextlib.contextmanager
+def one_thread_for_all(**options: Any) -> Iterator[Any]:
+    """A cluster whose one thread a waiting task must not keep."""
+    with distributed.LocalCluster(
+        n_workers=1,
+        threads_per_worker=1,
+        processes=False,
+        dashboard_address=None,
+        silence_logs=50,
+        **options,
+    ) as cluster:
+        yield cluster
+
+
+def test_a_task_that_solves_on_its_own_cluster_leaves_its_place_to_the_chunks() -> None:
+    """More such tasks than threads: each would wait for ever for a chunk that waits for it."""
+    expected = run(n_paths=6, last=4)
+    with one_thread_for_all() as cluster, distributed.Client(cluster) as client:
+        futures = [client.submit(inside, pure=False) for _ in range(3)]
+        for future in futures:
+            assert_same_bits(future.result(timeout=120), expected)
+        # The thread is there again for others.
+        assert client.submit(lambda: 7, pure=False).result(timeout=60) == 7
+
+
+def test_broken_twin_a_task_that_keeps_its_place_waits_for_ever() -> None:
+    @contextlib.contextmanager
+    def keeping() -> Iterator[Any]:
+        yield distributed.get_client()
+
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        one_thread_for_all() as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        patch.setattr(distributed, "worker_client", keeping)
+        stuck = client.submit(inside, pure=False)
+        try:
+            with pytest.raises(TimeoutError):
+                stuck.result(timeout=5)
+        finally:
+            # A second thread for the chunks: nothing is left waiting.
+            worker = next(iter(cluster.workers.values()))
+            executor = worker.executors["default"]
+            executor._max_workers = 2
+            executor._adjust_thread_count()
+            worker.state.nthreads = 2
+            client.submit(lambda: 7, pure=False)
+            stuck.result(timeout=60)
+
+
+def test_an_asynchronous_client_is_refused_and_the_way_out_works() -> None:
+    async def program() -> Solution:
+        async with (
+            distributed.LocalCluster(
+                n_workers=1,
+                threads_per_worker=1,
+                processes=False,
+                dashboard_address=None,
+                silence_logs=50,
+                asynchronous=True,
+            ) as cluster,
+            distributed.Client(cluster, asynchronous=True) as client,
+        ):
+            with pytest.raises(ArgumentError, match="asynchronous") as caught:
+                inside()
+            assert "asyncio.to_thread" in caught.value.remedy
+            assert "own.as_current()" in caught.value.remedy
+
+            def apart() -> Solution:
+                with distributed.Client(client.scheduler.address) as own, own.as_current():
+                    return inside()
+
+            return await asyncio.wait_for(asyncio.to_thread(apart), 120)
+
+    assert_same_bits(asyncio.run(program()), run(n_paths=6, last=4))
 
 
 def test_without_a_client(monkeypatch: pytest.MonkeyPatch) -> None:

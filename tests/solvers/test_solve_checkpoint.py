@@ -15,7 +15,10 @@ import torch
 from manifold_sde import (
     CustomNoise,
     DirectionDiffusion,
+    Geometry,
     LimitingDiffusion,
+    Problem,
+    SphericalNoise,
     WeightDecaySDE,
     problems,
 )
@@ -344,6 +347,124 @@ def test_problems_of_the_same_name_are_told_apart(tmp_path: Path) -> None:
         run(factor(0.31))
 
 
+def loss_with_a_bump(height: float) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The great circle's loss, with more of it where the start, x_0 > 0, does not look."""
+
+    def loss(x: torch.Tensor) -> torch.Tensor:
+        unit = x / x.norm()
+        return 0.5 * unit[2] ** 2 * (1.0 + height * torch.relu(-unit[0] - 0.5) ** 4)
+
+    return loss
+
+
+def test_a_loss_that_differs_only_away_from_the_start_is_refused(tmp_path: Path) -> None:
+    """Near the start the two are equal to the bit, and so is all that is said of them."""
+    losses = [loss_with_a_bump(height) for height in (0.0, 1.0)]
+    start = torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64)
+    near = start + 0.2 * torch.randn(200, 3, dtype=torch.float64)
+    assert all(float(losses[0](x)) == float(losses[1](x)) for x in near)
+
+    def run(loss: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        problem = Problem(loss, 3, SphericalNoise(0.3), rank=1, name="bump")
+        sde = WeightDecaySDE(problem, lr=0.1, weight_decay=0.1)
+        solve(sde, start, [0.0, 1.0], compile=False, checkpoint=tmp_path)
+
+    run(losses[0])
+    run(loss_with_a_bump(0.0))
+    with pytest.raises(CheckpointError, match="belongs to another run") as caught:
+        run(losses[1])
+    assert "loss: " in caught.value.received
+    assert "gradient: " in caught.value.received
+
+
+def test_a_folder_of_one_geometry_is_not_continued_by_another(tmp_path: Path) -> None:
+    """Dense it steps by "weak2", matrix-free by "walk": both are "split" of the same equation."""
+    problem = problems.mixed_noise_circle()
+
+    def run(method: str, last: float = 0.2) -> None:
+        sde = LimitingDiffusion(problem, geometry=Geometry(problem, method))
+        times = [0.0, last]
+        solve(sde, problem.minimizer, times, dt=0.1, compile=False, checkpoint=tmp_path)
+
+    run("dense")
+    run("dense")
+    with pytest.raises(CheckpointError, match="belongs to another run") as caught:
+        run("matrix_free")
+    assert "scheme: weak2 there, walk here" in caught.value.received
+    assert "geometry: dense, HessianField" in caught.value.received
+
+
+def test_another_machine_may_go_on_and_another_format_may_not(tmp_path: Path) -> None:
+    """The last bits of what was seen differ there; a difference of 1e-6 is one."""
+    weights(checkpoint=tmp_path)
+    file = tmp_path / "chunk-000000.npz"
+    kind = "chunk of a run of solve"
+    header, arrays = read_archive(file, kind)
+    names = [name for name in arrays if name.startswith("run ")]
+    assert {"run start", "run loss", "run gradient", "run noise", "run sgd_noise"} < set(names)
+    for name in names:
+        for off, refused in ((1e-14, False), (1e-6, True)):
+            moved = arrays | {name: arrays[name] * (1.0 + off)}
+            write_archive(file, kind, header, moved)
+            if refused:
+                with pytest.raises(CheckpointError, match=f"{name.removeprefix('run ')}: "):
+                    weights(checkpoint=tmp_path)
+            else:
+                weights(checkpoint=tmp_path)
+    for name, version in (("format", 1), ("manifold_sde", "0.0.1")):
+        changed = {**header, "run": {**header["run"], name: version}}
+        write_archive(file, kind, changed, arrays)
+        with pytest.raises(CheckpointError, match=f"{name}: {version} there"):
+            weights(checkpoint=tmp_path)
+
+
+@pytest.mark.usefixtures("eager_checkpoints")
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"position": 10**9}, "position 1000000000"),
+        ({"position": -1}, "-1 is not a number of steps"),
+        ({"position": "3"}, "'3' is not a number"),
+        ({"steps": None}, ""),
+        ({"finished": True}, ""),
+    ],
+)
+def test_a_header_that_does_not_fit_its_run_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], named: str
+) -> None:
+    def stopping(*arguments: Any) -> None:
+        write_archive(*arguments)
+        raise Stop
+
+    if "steps" in change:
+        weights(checkpoint=tmp_path)
+    else:
+        with monkeypatch.context() as patch:
+            patch.setattr("manifold_sde.solvers.chunk.write_archive", stopping)
+            with pytest.raises(Stop):
+                weights(checkpoint=tmp_path)
+    file, kind = tmp_path / "chunk-000000.npz", "chunk of a run of solve"
+    header, arrays = read_archive(file, kind)
+    write_archive(file, kind, {**header, **change}, arrays)
+    with pytest.raises(CheckpointError, match="incomplete") as caught:
+        weights(checkpoint=tmp_path)
+    assert named in caught.value.received
+
+
+def test_what_is_missing_in_a_chunk_is_named(tmp_path: Path) -> None:
+    weights(checkpoint=tmp_path)
+    file, kind = tmp_path / "chunk-000000.npz", "chunk of a run of solve"
+    header, arrays = read_archive(file, kind)
+    for name in header:
+        write_archive(file, kind, {k: v for k, v in header.items() if k != name}, arrays)
+        with pytest.raises(CheckpointError, match="incomplete"):
+            weights(checkpoint=tmp_path)
+    for name in arrays:
+        write_archive(file, kind, header, {k: v for k, v in arrays.items() if k != name})
+        with pytest.raises(CheckpointError, match="incomplete"):
+            weights(checkpoint=tmp_path)
+
+
 @pytest.mark.parametrize("spoil", ["cut", "noise", "empty", "other", "part"])
 def test_a_spoilt_file_is_named(tmp_path: Path, spoil: str) -> None:
     weights(checkpoint=tmp_path)
@@ -354,7 +475,8 @@ def test_a_spoilt_file_is_named(tmp_path: Path, spoil: str) -> None:
     if spoil == "other":
         write_archive(file, "solution", header, arrays)
     elif spoil == "part":
-        write_archive(file, kind, header, {"kept_x": arrays["kept_x"]})
+        del arrays["kept_x"]
+        write_archive(file, kind, header, arrays)
     else:
         cut = content[: len(content) // 2]
         file.write_bytes({"cut": cut, "noise": b"x" * 1000, "empty": b""}[spoil])

@@ -94,6 +94,33 @@ def test_the_report_as_data() -> None:
         made["nothing"]
 
 
+def test_json_has_no_numbers_that_json_does_not_know() -> None:
+    """Broken twin: json.dumps by itself writes NaN and Infinity, which no other reader takes."""
+
+    def unknown(name: str) -> None:
+        raise ValueError(name)
+
+    odd = replace(HOLDS, statistic=math.inf, limit=-math.inf, tests={"a": math.nan, "b": 0.5})
+    made = replace(report(odd), seconds=math.nan)
+    with pytest.raises(ValueError, match="NaN"):
+        json.loads(json.dumps(made.to_dict()), parse_constant=unknown)
+    data = json.loads(made.to_json(), parse_constant=unknown)
+    (result,) = data["results"]
+    assert float(result["statistic"]) == math.inf
+    assert float(result["limit"]) == -math.inf
+    assert result["tests"] == {"a": None, "b": 0.5}
+    assert data["seconds"] is None
+
+
+def test_names_do_not_rule_the_terminal() -> None:
+    made = replace(report(HOLDS), problem="a\x1b[2J\x07b")
+    for text in (str(made), made.text(full=True)):
+        assert r"a\x1b[2J\x07b" in text
+        assert "\x1b" not in text
+    error = errors.ArgumentError("no", received="a\x1b[2J name\nof two lines")
+    assert str(error) == "no\n  received: a\\x1b[2J name\nof two lines"
+
+
 def test_files(tmp_path: Path) -> None:
     made = report(HOLDS, FAILS)
     for name in ("a/report.html", "report.json", "report.txt"):

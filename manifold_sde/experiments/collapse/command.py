@@ -25,13 +25,14 @@ from manifold_sde.experiments.collapse.network import FUNCTIONS
 from manifold_sde.experiments.collapse.plots import plot_collapse
 from manifold_sde.experiments.collapse.settings import Settings
 from manifold_sde.experiments.collapse.simulation import AXES, CollapseData, simulate
-from manifold_sde.experiments.files import discard
+from manifold_sde.experiments.files import discard, held_results, save_figure
 from manifold_sde.experiments.printing import (
     GOING_ON,
     plain_table,
     print_findings,
     print_full_form,
 )
+from manifold_sde.writing import write_text
 
 
 def make_collapse(
@@ -59,25 +60,24 @@ def make_collapse(
     """
     settings = settings.where_possible()
     name = "collapse" if full else "collapse_quick"
-    unfinished = out / f"{name}.unfinished"
-    if restart:
-        discard(unfinished)
-    out.mkdir(parents=True, exist_ok=True)
-    _announce(settings, unfinished, console, full)
 
     def done(label: str, seconds: float) -> None:
         console.print(f"{label}: {seconds:.0f} s", highlight=False)
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", CompilationWarning)
-        data = simulate(settings, folder=unfinished, progress=console.is_terminal, done=done)
-    console.print("Measuring and drawing ...")
-    rows, apart = measure(data), distances(data)
-    sentences = verdicts(data, rows, apart)
-    files = write(data, rows, apart, sentences, out, name)
-    discard(unfinished)
-    _conclude(data, rows, sentences, files, console, full)
-    return files
+    with held_results(out, name) as unfinished:
+        if restart:
+            discard(unfinished)
+        _announce(settings, unfinished, console, full)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", CompilationWarning)
+            data = simulate(settings, folder=unfinished, progress=console.is_terminal, done=done)
+        console.print("Measuring and drawing ...")
+        rows, apart = measure(data), distances(data)
+        sentences = verdicts(data, rows, apart)
+        files = write(data, rows, apart, sentences, out, name)
+        discard(unfinished)
+        _conclude(data, rows, sentences, files, console, full)
+        return files
 
 
 def write(
@@ -92,12 +92,12 @@ def write(
     files = [out / f"{name}.{kind}" for kind in ("png", "pdf", "npz", "csv")]
     files += [out / f"{name}_diffusion.csv", out / f"{name}.txt"]
     canvas = plot_collapse(data, rows)
-    canvas.savefig(files[0], dpi=130)
-    canvas.savefig(files[1])
+    save_figure(canvas, files[0], dpi=130)
+    save_figure(canvas, files[1])
     data.save(files[2])
     write_tables(rows, apart, (files[3], files[4]))
     text = [_description(data.settings, data.dim, data.rank), "", *sentences, ""]
-    files[5].write_text("\n".join(text), encoding="utf-8")
+    write_text(files[5], "\n".join(text))
     return files
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from manifold_sde.experiments.collapse.curve_statistics import (
 )
 from manifold_sde.experiments.collapse.network import FUNCTIONS
 from manifold_sde.experiments.collapse.simulation import AXES, CollapseData, Ensemble
+from manifold_sde.experiments.files import write_csv
 
 #: The axes in words.
 AXIS_NAMES = {
@@ -122,10 +122,7 @@ def _write(path: Path, rows: Sequence[Row | DistanceRow]) -> None:
     for row in rows:
         fields = {name: value for name, value in vars(row).items() if name != "result"}
         flat.append({**fields, **vars(row.result)})
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(flat[0]))
-        writer.writeheader()
-        writer.writerows(flat)
+    write_csv(path, flat, list(flat[0]))
 
 
 def verdicts(data: CollapseData, rows: Sequence[Row], apart: Sequence[DistanceRow]) -> list[str]:

@@ -22,7 +22,7 @@ from manifold_sde.experiments.figure2.plots import plot_figure2
 from manifold_sde.experiments.figure2.settings import DESIGNS, Settings
 from manifold_sde.experiments.figure2.simulation import Figure2, simulate
 from manifold_sde.experiments.figure2.workers import simulate_in_processes
-from manifold_sde.experiments.files import discard
+from manifold_sde.experiments.files import discard, held_results, save_figure
 from manifold_sde.experiments.printing import (
     GOING_ON,
     plain_table,
@@ -58,35 +58,34 @@ def make_figure2(
     if settings.compiled and not compiler_available():
         settings = settings.without_compiler()
     name = "figure2" if settings.step_limit is None else "figure2_quick"
-    unfinished = out / f"{name}.unfinished"
-    if restart:
+    with held_results(out, name) as unfinished:
+        if restart:
+            discard(unfinished)
+        _announce(settings, unfinished, console)
+        if jobs == 1:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", CompilationWarning)
+                figure = simulate(settings, folder=unfinished, progress=console.is_terminal)
+        else:
+            with Screen(console, list(DESIGNS)) as screen:
+                figure = simulate_in_processes(settings, unfinished, screen)
+        if settings.compiled and not figure.settings.compiled:
+            console.print(
+                "The C++ compiler failed: the runs are uncompiled, and the quick form shorter."
+            )
+        console.print("Comparing and drawing ...")
+        files = write(figure, out, name)
         discard(unfinished)
-    out.mkdir(parents=True, exist_ok=True)
-    _announce(settings, unfinished, console)
-    if jobs == 1:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", CompilationWarning)
-            figure = simulate(settings, folder=unfinished, progress=console.is_terminal)
-    else:
-        with Screen(console, list(DESIGNS)) as screen:
-            figure = simulate_in_processes(settings, unfinished, screen)
-    if settings.compiled and not figure.settings.compiled:
-        console.print(
-            "The C++ compiler failed: the runs are uncompiled, and the quick form shorter."
-        )
-    console.print("Comparing and drawing ...")
-    files = write(figure, out, name)
-    discard(unfinished)
-    _conclude(figure, files, console)
-    return files
+        _conclude(figure, files, console)
+        return files
 
 
 def write(figure: Figure2, out: Path, name: str) -> list[Path]:
     """Write the picture as PNG and PDF, the data, and the table of the comparison."""
     files = [out / f"{name}.{kind}" for kind in ("png", "pdf", "npz", "csv")]
     canvas = plot_figure2(figure)
-    canvas.savefig(files[0], dpi=150)
-    canvas.savefig(files[1])
+    save_figure(canvas, files[0], dpi=150)
+    save_figure(canvas, files[1])
     figure.save(files[2])
     write_table(compare(figure), files[3])
     return files

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import math
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from scipy.special import ndtr
 
 from manifold_sde.experiments.figure2.settings import DESIGNS, Plan
 from manifold_sde.experiments.figure2.simulation import Figure2, Run
+from manifold_sde.experiments.files import write_csv
 from manifold_sde.verification.exact import WrappedNormal
 from manifold_sde.verification.statistics import (
     VarianceRatio,
@@ -140,10 +140,7 @@ def _compare(run: Run, index: int, law: WrappedNormal) -> Comparison:
 def write_table(rows: Sequence[Comparison], path: Path) -> None:
     """Write the rows as CSV."""
     names = [field.name for field in dataclasses.fields(Comparison)]
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, names)
-        writer.writeheader()
-        writer.writerows(dataclasses.asdict(row) for row in rows)
+    write_csv(path, [dataclasses.asdict(row) for row in rows], names)
 
 
 def verdicts(rows: Sequence[Comparison]) -> list[str]:

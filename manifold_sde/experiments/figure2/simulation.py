@@ -14,16 +14,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from manifold_sde.errors import CheckpointError, CompilationWarning, NonFiniteError
+from manifold_sde.errors import CompilationWarning, NonFiniteError
 from manifold_sde.experiments.figure2.settings import DESIGNS, Plan, Settings
 from manifold_sde.paper import implements
 from manifold_sde.problems import NormalizedLinear
 from manifold_sde.solvers import Solution, run_sgd
-from manifold_sde.solvers.archive import read_archive, versions, write_archive
+from manifold_sde.solvers.archive import complete, read_archive, versions, write_archive
 from manifold_sde.verification.exact import AngleLaw
 
 Array = NDArray[np.float64]
 
+_ANEW = "make the figure anew, with --restart"
 _RUN = "ensemble of figure 2"
 _FIGURE = "figure 2"
 
@@ -57,7 +58,8 @@ class Run:
     def load(cls, path: Path) -> Run:
         """Read what :meth:`save` wrote."""
         header, arrays = read_archive(path, _RUN)
-        return cls(_plan(header["plan"]), **arrays)
+        with complete(path, "runs as this version writes them", _ANEW):
+            return cls(_plan(header["plan"]), **{name: arrays[name] for name in _array_names()})
 
     def arrays(self) -> dict[str, Array]:
         """The arrays by name."""
@@ -118,7 +120,7 @@ class Figure2:
             CheckpointError: If the file is missing, corrupted, or holds something else.
         """
         header, arrays = read_archive(path, _FIGURE)
-        try:
+        with complete(path, "what Figure2.save of this version wrote", _ANEW):
             fields = header["settings"]
             runs = [
                 Run(_plan(plan), **{n: arrays[f"run{i}_{n}"] for n in _array_names()})
@@ -130,13 +132,6 @@ class Figure2:
                 {name: AngleLaw(**law) for name, law in header["laws"].items()},
                 header["conditions"],
             )
-        except (KeyError, TypeError) as error:
-            raise CheckpointError(
-                "the figure's data are incomplete or of another version",
-                received=f"{path}: {type(error).__name__}: {error}",
-                expected="what Figure2.save of this version wrote",
-                remedy="make the figure anew",
-            ) from error
 
 
 def _array_names() -> tuple[str, ...]:

@@ -23,7 +23,7 @@ from manifold_sde.errors import (
     ManifoldSDEWarning,
     NoDiffusionWarning,
 )
-from manifold_sde.experiments.files import output_of
+from manifold_sde.experiments.files import output_of, save_figure
 from manifold_sde.experiments.loading import load_problem, make_known_to_workers
 from manifold_sde.experiments.simulate.inputs import (
     at_batch_size,
@@ -158,7 +158,7 @@ def simulate_law(settings: Settings, console: Console, notes: Console) -> list[P
         found = [] if sgd is None else summarize(problem, _limits(problem, sgd))
     files.append(output.with_suffix(".png"))
     figure = plot_law(rows, found, *_labels(settings, problem))
-    figure.savefig(files[-1], dpi=150)
+    save_figure(figure, files[-1], dpi=150)
     _conclude(settings, rows, found, asked, law, console)
     for file in files:
         console.print(Text(str(file)), soft_wrap=True)

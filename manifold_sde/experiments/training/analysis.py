@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from scipy import stats
 
+from manifold_sde.experiments.files import write_csv
 from manifold_sde.experiments.training.record import Array, TrainingRun
 from manifold_sde.paper import implements
 
@@ -342,7 +342,4 @@ def rows(run: TrainingRun) -> list[dict[str, float]]:
 def write_table(run: TrainingRun, path: Path) -> None:
     """Write the table as CSV."""
     table = rows(run)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(table[0]))
-        writer.writeheader()
-        writer.writerows(table)
+    write_csv(path, table, list(table[0]))

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from manifold_sde.errors import ArgumentError
-from manifold_sde.experiments.files import discard
+from manifold_sde.experiments.files import discard, held_results, save_figure
 from manifold_sde.experiments.printing import (
     GOING_ON,
     plain_table,
@@ -25,6 +25,7 @@ from manifold_sde.experiments.training.plots import plot_figure1, plot_figure3
 from manifold_sde.experiments.training.record import TrainingRun
 from manifold_sde.experiments.training.settings import Settings
 from manifold_sde.experiments.training.simulation import train, train_group
+from manifold_sde.writing import write_text
 
 _DRAW = {1: plot_figure1, 3: plot_figure3}
 
@@ -57,23 +58,24 @@ def make_figure(
     suffix = ("_cifar10" if settings.data == "cifar10" else "") + (
         "_quick" if settings.form == "quick" else ""
     )
-    data, unfinished = out / f"training{suffix}.npz", out / f"training{suffix}.unfinished"
+    data = out / f"training{suffix}.npz"
     run = None if restart else TrainingRun.saved(data, settings)
     if run is None:
         require(settings)
-    _announce(number, settings, console)
-    if restart:
-        discard(unfinished)
-    if run is not None:
-        console.print("Both figures come from the same runs, which are there: drawn from")
-        console.print(Text(f"{data} (--restart trains anew)."), soft_wrap=True)
-    else:
-        run = _trained(settings, out, unfinished, console, jobs)
-        run.save(data)
-        discard(unfinished)
-    files = [*write(number, run, out, f"figure{number}{suffix}"), data]
-    _conclude(number, run, files, console)
-    return files
+    with held_results(out, f"training{suffix}") as unfinished:
+        _announce(number, settings, console)
+        if restart:
+            discard(unfinished)
+        if run is not None:
+            console.print("Both figures come from the same runs, which are there: drawn from")
+            console.print(Text(f"{data} (--restart trains anew)."), soft_wrap=True)
+        else:
+            run = _trained(settings, unfinished, console, jobs)
+            run.save(data)
+            discard(unfinished)
+        files = [*write(number, run, out, f"figure{number}{suffix}"), data]
+        _conclude(number, run, files, console)
+        return files
 
 
 def require(settings: Settings) -> None:
@@ -95,10 +97,7 @@ def require(settings: Settings) -> None:
         ) from error
 
 
-def _trained(
-    settings: Settings, out: Path, unfinished: Path, console: Console, jobs: int
-) -> TrainingRun:
-    out.mkdir(parents=True, exist_ok=True)
+def _trained(settings: Settings, unfinished: Path, console: Console, jobs: int) -> TrainingRun:
     keys = (settings.key(), settings.training_key())
     if any(any(unfinished.glob(f"*{key}*")) for key in keys):
         console.print(GOING_ON)
@@ -124,11 +123,11 @@ def write(number: int, run: TrainingRun, out: Path, name: str) -> list[Path]:
     """Write the picture as PNG and PDF, the table, and the description in words."""
     files = [out / f"{name}.{kind}" for kind in ("png", "pdf", "csv", "txt")]
     canvas = _DRAW[number](run)
-    canvas.savefig(files[0], dpi=150)
-    canvas.savefig(files[1])
+    save_figure(canvas, files[0], dpi=150)
+    save_figure(canvas, files[1])
     write_table(run, files[2])
     words = [_setting(run.settings), *sentences(run)]
-    files[3].write_text("\n\n".join(words) + "\n", encoding="utf-8")
+    write_text(files[3], "\n\n".join(words) + "\n")
     return files
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from manifold_sde.errors import CheckpointError
 from manifold_sde.experiments.training.settings import Settings
-from manifold_sde.solvers.archive import read_archive, versions, write_archive
+from manifold_sde.solvers.archive import complete, read_archive, versions, write_archive
 
 Array = NDArray[np.float64]
 
@@ -75,15 +75,8 @@ class TrainingRun:
             CheckpointError: If the file is missing, corrupted, or holds something else.
         """
         header, arrays = read_archive(path, _KIND)
-        try:
+        with _complete(path):
             return cls(Settings(**header["settings"]), header["steps_per_epoch"], **arrays)
-        except (KeyError, TypeError) as error:
-            raise CheckpointError(
-                "the figure's data are incomplete or of another version",
-                received=f"{path}: {type(error).__name__}: {error}",
-                expected="what TrainingRun.save of this version wrote",
-                remedy="make the figure anew, with --restart",
-            ) from error
 
     @classmethod
     def saved(cls, path: Path, settings: Settings) -> TrainingRun | None:
@@ -91,9 +84,10 @@ class TrainingRun:
         if not path.is_file():
             return None
         header, _ = read_archive(path, _KIND)
-        same = header.get("key") == settings.key()
-        if not same or Settings(**header["settings"]).seeds != settings.seeds:
-            return None
+        with _complete(path):
+            same = header.get("key") == settings.key()
+            if not same or Settings(**header["settings"]).seeds != settings.seeds:
+                return None
         return cls.load(path)
 
     @classmethod
@@ -102,6 +96,11 @@ class TrainingRun:
         arrays = [part.arrays() for part in parts]
         whole = {name: np.concatenate([part[name] for part in arrays]) for name in array_names()}
         return cls(settings, parts[0].steps_per_epoch, **whole)
+
+
+def _complete(path: str | Path) -> AbstractContextManager[None]:
+    what = "what TrainingRun.save of this version wrote"
+    return complete(path, what, "make the figure anew, with --restart")
 
 
 def array_names() -> tuple[str, ...]:

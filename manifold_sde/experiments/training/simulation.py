@@ -18,7 +18,7 @@ from manifold_sde.experiments.training.fleet import Fleet, augmented, batches, s
 from manifold_sde.experiments.training.record import TrainingRun
 from manifold_sde.experiments.training.settings import Settings
 from manifold_sde.paper import implements
-from manifold_sde.solvers.archive import read_archive, write_archive
+from manifold_sde.solvers.archive import complete, read_archive, write_archive
 
 _KIND = "checkpoint of figures 1 and 3"
 _CHECKPOINT_SECONDS = 20.0
@@ -259,10 +259,7 @@ class _Group:
         """Steps of SGD from a state on, or from its checkpoint, which is left behind."""
         path = self._checkpoint(part)
         if path is not None and path.exists():
-            header, arrays = read_archive(path, _KIND)
-            state.step = header["step"]
-            state.x = torch.from_numpy(arrays.pop("x")).to(state.x)
-            state.kept.update(arrays)
+            self._resume(path, state, epochs * self.per_epoch)
         last = epochs * self.per_epoch
         saved = time.monotonic()
         with tqdm(
@@ -290,6 +287,16 @@ class _Group:
         if path is not None:
             state.step = last + 1  # what comes before the end is done
             self._save(path, state)
+
+    def _resume(self, path: Path, state: _State, last: int) -> None:
+        """Take up what :meth:`_save` wrote; a step past the last says that all is done."""
+        header, arrays = read_archive(path, _KIND)
+        with complete(path, "a checkpoint of these runs", "--restart starts anew"):
+            step, x = header["step"], torch.from_numpy(arrays.pop("x"))
+            if type(step) is not int or not 0 <= step <= last + 1 or x.shape != state.x.shape:
+                raise ValueError(f"step {step!r} of {last}, weights {tuple(x.shape)}")
+            state.step, state.x = step, x.to(state.x)
+            state.kept.update({name: arrays[name] for name in state.kept})
 
     def _steps(
         self, keys: list[tuple[int, int, int]], first: int, last: int
