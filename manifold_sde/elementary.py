@@ -116,6 +116,11 @@ def _instance_norm(
     )
 
 
+def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    dims = [d for d in range(v.dim()) if dim == -1 or d != dim % v.dim()]
+    return v * (g / v.square().sum(dims, keepdim=True).sqrt())
+
+
 _REPLACEMENTS: dict[Any, Callable[..., Tensor]] = {
     functional.layer_norm: _layer_norm,
     torch.layer_norm: _layer_norm,
@@ -123,6 +128,7 @@ _REPLACEMENTS: dict[Any, Callable[..., Tensor]] = {
     torch.batch_norm: _batch_norm,
     functional.instance_norm: _functional_instance_norm,
     torch.instance_norm: _instance_norm,
+    torch._weight_norm: _weight_norm,
 }
 
 

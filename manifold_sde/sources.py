@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from manifold_sde.derivatives import batched, check_point
+from manifold_sde.elementary import ElementaryFunction
 from manifold_sde.errors import ArgumentError
 from manifold_sde.noise.base import Noise
 
@@ -222,10 +223,11 @@ class Sources:
                 with the inputs.
         """
         network = self.require_network()
-        network = network.on(inputs, network.targets) if inputs else network
+        if inputs:
+            network = network.on(tuple(v.contiguous() for v in inputs), network.targets)
         check_point(x, network.weights.dim)
         try:
-            return batched(network.outputs, x)
+            return batched(ElementaryFunction(network.outputs), x)
         except RuntimeError as error:
             shapes = [tuple(value.shape) for value in network.inputs]
             raise ArgumentError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch.func import functional_call
 
 from manifold_sde.errors import ArgumentError, DTypeError, ShapeError
 from manifold_sde.loss_checks import first_line
+from manifold_sde.networks.copies import independent_copy
 from manifold_sde.samples import follow
 
 #: Criteria that compare each output with a target of its own.
@@ -58,7 +58,7 @@ class Criterion:
         self.name = getattr(criterion, "__name__", type(criterion).__name__)
         self._function: Callable[..., Any] = criterion
         if isinstance(criterion, nn.Module):
-            unreduced = copy.deepcopy(criterion).requires_grad_(False)
+            unreduced = independent_copy(criterion, "criterion")
             if isinstance(getattr(unreduced, "reduction", None), str):
                 unreduced.reduction = "none"  # type: ignore[assignment]
             self._function = unreduced

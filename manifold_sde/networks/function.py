@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from manifold_sde.networks.copies import independent_copy, unchanged
 from manifold_sde.networks.criteria import Criterion
 from manifold_sde.networks.weights import Weights
 from manifold_sde.samples import SampleFunction, follow
@@ -46,7 +47,7 @@ class NetworkFunction:
         block: int = 1,
         samples: bool = True,
     ) -> None:
-        self.module = copy.deepcopy(module).requires_grad_(False)
+        self.module = independent_copy(module, "module")
         self.criterion = criterion
         self.inputs = inputs
         self.targets = targets
@@ -97,9 +98,12 @@ class NetworkFunction:
             constants: Frozen parameters and buffers in place of the network's own; where the module
                 changes one of them, the dictionary holds the changed one afterwards.
         """
+        with unchanged(self.module):
+            return self.call(x, self.constants_for(x) if constants is None else constants)
+
+    def call(self, x: Tensor, constants: dict[str, Tensor]) -> Tensor:
+        """As :meth:`outputs`, with what the module keeps of a call left in it."""
         inputs = tuple(follow(value, x) for value in self.inputs)
-        if constants is None:
-            constants = self.constants_for(x)
         values = self.weights.unflatten(x) | constants
         outputs = functional_call(self.module, values, inputs)
         constants.update((name, values[name]) for name in constants)

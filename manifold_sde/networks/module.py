@@ -116,5 +116,7 @@ def problem_from_module(
         if module_checks.coupled(network, outputs):
             module_checks.require_uncoupled_noise(network, noise)
             network = network.with_samples(block=len(targets), samples=measure.is_least_squares)
+        else:
+            module_checks.check_single(network)
     kind = ModuleLeastSquaresProblem if measure.is_least_squares else ModuleProblem
     return kind(network, noise, rank=rank, name=name)

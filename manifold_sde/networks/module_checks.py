@@ -20,6 +20,7 @@ from manifold_sde.errors import (
     ShapeError,
 )
 from manifold_sde.loss_checks import first_line, fixed_directions
+from manifold_sde.networks.copies import unchanged
 from manifold_sde.networks.function import NetworkFunction
 from manifold_sde.networks.layers import GhostBatchNorm
 from manifold_sde.noise import LabelNoise, SamplingNoise
@@ -69,6 +70,7 @@ def check_module(module: object) -> None:
             expected="a fixed function of the weights",
             remedy="module.eval(), or p=0 (module.eval() also fixes the statistics of batch norm)",
         )
+    _refuse_without_values(module)
     running = [
         name
         for name, m in module.named_modules()
@@ -82,6 +84,35 @@ def check_module(module: object) -> None:
             remedy="manifold_sde.networks.GhostBatchNorm in their place; track_running_stats=False "
             "for statistics of the whole batch; module.eval() for fixed statistics, which are "
             "not scale-invariant",
+        )
+
+
+def _refuse_without_values(module: nn.Module) -> None:
+    """Refuse modules that cannot be called with other weights, or have none."""
+    compiled = [n for n, m in module.named_modules() if isinstance(m, torch.jit.ScriptModule)]
+    if compiled:
+        raise ArgumentError(
+            "the module was compiled by torch.jit, and cannot be called with other weights",
+            received=f"compiled: {', '.join(compiled[:4]) if all(compiled) else 'all of it'}",
+            expected="a module in Python",
+            remedy="the module that torch.jit.script or torch.jit.trace was given; "
+            "module.load_state_dict(scripted.state_dict()) gives it the weights",
+        )
+    if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        raise ArgumentError(
+            "the module is a wrapper that spreads samples over devices",
+            received=type(module).__name__,
+            expected="the module that computes the outputs",
+            remedy="module.module",
+        )
+    tensors = [*module.named_parameters(), *module.named_buffers()]
+    empty = [name for name, value in tensors if value.is_meta]
+    if empty:
+        raise ArgumentError(
+            "the module has parameters or buffers without values",
+            received=f"on the device meta: {', '.join(empty[:4])}",
+            expected="tensors with values",
+            remedy='module.to_empty(device="cpu"), then load_state_dict or initialise it',
         )
 
 
@@ -109,6 +140,13 @@ def check_data(inputs: object, targets: object) -> tuple[tuple[Tensor, ...], Ten
                 expected="a tensor (N, ...), a sample a row",
                 remedy="torch.as_tensor(array); for a Dataset, torch.stack of its samples",
             )
+        if value.is_meta:
+            raise DTypeError(
+                f"the {name} have no values",
+                received="a tensor on the device meta",
+                expected="a tensor with values",
+                remedy="make the data outside of `with torch.device('meta')`",
+            )
         if not bool(torch.isfinite(value).all()):
             bad = (~torch.isfinite(value)).reshape(len(value), -1).any(1)
             raise NonFiniteError(
@@ -118,7 +156,7 @@ def check_data(inputs: object, targets: object) -> tuple[tuple[Tensor, ...], Ten
                 expected="finite numbers",
                 remedy="leave these samples out; look for a division by a deviation of 0",
             )
-        tensors.append(value.detach())
+        tensors.append(value.detach().contiguous())  # torch.func wants the usual layout
     counts = {len(value) for value in tensors}
     if len(counts) > 1 or counts == {0}:
         raise ShapeError(
@@ -169,9 +207,9 @@ def check_forward(function: NetworkFunction) -> Tensor:
     constants = function.constants_for(x)
     after = _clones(constants)
     try:
-        with torch.random.fork_rng():
-            outputs = ElementaryFunction(lambda z: function.outputs(z, after))(x)
-            again = ElementaryFunction(lambda z: function.outputs(z, _clones(constants)))(x)
+        with torch.random.fork_rng(), unchanged(function.module):
+            outputs = ElementaryFunction(lambda z: function.call(z, after))(x)
+            again = ElementaryFunction(lambda z: function.call(z, _clones(constants)))(x)
     except ManifoldSDEError:
         raise
     except Exception as error:
@@ -254,6 +292,28 @@ def coupled(function: NetworkFunction, outputs: Tensor) -> bool:
             if float(change) > _COUPLED * float(outputs.abs().max()):
                 return True
     return False
+
+
+def check_single(function: NetworkFunction) -> None:
+    """Refuse a module that cannot be called with one block of samples.
+
+    Raises:
+        ArgumentError: With the way out.
+    """
+    try:
+        few = function.of_blocks([0])
+        outputs = ElementaryFunction(few.outputs)(fixed_directions(function.weights.dim, 1)[0])
+        if len(outputs) == function.block:
+            return
+        received = f"outputs {tuple(outputs.shape)}"
+    except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        received = first_line(error)
+    raise ArgumentError(
+        f"the module {function.__name__} takes one number of samples only",
+        received=f"{received}, for {function.block} of the {len(function.targets)} samples",
+        expected="outputs for any samples: their gradients are computed one by one",
+        remedy="x.flatten(1) in place of x.view(32, -1), len(x) in place of a batch size",
+    )
 
 
 def require_uncoupled_noise(function: NetworkFunction, noise: Noise) -> None:
