@@ -197,7 +197,7 @@ def elementary(function: Callable[..., Tensor], *arguments: Tensor) -> Callable[
     """
     if any(f in _REPLACEMENTS for f in functions_called(function, *arguments)):
         if isinstance(function, SampleFunction):
-            return SampleFunction(ElementaryFunction(function.function), *function.data)
+            return function.of(ElementaryFunction(function.function))
         return ElementaryFunction(function)
     return function
 

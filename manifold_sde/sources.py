@@ -75,6 +75,7 @@ class Sources:
         name: str | None = None,
         frozen: str | Iterable[str] = (),
         ghost_size: int | None = None,
+        memory: int | str | None = None,
     ) -> Problem:
         """Problem from a module, a criterion and data: x is the vector of trained parameters.
 
@@ -98,6 +99,9 @@ class Sources:
             ghost_size: Number of samples, one after the other, that form a ghost batch, for a
                 module that couples them; :class:`~manifold_sde.networks.GhostBatchNorm` is found by
                 itself. The mean loss of a ghost batch is then one sample loss, and Xi = N / B.
+            memory: Bytes that one pass over samples may take, or a string such as ``"2 GiB"``;
+                1 GiB by default. Where samples do not act on each other, the loss and its
+                derivatives are sums over as many passes as are needed.
 
         Returns:
             A problem with ``vector``, ``load_into``, ``layers`` and ``part``. Where the outputs
@@ -106,7 +110,8 @@ class Sources:
 
         Raises:
             ArgumentError, ShapeError, DTypeError, NonFiniteError: If the module is random, changes
-                its buffers or raises, or data and criterion do not fit it.
+                its buffers or raises, or data and criterion do not fit it, or the memory is not
+                enough.
             NoiseError: If the noise needs samples that the network couples.
             DifferentiationError: If torch cannot differentiate the network three times.
         """
@@ -122,6 +127,7 @@ class Sources:
             name=name,
             frozen=frozen,
             ghost_size=ghost_size,
+            memory=memory,
         )
 
     def require_network(self) -> NetworkFunction:
