@@ -27,9 +27,9 @@ from manifold_sde.samples import follow
 #: Memory of one pass, where the user gives none: fixed, so that results do not depend on the
 #: machine.
 DEFAULT_MEMORY = 1 << 30
-#: Part of the memory that the tensors of a pass are planned to take. Allocators keep up to as much
-#: again between passes.
-_PLANNED = 0.4
+#: Part of the memory that the tensors of a pass are planned to take. With half of it, what glibc's
+#: allocator holds between passes went to the limit.
+_PLANNED = 0.25
 _CONVOLUTIONS = (torch.ops.aten.convolution.default, torch.ops.aten.convolution_backward.default)
 
 

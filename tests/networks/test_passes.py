@@ -73,7 +73,7 @@ def values(problem: Problem) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("which", KINDS)
 def test_several_passes_give_what_one_gives(which: str) -> None:
-    whole, small = KINDS[which]("1 TiB"), KINDS[which](20_000 if "ghost" in which else 14_000)
+    whole, small = KINDS[which]("1 TiB"), KINDS[which](32_000 if "ghost" in which else 22_400)
     assert whole.pointwise.samples is not None
     assert small.pointwise.samples is not None
     assert len(whole.pointwise.samples.passes()) == 1
@@ -88,7 +88,7 @@ def test_several_passes_give_what_one_gives(which: str) -> None:
 
 def test_a_pass_that_is_left_out_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """The broken twin: the last samples forgotten."""
-    whole, small = KINDS["squares"]("1 TiB"), KINDS["squares"](14_000)
+    whole, small = KINDS["squares"]("1 TiB"), KINDS["squares"](22_400)
     names, x = ("loss", "gradient", "hessian"), whole.vector()
     want = [getattr(whole, name)(x) for name in names]
     samples = type(small.pointwise.samples)
@@ -102,9 +102,9 @@ def test_coupled_samples_are_seen_in_passes_and_need_one() -> None:
     module = nn.Sequential(*layers).double()
     make = functools.partial(Problem.from_module, module, nn.CrossEntropyLoss(), INPUTS, CLASSES)
     with pytest.raises(errors.NoiseError, match="no losses of their own"):
-        make(SamplingNoise(), memory=12_000)
+        make(SamplingNoise(), memory=19_200)
     with pytest.raises(errors.ArgumentError, match="one pass over all samples"):
-        make(SphericalNoise(0.1), memory=12_000)
+        make(SphericalNoise(0.1), memory=19_200)
     problem = make(SphericalNoise(0.1), memory="1 GiB")
     want = nn.functional.cross_entropy(module(INPUTS), CLASSES).detach()
     torch.testing.assert_close(problem.loss(problem.vector()), want)
