@@ -29,9 +29,19 @@ from manifold_sde.geometry.contraction import (
 )
 from manifold_sde.geometry.dense import ON_MANIFOLD
 from manifold_sde.geometry.gradient_flow import FlowStatus
-from manifold_sde.geometry.limit_map import SINGLE_RTOL, describe_status, is_scale_invariant
+from manifold_sde.geometry.limit_map import (
+    SINGLE_RTOL,
+    describe_status,
+    is_scale_invariant,
+    way_out,
+)
 from manifold_sde.geometry.matrix_free_flow import Flow, flow_to_limit
-from manifold_sde.geometry.normal_space import HessianRoute, JacobianRoute, NormalRoute
+from manifold_sde.geometry.normal_space import (
+    HessianRoute,
+    JacobianRoute,
+    LeadingRoute,
+    NormalRoute,
+)
 from manifold_sde.geometry.spectrum import common_rank, find_rank
 from manifold_sde.pointwise import LeastSquaresPointwise
 from manifold_sde.problem import Problem
@@ -50,6 +60,8 @@ _FIRST_LOOK = 16
 _NEWTON_STEPS = 8
 _NEWTON_TOLERANCE = {torch.float64: 1e-14, torch.float32: 1e-6}
 _CORRECTIONS = 2
+#: Newton step, relative to the norm, after which the rank of H is looked at.
+_NEARBY = 1e-9
 
 
 #: Eigenvalues (n, M) and what multiplies by the eigenvectors (n, k, M).
@@ -198,6 +210,8 @@ class MatrixFreeGeometry:
         """A function that makes the anchor of a point from nothing: (D,) -> (D, d)."""
         if isinstance(route, JacobianRoute):
             return lambda y: y.new_zeros(len(y), 0)
+        if isinstance(route, LeadingRoute):
+            return lambda y: self._fixed_vectors(y, min(route.spare, len(y)))
         columns: dict[Any, Tensor] = {}
 
         def anchor(y: Tensor) -> Tensor:
@@ -316,6 +330,8 @@ class MatrixFreeGeometry:
         scale = norms if is_scale_invariant(self.problem, x) else torch.ones_like(norms)
         point = x / scale
         route = self._off_manifold()
+        if isinstance(route, LeadingRoute):
+            route = self._route_near(route, point)
         anchors = self.each(self.start(route), point, vectors=route.rank)
         left = torch.full_like(norms[:, 0], torch.inf)
 
@@ -347,18 +363,33 @@ class MatrixFreeGeometry:
             partial=partial,
         )
 
+    def _route_near(self, route: LeadingRoute, x: Tensor) -> NormalRoute:
+        """The route of the rank of H where Newton's method takes points (n, D).
+
+        What is normal shows there alone: the way from the points begins anew with this rank.
+
+        Raises:
+            NotOnManifoldError, RankError: As :meth:`frames_at`.
+        """
+        ends = []
+        for point in x:
+            near = self.start(route)(point)
+            for _ in range(_NEWTON_STEPS):
+                frame = route.frame(point, near)
+                step, near = route.newton_step(point, frame, point), route.anchor(frame, point)
+                point = point - step
+                if float(step.norm()) <= _NEARBY * float(point.norm()):
+                    break
+            ends.append(point)
+        return self._hessian_frames(torch.stack(ends))[0]
+
     def _off_manifold(self) -> NormalRoute:
         """A route for points near the manifold, or on their way to it."""
         whole, rank = self._all_residuals(), self.problem.rank
         if whole is not None:
             return JacobianRoute(whole.loss, rank or whole.rank, self.memory, floor=_NO_SLOPE)
         if rank is None:
-            raise RankError(
-                "the rank of the Hessian is not known off the manifold",
-                received=f"{self.problem!r}",
-                expected="rank=M with the problem",
-                remedy="declare the rank: geometry.rank(y) finds it at a point of Gamma",
-            )
+            return LeadingRoute(self.loss, self.memory, self._fixed_vectors)
         return HessianRoute(self.loss, rank, self.memory)
 
     def limit_map(self, x: Tensor) -> Tensor:
@@ -398,16 +429,13 @@ class MatrixFreeGeometry:
             received=f"{len(reasons)} of {len(flat)} points failed; point {index}: "
             f"{reasons[index]}",
             expected="points of the attraction set U, from which the flow ends on Gamma",
-            remedy="start closer to Gamma, or train first; raise Geometry(max_steps=...)"
+            remedy=way_out(self.problem)
             + ("; x.double(): single precision seldom tells the rank" * (x.dtype == torch.float32)),
         )
 
     def _one_limit(self, x: Tensor, invariant: bool) -> tuple[Tensor, str]:
         """The limit of the flow from one point, and why it is none."""
-        try:
-            route = self._off_manifold()
-        except RankError as error:
-            return x, f"{error.problem}: {error.received}"
+        route = self._off_manifold()
         flow = flow_to_limit(
             route,
             self.start(route),
@@ -418,12 +446,16 @@ class MatrixFreeGeometry:
         if flow.status != FlowStatus.SETTLED:
             return flow.point, _reason(flow, self.max_steps)
         point, near = flow.point, flow.anchor
-        for _ in range(_CORRECTIONS):
-            frame = route.frame(point, near)
-            point = point - route.newton_step(point, frame, point)
-        if invariant:
-            point = point / point.norm()
         try:
+            if isinstance(route, LeadingRoute):
+                # The rank is that of the end, where the spectrum has a gap.
+                route, (_, bases) = self._hessian_frames(point[None])
+                near = bases[0]
+            for _ in range(_CORRECTIONS):
+                frame = route.frame(point, near)
+                point = point - route.newton_step(point, frame, point)
+            if invariant:
+                point = point / point.norm()
             self.route_at(point[None])
         except (RankError, NotOnManifoldError, NonFiniteError) as error:
             return point, f"{error.problem}: {error.received}"

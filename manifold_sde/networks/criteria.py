@@ -63,6 +63,11 @@ class Criterion:
                 unreduced.reduction = "none"  # type: ignore[assignment]
             self._function = unreduced
 
+    @property
+    def is_classification(self) -> bool:
+        """Whether it is a criterion of ``torch.nn`` for classes, smallest at infinite outputs."""
+        return isinstance(self._function, (*_CLASSES, nn.BCEWithLogitsLoss, nn.SoftMarginLoss))
+
     def sample_losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The mean over the entries of each sample: (N, ...), (N, ...) -> (N,).
 
