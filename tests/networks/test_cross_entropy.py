@@ -26,9 +26,9 @@ GENERATOR = torch.Generator().manual_seed(18)
 INPUTS = torch.randn(5, 10, dtype=torch.float64, generator=GENERATOR)
 CLASSES = torch.arange(5) % 3
 PROBABILITIES = (0.3 * torch.randn(5, 3, dtype=torch.float64, generator=GENERATOR)).softmax(1)
-#: Rank of H: two differences of outputs of each input; where the outputs end at their bounds, all
-#: 14 directions of its normalised hidden vector.
-RANKS = {"smoothed": 10, "soft": 10, "overlapping": 10, "separable": 70}
+#: Rank of H: two differences of outputs for each of five inputs; where the outputs of three inputs
+#: end at their bounds, all 6 directions of a normalised hidden vector of width 8.
+RANKS = {"smoothed": 10, "soft": 10, "overlapping": 10, "separable": 18}
 SMOOTH = nn.CrossEntropyLoss(label_smoothing=0.4)
 
 
@@ -51,7 +51,11 @@ def attained(which: str) -> Problem:
         return repeated(SphericalNoise(0.05))
     if which == "smoothed":
         return made(SMOOTH, CLASSES)
-    return made(nn.CrossEntropyLoss(), CLASSES if which == "separable" else PROBABILITIES)
+    if which == "separable":
+        few = NormalizedMLP((10, 8, 3)).double()
+        noise = SphericalNoise(0.05)
+        return Problem.from_module(few, nn.CrossEntropyLoss(), INPUTS[:3], CLASSES[:3], noise)
+    return made(nn.CrossEntropyLoss(), PROBABILITIES)
 
 
 def wanted_probabilities(which: str) -> Tensor:
@@ -65,7 +69,6 @@ def wanted_probabilities(which: str) -> Tensor:
 @pytest.mark.parametrize("which", RANKS)
 def test_both_routes_arrive_and_agree_without_a_rank(which: str) -> None:
     problem, rank = attained(which), RANKS[which]
-    assert problem.dim == 160
     assert problem.rank is None
     x = problem.vector()
     dense, free = Geometry(problem, "dense"), Geometry(problem, "matrix_free")
