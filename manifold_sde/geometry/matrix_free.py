@@ -12,7 +12,6 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor
 from torch.func import vmap
 
-from manifold_sde import philox
 from manifold_sde.errors import (
     DifferentiationError,
     LimitMapError,
@@ -41,6 +40,7 @@ from manifold_sde.geometry.normal_space import (
     JacobianRoute,
     LeadingRoute,
     NormalRoute,
+    fixed_vectors,
 )
 from manifold_sde.geometry.spectrum import common_rank, find_rank
 from manifold_sde.pointwise import LeastSquaresPointwise
@@ -60,8 +60,6 @@ _FIRST_LOOK = 16
 _NEWTON_STEPS = 8
 _NEWTON_TOLERANCE = {torch.float64: 1e-14, torch.float32: 1e-6}
 _CORRECTIONS = 2
-#: Newton step, relative to the norm, after which the rank of H is looked at.
-_NEARBY = 1e-9
 
 
 #: Eigenvalues (n, M) and what multiplies by the eigenvectors (n, k, M).
@@ -191,7 +189,7 @@ class MatrixFreeGeometry:
 
         dim = self.loss.dim
         operator = LinearOperator((dim, dim), matvec=product, dtype=np.float64)
-        first = self._fixed_vectors(y, 1)[:, 0].double().cpu().numpy()
+        first = fixed_vectors(y, 1)[:, 0].double().cpu().numpy()
         values, vectors = eigsh(operator, k=count, which="LM", v0=first)
         order = np.argsort(values)
         return (
@@ -199,25 +197,18 @@ class MatrixFreeGeometry:
             torch.from_numpy(np.ascontiguousarray(vectors[:, order])).to(y),
         )
 
-    def _fixed_vectors(self, y: Tensor, count: int) -> Tensor:
-        """Fixed random orthonormal columns (D, k)."""
-        paths = torch.arange(count, device=y.device)
-        zero = torch.zeros((), dtype=torch.int64, device=y.device)
-        normals = philox.normals((0x5EED, 4), 0, paths, zero, self.loss.dim, y.dtype)
-        return torch.linalg.qr(normals.reshape(self.loss.dim, count))[0]
-
     def start(self, route: NormalRoute) -> Callable[[Tensor], Tensor]:
         """A function that makes the anchor of a point from nothing: (D,) -> (D, d)."""
         if isinstance(route, JacobianRoute):
             return lambda y: y.new_zeros(len(y), 0)
         if isinstance(route, LeadingRoute):
-            return lambda y: self._fixed_vectors(y, min(route.spare, len(y)))
+            return route.start
         columns: dict[Any, Tensor] = {}
 
         def anchor(y: Tensor) -> Tensor:
             key = (y.dtype, y.device)
             if key not in columns:
-                columns[key] = self._fixed_vectors(torch.empty(0).to(y), route.rank)
+                columns[key] = fixed_vectors(torch.empty(self.loss.dim).to(y), route.rank)
             near = columns[key]
             for _ in range(2):
                 near = route.frame(y, near)[1]
@@ -331,7 +322,9 @@ class MatrixFreeGeometry:
         point = x / scale
         route = self._off_manifold()
         if isinstance(route, LeadingRoute):
-            route = self._route_near(route, point)
+            # What is normal shows on the manifold alone: the way there begins anew with its rank.
+            ends = torch.stack([route.approach(start, _NEWTON_STEPS) for start in point])
+            route = self._hessian_frames(ends)[0]
         anchors = self.each(self.start(route), point, vectors=route.rank)
         left = torch.full_like(norms[:, 0], torch.inf)
 
@@ -363,33 +356,13 @@ class MatrixFreeGeometry:
             partial=partial,
         )
 
-    def _route_near(self, route: LeadingRoute, x: Tensor) -> NormalRoute:
-        """The route of the rank of H where Newton's method takes points (n, D).
-
-        What is normal shows there alone: the way from the points begins anew with this rank.
-
-        Raises:
-            NotOnManifoldError, RankError: As :meth:`frames_at`.
-        """
-        ends = []
-        for point in x:
-            near = self.start(route)(point)
-            for _ in range(_NEWTON_STEPS):
-                frame = route.frame(point, near)
-                step, near = route.newton_step(point, frame, point), route.anchor(frame, point)
-                point = point - step
-                if float(step.norm()) <= _NEARBY * float(point.norm()):
-                    break
-            ends.append(point)
-        return self._hessian_frames(torch.stack(ends))[0]
-
     def _off_manifold(self) -> NormalRoute:
         """A route for points near the manifold, or on their way to it."""
         whole, rank = self._all_residuals(), self.problem.rank
         if whole is not None:
             return JacobianRoute(whole.loss, rank or whole.rank, self.memory, floor=_NO_SLOPE)
         if rank is None:
-            return LeadingRoute(self.loss, self.memory, self._fixed_vectors)
+            return LeadingRoute(self.loss, self.memory)
         return HessianRoute(self.loss, rank, self.memory)
 
     def limit_map(self, x: Tensor) -> Tensor:
@@ -470,7 +443,7 @@ class MatrixFreeGeometry:
             |P P v - P v| / |v|; "constraint": the Newton displacement over the norm.
         """
         route, frames = self.frames_at(y)
-        probe = self._fixed_vectors(y, 1)[:, 0]
+        probe = fixed_vectors(y.new_empty(self.loss.dim), 1)[:, 0]
 
         def at_one(point: Tensor, values: Tensor, weights: Tensor) -> tuple[Tensor, ...]:
             frame = values, weights

@@ -18,12 +18,13 @@ Functions of single points, composable with ``torch.func``.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 from torch.func import vjp, vmap
 
+from manifold_sde import philox
 from manifold_sde.derivatives import unit_rows
 from manifold_sde.geometry.spectrum import normal_directions
 from manifold_sde.pointwise import LeastSquaresPointwise, Pointwise
@@ -39,6 +40,14 @@ def eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:
     # LAPACK refuses what is not finite.
     values, vectors = torch.linalg.eigh(torch.where(finite, matrix, identity))
     return torch.where(finite, values, torch.nan), vectors
+
+
+def fixed_vectors(y: Tensor, count: int) -> Tensor:
+    """Fixed random orthonormal columns (D, k), in the dtype and on the device of y (D,)."""
+    paths = torch.arange(count, device=y.device)
+    zero = torch.zeros((), dtype=torch.int64, device=y.device)
+    normals = philox.normals((0x5EED, 4), 0, paths, zero, len(y), y.dtype)
+    return torch.linalg.qr(normals.reshape(len(y), count))[0]
 
 
 class NormalRoute(ABC):
@@ -246,7 +255,6 @@ class LeadingRoute(HessianRoute):
     Args:
         loss: The loss of one vector.
         memory: As for :class:`NormalRoute`.
-        columns: Makes a number of orthonormal columns (D, k) for a point.
     """
 
     #: Eigenvalue, relative to the largest, from which on a direction stands out.
@@ -254,11 +262,26 @@ class LeadingRoute(HessianRoute):
     #: Columns to begin with, and beside those that stood out nearby; and their largest number.
     spare, most = 16, 512
 
-    def __init__(
-        self, loss: Pointwise, memory: int, columns: Callable[[Tensor, int], Tensor]
-    ) -> None:
+    #: Newton step, relative to the norm, at which points count as near the manifold.
+    nearby = 1e-9
+
+    def __init__(self, loss: Pointwise, memory: int) -> None:
         super().__init__(loss, self.spare, memory)
-        self.columns = columns
+
+    def start(self, y: Tensor) -> Tensor:
+        """An anchor from nothing."""
+        return fixed_vectors(y, min(self.spare, len(y)))
+
+    def approach(self, x: Tensor, steps: int) -> Tensor:
+        """A point next to the manifold and near x, (D,), by at most so many Newton steps."""
+        near = self.start(x)
+        for _ in range(steps):
+            frame = self.frame(x, near)
+            step, near = self.newton_step(x, frame, x), self.anchor(frame, x)
+            x = x - step
+            if float(step.norm()) <= self.nearby * float(x.norm()):
+                break
+        return x
 
     def frame(self, y: Tensor, anchor: Tensor) -> tuple[Tensor, Tensor]:
         """The eigenvalues that stand out, ascending, and their vectors; at least one."""
@@ -272,7 +295,7 @@ class LeadingRoute(HessianRoute):
             if not bool(out.all()) or anchor.shape[1] >= most:
                 break
             more = min(anchor.shape[1], most - anchor.shape[1])
-            anchor = torch.cat([basis, self.columns(y, more)], dim=1)
+            anchor = torch.cat([basis, fixed_vectors(y, more)], dim=1)
         out = out | (size == size.max())
         return values[out], basis @ vectors[:, out]
 
@@ -280,7 +303,7 @@ class LeadingRoute(HessianRoute):
         """The basis, and room for more."""
         near = frame[1]
         more = min(self.spare, self.loss.dim - near.shape[1])
-        return torch.cat([near, self.columns(y, more)], dim=1) if more else near
+        return torch.cat([near, fixed_vectors(y, more)], dim=1) if more else near
 
     def newton_step(self, y: Tensor, frame: tuple[Tensor, Tensor], x: Tensor) -> Tensor:
         """As for known rank, in the directions that are normal at this distance."""
