@@ -111,6 +111,7 @@ def batched(
     *arguments: Tensor,
     event_dims: tuple[int, ...] = (1,),
     randomness: str = "error",
+    at_once: int | None = None,
 ) -> Tensor:
     """Apply a function of single points to arguments with any leading batch.
 
@@ -120,6 +121,7 @@ def batched(
             ones are broadcast against each other.
         event_dims: Number of event dimensions of each argument.
         randomness: Passed to ``torch.func.vmap``.
+        at_once: Number of points in one ``vmap``; all of them where it is ``None``.
 
     Returns:
         Tensor with the broadcast batch shape in front of the function's own.
@@ -158,7 +160,8 @@ def batched(
         flat = [torch.ones(1, *a.shape[1:], dtype=a.dtype, device=a.device) for a in flat]
         result = vmap(function, randomness=randomness)(*flat)[:0]
     else:
-        result = vmap(function, randomness=randomness)(*flat)
+        size = None if at_once is None or at_once >= batch.numel() else at_once
+        result = vmap(function, randomness=randomness, chunk_size=size)(*flat)
     return result.reshape(*batch, *result.shape[1:])
 
 

@@ -129,6 +129,11 @@ def _mse_loss(input: Tensor, target: Tensor, *old: Any, **keywords: Any) -> Tens
     return means.get(keywords.get("reduction", "mean"), lambda: squares)()
 
 
+def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    dims = [d for d in range(v.dim()) if dim == -1 or d != dim % v.dim()]
+    return v * (g / v.square().sum(dims, keepdim=True).sqrt())
+
+
 _REPLACEMENTS: dict[Any, Callable[..., Any]] = {
     # Right, but the mean of its second derivative raises.
     functional.mse_loss: _mse_loss,
@@ -139,6 +144,7 @@ _REPLACEMENTS: dict[Any, Callable[..., Any]] = {
     torch.batch_norm: _batch_norm,
     functional.instance_norm: _functional_instance_norm,
     torch.instance_norm: _instance_norm,
+    torch._weight_norm: _weight_norm,
 }
 
 
@@ -228,7 +234,7 @@ def elementary(function: Callable[..., Tensor], *arguments: Tensor) -> Callable[
     """
     if any(f in _REPLACEMENTS for f in functions_called(function, *arguments)):
         if isinstance(function, SampleFunction):
-            return SampleFunction(ElementaryFunction(function.function), *function.data)
+            return function.of(ElementaryFunction(function.function))
         return ElementaryFunction(function)
     return function
 

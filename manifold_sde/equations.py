@@ -209,7 +209,8 @@ class ManifoldEquation(StochasticEquation):
                 received=f"tr Sigma = {here:.2g} at the start, {float(elsewhere.max()):.2g} off it",
                 expected="noise on the manifold",
                 remedy="every sample is fitted there (interpolation): SGD stands still. Use "
-                "LabelNoise or SphericalNoise, or a loss that its samples disagree on",
+                + "LabelNoise or " * isinstance(self.problem, LeastSquaresProblem)
+                + "SphericalNoise, or a loss that its samples disagree on",
             )
 
     def _frame(self, y: Tensor) -> tuple[HessianField, Tensor, Tensor, Spectra]:
@@ -297,5 +298,5 @@ def _unknown_rank(problem: Problem) -> ArgumentError:
         "the rank of the Hessian is not known yet",
         received=f"{problem!r}",
         expected="rank=M with the problem, or a first state on the manifold",
-        remedy="sde.require_on_manifold(y0), or declare the rank",
+        remedy="sde.require_on_manifold(y0), or rank=M with the problem",
     )

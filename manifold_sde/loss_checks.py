@@ -47,6 +47,10 @@ _ANY_BATCH = "a function that torch.func can batch and differentiate three times
 #: What to write instead, by what torch says when it fails.
 _REMEDIES = (
     (
+        ("memory_format",),
+        "no memory_format inside the loss: x.contiguous(); the layout changes no value",
+    ),
+    (
         ("inplace", "in-place", "ZeroTensors"),
         "nothing written into a tensor: torch.cat, torch.stack or torch.where build a new one, "
         "and x / (x * x).sum().sqrt() is the elementary normalisation",

@@ -7,7 +7,8 @@ that a step of SGD or of a diffusion can be written for one path and compiled fo
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial, reduce
 
 import torch
 from torch import Tensor
@@ -39,10 +40,16 @@ class Pointwise:
         #: What single samples compute, where they do not act on each other.
         self.samples = function if isinstance(function, SampleFunction) else None
 
+    @property
+    def at_once(self) -> int | None:
+        """Number of points whose samples are evaluated at once; ``None`` for no limit."""
+        if self.samples is None or self.samples.per_pass is None:
+            return None
+        return max(1, self.samples.per_pass // len(self.samples.data[0]))
+
     def loss(self, x: Tensor) -> Tensor:
         """L(x), the mean over the samples: (D,) -> ()."""
-        value = self.function(x)
-        return value if self.n_samples is None else value.mean()
+        return _sum(part(x) for part in self._parts())
 
     def sample_losses(self, x: Tensor) -> Tensor:
         """The sample losses L_xi(x): (D,) -> (Xi,)."""
@@ -50,23 +57,63 @@ class Pointwise:
 
     def gradient(self, x: Tensor) -> Tensor:
         """The gradient of L: (D,) -> (D,)."""
-        return derivatives.gradient(self.loss, x)
+        return _sum(derivatives.gradient(part, x) for part in self._parts())
 
     def hessian_product(self, x: Tensor, v: Tensor) -> Tensor:
         """The Hessian of L times v: (D,), (D,) -> (D,)."""
-        return derivatives.hessian_product(self.loss, x, v)
+        return _sum(derivatives.hessian_product(part, x, v) for part in self._parts(2))
 
     def hessian(self, x: Tensor) -> Tensor:
         """The Hessian of L: (D,) -> (D, D)."""
-        return derivatives.hessian(self.loss, x)
+        return _sum(derivatives.hessian(part, x) for part in self._parts(self.dim))
 
     def third_derivative(self, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
         """Second directional derivative of the gradient, along a and b: (D,) each -> (D,)."""
-        return derivatives.third_derivative(self.loss, x, a, b)
+        return _sum(derivatives.third_derivative(part, x, a, b) for part in self._parts(4))
+
+    def _parts(self, copies: int = 1) -> list[Callable[[Tensor], Tensor]]:
+        """Functions of x whose sum is L, each of the samples of one pass."""
+        samples = self.samples
+        passes = [] if samples is None else samples.passes(copies)
+        if len(passes) < 2:
+            return [self._mean]
+
+        def part(which: slice, x: Tensor) -> Tensor:
+            assert samples is not None
+            return self._losses_of(x, *samples.data_for(x, which)).sum() / (self.n_samples or 1)
+
+        return [partial(part, which) for which in passes]
+
+    def _mean(self, x: Tensor) -> Tensor:
+        value = self.function(x)
+        return value if self.n_samples is None else value.mean()
 
     def weighted_gradient(self, x: Tensor, weights: Tensor) -> Tensor:
         """Sum of weights_xi times the gradient of L_xi, one reverse mode: (D,), (Xi,) -> (D,)."""
-        return vjp(self.sample_losses, x)[1](weights)[0]
+        return self._pull(self.sample_losses, self._losses_of, x, weights)
+
+    def _pull(
+        self,
+        function: Callable[[Tensor], Tensor],
+        of_samples: Callable[..., Tensor],
+        x: Tensor,
+        weights: Tensor,
+    ) -> Tensor:
+        """Transposed derivative of a function of x times weights, (n_samples k,): -> (D,).
+
+        Where there are several passes, the same function of x and of the data of samples is taken.
+        """
+        samples = self.samples
+        passes = [] if samples is None else samples.passes()
+        if samples is None or len(passes) < 2:
+            return vjp(function, x)[1](weights)[0]
+        rows = weights.reshape(len(samples.data[0]), -1)
+
+        def pull(which: slice) -> Tensor:
+            data = samples.data_for(x, which)
+            return vjp(lambda z: of_samples(z, *data).reshape(-1), x)[1](rows[which].reshape(-1))[0]
+
+        return _sum(pull(which) for which in passes)
 
     def drawn_gradient(self, x: Tensor, drawn: Tensor) -> Tensor:
         """Mean gradient of the samples of these numbers, with repetitions: (D,), (B,) -> (D,).
@@ -96,7 +143,8 @@ class Pointwise:
                 own = [d[None] for d in sample]
                 return derivatives.gradient(lambda z: self._losses_of(z, *own)[0], x)
 
-            return torch.vmap(of_one)(*self.samples.data_for(x))
+            size = self.samples.per_pass if len(self.samples.passes()) > 1 else None
+            return torch.vmap(of_one, chunk_size=size)(*self.samples.data_for(x))
         identity = torch.eye(self.n_samples or 1, dtype=x.dtype, device=x.device)
         return torch.vmap(lambda w: self.weighted_gradient(x, w))(identity)
 
@@ -154,7 +202,8 @@ class LeastSquaresPointwise(Pointwise):
 
     def residual_transposed_product(self, x: Tensor, w: Tensor) -> Tensor:
         """Transposed Jacobian of the residuals times w: (D,), (Xi K,) -> (D,)."""
-        return vjp(self.residuals, x)[1](w)[0]
+        of_samples = self.residuals if self.samples is None else self.samples.function
+        return self._pull(self.residuals, of_samples, x, w)
 
     def rows(self, x: Tensor, first: int, last: int) -> Tensor:
         """Rows of the Jacobian that belong to some samples: (D,) -> ((last - first) K, D)."""
@@ -218,3 +267,8 @@ class LeastSquaresPointwise(Pointwise):
         if self.n_residuals <= self.dim:
             return torch.vmap(lambda w: self.residual_transposed_product(x, w))(identity)
         return torch.vmap(lambda v: self.residual_product(x, v))(identity).T
+
+
+def _sum(terms: Iterable[Tensor]) -> Tensor:
+    """Their sum, of which one term is made at a time."""
+    return reduce(torch.add, terms)

@@ -185,7 +185,10 @@ class Problem(Sources):
     ) -> Tensor:
         if self.pointwise.batches:
             return self._guarded(lambda: function(*arguments))
-        return self._guarded(lambda: batched(function, *arguments, event_dims=dims))
+        at_once = self.pointwise.at_once
+        return self._guarded(
+            lambda: batched(function, *arguments, event_dims=dims, at_once=at_once)
+        )
 
     def _guarded(self, compute: Callable[[], Tensor]) -> Tensor:
         try:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from manifold_sde.derivatives import batched, check_point
+from manifold_sde.elementary import ElementaryFunction
 from manifold_sde.errors import ArgumentError
 from manifold_sde.noise.base import Noise
 
@@ -74,6 +75,7 @@ class Sources:
         name: str | None = None,
         frozen: str | Iterable[str] = (),
         ghost_size: int | None = None,
+        memory: int | str | None = None,
     ) -> Problem:
         """Problem from a module, a criterion and data: x is the vector of trained parameters.
 
@@ -98,6 +100,9 @@ class Sources:
             ghost_size: Number of samples, one after the other, that form a ghost batch, for a
                 module that couples them; :class:`~manifold_sde.networks.GhostBatchNorm` is found by
                 itself. The mean loss of a ghost batch is then one sample loss, and Xi = N / B.
+            memory: Bytes that one pass over samples may take, or a string such as ``"2 GiB"``;
+                1 GiB by default. Where samples do not act on each other, the loss and its
+                derivatives are sums over as many passes as are needed.
 
         Returns:
             A problem with ``vector``, ``load_into``, ``layers`` and ``part``. Where the outputs
@@ -126,6 +131,7 @@ class Sources:
             name=name,
             frozen=frozen,
             ghost_size=ghost_size,
+            memory=memory,
         )
 
     def require_network(self) -> NetworkFunction:
@@ -228,10 +234,11 @@ class Sources:
                 with the inputs.
         """
         network = self.require_network()
-        network = network.on(inputs, network.targets) if inputs else network
+        if inputs:
+            network = network.on(tuple(v.contiguous() for v in inputs), network.targets)
         check_point(x, network.weights.dim)
         try:
-            return batched(network.outputs, x)
+            return batched(ElementaryFunction(network.outputs), x)
         except RuntimeError as error:
             shapes = [tuple(value.shape) for value in network.inputs]
             raise ArgumentError(

@@ -12,7 +12,7 @@ from manifold_sde.errors import NonFiniteError, NotOnManifoldError, RankError
 from manifold_sde.geometry.gradient_flow import precision
 from manifold_sde.geometry.kernels import Kernels
 from manifold_sde.geometry.limit_map import LimitMap
-from manifold_sde.geometry.spectrum import Spectrum, common_rank, find_rank
+from manifold_sde.geometry.spectrum import Spectrum, common_rank, find_rank, normal_directions
 from manifold_sde.problem import Problem
 
 #: Largest dimension in which anything of the size D x D is made.
@@ -132,21 +132,11 @@ class DenseGeometry:
         invariant = self.limit_map.is_scale_invariant(x)
         norms = x.norm(dim=-1, keepdim=True)
         scale = norms if invariant else torch.ones_like(norms)
-        point, step = x / scale, x / scale
-        tolerance = _NEWTON_TOLERANCE.get(x.dtype, 1e-3)
-        for _ in range(_NEWTON_STEPS):
-            matrix = self.hessian(point)
-            finite = torch.isfinite(matrix).flatten(1).all(-1)
-            values, basis = torch.linalg.eigh(torch.where(finite[:, None, None], matrix, 0.0))
-            force = (self.kernels.gradient(point)[:, None] @ basis)[:, 0]
-            normal = _normal_directions(values, force, self.problem.rank)
-            inside = torch.where(normal, force / torch.where(normal, values, 1.0), 0.0)
-            step = (basis @ torch.where(finite[:, None], inside, torch.nan)[..., None])[..., 0]
-            point = point - step
-            if invariant:
-                point = point / point.norm(dim=-1, keepdim=True)
-            if bool((step.norm(dim=-1) <= tolerance).all()):
-                break
+        rank: int | Tensor | None = self.problem.rank
+        if rank is None:
+            # What is normal shows on the manifold alone: the way there begins anew with its rank.
+            rank = self._newton(x / scale, invariant, None)[-1].sum(-1, keepdim=True)
+        point, step, values, normal = self._newton(x / scale, invariant, rank)
         left = step.norm(dim=-1) / point.norm(dim=-1)
         arrived = torch.isfinite(point).all(-1) & (left <= ON_MANIFOLD.get(x.dtype, 1e-2))
         top = values.abs().amax(dim=-1, keepdim=True)
@@ -175,32 +165,30 @@ class DenseGeometry:
             raise unclear
         return partial
 
+    def _newton(
+        self, point: Tensor, invariant: bool, rank: int | Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Points (n, D) after Newton steps in the normal directions.
 
-def _normal_directions(values: Tensor, force: Tensor, rank: int | None) -> Tensor:
-    """Which eigenvectors of H near the manifold are normal to it.
-
-    At a distance d the eigenvalues of the kernel have become of order d, so that only those well
-    above d count. The smaller ones join in as d falls.
-
-    Args:
-        values: Eigenvalues (n, D), ascending.
-        force: Gradient in the eigenbasis (n, D).
-        rank: Rank M, if it is known.
-
-    Returns:
-        Boolean tensor (n, D).
-    """
-    dim = values.shape[-1]
-    if rank is not None:
-        return (torch.arange(dim, device=values.device) >= dim - rank).expand_as(values)
-    top = values.abs().amax(dim=-1, keepdim=True)
-    slow = precision(values.dtype).slow
-    normal = values > 0.1 * top
-    for _ in range(2):
-        steps = torch.where(normal, force / torch.where(normal, values, 1.0), 0.0)
-        distance = steps.norm(dim=-1, keepdim=True)
-        normal = values > (3.0 * distance).clamp(min=slow) * top
-    return normal
+        Returns:
+            The points and their last steps, (n, D), and the eigenvalues there (n, D), ascending,
+            with a mask of those that counted as normal.
+        """
+        tolerance = _NEWTON_TOLERANCE.get(point.dtype, 1e-3)
+        for _ in range(_NEWTON_STEPS):
+            matrix = self.hessian(point)
+            finite = torch.isfinite(matrix).flatten(1).all(-1)
+            values, basis = torch.linalg.eigh(torch.where(finite[:, None, None], matrix, 0.0))
+            force = (self.kernels.gradient(point)[:, None] @ basis)[:, 0]
+            normal = normal_directions(values, force, rank)
+            inside = torch.where(normal, force / torch.where(normal, values, 1.0), 0.0)
+            step = (basis @ torch.where(finite[:, None], inside, torch.nan)[..., None])[..., 0]
+            point = point - step
+            if invariant:
+                point = point / point.norm(dim=-1, keepdim=True)
+            if bool((step.norm(dim=-1) <= tolerance).all()):
+                break
+        return point, step, values, normal
 
 
 def contract_second_derivative(

@@ -20,6 +20,7 @@ from manifold_sde.geometry.dense import DENSE_LIMIT, DenseGeometry
 from manifold_sde.geometry.matrix_free import DEFAULT_MEMORY, MatrixFreeGeometry
 from manifold_sde.geometry.pseudo_determinant import LogPseudoDeterminant
 from manifold_sde.geometry.spectrum import find_rank, gap_ratios
+from manifold_sde.memory import bytes_of
 from manifold_sde.paper import implements
 from manifold_sde.problem import Problem, require_problem
 from manifold_sde.threads import one_thread
@@ -39,8 +40,9 @@ class Geometry:
         rtol: Accuracy of the limit map, relative to the norm.
         max_steps: Steps of the gradient flow after which a point counts as failed.
         compile: Whether Hessians and third derivatives of large batches are compiled.
-        memory: Bytes that the matrix-free route may take for a block of vectors (rows of the
-            Jacobian, third derivatives) with what is computed from them; half a GiB by default.
+        memory: Bytes, or a string such as ``"2 GiB"``, that the matrix-free route may take for a
+            block of vectors (rows of the Jacobian, third derivatives) with what is computed from
+            them; half a GiB by default.
 
     Raises:
         ArgumentError: If the method is unknown or does not fit the problem, or another argument is
@@ -66,7 +68,7 @@ class Geometry:
         rtol: float = 1e-10,
         max_steps: int = 2000,
         compile: bool = False,
-        memory: int = DEFAULT_MEMORY,
+        memory: int | str = DEFAULT_MEMORY,
     ) -> None:
         require_problem(problem)
         if method not in _METHODS:
@@ -116,13 +118,7 @@ class Geometry:
                 expected=f"at most {DENSE_LIMIT}: H has {problem.dim**2:.1e} entries",
                 remedy='method="matrix_free", or "auto"',
             )
-        if isinstance(memory, bool) or not isinstance(memory, int) or memory < 1:
-            raise ArgumentError(
-                "memory is not a number of bytes",
-                received=repr(memory),
-                expected="a positive integer",
-                remedy="memory=2 * 2**30 for two gibibytes",
-            )
+        memory = bytes_of(memory)
         self.problem = problem
         self.method = method
         self._dense = DenseGeometry(problem, rtol=rtol, max_steps=max_steps, compiled=compile)

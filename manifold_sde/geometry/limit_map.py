@@ -254,10 +254,7 @@ class LimitMap:
         partial = points.masked_fill(failed[:, None], torch.nan)
         index = min(failures)
         size = float(self.kernels.gradient(result.points[index : index + 1]).norm())
-        remedy = (
-            "start closer to Gamma, or train first; raise Geometry(max_steps=...) if the "
-            "distance was still falling; the error's .partial holds the points that arrived"
-        )
+        remedy = f"{way_out(self.problem)}; the error's .partial holds the points that arrived"
         if not self.is_scale_invariant(points):
             remedy = (
                 "the loss is not scale-invariant, and need not have minimisers: "
@@ -285,6 +282,24 @@ def is_scale_invariant(problem: Problem, x: Tensor) -> bool:
     radial, sizes = (points * slopes).sum(-1).abs(), slopes.norm(dim=-1)
     tolerance = INVARIANCE_TOLERANCE.get(x.dtype, 1e-2)
     return bool(radial.max() <= tolerance * sizes.max())
+
+
+def way_out(problem: Problem) -> str:
+    """What to do where a flow has no limit."""
+    advice = (
+        "start closer to Gamma, or train first; raise Geometry(max_steps=...) if the distance was "
+        "still falling"
+    )
+    if problem.network is not None and problem.network.criterion.is_classification:
+        # Bounded outputs, too, may be pushed to where a normalisation is singular.
+        advice = (
+            "the losses of classes are smallest at infinite outputs, and may have no minimiser: "
+            "label_smoothing=0.1, or targets that are probabilities within reach of the outputs, "
+            "and more parameters; or " + advice
+        )
+    if problem.rank is None:
+        advice += "; rank=M with the problem, where you know it"
+    return advice
 
 
 def describe_status(status: FlowStatus, max_steps: int) -> str:

@@ -12,7 +12,6 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor
 from torch.func import vmap
 
-from manifold_sde import philox
 from manifold_sde.errors import (
     DifferentiationError,
     LimitMapError,
@@ -29,9 +28,20 @@ from manifold_sde.geometry.contraction import (
 )
 from manifold_sde.geometry.dense import ON_MANIFOLD
 from manifold_sde.geometry.gradient_flow import FlowStatus
-from manifold_sde.geometry.limit_map import SINGLE_RTOL, describe_status, is_scale_invariant
+from manifold_sde.geometry.limit_map import (
+    SINGLE_RTOL,
+    describe_status,
+    is_scale_invariant,
+    way_out,
+)
 from manifold_sde.geometry.matrix_free_flow import Flow, flow_to_limit
-from manifold_sde.geometry.normal_space import HessianRoute, JacobianRoute, NormalRoute
+from manifold_sde.geometry.normal_space import (
+    HessianRoute,
+    JacobianRoute,
+    LeadingRoute,
+    NormalRoute,
+    fixed_vectors,
+)
 from manifold_sde.geometry.spectrum import common_rank, find_rank
 from manifold_sde.pointwise import LeastSquaresPointwise
 from manifold_sde.problem import Problem
@@ -157,7 +167,7 @@ class MatrixFreeGeometry:
         Lanczos; as many as the declared rank and one more, or until there is a gap.
         """
         dim = self.loss.dim
-        probe = self._fixed_vectors(y, 2)
+        probe = fixed_vectors(y, 2)
         if not bool(self.loss.hessian_product(y, probe[:, 0]).any()):
             return y.new_zeros(2), probe  # Lanczos has nothing to begin with
         count = _FIRST_LOOK if self.problem.rank is None else self.problem.rank + 1
@@ -182,7 +192,7 @@ class MatrixFreeGeometry:
 
         dim = self.loss.dim
         operator = LinearOperator((dim, dim), matvec=product, dtype=np.float64)
-        first = self._fixed_vectors(y, 1)[:, 0].double().cpu().numpy()
+        first = fixed_vectors(y, 1)[:, 0].double().cpu().numpy()
         values, vectors = eigsh(operator, k=count, which="LM", v0=first)
         order = np.argsort(values)
         return (
@@ -190,23 +200,18 @@ class MatrixFreeGeometry:
             torch.from_numpy(np.ascontiguousarray(vectors[:, order])).to(y),
         )
 
-    def _fixed_vectors(self, y: Tensor, count: int) -> Tensor:
-        """Fixed random orthonormal columns (D, k)."""
-        paths = torch.arange(count, device=y.device)
-        zero = torch.zeros((), dtype=torch.int64, device=y.device)
-        normals = philox.normals((0x5EED, 4), 0, paths, zero, self.loss.dim, y.dtype)
-        return torch.linalg.qr(normals.reshape(self.loss.dim, count))[0]
-
     def start(self, route: NormalRoute) -> Callable[[Tensor], Tensor]:
         """A function that makes the anchor of a point from nothing: (D,) -> (D, d)."""
         if isinstance(route, JacobianRoute):
             return lambda y: y.new_zeros(len(y), 0)
+        if isinstance(route, LeadingRoute):
+            return route.start
         columns: dict[Any, Tensor] = {}
 
         def anchor(y: Tensor) -> Tensor:
             key = (y.dtype, y.device)
             if key not in columns:
-                columns[key] = self._fixed_vectors(torch.empty(0).to(y), route.rank)
+                columns[key] = fixed_vectors(torch.empty(self.loss.dim).to(y), route.rank)
             near = columns[key]
             for _ in range(2):
                 near = route.frame(y, near)[1]
@@ -319,6 +324,10 @@ class MatrixFreeGeometry:
         scale = norms if is_scale_invariant(self.problem, x) else torch.ones_like(norms)
         point = x / scale
         route = self._off_manifold()
+        if isinstance(route, LeadingRoute):
+            # What is normal shows on the manifold alone: the way there begins anew with its rank.
+            ends = torch.stack([route.approach(start, _NEWTON_STEPS) for start in point])
+            route = self._hessian_frames(ends)[0]
         anchors = self.each(self.start(route), point, vectors=route.rank)
         left = torch.full_like(norms[:, 0], torch.inf)
 
@@ -356,12 +365,7 @@ class MatrixFreeGeometry:
         if whole is not None:
             return JacobianRoute(whole.loss, rank or whole.rank, self.memory, floor=_NO_SLOPE)
         if rank is None:
-            raise RankError(
-                "the rank of the Hessian is not known off the manifold",
-                received=f"{self.problem!r}",
-                expected="rank=M with the problem",
-                remedy="declare the rank: geometry.rank(y) finds it at a point of Gamma",
-            )
+            return LeadingRoute(self.loss, self.memory)
         return HessianRoute(self.loss, rank, self.memory)
 
     def limit_map(self, x: Tensor) -> Tensor:
@@ -401,16 +405,13 @@ class MatrixFreeGeometry:
             received=f"{len(reasons)} of {len(flat)} points failed; point {index}: "
             f"{reasons[index]}",
             expected="points of the attraction set U, from which the flow ends on Gamma",
-            remedy="start closer to Gamma, or train first; raise Geometry(max_steps=...)"
+            remedy=way_out(self.problem)
             + ("; x.double(): single precision seldom tells the rank" * (x.dtype == torch.float32)),
         )
 
     def _one_limit(self, x: Tensor, invariant: bool) -> tuple[Tensor, str]:
         """The limit of the flow from one point, and why it is none."""
-        try:
-            route = self._off_manifold()
-        except RankError as error:
-            return x, f"{error.problem}: {error.received}"
+        route = self._off_manifold()
         flow = flow_to_limit(
             route,
             self.start(route),
@@ -421,12 +422,16 @@ class MatrixFreeGeometry:
         if flow.status != FlowStatus.SETTLED:
             return flow.point, _reason(flow, self.max_steps)
         point, near = flow.point, flow.anchor
-        for _ in range(_CORRECTIONS):
-            frame = route.frame(point, near)
-            point = point - route.newton_step(point, frame, point)
-        if invariant:
-            point = point / point.norm()
         try:
+            if isinstance(route, LeadingRoute):
+                # The rank is that of the end, where the spectrum has a gap.
+                route, (_, bases) = self._hessian_frames(point[None])
+                near = bases[0]
+            for _ in range(_CORRECTIONS):
+                frame = route.frame(point, near)
+                point = point - route.newton_step(point, frame, point)
+            if invariant:
+                point = point / point.norm()
             self.route_at(point[None])
         except (RankError, NotOnManifoldError, NonFiniteError) as error:
             return point, f"{error.problem}: {error.received}"
@@ -441,7 +446,7 @@ class MatrixFreeGeometry:
             |P P v - P v| / |v|; "constraint": the Newton displacement over the norm.
         """
         route, frames = self.frames_at(y)
-        probe = self._fixed_vectors(y, 1)[:, 0]
+        probe = fixed_vectors(y.new_empty(self.loss.dim), 1)[:, 0]
 
         def at_one(point: Tensor, values: Tensor, weights: Tensor) -> tuple[Tensor, ...]:
             frame = values, weights

@@ -8,6 +8,7 @@ to the manifold, log pdet H, and the turning force T[H^+] of the drift.
 - :class:`JacobianRoute`: least squares that interpolate. With J J^T = W S W^T the basis is
   Q = J^T W S^{-1/2} and the eigenvalues are S / Xi: a frame is W S^{-1/2}, (Xi K, M), and J acts
   by forward and reverse mode.
+- :class:`LeadingRoute`: any loss whose rank is not known, on the way to the manifold.
 - :class:`HessianRoute`: any loss. H has rank M, so its products with M columns near its range
   determine it: with B = H A one has H = B (A^T B)^{-1} B^T. A frame is Q itself.
 
@@ -23,7 +24,9 @@ import torch
 from torch import Tensor
 from torch.func import vjp, vmap
 
+from manifold_sde import philox
 from manifold_sde.derivatives import unit_rows
+from manifold_sde.geometry.spectrum import normal_directions
 from manifold_sde.pointwise import LeastSquaresPointwise, Pointwise
 
 #: Tensors of the size of a block that are alive at once while its rows are worked on.
@@ -37,6 +40,14 @@ def eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:
     # LAPACK refuses what is not finite.
     values, vectors = torch.linalg.eigh(torch.where(finite, matrix, identity))
     return torch.where(finite, values, torch.nan), vectors
+
+
+def fixed_vectors(y: Tensor, count: int) -> Tensor:
+    """Fixed random orthonormal columns (D, k), in the dtype and on the device of y (D,)."""
+    paths = torch.arange(count, device=y.device)
+    zero = torch.zeros((), dtype=torch.int64, device=y.device)
+    normals = philox.normals((0x5EED, 4), 0, paths, zero, len(y), y.dtype)
+    return torch.linalg.qr(normals.reshape(len(y), count))[0]
 
 
 class NormalRoute(ABC):
@@ -232,3 +243,70 @@ class HessianRoute(NormalRoute):
     def newton_step(self, y: Tensor, frame: tuple[Tensor, Tensor], x: Tensor) -> Tensor:
         """Q Lambda^-1 Q^T grad L(x)."""
         return self.inverse(y, frame, self.loss.gradient(x))
+
+
+class LeadingRoute(HessianRoute):
+    """Any loss of unknown rank: as many leading eigenvectors of H as stand out.
+
+    They are those of H in a subspace that has been multiplied by H: on the manifold exactly its
+    range, off it approximately, which costs a flow iterations and no accuracy. Frames of different
+    points differ in size. The anchor is a basis with a few further columns.
+
+    Args:
+        loss: The loss of one vector.
+        memory: As for :class:`NormalRoute`.
+    """
+
+    #: Eigenvalue, relative to the largest, from which on a direction stands out.
+    floor = 1e-4
+    #: Columns to begin with, and beside those that stood out nearby; and their largest number.
+    spare, most = 16, 512
+
+    #: Newton step, relative to the norm, at which points count as near the manifold.
+    nearby = 1e-9
+
+    def __init__(self, loss: Pointwise, memory: int) -> None:
+        super().__init__(loss, self.spare, memory)
+
+    def start(self, y: Tensor) -> Tensor:
+        """An anchor from nothing."""
+        return fixed_vectors(y, min(self.spare, len(y)))
+
+    def approach(self, x: Tensor, steps: int) -> Tensor:
+        """A point next to the manifold and near x, (D,), by at most so many Newton steps."""
+        near = self.start(x)
+        for _ in range(steps):
+            frame = self.frame(x, near)
+            step, near = self.newton_step(x, frame, x), self.anchor(frame, x)
+            x = x - step
+            if float(step.norm()) <= self.nearby * float(x.norm()):
+                break
+        return x
+
+    def frame(self, y: Tensor, anchor: Tensor) -> tuple[Tensor, Tensor]:
+        """The eigenvalues that stand out, ascending, and their vectors; at least one."""
+        most = min(self.loss.dim, self.most)
+        while True:
+            basis = torch.linalg.qr(self.products(y, anchor))[0]
+            inner = basis.T @ self.products(y, basis)
+            values, vectors = eigen(0.5 * (inner + inner.T))
+            size = values.abs()
+            out = size > self.floor * size.max()
+            if not bool(out.all()) or anchor.shape[1] >= most:
+                break
+            more = min(anchor.shape[1], most - anchor.shape[1])
+            anchor = torch.cat([basis, fixed_vectors(y, more)], dim=1)
+        out = out | (size == size.max())
+        return values[out], basis @ vectors[:, out]
+
+    def anchor(self, frame: tuple[Tensor, Tensor], y: Tensor) -> Tensor:
+        """The basis, and room for more."""
+        near = frame[1]
+        more = min(self.spare, self.loss.dim - near.shape[1])
+        return torch.cat([near, fixed_vectors(y, more)], dim=1) if more else near
+
+    def newton_step(self, y: Tensor, frame: tuple[Tensor, Tensor], x: Tensor) -> Tensor:
+        """As for known rank, in the directions that are normal at this distance."""
+        force = self.components(y, frame, self.loss.gradient(x))
+        normal = normal_directions(frame[0][None], force[None], None)[0]
+        return self.combine(y, frame, torch.where(normal, force / frame[0], 0.0))

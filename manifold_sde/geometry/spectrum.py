@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from manifold_sde.errors import RankError
+from manifold_sde.geometry.gradient_flow import precision
 
 #: Smallest ratio across the gap at which a rank is believed.
 MIN_GAP = {torch.float64: 1e4, torch.float32: 1e2}
@@ -156,6 +157,33 @@ def find_rank(eigenvalues: Tensor, declared: int | None, where: str = "y") -> Te
         )
     assert int(ranks.max()) < dim
     return ranks.reshape(eigenvalues.shape[:-1])
+
+
+def normal_directions(values: Tensor, force: Tensor, rank: int | Tensor | None) -> Tensor:
+    """Which eigenvectors of H near the manifold are normal to it.
+
+    At a distance d the eigenvalues of the kernel have become of order d, so that only those well
+    above d count. The smaller ones join in as d falls.
+
+    Args:
+        values: Eigenvalues (n, D), ascending.
+        force: Gradient in the eigenbasis (n, D).
+        rank: Rank M, if it is known, of all or of each, (n, 1).
+
+    Returns:
+        Boolean tensor (n, D).
+    """
+    dim = values.shape[-1]
+    if rank is not None:
+        return (torch.arange(dim, device=values.device) >= dim - rank).expand_as(values)
+    top = values.abs().amax(dim=-1, keepdim=True)
+    slow = precision(values.dtype).slow
+    normal = values > 0.1 * top
+    for _ in range(2):
+        steps = torch.where(normal, force / torch.where(normal, values, 1.0), 0.0)
+        distance = steps.norm(dim=-1, keepdim=True)
+        normal = values > (3.0 * distance).clamp(min=slow) * top
+    return normal
 
 
 def common_rank(ranks: Tensor) -> int:

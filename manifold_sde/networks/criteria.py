@@ -13,6 +13,7 @@ from torch.func import functional_call
 
 from manifold_sde.errors import ArgumentError, DTypeError, ShapeError
 from manifold_sde.loss_checks import first_line
+from manifold_sde.networks.copies import independent_copy
 from manifold_sde.networks.randomness import Generators
 from manifold_sde.samples import follow
 
@@ -70,7 +71,7 @@ class Criterion:
         #: What the losses of the entries of a sample are divided by, where it is not their number.
         self._divisor: float | None = None
         if isinstance(criterion, nn.Module):
-            unreduced = copy.deepcopy(criterion).requires_grad_(False)
+            unreduced = independent_copy(criterion, "criterion")
             reduction = getattr(unreduced, "reduction", None)
             if reduction == "sum":
                 raise self._sum()
@@ -89,6 +90,11 @@ class Criterion:
             remedy=f"{self.name}(reduction='mean'): the sum over B samples of K targets each is "
             "B K times it, so that lr B K and weight_decay / (B K) give the same steps",
         )
+
+    @property
+    def is_classification(self) -> bool:
+        """Whether it is a criterion of ``torch.nn`` for classes, smallest at infinite outputs."""
+        return isinstance(self._function, (*_CLASSES, nn.BCEWithLogitsLoss, nn.SoftMarginLoss))
 
     def sample_losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The mean over the entries of each sample: (N, ...), (N, ...) -> (N,).

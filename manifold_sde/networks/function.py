@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from manifold_sde.networks.copies import independent_copy, unchanged
 from manifold_sde.networks.criteria import Criterion
 from manifold_sde.networks.weights import Weights
-from manifold_sde.samples import SampleFunction, follow
+from manifold_sde.samples import SampleFunction, follow, joined, slices
 
 
 class NetworkFunction:
@@ -28,9 +29,10 @@ class NetworkFunction:
         weights: Which parameters make up x.
         block: Number of samples, one after the other, whose mean loss is one sample loss.
         samples: Whether the samples, or blocks of them, have losses of their own.
+        per_pass: Number of blocks evaluated at once; all of them where it is ``None``.
 
     Attributes:
-        module, criterion, inputs, targets, weights, block, samples: As given.
+        module, criterion, inputs, targets, weights, block, samples, per_pass: As given.
         constants: Frozen parameters and buffers, by name.
         start: The module's weights, as x (D,).
     """
@@ -45,14 +47,16 @@ class NetworkFunction:
         *,
         block: int = 1,
         samples: bool = True,
+        per_pass: int | None = None,
     ) -> None:
-        self.module = copy.deepcopy(module).requires_grad_(False)
+        self.module = independent_copy(module, "module")
         self.criterion = criterion
         self.inputs = inputs
         self.targets = targets
         self.weights = weights
         self.block = block
         self.samples = samples
+        self.per_pass = per_pass
         self.start = weights.vector(module)
         tensors = [*self.module.named_parameters(), *self.module.named_buffers()]
         self.constants = {n: t.detach() for n, t in tensors if n not in weights.parameters}
@@ -97,11 +101,20 @@ class NetworkFunction:
             constants: Frozen parameters and buffers in place of the network's own; where the module
                 changes one of them, the dictionary holds the changed one afterwards.
         """
-        inputs = tuple(follow(value, x) for value in self.inputs)
-        if constants is None:
-            constants = self.constants_for(x)
+        with unchanged(self.module):
+            return self.call(x, self.constants_for(x) if constants is None else constants)
+
+    def call(self, x: Tensor, constants: dict[str, Tensor]) -> Tensor:
+        """As :meth:`outputs`, with what the module keeps of a call left in it."""
         values = self.weights.unflatten(x) | constants
-        outputs = functional_call(self.module, values, inputs)
+        size = self.per_pass and self.per_pass * self.block
+
+        def of_some(which: slice) -> Tensor:
+            inputs = tuple(follow(value[which], x) for value in self.inputs)
+            outputs: Tensor = functional_call(self.module, values, inputs)
+            return outputs
+
+        outputs = joined(of_some, slices(len(self.inputs[0]), size))
         constants.update((name, values[name]) for name in constants)
         return outputs
 
@@ -129,7 +142,8 @@ class NetworkFunction:
             value.reshape(self.n_blocks, self.block, *value.shape[1:])
             for value in (self.targets, *self.inputs)
         )
-        return SampleFunction(_OfBlocks(self.on((), self.targets[:0])), *blocks)
+        function = _OfBlocks(self.on((), self.targets[:0]))
+        return SampleFunction(function, *blocks, per_pass=self.per_pass)
 
 
 class _OfBlocks:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from manifold_sde import loss_checks
 from manifold_sde.elementary import elementary
 from manifold_sde.least_squares import LeastSquaresProblem
-from manifold_sde.networks import module_checks, sample_checks
+from manifold_sde.memory import bytes_of
+from manifold_sde.networks import module_checks, passes, sample_checks
 from manifold_sde.networks.criteria import Criterion
 from manifold_sde.networks.function import NetworkFunction
 from manifold_sde.networks.randomness import Generators
@@ -99,6 +100,7 @@ def problem_from_module(
     name: str | None,
     frozen: str | Iterable[str],
     ghost_size: int | None,
+    memory: int | str | None,
 ) -> Problem:
     """The problem of a module; :meth:`Problem.from_module` documents the arguments."""
     check_noise(noise)
@@ -108,18 +110,26 @@ def problem_from_module(
     weights = Weights(module, frozen)
     loss_checks.check_dim(weights.dim)
     block = module_checks.block_of(module, ghost_size, len(targets))
+    limit = passes.DEFAULT_MEMORY if memory is None else bytes_of(memory)
     with torch.no_grad():
         network = NetworkFunction(
             module, measure, tensors, measure.convert(targets), weights, block=block
         )
         generators = Generators()
+        with generators.unmoved_by("the module"):
+            usage = passes.measure(network)
+        if usage is not None:
+            network.per_pass = passes.blocks_per_pass(usage, limit)
         outputs = module_checks.check_forward(network, generators)
         measure.check_targets(outputs, network.targets, generators)
         coupled = module_checks.coupled(network, outputs)
         if coupled:
             module_checks.require_uncoupled_noise(network, noise)
+            if usage and memory is not None:
+                passes.require_one_pass(usage, limit, network.n_blocks)
             network = network.with_samples(block=len(targets), samples=measure.is_least_squares)
         else:
+            module_checks.check_single(network)
             sample_checks.check_places(network)
     sample_checks.check_all_samples(network)
     with torch.no_grad():

@@ -21,6 +21,7 @@ from manifold_sde.errors import (
     ShapeError,
 )
 from manifold_sde.loss_checks import first_line, fixed_directions
+from manifold_sde.networks.copies import unchanged
 from manifold_sde.networks.function import NetworkFunction
 from manifold_sde.networks.layers import GhostBatchNorm
 from manifold_sde.networks.observation import layer_not_finite
@@ -71,6 +72,7 @@ def check_module(module: object) -> None:
             expected="a fixed function of the weights",
             remedy="module.eval(), or p=0 (module.eval() also fixes the statistics of batch norm)",
         )
+    _refuse_without_values(module)
     running = [
         name
         for name, m in module.named_modules()
@@ -99,6 +101,35 @@ def check_module(module: object) -> None:
 def _has_gradient_hooks(owner: nn.Module | nn.Parameter) -> bool:
     kinds = ("_backward_hooks", "_backward_pre_hooks", "_post_accumulate_grad_hooks")
     return any(getattr(owner, kind, None) for kind in kinds)
+
+
+def _refuse_without_values(module: nn.Module) -> None:
+    """Refuse modules that cannot be called with other weights, or have none."""
+    compiled = [n for n, m in module.named_modules() if isinstance(m, torch.jit.ScriptModule)]
+    if compiled:
+        raise ArgumentError(
+            "the module was compiled by torch.jit, and cannot be called with other weights",
+            received=f"compiled: {', '.join(compiled[:4]) if all(compiled) else 'all of it'}",
+            expected="a module in Python",
+            remedy="the module that torch.jit.script or torch.jit.trace was given; "
+            "module.load_state_dict(scripted.state_dict()) gives it the weights",
+        )
+    if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        raise ArgumentError(
+            "the module is a wrapper that spreads samples over devices",
+            received=type(module).__name__,
+            expected="the module that computes the outputs",
+            remedy="module.module",
+        )
+    tensors = [*module.named_parameters(), *module.named_buffers()]
+    empty = [name for name, value in tensors if value.is_meta]
+    if empty:
+        raise ArgumentError(
+            "the module has parameters or buffers without values",
+            received=f"on the device meta: {', '.join(empty[:4])}",
+            expected="tensors with values",
+            remedy='module.to_empty(device="cpu"), then load_state_dict or initialise it',
+        )
 
 
 def check_data(inputs: object, targets: object) -> tuple[tuple[Tensor, ...], Tensor]:
@@ -141,7 +172,7 @@ def check_data(inputs: object, targets: object) -> tuple[tuple[Tensor, ...], Ten
                 expected="finite numbers",
                 remedy="leave these samples out; look for a division by a deviation of 0",
             )
-        tensors.append(value.detach())
+        tensors.append(value.detach().contiguous())  # torch.func wants the usual layout
     counts = {len(value) for value in tensors}
     if len(counts) > 1 or counts == {0}:
         raise ShapeError(
@@ -196,9 +227,9 @@ def check_forward(function: NetworkFunction, generators: Generators) -> Tensor:
     constants = function.constants_for(x)
     after = _clones(constants)
     try:
-        with generators.unmoved_by("the module"):
-            outputs = ElementaryFunction(lambda z: function.outputs(z, after))(x)
-            again = ElementaryFunction(lambda z: function.outputs(z, _clones(constants)))(x)
+        with generators.unmoved_by("the module"), unchanged(function.module):
+            outputs = ElementaryFunction(lambda z: function.call(z, after))(x)
+            again = ElementaryFunction(lambda z: function.call(z, _clones(constants)))(x)
     except ManifoldSDEError:
         raise
     except Exception as error:
@@ -293,6 +324,28 @@ def coupled(function: NetworkFunction, outputs: Tensor) -> bool:
             if float(change) > SAME * float(outputs.abs().max()):
                 return True
     return False
+
+
+def check_single(function: NetworkFunction) -> None:
+    """Refuse a module that cannot be called with one block of samples.
+
+    Raises:
+        ArgumentError: With the way out.
+    """
+    try:
+        few = function.of_blocks([0])
+        outputs = ElementaryFunction(few.outputs)(fixed_directions(function.weights.dim, 1)[0])
+        if len(outputs) == function.block:
+            return
+        received = f"outputs {tuple(outputs.shape)}"
+    except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        received = first_line(error)
+    raise ArgumentError(
+        f"the module {function.__name__} takes one number of samples only",
+        received=f"{received}, for {function.block} of the {len(function.targets)} samples",
+        expected="outputs for any samples: their gradients are computed one by one",
+        remedy="x.flatten(1) in place of x.view(32, -1), len(x) in place of a batch size",
+    )
 
 
 def require_uncoupled_noise(function: NetworkFunction, noise: Noise) -> None:

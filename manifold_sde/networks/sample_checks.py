@@ -136,6 +136,7 @@ def check_all_samples(network: NetworkFunction) -> None:
 def _parts(network: NetworkFunction) -> list[list[int]]:
     count = network.n_blocks
     size = max(_TOGETHER, -(-count // _PARTS)) if network.samples else count
+    size = min(size, network.per_pass or size)
     return [list(range(i, min(i + size, count))) for i in range(0, count, size)]
 
 

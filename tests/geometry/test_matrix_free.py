@@ -308,9 +308,26 @@ def test_errors_name_what_to_do() -> None:
     wrong = LeastSquaresProblem(problem.residuals, 10, SphericalNoise(0.3), rank=5)
     with pytest.raises(errors.RankError, match="not confirmed"):
         Geometry(wrong, "matrix_free").rank(problem.minimizer.detach())
+
+
+def test_a_rank_that_was_not_declared_is_found_on_arrival() -> None:
     unknown = Problem(lambda x: 0.5 * (x[2] / x.norm()) ** 2, 3, SphericalNoise(0.3))
-    with pytest.raises(errors.LimitMapError, match="rank"):
-        Geometry(unknown, "matrix_free").limit_map(torch.ones(3, dtype=torch.float64))
+    x = torch.tensor([3.0, 4.0, 2.0], dtype=torch.float64)
+    geometry = Geometry(unknown, "matrix_free")
+    y = geometry.limit_map(x)
+    want = torch.tensor([0.6, 0.8, 0.0], dtype=torch.float64) * x.norm()
+    torch.testing.assert_close(y, want, rtol=0, atol=1e-9)
+    assert int(geometry.rank(y)) == 1
+    torch.testing.assert_close(geometry.retract(y + 1e-6 * x.roll(1)), y, rtol=0, atol=1e-5)
+    unclear = Problem(
+        lambda x: 0.5 * (x[2] ** 2 + 1e-6 * x[1] ** 2 + 1e-11 * x[3] ** 2) / (x @ x),
+        4,
+        SphericalNoise(0.3),
+    )
+    near = torch.tensor([1.0, 0.0, 1e-9, 0.0], dtype=torch.float64)
+    with pytest.raises(errors.LimitMapError, match="ambiguous") as caught:
+        Geometry(unclear, "matrix_free").limit_map(near)
+    assert "rank=M" in caught.value.remedy
 
 
 def test_a_flow_that_does_not_arrive() -> None:

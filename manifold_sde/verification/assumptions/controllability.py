@@ -72,8 +72,8 @@ def check_diffusion(subject: Subject, effort: Effort) -> Sequence[Result]:
         )
         meaning = (
             "Every sample is fitted, or the noise is none: there is no drift and no diffusion, "
-            "and the direction stands still. Use noise that is left at the minimum: of labels, "
-            "of augmentation, or SphericalNoise as a model."
+            "and the direction stands still. Use noise that is left at the minimum: of "
+            "augmentation, of labels (least squares), or SphericalNoise as a model."
         )
         return [_result(_DIFFUSION, "fails", detail, 1.0, 0.0, meaning)]
     values = tangent_noise(problem, points, survey.rank, [range(problem.dim)])[0]
