@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import numbers
 import operator
+import os
+from pathlib import Path
 from typing import cast
 
 import numpy as np
@@ -36,6 +38,24 @@ def real(value: object) -> float:
         return float(value)
     except OverflowError:
         return math.inf if cast("int", value) > 0 else -math.inf
+
+
+def check_path(name: str, value: object) -> Path:
+    """Check the path of a file or folder.
+
+    Raises:
+        ArgumentError: If it is none, or has no name.
+    """
+    if isinstance(value, (str, os.PathLike)) and isinstance(os.fspath(value), str):
+        path = Path(value)
+        if path.name:
+            return path
+    raise ArgumentError(
+        f"{name} is not the path of a file or folder",
+        received=repr(value),
+        expected="a string or a pathlib.Path with a name",
+        remedy=f'{name}="results/run"',
+    )
 
 
 def check_flag(name: str, value: object) -> bool:

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from manifold_sde.arguments import check_path
 from manifold_sde.errors import CheckpointError, WriteError, printable
 
 if sys.platform != "win32":  # nothing is locked there
@@ -58,7 +59,7 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
     Raises:
         WriteError: If it cannot be written; what stood there before is as it was.
     """
-    path = Path(path)
+    path = check_path("path", path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from manifold_sde.errors import ArgumentError, DTypeError, ShapeError
+from manifold_sde.errors import ArgumentError, DTypeError, ManifoldSDEError, ShapeError
 from manifold_sde.loss_checks import first_line
 from manifold_sde.networks.copies import independent_copy
 from manifold_sde.networks.randomness import Generators
@@ -161,8 +161,8 @@ class Criterion:
         try:
             with generators.unmoved_by(f"the criterion {self.name}"):
                 self.sample_losses(outputs, follow(targets, outputs))
-        except (RuntimeError, ValueError, TypeError, IndexError) as error:
-            if isinstance(error, (ArgumentError, torch.OutOfMemoryError)):
+        except Exception as error:
+            if isinstance(error, (ManifoldSDEError, torch.OutOfMemoryError)):
                 raise
             raise ArgumentError(
                 f"the criterion {self.name} does not take these outputs and targets",

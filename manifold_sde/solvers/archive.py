@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from manifold_sde.arguments import check_path
 from manifold_sde.errors import CheckpointError, ManifoldSDEError
 from manifold_sde.writing import held, replacing, sweep, unwritable
 
@@ -111,7 +112,7 @@ def read_archive(path: str | Path, kind: str) -> tuple[dict[str, Any], dict[str,
     Raises:
         CheckpointError: If there is no such file, it is corrupted, or it holds something else.
     """
-    path = Path(path)
+    path = check_path("path", path)
     if not path.is_file():
         raise CheckpointError(
             "there is no such file",

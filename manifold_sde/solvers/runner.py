@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from manifold_sde import philox
-from manifold_sde.arguments import integer
+from manifold_sde.arguments import check_path, integer
 from manifold_sde.compiling import check_mode, compiler_available
 from manifold_sde.deadline import Progress
 from manifold_sde.derivatives import check_point, require_norms
@@ -134,7 +134,7 @@ def run_sgd(
     mode = check_mode(compile)
     worth = int(kept[-1]) >= _WORTH_COMPILING and compiler_available()
     compiled = worth if mode == "auto" else bool(mode)
-    file = None if checkpoint is None else Path(checkpoint)
+    file = None if checkpoint is None else check_path("checkpoint", checkpoint)
     with (
         Stoppable(file),
         contextlib.nullcontext() if file is None else held_file(file),

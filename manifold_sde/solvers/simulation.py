@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from manifold_sde import philox
-from manifold_sde.arguments import integer
+from manifold_sde.arguments import check_path, integer
 from manifold_sde.degeneracy import measure_diffusion
 from manifold_sde.equations import ManifoldEquation, StochasticEquation
 from manifold_sde.errors import ArgumentError, DTypeError, NoDiffusionWarning
@@ -314,15 +314,15 @@ def _check_folder(checkpoint: object) -> Path | None:
     """The folder of the checkpoints."""
     if checkpoint is None:
         return None
-    if not isinstance(checkpoint, (str, Path)) or Path(checkpoint).is_file():
-        known = isinstance(checkpoint, (str, Path))
+    folder = check_path("checkpoint", checkpoint)
+    if folder.is_file():
         raise ArgumentError(
             "checkpoint is not a folder",
-            received=f"{checkpoint}, a file" if known else repr(checkpoint),
+            received=f"{checkpoint}, a file",
             expected="the path of a folder, to which a file for each chunk is written",
             remedy='checkpoint="run" (the checkpoint of run_sgd, in contrast, is a file)',
         )
-    return Path(checkpoint)
+    return folder
 
 
 def _check_observables(observables: object, start: Tensor) -> dict[str, Observable] | None:

@@ -13,6 +13,7 @@ from typing import IO, Any, Literal
 
 from tqdm import tqdm
 
+from manifold_sde.arguments import check_path
 from manifold_sde.errors import ArgumentError, printable
 from manifold_sde.solvers.archive import versions
 from manifold_sde.verification.result import KINDS, VERDICTS, Result, Verdict, worst
@@ -186,7 +187,7 @@ class Report:
             ArgumentError: If it has another ending.
             WriteError: If the file cannot be written; what stood there before is as it was.
         """
-        target = Path(path)
+        target = check_path("path", path)
         forms = {".html": self.to_html, ".json": self.to_json, ".txt": self.__str__}
         if target.suffix not in forms:
             raise ArgumentError(
