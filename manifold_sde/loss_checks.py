@@ -47,7 +47,7 @@ _ANY_BATCH = "a function that torch.func can batch and differentiate three times
 #: What to write instead, by what torch says when it fails.
 _REMEDIES = (
     (
-        ("memory_format",),
+        ("memory_format", "view size is not compatible"),
         "no memory_format inside the loss: x.contiguous(); the layout changes no value",
     ),
     (

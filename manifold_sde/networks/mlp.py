@@ -111,7 +111,7 @@ class NormalizedMLP(nn.Module):
             raise ArgumentError(
                 "these are not the widths of a network",
                 received=repr(widths),
-                expected="at least three integers of 1 or more: input, hidden layers, output",
+                expected="at least three positive integers: input, hidden layers, output",
                 remedy="widths=(64, 32, 10) for ten classes of 8 x 8 images",
             )
         generator = generator_of(seed)

@@ -116,8 +116,7 @@ def problem_from_module(
             module, measure, tensors, measure.convert(targets), weights, block=block
         )
         generators = Generators()
-        with generators.unmoved_by("the module"):
-            usage = passes.measure(network)
+        usage = passes.measure(network, generators)
         if usage is not None:
             network.per_pass = passes.blocks_per_pass(usage, limit)
         outputs = module_checks.check_forward(network, generators)
@@ -129,7 +128,6 @@ def problem_from_module(
                 passes.require_one_pass(usage, limit, network.n_blocks)
             network = network.with_samples(block=len(targets), samples=measure.is_least_squares)
         else:
-            module_checks.check_single(network)
             sample_checks.check_places(network)
     sample_checks.check_all_samples(network)
     with torch.no_grad():

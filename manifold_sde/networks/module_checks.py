@@ -158,10 +158,16 @@ def check_data(inputs: object, targets: object) -> tuple[tuple[Tensor, ...], Ten
             )
         if value.layout is not torch.strided or value.is_meta or value.is_complex():
             raise DTypeError(
-                f"the {name} are not dense real tensors with values",
-                received="a meta tensor" if value.is_meta else f"{value.layout}, {value.dtype}",
+                f"the {name} have no values"
+                if value.is_meta
+                else f"the {name} are not dense real tensors",
+                received="a tensor on the device meta"
+                if value.is_meta
+                else f"{value.layout}, {value.dtype}",
                 expected="a dense tensor (N, ...) of real numbers",
-                remedy="value.to_dense(); real and imaginary parts as two columns",
+                remedy="make the data outside of `with torch.device('meta')`"
+                if value.is_meta
+                else "value.to_dense(); real and imaginary parts as two columns",
             )
         if not bool(torch.isfinite(value).all()):
             bad = (~torch.isfinite(value)).reshape(len(value), -1).any(1)
@@ -324,28 +330,6 @@ def coupled(function: NetworkFunction, outputs: Tensor) -> bool:
             if float(change) > SAME * float(outputs.abs().max()):
                 return True
     return False
-
-
-def check_single(function: NetworkFunction) -> None:
-    """Refuse a module that cannot be called with one block of samples.
-
-    Raises:
-        ArgumentError: With the way out.
-    """
-    try:
-        few = function.of_blocks([0])
-        outputs = ElementaryFunction(few.outputs)(fixed_directions(function.weights.dim, 1)[0])
-        if len(outputs) == function.block:
-            return
-        received = f"outputs {tuple(outputs.shape)}"
-    except (RuntimeError, ValueError, IndexError, TypeError) as error:
-        received = first_line(error)
-    raise ArgumentError(
-        f"the module {function.__name__} takes one number of samples only",
-        received=f"{received}, for {function.block} of the {len(function.targets)} samples",
-        expected="outputs for any samples: their gradients are computed one by one",
-        remedy="x.flatten(1) in place of x.view(32, -1), len(x) in place of a batch size",
-    )
 
 
 def require_uncoupled_noise(function: NetworkFunction, noise: Noise) -> None:

@@ -22,6 +22,7 @@ from manifold_sde.errors import ArgumentError
 from manifold_sde.loss_checks import fixed_directions
 from manifold_sde.memory import describe_bytes
 from manifold_sde.networks.function import NetworkFunction
+from manifold_sde.networks.randomness import Generators
 from manifold_sde.samples import follow
 
 #: Memory of one pass, where the user gives none: fixed, so that results do not depend on the
@@ -92,8 +93,12 @@ def _columns(func: Any, args: tuple[Any, ...], result: Any) -> int:
     return int(places * weight[0].numel() * groups * outputs.element_size())
 
 
-def measure(function: NetworkFunction) -> Usage | None:
+def measure(function: NetworkFunction, generators: Generators) -> Usage | None:
     """Memory of the gradient of the network's mean loss, from two and four blocks of samples.
+
+    Args:
+        function: The network.
+        generators: The generators of random numbers, which are as before then.
 
     Returns:
         What it takes; ``None`` where there are no more than four blocks, or the network cannot be
@@ -102,7 +107,7 @@ def measure(function: NetworkFunction) -> Usage | None:
     if function.n_blocks <= 4:
         return None
     try:
-        with torch.random.fork_rng():
+        with generators.unmoved_by("the module"):
             two, four = (_most_alive(function.of_blocks(range(count))) for count in (2, 4))
     except Exception:  # what is wrong with the network is told by the checks that follow
         return None

@@ -78,7 +78,8 @@ def check_places(network: NetworkFunction) -> None:
                 received=f"{received} when {when}",
                 expected="an output and a loss for each sample that are the same in every batch",
                 remedy="make what belongs to a sample an input, inputs=(X, mask), or a column of "
-                "the targets; no len(x), no mask[:len(x)], no mean over the batch"
+                "the targets; no len(x), no mask[:len(x)], no mean over the batch, and "
+                "x.flatten(1) in place of x.view(32, -1)"
                 + ("" if network.block > 1 else "; ghost_size=B for samples that belong together"),
             )
 
@@ -136,7 +137,9 @@ def check_all_samples(network: NetworkFunction) -> None:
 def _parts(network: NetworkFunction) -> list[list[int]]:
     count = network.n_blocks
     size = max(_TOGETHER, -(-count // _PARTS)) if network.samples else count
-    size = min(size, network.per_pass or size)
+    if network.per_pass:
+        # A third derivative holds four times what a gradient does, for which passes are planned.
+        size = min(size, max(1, network.per_pass // 4))
     return [list(range(i, min(i + size, count))) for i in range(0, count, size)]
 
 

@@ -15,6 +15,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from manifold_sde import Geometry, Problem, SamplingNoise, SphericalNoise, errors, problems
 from manifold_sde.networks import NormalizedMLP, passes
+from manifold_sde.networks.randomness import Generators
 from manifold_sde.pointwise import LeastSquaresPointwise
 from manifold_sde.solvers import run_sgd
 
@@ -148,7 +149,7 @@ def test_measured_memory_grows_with_the_width() -> None:
         problem = Problem.from_module(
             module, nn.CrossEntropyLoss(), INPUTS, CLASSES, SamplingNoise()
         )
-        usages.append(passes.measure(problem.require_network()))
+        usages.append(passes.measure(problem.require_network(), Generators()))
     narrow, wide = usages
     assert narrow is not None
     assert wide is not None

@@ -1,0 +1,74 @@
+"""Odd values for the arguments of all public callables: named errors, or right results."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from manifold_sde.errors import ManifoldSDEError
+from tests.fuzz import RIGHT, Target, odd_calls, outcome, targets
+
+NAMES = sorted({name for name, _ in RIGHT})
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Target]:
+    return targets(tmp_path_factory.mktemp("fuzz"))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_odd_values_are_refused_by_name(found: dict[str, Target]) -> None:
+    """About 2000 calls, each with one odd value; the outcomes are counted."""
+    count: Counter[str] = Counter()
+    faults = []
+    for name, target in found.items():
+        made, result = outcome(target.function, target.good)
+        assert made == "taken", f"the good call of {name}: {result}"
+        for argument, value, arguments in odd_calls(target):
+            what, result = outcome(target.function, arguments)
+            right = value in RIGHT.get((name, argument), ())
+            count[f"{what}, right" if right and what == "taken" else what] += 1
+            if what == "raw" or (what == "taken" and not right):
+                faults.append(f"{name}: {argument} = {value}: {what} {result!r:.80}")
+    print(dict(count))
+    assert not faults, "\n".join(faults)
+    assert count["named"] > 1500
+    assert count.keys() <= {"named", "signature", "taken, right"}
+
+
+def test_every_error_says_what_was_received_and_the_way_out(found: dict[str, Target]) -> None:
+    silent = []
+    for name in ("solve", "run_sgd", "Problem", "Geometry", "LimitingDiffusion.g_prod"):
+        for argument, value, arguments in odd_calls(found[name]):
+            error = outcome(found[name].function, arguments)[1]
+            if isinstance(error, ManifoldSDEError) and not (error.received and error.remedy):
+                silent.append(f"{name}: {argument} = {value}: {error}")
+    assert not silent, "\n".join(silent)
+
+
+def test_targets_that_are_known_as_right_exist(found: dict[str, Target]) -> None:
+    for name, argument in RIGHT:
+        assert argument in found[name].kinds or name.endswith((".f", ".g")), (name, argument)
+
+
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        (lambda x: x.nothing, "raw"),
+        (lambda x: x + "1", "raw"),
+        (lambda: 1, "signature"),
+        (lambda x: x, "taken"),
+    ],
+)
+def test_broken_twins_are_told(function: object, expected: str) -> None:
+    assert outcome(function, {"x": 1})[0] == expected  # type: ignore[arg-type]
+
+
+def test_a_path_that_is_none_is_named(tmp_path: Path) -> None:
+    from manifold_sde import problems
+    from manifold_sde.solvers import run_sgd
+
+    problem = problems.great_circle()
+    for checkpoint in ("", 3, b"run"):
+        with pytest.raises(ManifoldSDEError, match="checkpoint"):
+            run_sgd(problem, problem.minimizer, 0.01, 0.05, [0, 1], checkpoint=checkpoint)  # type: ignore[arg-type]
