@@ -57,7 +57,7 @@ _LAGS = (0.125, 0.25, 0.5)
 #: Blocks of that time whose means tell what is slow from what is fast, and the standard errors from
 #: which on the first of three still tells the third.
 _QUARTERS = 4
-_TOLD = 3.0
+_TOLD = 4.0
 #: Standard errors at which slopes, and distances from the start, are taken.
 _UPPER = 2.0
 #: Random directions whose limits show the range of a function over the manifold.
@@ -78,7 +78,7 @@ class EquilibriumAverage:
         standard_error: Its standard error, from the number of paths and their length alone (...).
         bias: By how much the start may move it besides, (...); infinite where the run cannot tell.
         effective_sample_size: Number of independent draws from pi whose mean would have the same
-            mean square error, the bias included, (...).
+            mean square error, (...); a bias above two standard errors is a part of it.
         burn_in: Time from which on states were counted.
         paths: Number of paths that were counted; lost ones are not.
         parts: Number of independent parts from which the standard error was taken.
@@ -170,9 +170,10 @@ def average(
         _ROUNDING * torch.finfo(values.dtype).eps,
     )
     bias, error = run.bias, run.error
-    if bool((bias > error).any() or run.constant.any()):
+    if bool((_remembers(bias, error) | run.constant).any()):
         bias = _within(run, bias, extent(function))
-    square = error.square() + bias.square()
+    # What it is worth; a bias that is bounded by the interval's own width does not count.
+    square = error.square() + torch.where(_remembers(bias, error), bias.square(), 0.0)
     size = torch.where(square > 0, run.spread / square, math.inf).clamp(max=moments * paths)
     like = solution.ys.dtype
     mean, error, bias, size = (v.reshape(shape).to(like) for v in (run.mean, error, bias, size))
@@ -345,6 +346,11 @@ class _Run:
         return torch.where(seen, apart.abs(), 0.0)
 
 
+def _remembers(bias: Tensor, error: Tensor) -> Tensor:
+    """Whether the start may move an average by more than two standard errors."""
+    return bias > _UPPER * error
+
+
 def _forgetting(both: Tensor, one: Tensor, lag: float) -> Tensor:
     """Relaxation times (2, C) of a slope, as it is and at the upper end of its error.
 
@@ -367,9 +373,9 @@ def _error(parts: Tensor) -> Tensor:
 
 
 def _warn_of_memory(found: EquilibriumAverage, run: _Run) -> None:
-    """Warn if the start may move an average by more than its standard error."""
+    """Warn if the start may move an average by more than its sampling does."""
     bias, error = found.bias.reshape(-1), found.standard_error.reshape(-1)
-    if not bool((bias > error).any()):
+    if not bool(_remembers(bias, error).any()):
         return
     worst = int((bias / error.clamp(min=1e-300)).argmax())
     mean, low, high = (float(v.reshape(-1)[worst]) for v in (found.mean, *found.interval()))

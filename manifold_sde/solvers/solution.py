@@ -230,7 +230,7 @@ class Solution:
             Mean, standard error, bound of the bias, interval and effective sample size.
 
         Warns:
-            NotMixedWarning: If the bias may be larger than the standard error.
+            NotMixedWarning: If the bias may be larger than two standard errors.
             LostPathsWarning: If one path in a hundred or fewer was lost, and is left out.
 
         Raises:
