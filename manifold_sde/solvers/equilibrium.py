@@ -82,6 +82,7 @@ class EquilibriumAverage:
         burn_in: Time from which on states were counted.
         paths: Number of paths that were counted; lost ones are not.
         parts: Number of independent parts from which the standard error was taken.
+        extent: Range (...) of f over the manifold, where it was asked for and is known.
     """
 
     mean: Tensor
@@ -91,6 +92,7 @@ class EquilibriumAverage:
     burn_in: float
     paths: int
     parts: int
+    extent: tuple[Tensor, Tensor] | None = None
 
     def interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
         """Ends (...) of an interval that has the equilibrium's mean with this probability.
@@ -109,7 +111,10 @@ class EquilibriumAverage:
                 remedy="level=0.95",
             )
         wide = float(stats.t.ppf(0.5 * (1.0 + level), self.parts - 1)) * self.standard_error
-        return self.mean - wide - self.bias, self.mean + wide + self.bias
+        low, high = self.mean - wide - self.bias, self.mean + wide + self.bias
+        if self.extent is None:
+            return low, high
+        return low.maximum(self.extent[0]), high.minimum(self.extent[1])
 
 
 def average(
@@ -170,14 +175,19 @@ def average(
         _ROUNDING * torch.finfo(values.dtype).eps,
     )
     bias, error = run.bias, run.error
+    ends = None
     if bool((_remembers(bias, error) | run.constant).any()):
-        bias = _within(run, bias, extent(function))
+        ends = _with_states(run, extent(function))
+    if ends is not None:
+        bias = _within(run, bias, *ends)
     # What it is worth; a bias that is bounded by the interval's own width does not count.
     square = error.square() + torch.where(_remembers(bias, error), bias.square(), 0.0)
     size = torch.where(square > 0, run.spread / square, math.inf).clamp(max=moments * paths)
     like = solution.ys.dtype
     mean, error, bias, size = (v.reshape(shape).to(like) for v in (run.mean, error, bias, size))
-    found = EquilibriumAverage(mean, error, bias, size, begin, paths, batches * units)
+    if ends is not None:
+        ends = ends[0].reshape(shape).to(like), ends[1].reshape(shape).to(like)
+    found = EquilibriumAverage(mean, error, bias, size, begin, paths, batches * units, ends)
     check_average(
         lost,
         total,
@@ -213,12 +223,16 @@ def extent_over(
     return values.amin(0), values.amax(0)
 
 
-def _within(run: _Run, bias: Tensor, ends: tuple[Tensor, Tensor] | None) -> Tensor:
-    """A bias (C,) that does not lead out of the range of f over the manifold."""
+def _with_states(run: _Run, ends: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor] | None:
+    """A range (C,) with that of the run's own states in it."""
     if ends is None:
-        return bias
+        return None
     low, high = (end.reshape(-1).to(run.mean) for end in ends)
-    low, high = torch.minimum(low, run.low), torch.maximum(high, run.high)
+    return low.minimum(run.low), high.maximum(run.high)
+
+
+def _within(run: _Run, bias: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """A bias (C,) that does not lead out of the range of f over the manifold."""
     most = torch.maximum(high - run.mean, run.mean - low)
     stuck = run.constant & (high - low > run.rounding)
     return torch.where(stuck, most, torch.minimum(bias, most))
