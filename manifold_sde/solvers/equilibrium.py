@@ -13,6 +13,7 @@ nothing of :math:`\tau`, say it by how they forget what tells them apart. With B
 
 .. math:: \bar f - \pi(f) = B (E f(0) - \pi(f)) = \frac{B}{1 - B} (E f(0) - \bar f) .
 
+The start may be any moment before: the first, and one half way, when what is fast is forgotten.
 Both factors are taken at the upper ends of their errors, at the slowest of three lags: the
 shortest sees what is slow compared with the run, also where the mean oscillates, and the longest
 what a faster part of f hides. Where the mean over a quarter of the time still tells that of the
@@ -164,12 +165,19 @@ def average(
     if weights is None:
         weights = every.new_ones(every.shape[:2])
     weights = (weights[:, None] if weights.dim() == 1 else weights).expand(every.shape[:2])
-    values = torch.stack([evaluate("f", function, y)[0] for y in (every[0, alive], *states)])
+    # Two moments from which on the start is forgotten: the first, and one half way to the others.
+    halfway = int((solution.ts <= 0.5 * (solution.ts[0] + begin)).sum().clamp(min=1)) - 1
+    early = [0, halfway]
+    passed = (solution.ts[early] - solution.ts[0]).to(times)
+    values = torch.stack(
+        [evaluate("f", function, y)[0] for y in (*every[early][:, alive], *states)]
+    )
     shape = values.shape[2:]
     run = _Run(
         times,
-        values.reshape(moments + 1, paths, -1).to(torch.float64),
-        torch.cat([weights[:1, alive], weights[late][:, alive]]).to(torch.float64),
+        passed,
+        values.reshape(moments + len(early), paths, -1).to(torch.float64),
+        torch.cat([weights[early][:, alive], weights[late][:, alive]]).to(torch.float64),
         batches,
         units,
         _ROUNDING * torch.finfo(values.dtype).eps,
@@ -243,8 +251,9 @@ class _Run:
 
     Args:
         times: Times that count (K,), from the start on.
-        values: Values at the start and at these times (K + 1, n, C).
-        weights: Their weights (K + 1, n).
+        early: Times (E,) before them at which the memory of the start may begin.
+        values: Values at the early times and at those that count (E + K, n, C).
+        weights: Their weights (E + K, n).
         batches: Number of batches in time.
         units: Number of independent paths, or pairs of consecutive ones.
         rounding: Relative size of differences that are rounding.
@@ -253,6 +262,7 @@ class _Run:
     def __init__(
         self,
         times: Tensor,
+        early: Tensor,
         values: Tensor,
         weights: Tensor,
         batches: int,
@@ -262,10 +272,8 @@ class _Run:
         self.times = times
         self.batches = batches
         self.units = units
-        first, w = weights[0], (weights[1:] / weights[1:].mean())[..., None]
-        # The weights of the clock at its start are infinite, and alike for all paths.
-        first = torch.where(first.sum() > 0, first, torch.ones_like(first))[:, None]
-        v = values[1:]
+        v, w = values[len(early) :], weights[len(early) :, :, None]
+        w = w / w.mean()
         self.mean = (w * v).sum((0, 1)) / w.sum()
         self.spread = (w * (v - self.mean).square()).sum((0, 1)) / w.sum()
         self.low, self.high = values.amin((0, 1)), values.amax((0, 1))
@@ -282,18 +290,33 @@ class _Run:
             # Batch means that are correlated make the error too small by this.
             kept = 1.0 - (self.relaxation[0] / length).clamp(max=0.9)
             self.error = self.error / kept.sqrt()
-        start = (first * values[0]).sum(0) / first.sum()
-        self.distance = (start - self.mean).abs()
-        if batches > 1:  # too few starts for what they vary by
-            self.distance = self.distance.maximum(self.spread.sqrt()) + _UPPER * self.error
-        else:
-            offsets = (first / first.sum() * (values[0] - start)).reshape(units, -1, len(start))
-            self.distance = self.distance + _UPPER * _error(offsets.sum(1) - parts[0])
-        share = w.mean(1) / w.mean(1).sum(0)
-        memory = (share * torch.exp(-times[:, None] / self.relaxation[1])).sum(0)
-        bias = memory / (1.0 - memory) * self.distance  # infinite where nothing is forgotten
-        bias = torch.maximum(bias.nan_to_num(torch.inf, torch.inf), self._drift(w, v))
+        bias = self.error + torch.inf
+        for k, moment in enumerate(early):
+            distance = self._distance(values[k], weights[k, :, None], parts)
+            share = w.mean(1) / w.mean(1).sum(0)
+            memory = (share * torch.exp((moment - times[:, None]) / self.relaxation[1])).sum(0)
+            left = memory / (1.0 - memory) * distance  # infinite where nothing is forgotten
+            bias = bias.minimum(left.nan_to_num(torch.inf, torch.inf))
+        bias = bias.maximum(self._drift(w, v))
         self.bias = torch.where(self.constant, 0.0, bias)
+
+    def _distance(self, values: Tensor, weights: Tensor, parts: Tensor) -> Tensor:
+        """How far the mean may be from that of another moment (C,).
+
+        Args:
+            values: Values there (n, C).
+            weights: Their weights (n, 1).
+            parts: What units add to the mean (batches, units, C).
+        """
+        # The weights of the clock at its start are infinite, and alike for all paths.
+        weights = torch.where(weights.sum() > 0, weights, torch.ones_like(weights))
+        weights = weights / weights.sum()
+        there = (weights * values).sum(0)
+        distance = (there - self.mean).abs()
+        if self.batches > 1:  # too few paths for what they vary by
+            return distance.maximum(self.spread.sqrt()) + _UPPER * self.error
+        offsets = (weights * (values - there)).reshape(self.units, -1, len(there)).sum(1)
+        return distance + _UPPER * _error(offsets - parts[0])
 
     @property
     def _length(self) -> float:
