@@ -13,17 +13,21 @@ steps of SGD; the equilibrium of the intrinsic clock is another one.
 # pair of direction and norm is that of the slowest mode of its generator.
 
 import os
+import warnings
 
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
 from manifold_sde import DirectionDiffusion, LimitingDiffusion, problems
+from manifold_sde.errors import NotMixedWarning
 from manifold_sde.solvers import solve
 from manifold_sde.verification import exact
 from manifold_sde.verification.ergodicity.total_variation import cells, total_variation
 
 quick = "MANIFOLD_SDE_QUICK" in os.environ
+if quick:  # too short for the equilibrium, which is told
+    warnings.simplefilter("ignore", NotMixedWarning)
 n_paths, n_chains, step = (60, 40, 3.0) if quick else (1500, 400, 1.0)
 
 problem = problems.mixed_noise_circle()

@@ -13,16 +13,20 @@ small enough for the exact law to be known.
 # Simulate the direction once. Nothing is said of a learning rate here.
 
 import os
+import warnings
 
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
 from manifold_sde import DirectionDiffusion, Geometry, problems
+from manifold_sde.errors import NotMixedWarning
 from manifold_sde.solvers import run_sgd, solve
 from manifold_sde.verification.exact import CircleDiffusion
 
 quick = "MANIFOLD_SDE_QUICK" in os.environ
+if quick:  # too short for the equilibrium, which is told
+    warnings.simplefilter("ignore", NotMixedWarning)
 n_paths, n_sgd, horizon, dt = (64, 64, 12.0, 1.0) if quick else (2000, 2000, 320.0, 0.5)
 
 problem = problems.mixed_noise_circle()

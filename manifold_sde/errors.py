@@ -141,6 +141,21 @@ class LimitMapError(PartialError, RuntimeError):
     """Gradient flow from a point did not reach the manifold of minimisers."""
 
 
+class LostPathsError(PartialError, RuntimeError):
+    """An average would leave out more than one path in a hundred, because they were lost.
+
+    Attributes:
+        lost: Number of paths that were lost at the worst of the times asked for.
+        paths: Number of all paths.
+        partial: The result over those that are left, or ``None``.
+    """
+
+    def __init__(self, problem: str, *, lost: int = 0, paths: int = 0, **parts: Any) -> None:
+        super().__init__(problem, **parts)
+        self.lost = lost
+        self.paths = paths
+
+
 class DifferentiationError(ManifoldSDEError, RuntimeError):
     """A loss cannot be differentiated as often as is needed."""
 
@@ -237,4 +252,4 @@ class StepSizeWarning(ManifoldSDEWarning):
 
 
 class NotMixedWarning(ManifoldSDEWarning):
-    """An average over a run that is not in equilibrium: its halves differ."""
+    """An average over a run whose paths still remember their start."""

@@ -19,8 +19,11 @@ from manifold_sde.paper import implements
 from manifold_sde.problem import Problem
 from manifold_sde.sdes import DirectionDiffusion
 from manifold_sde.solvers.bookkeeping import GrowthBook, clock_at, log_time_at_zero_ratio
+from manifold_sde.solvers.equilibrium import extent_over
 from manifold_sde.solvers.fingerprint import PROBES, close, probe, route, values_near
+from manifold_sde.solvers.lost_paths import warn_of_lost_paths
 from manifold_sde.solvers.march import Grid, Origin
+from manifold_sde.solvers.moments import Observable
 from manifold_sde.solvers.plan import Plan
 from manifold_sde.solvers.solution import Solution
 from manifold_sde.solvers.step_control import StepControl
@@ -123,12 +126,12 @@ class DirectionSolution(Solution):
                 (18) counts as that of one sample.
 
         Returns:
-            Solution whose ``ts`` are the steps. Its ``stats`` say how small the steps are, for the
-            norm that the mean trace gives: ``step_size``, the largest eta / |x|^2 on the way,
-            ``last_step_size``, and for constant rates ``equilibrium_step_size``; ``stability``, the
-            largest times lambda_max(H), to be below 2 and small for a good prediction; and
-            ``off_manifold``, SGD's distance from the manifold over its norm. How much a finite
-            learning rate changes an expectation says
+            Solution whose ``ts`` are the steps; of SGD, ``.limit(Geometry(problem))`` has this law.
+            Its ``stats`` say how small the steps are, for the norm that the mean trace gives:
+            ``step_size``, the largest eta / |x|^2 on the way, ``last_step_size``, and for constant
+            rates ``equilibrium_step_size``; ``stability``, the largest times lambda_max(H), to be
+            below 2 and small for a good prediction; and ``off_manifold``, SGD's distance from the
+            manifold over its norm. How much a finite learning rate changes an expectation says
             :func:`~manifold_sde.solvers.finite_lr_error`.
 
         Warns:
@@ -248,6 +251,13 @@ class DirectionSolution(Solution):
             )
         weights = torch.exp(self.growth - self.log_elapsed)
         return torch.where(torch.isfinite(weights), weights, 0.0)
+
+    def _extent(self, function: Observable) -> tuple[Tensor, Tensor] | None:
+        """Range of a function over the manifold, where the geometry is at hand."""
+        equation = None if self.plan is None else self.plan.sde
+        if not isinstance(equation, DirectionDiffusion):
+            return None
+        return extent_over(equation.geometry, function, self.ys)
 
     # Files.
 
@@ -411,6 +421,7 @@ class DirectionSolution(Solution):
         if single:
             ys, clock = ys[:, 0], clock[:, 0]
         lost = int((~torch.isfinite(x[-1]).all(-1)).sum())
+        warn_of_lost_paths(lost, n, self.config)
         return Solution(
             ts=ts,
             ys=ys,
@@ -421,8 +432,11 @@ class DirectionSolution(Solution):
 
     def _log_norm(self, norm: float | Tensor, n: int) -> Tensor:
         like = self.growth
-        value = torch.as_tensor(norm, dtype=like.dtype, device=like.device)
-        if value.shape not in ((), (n,)) or not bool((value > 0).all()):
+        try:
+            value = torch.as_tensor(norm, dtype=like.dtype, device=like.device)
+        except (TypeError, ValueError, RuntimeError):
+            value = like.new_tensor(math.nan)
+        if value.shape not in ((), (n,)) or not bool(((value > 0) & (value < math.inf)).all()):
             raise ArgumentError(
                 "norm is not the norm of the weights at the start",
                 received=repr(norm)[:80],

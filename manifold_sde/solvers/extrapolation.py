@@ -20,6 +20,7 @@ from torch import Tensor
 
 from manifold_sde.equations import StochasticEquation
 from manifold_sde.solvers.coupling import coupled_values, moments_at, request_of
+from manifold_sde.solvers.lost_paths import check_average
 from manifold_sde.solvers.moments import Moments, Observable
 from manifold_sde.solvers.run import direction_scheme
 from manifold_sde.solvers.schemes import SCHEMES
@@ -85,9 +86,14 @@ def extrapolate(
     Returns:
         The expectation at these times.
 
+    Warns:
+        LostPathsWarning: If fewer paths were lost, and are left out.
+
     Raises:
         ArgumentError, ShapeError: If an argument is out of range.
         NotOnManifoldError, RankError, NoiseError: As in ``solve``.
+        LostPathsError: If more than one path in a hundred was lost; its ``partial`` is the result
+            over the others.
 
     Example:
         >>> from manifold_sde import DirectionDiffusion, problems
@@ -121,7 +127,7 @@ def extrapolate(
             new = moments_at(value, valid)
             parts[name] = parts[name].merge(new) if name in parts else new
     results = {name: moments.result() for name, moments in parts.items()}
-    return Extrapolation(
+    found = Extrapolation(
         mean=results["mean"][0],
         standard_error=results["mean"][1],
         bias=results["bias"][0],
@@ -133,3 +139,11 @@ def extrapolate(
         paths=request.n_paths,
         lost=lost,
     )
+    check_average(
+        lost,
+        request.n_paths,
+        when=" at one step or the other",
+        partial=found,
+        survivors="the error's attribute partial",
+    )
+    return found

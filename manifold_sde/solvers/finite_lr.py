@@ -305,7 +305,7 @@ def _limit(
         antithetic=True,
         compile=compile,
     )
-    return moments_of("f", f, weights.ys, antithetic=True).result()
+    return weights.expectation(f)
 
 
 def _weights(

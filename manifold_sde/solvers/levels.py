@@ -20,6 +20,7 @@ from torch import Tensor
 from manifold_sde.equations import StochasticEquation
 from manifold_sde.errors import ArgumentError
 from manifold_sde.solvers.coupling import coupled_values, moments_at, request_of
+from manifold_sde.solvers.lost_paths import SHARE, check_average
 from manifold_sde.solvers.moments import Moments, Observable
 from manifold_sde.solvers.run import Request
 from manifold_sde.solvers.schemes import SCHEMES
@@ -128,8 +129,12 @@ def multilevel(
     Returns:
         The estimate, with its levels.
 
+    Warns:
+        LostPathsWarning: If fewer paths were lost, and are left out.
+
     Raises:
         ArgumentError: If an argument is out of range, or the tolerance is out of reach.
+        LostPathsError: If more than one path in a hundred is lost at a level.
         NotOnManifoldError, RankError, NoiseError: As in ``solve``.
 
     Example:
@@ -199,7 +204,7 @@ class _Multilevel:
         self.max_paths = max_paths
         self.moments: list[Moments] = []
         self._drawn: list[int] = []
-        self.lost = 0
+        self._lost: list[int] = []
 
     def estimate(self) -> MultilevelEstimate:
         """Add levels and paths until both halves of the error are small enough."""
@@ -219,7 +224,10 @@ class _Multilevel:
         )
         mean = torch.stack([level.mean for level in levels]).sum(0)
         variance = torch.stack([level.variance / level.paths for level in levels]).sum(0)
-        return MultilevelEstimate(mean, variance.sqrt(), bias, levels, self.lost)
+        found = MultilevelEstimate(mean, variance.sqrt(), bias, levels, sum(self._lost))
+        # Levels that lost more than this allows have been refused one by one.
+        check_average(found.lost, sum(self._drawn), partial=found)
+        return found
 
     def _step(self, level: int) -> float:
         assert self.request.dt is not None
@@ -238,11 +246,13 @@ class _Multilevel:
         return last / (factor - 1.0)
 
     def _add_level(self) -> None:
-        self._drawn.append(_PILOT)
-        self.moments.append(self._sample(len(self.moments), 0, _PILOT))
+        self._drawn.append(0)
+        self._lost.append(0)
+        self.moments.append(self._sample(len(self.moments), _PILOT))
 
-    def _sample(self, level: int, first: int, count: int) -> Moments:
+    def _sample(self, level: int, count: int) -> Moments:
         """Moments of what a level adds, from new paths."""
+        first = self._drawn[level]
         request = replace(
             self.request,
             n_paths=count,
@@ -251,11 +261,19 @@ class _Multilevel:
         )
         total: Moments | None = None
         for values, valid in coupled_values(request, self.function, (0, 1) if level else (0,)):
-            self.lost += int((~valid[-1]).sum())
+            self._lost[level] += int((~valid[-1]).sum())
             adds = values[1] - values[0] if level else values[0]
             new = moments_at(adds[-1:], valid[-1:])
             total = new if total is None else total.merge(new)
         assert total is not None
+        self._drawn[level] += count
+        if self._lost[level] > SHARE * self._drawn[level]:
+            check_average(
+                self._lost[level],
+                self._drawn[level],
+                when=f" at the step {self._step(level):.3g}",
+                survivors="solve(sde, y0, ts, dt=...) returns all paths, NaN where lost",
+            )
         return total
 
     def _fill(self) -> None:
@@ -277,8 +295,7 @@ class _Multilevel:
                 drawn = self._drawn[k]
                 more = min(want - have, (_MOST_GROWTH - 1) * drawn)
                 if more > 0:
-                    self._drawn[k] += more
-                    self.moments[k] = self.moments[k].merge(self._sample(k, drawn, more))
+                    self.moments[k] = self.moments[k].merge(self._sample(k, more))
 
     def _out_of_reach(self, received: str) -> ArgumentError:
         return ArgumentError(

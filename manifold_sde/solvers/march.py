@@ -318,7 +318,7 @@ class March:
         h = h.minimum(step)
         x = self._moved(paths, origin, h)
         sums = self.book.advance(origin.sums, h, rate, rate + slope * h)
-        sums = torch.where(h > 0, sums, origin.sums)
+        sums = torch.where(h <= 0, origin.sums, sums)
         return Records(x, sums, self._time(origin.position) + h, origin)
 
     def _longest(self, origin: Origin) -> Tensor:
@@ -370,16 +370,16 @@ class March:
         """Steps of lengths (p,) from grid points: states and sums at their ends."""
         x = self._moved(paths, origin, h)
         sums = self.book.advance(origin.sums, h, rate, self._rate(x))
-        return x, torch.where(h > 0, sums, origin.sums)
+        return x, torch.where(h <= 0, origin.sums, sums)
 
     def _moved(self, paths: Tensor, origin: Origin, h: Tensor) -> Tensor:
-        """States after steps of lengths (p,) from grid points."""
+        """States after steps of lengths (p,) from grid points, lost where a length is NaN."""
         path = self._brownian(paths)
         dw = path.beginning(origin.level, self._place(origin), h.double() / self._longest(origin))
         noise = self._noise(path, dw, origin.position)
         x = origin.x
         moved, _ = self.scheme.step(self.motion, x, self.motion.anchor(x), h, noise)
-        return torch.where(h > 0, moved, x)
+        return torch.where(h <= 0, x, torch.where(h > 0, moved, torch.nan))
 
 
 def crossings(course: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:

@@ -104,8 +104,10 @@ def moments_of(
 def evaluate(name: str, function: Observable, states: Tensor) -> tuple[Tensor, Tensor]:
     """Values (n, ...) of a function of states (n, D), and which of the paths are not lost (n,).
 
+    The function has the states for itself: it may change them in place.
+
     Raises:
-        ArgumentError: If it is not a function.
+        ArgumentError: If it is not a function, or raises an error.
         ShapeError: If it does not return one value, or one tensor, for each state.
         DTypeError: If the values are complex numbers.
     """
@@ -118,8 +120,16 @@ def evaluate(name: str, function: Observable, states: Tensor) -> tuple[Tensor, T
         )
     valid = torch.isfinite(states).all(-1)
     whole = bool(valid.all()) or not bool(valid.any())
-    rows = states if whole else states[valid]
-    found = function(rows)
+    rows = states.clone() if whole else states[valid]
+    try:
+        found = function(rows)
+    except Exception as error:
+        raise ArgumentError(
+            f"{name} raises an error",
+            received=f"{type(error).__name__}: {error}",
+            expected=f"a value for each of {len(rows)} states, of shape {tuple(rows.shape)}",
+            remedy="try it on a few states, function(solution.ys[0]); it is given all at once",
+        ) from error
     if not isinstance(found, Tensor) or found.dim() < 1 or len(found) != len(rows):
         got = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
         raise ShapeError(

@@ -52,6 +52,10 @@ def predict_sgd(
 
         x_k \approx a_k\, e^{T_k/2}\, Y(T_k) .
 
+    This is the law of Phi(x_k), on the manifold: the weights themselves go to it first, and are
+    then off it by the square root of the learning rate. ``run_sgd(...).limit(Geometry(problem))``
+    is what to compare with.
+
     Each path is simulated as far as it has to be, and no clock has to be chosen beforehand. If
     several rates are of interest, one run of a :class:`~manifold_sde.DirectionDiffusion` with
     :meth:`~manifold_sde.solvers.DirectionSolution.at_steps` answers for all of them.

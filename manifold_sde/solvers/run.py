@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +14,6 @@ from torch import Tensor
 
 from manifold_sde.compiling import check_mode, compiler_available
 from manifold_sde.equations import ManifoldEquation, StochasticEquation
-from manifold_sde.errors import LostPathsWarning
 from manifold_sde.loss_checks import fixed_directions
 from manifold_sde.sdes import (
     DirectionDiffusion,
@@ -34,6 +32,7 @@ from manifold_sde.solvers.chunk import Outcome
 from manifold_sde.solvers.direction import DirectionSolution
 from manifold_sde.solvers.fingerprint import Fingerprint, route, summary
 from manifold_sde.solvers.limits import MAX_STEPS, refuse_many_steps, require_memory
+from manifold_sde.solvers.lost_paths import check_average, remedy_of, warn_of_lost_paths
 from manifold_sde.solvers.march import Grid
 from manifold_sde.solvers.moments import Moments, Observable, evaluate
 from manifold_sde.solvers.plan import Plan, Task
@@ -309,39 +308,37 @@ class Run:
             stats["noise_along"] = self.request.noise_along
         if self.plan.control is not None:
             stats["rejected_steps"] = collection.rejected
-        _warn_of_lost_paths(stats, self.plan.control is not None)
-        if self.plan.observables is not None:
+        config = {**self.config(), "versions": versions()}
+        if self.plan.observables is None:
+            warn_of_lost_paths(stats["lost_paths"], stats["paths"], config)
+        else:
             stats["lost_at_times"] = collection.lost.tolist()
         arguments: dict[str, Any] = {
             "ts": torch.tensor(self.request.times, dtype=torch.float64),
             "ys": ys.contiguous(),
             "clock": clock.contiguous(),
             "stats": stats,
-            "config": {**self.config(), "versions": versions()},
+            "config": config,
             "observed": {
                 name: tuple(value.to(ys.dtype) for value in moments.result())
                 for name, moments in collection.moments.items()
             },
         }
         if isinstance(self.request.sde, DirectionDiffusion):
-            return DirectionSolution(**arguments, **extra, plan=self.plan)
-        return Solution(**arguments)
-
-
-def _warn_of_lost_paths(stats: dict[str, Any], adaptive: bool) -> None:
-    lost, paths = stats["lost_paths"], stats["paths"]
-    if not lost:
-        return
-    why, remedy = "a step too large for the retraction", "take a smaller dt"
-    if adaptive:
-        why = "a step of the smallest size did not meet the tolerance"
-        remedy = "allow smaller steps (dt_min) or a larger tolerance"
-    warnings.warn(
-        f"{lost} of {paths} paths were lost and are NaN ({why}). Those that are left are not a "
-        f"random sample: {remedy}",
-        LostPathsWarning,
-        stacklevel=4,
-    )
+            solution: Solution = DirectionSolution(**arguments, **extra, plan=self.plan)
+        else:
+            solution = Solution(**arguments)
+        if self.plan.observables is not None:
+            check_average(
+                stats["lost_paths"],
+                stats["paths"],
+                when=f" by {self.request.times[-1]:g}",
+                partial=solution,
+                survivors="the error's attribute partial, a solution whose lost_at_times counts "
+                "them at each time",
+                remedy=remedy_of(config),
+            )
+        return solution
 
 
 class _Collection:

@@ -80,6 +80,10 @@ def run_sgd(
     The noise of a path depends on (seed, path, step) alone: a path is the same alone and among
     thousands (to rounding), and the same seed gives the same samples at another learning rate.
 
+    The weights x_k are off the manifold, and the theorems are about Phi(x_k): what
+    :func:`~manifold_sde.solvers.predict_sgd` predicts is compared with
+    ``run_sgd(...).limit(Geometry(problem))``.
+
     Args:
         problem: The problem, whose noise says what a step draws.
         x0: Start (D,), or a start for each path (B, D).

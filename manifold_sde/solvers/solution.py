@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,16 +12,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from manifold_sde.errors import ArgumentError, MissingDependencyError
+from manifold_sde.errors import (
+    ArgumentError,
+    LimitMapError,
+    LostPathsWarning,
+    MissingDependencyError,
+)
+from manifold_sde.geometry import Geometry
 from manifold_sde.paper import implements
 from manifold_sde.solvers.archive import complete, read_archive, versions, write_archive
 from manifold_sde.solvers.equilibrium import EquilibriumAverage, average
+from manifold_sde.solvers.lost_paths import check_average, remedy_of
 from manifold_sde.solvers.moments import Observable, moments_of
 
 if TYPE_CHECKING:
     import xarray
 
 _KIND = "solution"
+#: States whose limit map is computed together.
+_AT_ONCE = 4096
 
 
 @dataclass(frozen=True, repr=False)
@@ -64,21 +74,92 @@ class Solution:
         """States divided by their norms: the shape of ``ys``."""
         return self.ys / self.ys.norm(dim=-1, keepdim=True)
 
-    def expectation(self, function: Observable) -> tuple[Tensor, Tensor]:
-        """Mean of a function over the paths, with its standard error.
+    def limit(self, geometry: Geometry) -> Solution:
+        """The same paths with Phi of every state in the place of the state.
 
-        Lost paths are left out; ``stats`` counts them. Antithetic paths count by pairs, whose
-        means are independent.
+        It is Phi of SGD's weights that the theorems speak of, and that
+        :func:`~manifold_sde.solvers.predict_sgd` and ``at_steps`` predict: compare them with
+        ``run_sgd(...).limit(Geometry(problem))``. States from which gradient flow does not arrive
+        at the manifold are NaN, as lost paths are.
 
         Args:
-            function: Function of states (n, D) that returns one value or tensor each, (n, ...).
+            geometry: The geometry of the problem.
 
         Returns:
-            Mean and standard error, (K, ...) each.
+            Solution with the same times and clock, whose ``stats["lost_paths"]`` counts paths with
+            a state that has no limit.
+
+        Warns:
+            LostPathsWarning: If there are such paths.
 
         Raises:
-            ArgumentError: If there are fewer than two paths.
+            LimitMapError: If no state has a limit.
+
+        Example:
+            >>> from manifold_sde import Geometry, problems
+            >>> from manifold_sde.solvers import run_sgd
+            >>> problem = problems.great_circle()
+            >>> run = run_sgd(problem, problem.minimizer, 0.01, 0.05, [50], n_paths=4)
+            >>> problem.loss(run.limit(Geometry(problem)).ys).max() < 1e-20
+            tensor(True)
+
+        Source: Theorem 4.4.
+        """
+        self._require_paths()
+        flat = self.ys.reshape(-1, self.ys.shape[-1])
+        limits = torch.full_like(flat, torch.nan)
+        for rows in torch.isfinite(flat).all(-1).nonzero()[:, 0].split(_AT_ONCE):
+            try:
+                limits[rows] = geometry.limit_map(flat[rows])
+            except LimitMapError as error:
+                if error.partial is None:
+                    raise
+                limits[rows] = error.partial
+        if not bool(torch.isfinite(limits).any()):
+            raise LimitMapError(
+                "no state has a limit of gradient flow",
+                received=f"{len(flat)} states",
+                expected="states from which gradient flow leads to the manifold",
+                remedy="a smaller learning rate",
+            )
+        ys = limits.reshape(self.ys.shape)
+        paths = ys.reshape(len(ys), -1, ys.shape[-1])
+        lost = int((~torch.isfinite(paths).all(-1)).any(0).sum())
+        if lost:
+            warnings.warn(
+                f"{lost} of {paths.shape[1]} paths have a state that is lost, or from which "
+                "gradient flow does not arrive at the manifold: it is NaN. Take "
+                f"{remedy_of(self.config)}",
+                LostPathsWarning,
+                stacklevel=2,
+            )
+        return Solution(
+            self.ts, ys, self.clock, {**self.stats, "lost_paths": lost}, self.config, {}
+        )
+
+    def expectation(
+        self, function: Observable, *, until: float | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Mean of a function over the paths, with its standard error.
+
+        Antithetic paths count by pairs, whose means are independent.
+
+        Args:
+            function: Function of states (n, D) that returns one value or tensor each, (n, ...). It
+                is given a copy.
+            until: Last time that is asked for; by default that of the run. Paths that are lost
+                later do not matter.
+
+        Returns:
+            Mean and standard error, (K, ...) each, at the K times asked for.
+
+        Warns:
+            LostPathsWarning: If one path in a hundred or fewer was lost, and is left out.
+
+        Raises:
+            ArgumentError: If there are fewer than two paths, or the function raises an error.
             ShapeError: If the function does not return a value for each state.
+            LostPathsError: If more paths were lost; its ``partial`` is the result over the others.
 
         Example:
             >>> import torch
@@ -96,9 +177,34 @@ class Solution:
                 expected="(K, n, D) with at least 2 paths",
                 remedy="run with n_paths=...",
             )
+        ys = self.ys if until is None else self.ys[: self._number_of_times(until)]
         pairs = bool(self.config.get("antithetic", False))
-        mean, error = moments_of("the function", function, self.ys, antithetic=pairs).result()
-        return mean.to(self.ys.dtype), error.to(self.ys.dtype)
+        moments = moments_of("the function", function, ys, antithetic=pairs)
+        mean, error = (value.to(ys.dtype) for value in moments.result())
+        lost = (~torch.isfinite(ys).all(-1)).sum(1)
+        check_average(
+            int(lost.max()),
+            ys.shape[1],
+            when=f" by {float(self.ts[int(lost.argmax())]):g}",
+            partial=(mean, error),
+            survivors="the error's attribute partial, or solution.ys, which is NaN for the lost; "
+            "until=... asks for earlier times",
+            remedy=remedy_of(self.config),
+        )
+        return mean, error
+
+    def _number_of_times(self, until: float) -> int:
+        """The number of kept times up to one."""
+        number = isinstance(until, (int, float)) and not isinstance(until, bool)
+        count = int((self.ts <= until).sum()) if number else 0
+        if not count:
+            raise ArgumentError(
+                "until is not a time of the run",
+                received=repr(until),
+                expected=f"a number from {float(self.ts[0]):g} on, in the time of the solution",
+                remedy="leave it out for all times",
+            )
+        return count
 
     @implements("Theorem 5.4")
     def equilibrium(self, function: Observable, burn_in: float | None = None) -> EquilibriumAverage:
@@ -109,16 +215,25 @@ class Solution:
         the equilibrium of the clock is another law. The standard error comes from the paths if
         they are 20 or more, otherwise from batches in time.
 
+        What the paths still remember of their start is a bias beside it, bounded by how fast they
+        forget (:mod:`manifold_sde.solvers.equilibrium`). Keep a dozen times or more, from the
+        start to 16 relaxation times: the bias is then small, and ``interval()`` little wider than
+        the standard error asks for.
+
         Args:
-            function: Function of states (n, D) with a value for each, (n, ...).
+            function: Function of states (n, D) with a value for each, (n, ...). It is given a
+                copy.
             burn_in: Time of the solution from which on states count; by default half of the run.
-                A ``NotMixedWarning`` says if the two halves of what counts differ by 5 standard
-                errors; a slower drift than that is not seen.
 
         Returns:
-            Mean, standard error and effective sample size.
+            Mean, standard error, bound of the bias, interval and effective sample size.
+
+        Warns:
+            NotMixedWarning: If the bias may be larger than two standard errors.
+            LostPathsWarning: If one path in a hundred or fewer was lost, and is left out.
 
         Raises:
+            LostPathsError: If more paths were lost; its ``partial`` is the result over the others.
             ArgumentError: If there are too few states, or no equilibrium: without weight decay
                 the norm grows for ever.
 
@@ -132,7 +247,11 @@ class Solution:
                 expected="a positive ratio",
                 remedy="the equilibrium of the direction is the same for every positive ratio",
             )
-        return average(self, function, self._equilibrium_weights(burn_in), burn_in)
+        return average(self, function, self._equilibrium_weights(burn_in), burn_in, self._extent)
+
+    def _extent(self, function: Observable) -> tuple[Tensor, Tensor] | None:
+        """Range of a function over the manifold, where it is known: not here."""
+        return None
 
     def _equilibrium_weights(self, burn_in: float | None) -> Tensor | None:
         """What each kept state counts: equal weights here."""

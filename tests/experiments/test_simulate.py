@@ -12,7 +12,7 @@ import torch
 from typer.testing import CliRunner, Result
 
 from manifold_sde import CustomNoise, DirectionDiffusion, Geometry, SamplingNoise, problems
-from manifold_sde.errors import ArgumentError
+from manifold_sde.errors import ArgumentError, LostPathsError, LostPathsWarning
 from manifold_sde.experiments import cli
 from manifold_sde.experiments.description import describe_problem
 from manifold_sde.experiments.loading import load_problem
@@ -294,13 +294,20 @@ def test_batch_sizes() -> None:
         at_batch_size(problems.great_circle(noise=custom), 2)
 
 
-def test_lost_paths_are_counted_and_left_out() -> None:
+def test_lost_paths_are_counted_and_left_out_with_a_warning() -> None:
+    """One of a hundred and one; of the first three it is an error."""
     problem = load_problem("my.py:circle")
-    ys = torch.tensor([[[1.0, 0, 0], [0, 2.0, 0], [torch.nan] * 3]], dtype=torch.float64)
-    solution = Solution(torch.tensor([10.0]), ys, torch.zeros(1, 3, dtype=torch.float64))
-    (row,) = summarize(problem, solution)
-    assert row.paths == 2
-    assert row.norm == (1.5, 0.5)
+    three = torch.tensor([[[1.0, 0, 0], [torch.nan] * 3, [0, 2.0, 0]]], dtype=torch.float64)
+    ys = torch.cat([three, three[:, ::2].repeat(1, 49, 1)], 1)
+    solution = Solution(torch.tensor([10.0]), ys, torch.zeros(1, 101, dtype=torch.float64))
+    with pytest.warns(LostPathsWarning, match="1 of 101 paths lost"):
+        (row,) = summarize(problem, solution)
+    assert row.paths == 100
+    assert row.norm == pytest.approx((1.5, 0.5 / 99**0.5))
+    few = Solution(solution.ts, three, solution.clock[:, :3])
+    with pytest.raises(LostPathsError, match="1 of 3 paths lost") as caught:
+        summarize(problem, few)
+    assert "the file of the solution" in caught.value.remedy
     assert row.spread == pytest.approx(1.0 - 0.5**0.5)
     table = law_table("title", [row], "steps")
     assert [str(column.header) for column in table.columns][-1] == "paths"

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from manifold_sde import DirectionDiffusion, LimitingDiffusion, WeightDecaySDE, problems
-from manifold_sde.errors import ArgumentError, LostPathsWarning
+from manifold_sde.errors import ArgumentError, LostPathsError, LostPathsWarning
 from manifold_sde.solvers import Solution, solve
 from manifold_sde.solvers.chunk import run_chunk
 from manifold_sde.solvers.run import Request, Run
@@ -83,15 +83,16 @@ def test_observables_are_the_statistics_of_the_kept_paths(run, pairs: bool) -> N
     assert float(observed.observed["products"][1][-1].max()) > 1e-3, "nothing moved"
 
 
-def test_lost_paths_are_left_out_and_counted() -> None:
+def test_statistics_of_survivors_are_in_the_error_that_refuses_them() -> None:
     """A step so large that some paths end too far from the manifold."""
     problem = problems.mixed_noise_circle()
     arguments: Any = (DirectionDiffusion(problem), problem.minimizer, [0.0, 20.0, 40.0])
     options: Any = {"n_paths": 30, "method": "euler", "dt": 20.0, "compile": False, "chunk_size": 8}
     with pytest.warns(LostPathsWarning):
         kept = solve(*arguments, **options)
-    with pytest.warns(LostPathsWarning):
-        observed = solve(*arguments, **options, observables=FUNCTIONS)
+    with pytest.raises(LostPathsError) as caught:
+        solve(*arguments, **options, observables=FUNCTIONS)
+    observed = caught.value.partial
     lost = torch.isnan(kept.ys).any(-1).sum(1)
     assert 0 < int(lost[1]) < int(lost[2]) < 28, "choose another step"
     assert observed.stats["lost_at_times"] == lost.tolist()
@@ -100,6 +101,50 @@ def test_lost_paths_are_left_out_and_counted() -> None:
         mean, error = numpy_statistics(kept, name, pairs=False)
         np.testing.assert_allclose(observed.observed[name][0], mean, rtol=0, atol=1e-14)
         np.testing.assert_allclose(observed.observed[name][1], error, rtol=0, atol=1e-14)
+
+
+def divide_in_place(y: torch.Tensor) -> torch.Tensor:
+    return y.div_(y.norm(dim=1, keepdim=True) * 2.0)[:, 0]
+
+
+def test_an_observable_that_works_in_place_changes_nothing_else() -> None:
+    """Not the other observables, and not the states of a solution."""
+    changing = {"changing": divide_in_place, "first": FUNCTIONS["first"]}
+    observed = limit(n_paths=8, observables=changing)
+    kept = limit(n_paths=8)
+    before = kept.ys.clone()
+    found = kept.expectation(divide_in_place)
+    assert torch.equal(kept.ys, before)
+    torch.testing.assert_close(found[0], observed.observed["changing"][0], rtol=1e-14, atol=0.0)
+    torch.testing.assert_close(
+        observed.observed["first"][0], kept.ys[:, :, 0].mean(1), rtol=1e-14, atol=0.0
+    )
+    run = Solution(torch.arange(40.0), torch.randn(40, 30, 3), torch.zeros(40, 30))
+    before = run.ys.clone()
+    run.equilibrium(divide_in_place)
+    assert torch.equal(run.ys, before)
+    # The twin: had it been given the states themselves, they would be others now.
+    divide_in_place(run.ys[0])
+    assert not torch.equal(run.ys, before)
+
+
+def fails(y: torch.Tensor) -> torch.Tensor:
+    raise ZeroDivisionError("by a norm")
+
+
+@pytest.mark.parametrize(
+    ("call", "name"),
+    [
+        (lambda: limit(n_paths=4, observables={"a": FUNCTIONS["first"], "b": fails}), "'b'"),
+        (lambda: limit(n_paths=4).expectation(fails), "the function"),
+        (lambda: limit(n_paths=40).equilibrium(fails), "f raises"),
+    ],
+)
+def test_an_observable_that_raises_is_named(call: Any, name: str) -> None:
+    with pytest.raises(ArgumentError, match=name) as caught:
+        call()
+    assert "ZeroDivisionError: by a norm" in caught.value.received
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
 
 
 def test_one_path_has_no_standard_error() -> None:

@@ -8,7 +8,13 @@ import pytest
 import torch
 
 from manifold_sde import WeightDecaySDE, problems
-from manifold_sde.errors import ArgumentError, CheckpointError, MissingDependencyError
+from manifold_sde.errors import (
+    ArgumentError,
+    CheckpointError,
+    LostPathsWarning,
+    MissingDependencyError,
+    NotMixedWarning,
+)
 from manifold_sde.solvers import DirectionSolution, Solution, run_sgd, solve
 from manifold_sde.solvers.archive import read_archive, write_archive
 
@@ -196,21 +202,23 @@ def test_an_average_needs_states(solution):
 @pytest.mark.parametrize("pairs", [False, True])
 def test_the_average_is_that_of_the_late_states(pairs):
     """Equal weights: means over time, over the paths; lost ones and their pairs left out."""
-    ys = torch.randn(5, 60, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    ys = torch.randn(5, 120, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     ys[3, 6] = torch.nan
     config = {"antithetic": pairs}
-    found = Solution(torch.arange(5.0), ys, torch.zeros(5, 60), config=config)
-    result = found.equilibrium(lambda y: y**2, burn_in=2.0)
+    found = Solution(torch.arange(5.0), ys, torch.zeros(5, 120), config=config)
+    with pytest.warns((LostPathsWarning, NotMixedWarning)):
+        result = found.equilibrium(lambda y: y**2, burn_in=2.0)
     lost = [6, 7] if pairs else [6]
-    late = (ys[2:, [i for i in range(60) if i not in lost]] ** 2).mean(0)
+    late = (ys[2:, [i for i in range(120) if i not in lost]] ** 2).mean(0)
     parts = late.reshape(-1, 2, 2).mean(1) if pairs else late
     torch.testing.assert_close(result.mean, late.mean(0), rtol=1e-13, atol=0)
     error = parts.std(0) / len(parts) ** 0.5
     torch.testing.assert_close(result.standard_error, error, rtol=1e-12, atol=0)
-    assert result.paths == 60 - len(lost)
+    assert result.paths == 120 - len(lost)
     assert result.burn_in == 2.0
 
 
+@pytest.mark.filterwarnings("ignore::manifold_sde.errors.NotMixedWarning")
 def test_weights_are_the_fourth_powers_of_the_norms():
     """The clock's states count by e^a / E, here 1, 2 and 4; the start, where E = 0, not at all."""
     ys = torch.randn(4, 30, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

@@ -19,7 +19,6 @@ from tqdm import tqdm
 from manifold_sde.errors import (
     ArgumentError,
     LostPathsWarning,
-    ManifoldSDEError,
     NonFiniteError,
 )
 from manifold_sde.experiments.collapse.network import FUNCTIONS, SHARPNESS, Task, make_task
@@ -29,6 +28,7 @@ from manifold_sde.paper import implements
 from manifold_sde.sdes import DirectionDiffusion
 from manifold_sde.solvers import run_sgd, solve
 from manifold_sde.solvers.archive import complete, read_archive, versions, write_archive
+from manifold_sde.solvers.lost_paths import check_average
 
 Array = NDArray[np.float64]
 
@@ -306,7 +306,7 @@ def _diffusion(
 ) -> Ensemble:
     name = label(settings, index)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", LostPathsWarning)  # counted, and said
+        warnings.simplefilter("ignore", LostPathsWarning)  # counted below
         solution = solve(
             DirectionDiffusion(task.problem, geometry=task.geometry),
             task.start,
@@ -320,13 +320,12 @@ def _diffusion(
         )
     kept = torch.isfinite(solution.ys).all(-1).all(0)
     lost = int((~kept).sum())
-    if int(kept.sum()) < 2:
-        raise ManifoldSDEError(
-            "the paths of the diffusion were lost",
-            received=f"{lost} of {settings.diffusion_paths} paths at a step of {settings.dt:g}",
-            expected="steps small enough for the retraction",
-            remedy="a smaller dt",
-        )
+    check_average(
+        lost,
+        settings.diffusion_paths,
+        when=f" at a step of {settings.dt:g}",
+        survivors="solve(...) with these settings returns all paths, NaN where lost",
+    )
     ys = solution.ys[:, kept]
     clock = solution.ts[:, None].expand(ys.shape[:2]).double().numpy()
     return Ensemble(

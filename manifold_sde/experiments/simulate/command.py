@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ from manifold_sde.compiling import compiler_available
 from manifold_sde.degeneracy import Degeneracy
 from manifold_sde.errors import (
     ArgumentError,
-    LimitMapError,
     ManifoldSDEWarning,
     NoDiffusionWarning,
 )
@@ -155,7 +154,7 @@ def simulate_law(settings: Settings, console: Console, notes: Console) -> list[P
             files.append(output.with_name(f"{output.stem}_sgd.npz"))
             sgd.save(files[-1])
         rows = summarize(problem, law)
-        found = [] if sgd is None else summarize(problem, _limits(problem, sgd))
+        found = [] if sgd is None else summarize(problem, sgd.limit(Geometry(problem)))
     files.append(output.with_suffix(".png"))
     figure = plot_law(rows, found, *_labels(settings, problem))
     save_figure(figure, files[-1], dpi=150)
@@ -258,18 +257,6 @@ def _drawn(asked: Sequence[Any], whole: bool) -> list[Any]:
     if whole:
         return sorted({*asked, *(round(t) for t in between.tolist())})
     return np.unique(np.concatenate([asked, between])).tolist()
-
-
-def _limits(problem: Problem, sgd: Solution) -> Solution:
-    """SGD's weights by where gradient flow leads from them, which the theorems are about."""
-    ys = torch.full_like(sgd.ys, torch.nan)
-    good = torch.isfinite(sgd.ys).all(-1)
-    if bool(good.any()):
-        try:
-            ys[good] = Geometry(problem).limit_map(sgd.ys[good])
-        except LimitMapError as error:
-            ys[good] = error.partial
-    return replace(sgd, ys=ys)
 
 
 def _announce(

@@ -14,6 +14,7 @@ from torch import Tensor
 from manifold_sde.experiments.printing import plain_table
 from manifold_sde.geometry import Geometry
 from manifold_sde.problem import Problem
+from manifold_sde.solvers.lost_paths import check_average, remedy_of
 from manifold_sde.solvers.solution import Solution
 
 #: Largest dimension in which log pdet H is computed for the table.
@@ -54,8 +55,20 @@ def summarize(problem: Problem, solution: Solution) -> list[Row]:
     Args:
         problem: The problem.
         solution: Paths (K, n, D), or one (K, D); on the manifold.
+
+    Raises:
+        LostPathsError: If more than one path in a hundred was lost.
     """
     ys = solution.ys if solution.ys.dim() == 3 else solution.ys[:, None]
+    if ys.shape[1] > 1:
+        lost = (~torch.isfinite(ys).all(-1)).any(0)
+        check_average(
+            int(lost.sum()),
+            ys.shape[1],
+            when=" on the way",
+            survivors="the file of the solution holds every path, NaN where it is lost",
+            remedy=remedy_of(solution.config),
+        )
     clock = solution.clock.reshape(ys.shape[:2])
     norms = _moments(solution, ys.norm(dim=-1)[..., None])
     determinants: list[tuple[float, float]] | None = None

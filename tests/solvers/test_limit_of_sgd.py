@@ -1,0 +1,77 @@
+"""SGD and its prediction speak of the same thing: Phi of the weights, and not the weights.
+
+From a start off the manifold, at a moment when SGD has not yet come near it. On the great circle
+Phi keeps the longitude and the norm, so that the law of Phi(x_k) is known: the longitude of the
+limit is normal with the variance s^2 u.
+"""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from manifold_sde import Geometry, TimeScale, problems
+from manifold_sde.errors import LimitMapError
+from manifold_sde.solvers import Solution, predict_sgd, run_sgd
+
+PROBLEM = problems.great_circle(noise_scale=0.3)
+START = torch.tensor([0.8, 0.0, 0.6], dtype=torch.float64)
+RATES = (0.01, 0.05)
+STEPS = [300]
+PATHS = 400
+#: Standard errors of one of four comparisons: false alarms of 2.5e-4 in all.
+LIMIT = 4.0
+
+
+def features(x: Tensor) -> Tensor:
+    """Cosine to the start, and the cosine and sine of the longitude."""
+    direction = x / x.norm(dim=1, keepdim=True)
+    return torch.stack([direction @ START, direction[:, 0], direction[:, 1]], 1)
+
+
+def scores(one: Solution, other: Solution) -> Tensor:
+    (a, error_a), (b, error_b) = one.expectation(features), other.expectation(features)
+    return ((a - b) / (error_a.square() + error_b.square()).sqrt())[-1]
+
+
+@pytest.fixture(scope="module")
+def sgd() -> Solution:
+    return run_sgd(PROBLEM, START, *RATES, STEPS, n_paths=PATHS, seed=1)
+
+
+@pytest.fixture(scope="module")
+def predicted() -> Solution:
+    return predict_sgd(PROBLEM, START, *RATES, STEPS, n_paths=PATHS, seed=2, compile=False)
+
+
+@pytest.mark.paper("Theorem 4.4")
+def test_the_limit_of_sgd_has_the_predicted_law(sgd: Solution, predicted: Solution) -> None:
+    limit = sgd.limit(Geometry(PROBLEM))
+    assert float(scores(limit, predicted).abs().max()) < LIMIT
+    clock = float(TimeScale(*RATES).clock(STEPS[-1], 2 * 0.3**2, 1.0))
+    mean, error = limit.expectation(features)
+    assert abs(float(mean[-1, 1]) - math.exp(-0.045 * clock)) < LIMIT * float(error[-1, 1])
+    # Not the weights: the comparison as it suggests itself.
+    assert float(scores(sgd, predicted).abs().max()) > 2.5 * LIMIT
+
+
+def test_the_limit_keeps_times_norms_and_clocks(sgd: Solution) -> None:
+    limit = sgd.limit(Geometry(PROBLEM))
+    assert torch.equal(limit.ts, sgd.ts)
+    assert torch.equal(limit.clock, sgd.clock)
+    torch.testing.assert_close(limit.norms, sgd.norms, rtol=1e-12, atol=0.0)
+    assert float(limit.ys[..., 2].abs().max()) < 1e-12
+    assert limit.stats["lost_paths"] == 0
+    exact = PROBLEM.facts.limit_map(sgd.ys)
+    torch.testing.assert_close(limit.ys, exact, rtol=0.0, atol=1e-10)
+    single = run_sgd(PROBLEM, START, *RATES, [0, 5]).limit(Geometry(PROBLEM))
+    assert single.ys.shape == (2, 3)
+
+
+def test_states_without_a_limit_are_refused(sgd: Solution) -> None:
+    everywhere = Solution(sgd.ts, torch.full_like(sgd.ys, torch.nan), sgd.clock)
+    with pytest.raises(LimitMapError, match="no state has a limit"):
+        everywhere.limit(Geometry(PROBLEM))
