@@ -403,7 +403,7 @@ def targets(folder: Path) -> dict[str, Target]:
                 "y0": E1,
                 "ts": [0.0, 0.5],
                 "n_paths": 4,
-                "method": "heun",
+                "method": "euler",
                 "dt": 0.25,
                 "seed": 0,
                 "compile": False,

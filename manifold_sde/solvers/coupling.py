@@ -21,6 +21,7 @@ from manifold_sde.solvers.simulation import (
     check_step,
     check_times,
     choose,
+    require_equation,
     require_start,
 )
 
@@ -43,6 +44,7 @@ def request_of(
         ArgumentError, ShapeError: If an argument is out of range.
         NotOnManifoldError, RankError, NoiseError: If the start will not do.
     """
+    require_equation(sde)
     times = check_times(ts)
     count = integer(n_paths)
     if count is None or count < 2:

@@ -15,6 +15,7 @@ from torch import Tensor
 from manifold_sde.arguments import real
 from manifold_sde.errors import ArgumentError, CheckpointError, ClockRangeError, DTypeError
 from manifold_sde.noise import LabelNoise, SamplingNoise
+from manifold_sde.noise.base import check_batch_size
 from manifold_sde.paper import implements
 from manifold_sde.problem import Problem
 from manifold_sde.sdes import DirectionDiffusion
@@ -193,7 +194,11 @@ class DirectionSolution(Solution):
             values = torch.as_tensor(times, dtype=torch.float64).reshape(-1)
         except (TypeError, ValueError, RuntimeError):
             values = torch.tensor([math.nan])
-        if not bool((values >= 0).all()) or not bool((values.diff() > 0).all()) or not len(values):
+        if (
+            not bool(((values >= 0) & (values < math.inf)).all())
+            or not bool((values.diff() > 0).all())
+            or not len(values)
+        ):
             raise ArgumentError(
                 "these are not moments of a path",
                 received=repr(times)[:80],
@@ -206,13 +211,7 @@ class DirectionSolution(Solution):
         """The covariance at a batch size, over the one that was simulated."""
         if batch_size is None:
             return 1.0
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-            raise ArgumentError(
-                "batch_size is not a mini-batch size",
-                received=repr(batch_size),
-                expected="a positive integer",
-                remedy="leave it out for the batch size of the problem's noise",
-            )
+        batch_size = check_batch_size(batch_size)
         problem = self._problem()
         noise = problem.noise
         if isinstance(noise, SamplingNoise):
@@ -432,10 +431,8 @@ class DirectionSolution(Solution):
 
     def _log_norm(self, norm: float | Tensor, n: int) -> Tensor:
         like = self.growth
-        try:
-            value = torch.as_tensor(norm, dtype=like.dtype, device=like.device)
-        except (TypeError, ValueError, RuntimeError):
-            value = like.new_tensor(math.nan)
+        several = isinstance(norm, Tensor) and norm.dim() > 0
+        value = norm.to(like) if several else like.new_tensor(real(norm))  # type: ignore[union-attr]
         if value.shape not in ((), (n,)) or not bool(((value > 0) & (value < math.inf)).all()):
             raise ArgumentError(
                 "norm is not the norm of the weights at the start",

@@ -38,6 +38,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from manifold_sde.arguments import real
 from manifold_sde.errors import ArgumentError, LimitMapError, NotMixedWarning
 from manifold_sde.geometry import Geometry
 from manifold_sde.loss_checks import fixed_directions
@@ -433,12 +434,12 @@ def _burn_in(ts: Tensor, burn_in: float | None) -> float:
     first, last = float(ts[0]), float(ts[-1])
     if burn_in is None:
         return 0.5 * (first + last)
-    number = isinstance(burn_in, (int, float)) and not isinstance(burn_in, bool)
-    if not number or not burn_in <= last:
+    begin = real(burn_in)
+    if not begin <= last:
         raise ArgumentError(
             "burn_in is not a time of the run",
             received=repr(burn_in),
             expected=f"a number up to {last:g}, in the time of the solution",
             remedy="leave it out for half of the run",
         )
-    return float(burn_in)
+    return begin

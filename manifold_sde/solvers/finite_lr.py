@@ -20,10 +20,11 @@ import torch
 from torch import Tensor
 
 from manifold_sde.arguments import integer
+from manifold_sde.derivatives import check_point
 from manifold_sde.errors import ArgumentError, LimitMapError, LostPathsWarning, ShapeError
 from manifold_sde.geometry import Geometry
 from manifold_sde.paper import implements
-from manifold_sde.problem import Problem
+from manifold_sde.problem import Problem, require_problem
 from manifold_sde.sdes import LimitingDiffusion
 from manifold_sde.solvers.coarser_rates import CoarserRates, coarser_rates, largest_merge
 from manifold_sde.solvers.moments import Observable, moments_of
@@ -163,7 +164,7 @@ def finite_lr_error(
             remedy="leave it out: 16384",
         )
     phi = limit_map or Geometry(problem).limit_map
-    if x0.dim() != 1:
+    if check_point(x0, require_problem(problem).dim, name="x0", values=True).dim() != 1:
         raise ShapeError(
             "the error is that of one start",
             received=f"x0 of shape {tuple(x0.shape)}",

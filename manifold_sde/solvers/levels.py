@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from manifold_sde.arguments import integer, real
 from manifold_sde.equations import StochasticEquation
 from manifold_sde.errors import ArgumentError
 from manifold_sde.solvers.coupling import coupled_values, moments_at, request_of
@@ -24,7 +25,7 @@ from manifold_sde.solvers.lost_paths import SHARE, check_average
 from manifold_sde.solvers.moments import Moments, Observable
 from manifold_sde.solvers.run import Request
 from manifold_sde.solvers.schemes import SCHEMES
-from manifold_sde.solvers.simulation import CHUNK
+from manifold_sde.solvers.simulation import CHUNK, require_equation
 from manifold_sde.solvers.step_control import ADAPTIVE
 
 #: Indices of paths that a level has: levels do not share paths.
@@ -155,18 +156,26 @@ def multilevel(
             expected=" or ".join(repr(name) for name in ADAPTIVE),
             remedy='leave it at "heun"; extrapolate takes every scheme',
         )
-    if not 0.0 < tolerance < math.inf:
+    if not 0.0 < real(tolerance) < math.inf:
         raise ArgumentError(
             "tolerance is not an error",
             received=repr(tolerance),
             expected="a positive number, in units of the function",
             remedy="tolerance=1e-3",
         )
-    sde = sde.with_calculus("stratonovich")
+    most = integer(max_paths)
+    if most is None or most < 1:
+        raise ArgumentError(
+            "max_paths is not a number of paths",
+            received=repr(max_paths),
+            expected="a positive integer",
+            remedy="leave it out: ten million",
+        )
+    sde = require_equation(sde).with_calculus("stratonovich")
     request = request_of(
         sde,
         y0,
-        [start, time],
+        [real(start), real(time)],
         _PILOT,
         dt,
         method,
@@ -182,7 +191,7 @@ def multilevel(
             remedy="one call for each start",
         )
     order = SCHEMES[method].weak_order
-    run = _Multilevel(request, function, tolerance, order, max_paths)
+    run = _Multilevel(request, function, float(tolerance), order, most)
     return run.estimate()
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from manifold_sde import philox
-from manifold_sde.arguments import check_path, integer
+from manifold_sde.arguments import check_path, integer, real
 from manifold_sde.degeneracy import measure_diffusion
 from manifold_sde.equations import ManifoldEquation, StochasticEquation
 from manifold_sde.errors import ArgumentError, DTypeError, NoDiffusionWarning
@@ -141,13 +141,7 @@ def solve(
         >>> solution.ys.shape
         torch.Size([2, 4, 3])
     """
-    if not isinstance(sde, StochasticEquation):
-        raise DTypeError(
-            "the equation is not one of this toolkit",
-            received=f"the class {sde.__name__}" if isinstance(sde, type) else type(sde).__name__,
-            expected="DirectionDiffusion(problem), LimitingDiffusion(problem), ...",
-            remedy="DirectionDiffusion(problem); torchsde.sdeint is for SDEs of your own",
-        )
+    require_equation(sde)
     times = check_times(ts)
     start, n, batched = check_starts(sde, y0, n_paths)
     philox.seed_key(seed)
@@ -274,6 +268,22 @@ def require_start(
     return share
 
 
+def require_equation(sde: object) -> StochasticEquation:
+    """Check that something is an equation of the toolkit.
+
+    Raises:
+        DTypeError: If it is none.
+    """
+    if isinstance(sde, StochasticEquation):
+        return sde
+    raise DTypeError(
+        "the equation is not one of this toolkit",
+        received=f"the class {sde.__name__}" if isinstance(sde, type) else type(sde).__name__,
+        expected="DirectionDiffusion(problem), LimitingDiffusion(problem), ...",
+        remedy="DirectionDiffusion(problem); torchsde.sdeint is for SDEs of your own",
+    )
+
+
 def check_starts(
     sde: StochasticEquation, y0: Tensor, n_paths: int | None
 ) -> tuple[Tensor, int, bool]:
@@ -378,9 +388,9 @@ def check_step(dt: object, times: tuple[float, ...]) -> float | None:
     """
     if dt is None:
         return None
-    number = isinstance(dt, (int, float, np.number)) and not isinstance(dt, bool)
-    if number and 0 < dt < math.inf and (times[-1] - times[0]) / dt < 2**40:  # type: ignore[operator]
-        return float(dt)  # type: ignore[arg-type]
+    step = real(dt)
+    if 0 < step < math.inf and (times[-1] - times[0]) / step < 2**40:
+        return step
     raise ArgumentError(
         "dt is not a step",
         received=repr(dt),

@@ -14,9 +14,11 @@ from torch import Tensor
 
 from manifold_sde.errors import (
     ArgumentError,
+    DTypeError,
     LimitMapError,
     LostPathsWarning,
     MissingDependencyError,
+    ShapeError,
 )
 from manifold_sde.geometry import Geometry
 from manifold_sde.paper import implements
@@ -53,6 +55,33 @@ class Solution:
     stats: Mapping[str, Any] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
     observed: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        tensors = {"ts": self.ts, "ys": self.ys, "clock": self.clock}
+        for name, value in tensors.items():
+            if not isinstance(value, Tensor) or value.layout is not torch.strided:
+                raise DTypeError(
+                    f"{name} of a solution is not a dense tensor",
+                    received=type(value).__name__,
+                    expected="tensors: ts (K,), ys (K, D) or (K, n, D), clock (K,) or (K, n)",
+                    remedy="torch.as_tensor(array)",
+                )
+        ts, ys, clock = tensors.values()
+        fit = ts.dim() == 1 and ys.dim() in (2, 3) and len(ts) == len(ys) > 0
+        if not fit or clock.shape != ys.shape[:-1]:
+            raise ShapeError(
+                "times, states and clock of a solution do not fit together",
+                received=", ".join(f"{name} {tuple(v.shape)}" for name, v in tensors.items()),
+                expected="ts (K,), ys (K, D) and clock (K,), or ys (K, n, D) and clock (K, n)",
+                remedy="solve and run_sgd make solutions",
+            )
+        if any(v.is_complex() for v in tensors.values()) or not ys.is_floating_point():
+            raise DTypeError(
+                "a solution holds real numbers",
+                received=", ".join(f"{name} {v.dtype}" for name, v in tensors.items()),
+                expected="states in floating point, real times and clock",
+                remedy="ys.double()",
+            )
 
     def __repr__(self) -> str:
         paths = "one path" if self.ys.dim() == 2 else f"{self.ys.shape[1]} paths"
