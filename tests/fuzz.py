@@ -189,6 +189,8 @@ RIGHT: dict[tuple[str, str], set[str]] = {
     ("multilevel", "max_paths"): _LARGE,
     ("at_steps", "batch_size"): {"None", "huge"},
     # None is the default.
+    ("solve", "n_paths"): {"None"},
+    ("solve", "dt"): {"None"},
     ("solve, adaptive", "rtol"): {"None"},
     ("run_sgd", "n_paths"): {"None"},
     ("predict_sgd", "n_paths"): {"None"},

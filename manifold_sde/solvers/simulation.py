@@ -289,6 +289,13 @@ def check_starts(
 ) -> tuple[Tensor, int, bool]:
     """The one start of all paths (1, D), or each its own (n, D); n; and whether ys has paths."""
     count = integer(n_paths)
+    if count is not None and count > 2**32:
+        raise ArgumentError(
+            "there are too many paths",
+            received=f"n_paths={n_paths}",
+            expected="at most 2**32 paths of a seed",
+            remedy="a few thousand paths have a small standard error; multilevel for more digits",
+        )
     if count is not None and count > 0 and isinstance(y0, Tensor) and y0.dim() == 1:
         start, _ = starts(sde.problem, y0, None, name="y0")
         return start, count, True

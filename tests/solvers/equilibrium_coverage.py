@@ -68,7 +68,6 @@ def _sphere(problem: Problem) -> Case:
 CASES: dict[str, Callable[[], Case]] = {
     "great circle": lambda: _sphere(problems.great_circle()),
     "varying curvature": lambda: _circle(problems.varying_circle()),
-    "varying trace": lambda: _circle(problems.mixed_noise_circle()),
     "great sphere": lambda: _sphere(problems.great_sphere()),
 }
 

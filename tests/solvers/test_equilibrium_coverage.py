@@ -58,7 +58,7 @@ def test_intervals_hold_the_mean_of_the_equilibrium() -> None:
 @pytest.mark.thorough
 @pytest.mark.parametrize("name", study.CASES)
 def test_intervals_hold_the_mean_on_every_problem(name: str) -> None:
-    """With the solver and its weights, where the trace, the curvature or the dimension varies."""
+    """With the solver, where the curvature or the dimension varies: the table in docs/solve.md."""
     check(study.measure(study.CASES[name]()))
 
 
