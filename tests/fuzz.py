@@ -185,7 +185,7 @@ RIGHT: dict[tuple[str, str], set[str]] = {
     ("label_noise_circle", "batch_size"): {"huge"},
     ("GhostBatchNorm", "size"): {"None", *_LARGE},
     ("Geometry", "max_steps"): _LARGE,
-    ("Geometry", "memory"): _LARGE,
+    ("Geometry", "memory"): {"a word", *_LARGE},
     ("multilevel", "max_paths"): _LARGE,
     ("at_steps", "batch_size"): {"None", "huge"},
     # None is the default.

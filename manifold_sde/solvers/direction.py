@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -184,9 +184,7 @@ class DirectionSolution(Solution):
         seen = seen[torch.isfinite(seen).all(-1)]
         if steps == 0 or not len(seen):
             return None
-        equation = self._plan().sde
-        assert isinstance(equation, DirectionDiffusion)
-        terrain = Terrain.of(equation, seen, variance)
+        terrain = Terrain.of(cast("DirectionDiffusion", self._plan().sde), seen, variance)
         return StepSizes.of(scale, steps, float(torch.as_tensor(norm).min()), terrain)
 
     def _times(self, times: Any) -> Tensor:
@@ -194,11 +192,9 @@ class DirectionSolution(Solution):
             values = torch.as_tensor(times, dtype=torch.float64).reshape(-1)
         except (TypeError, ValueError, RuntimeError):
             values = torch.tensor([math.nan])
-        if (
-            not bool(((values >= 0) & (values < math.inf)).all())
-            or not bool((values.diff() > 0).all())
-            or not len(values)
-        ):
+        good = (values >= 0) & (values < math.inf)
+        good[1:] &= values.diff() > 0
+        if not len(values) or not bool(good.all()):
             raise ArgumentError(
                 "these are not moments of a path",
                 received=repr(times)[:80],
@@ -213,12 +209,11 @@ class DirectionSolution(Solution):
             return 1.0
         batch_size = check_batch_size(batch_size)
         problem = self._problem()
-        noise = problem.noise
+        noise, n = problem.noise, problem.n_samples
         if isinstance(noise, SamplingNoise):
-            assert problem.n_samples is not None
+            assert n is not None
             other = SamplingNoise(batch_size, replacement=noise.replacement)
             other.bind(problem.pointwise)
-            n = problem.n_samples
             return other.variance_factor(n) / noise.variance_factor(n)
         if isinstance(noise, LabelNoise):
             return noise.batch_size / batch_size
@@ -241,7 +236,7 @@ class DirectionSolution(Solution):
 
     def _equilibrium_weights(self, burn_in: float | None) -> Tensor:
         """The fourth power of the norm, in units of 4 C times itself: e^a / E."""
-        if burn_in is not None and burn_in <= float(self.ts[0]):
+        if real(burn_in) <= float(self.ts[0]):
             raise ArgumentError(
                 "the start of the run does not count",
                 received=f"burn_in={burn_in!r}",

@@ -92,7 +92,7 @@ class Subject:
                 "geometry.residuals",
             )
         if x_init is not None:
-            x_init = check_point(x_init, problem.dim).detach().to(torch.float64)
+            x_init = check_point(x_init, problem.dim, values=True).detach().to(torch.float64)
             if x_init.dim() != 1:
                 raise ShapeError(
                     "training starts at one point",
