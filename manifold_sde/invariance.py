@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -222,3 +223,32 @@ def describe_coordinates(coordinates: tuple[int, ...], dim: int) -> str:
     more = "" if len(shown) <= 8 else f", ... ({len(coordinates)} of {dim})"
     noun = "coordinate" if len(coordinates) == 1 else "coordinates"
     return f"{noun} {', '.join(shown[:8])}{more}"
+
+
+def noise_violations(factor: Callable[[Tensor], Tensor], points: Tensor) -> dict[str, float]:
+    """How far sigma is from degree -1 and from sigma^T x = 0, relative to its size.
+
+    Args:
+        factor: sigma at points, or its products with a few vectors: (n, D) -> (n, D, k).
+        points: Points (n, D).
+
+    Returns:
+        The largest relative violation of each, by the names "degree" and "radial".
+    """
+    fixed = loss_checks.fixed_directions(points.shape[1]).to(points)
+    here, norms = factor(points), points.norm(dim=1)
+
+    def scaled_size(z: Tensor, sigma: Tensor) -> Tensor:
+        return z.norm(dim=1) * sigma.flatten(1).norm(dim=1)
+
+    # |x| |sigma(x)| has degree 0: where sigma vanishes at the points, it is compared with its size
+    # elsewhere.
+    reference = scaled_size(fixed, factor(fixed)).max()
+    size = scaled_size(points, here).clamp(min=float(1e-3 * reference))
+    size = torch.where(size > 0, size, 1.0)
+    changes = [(a * factor(a * points) - here).flatten(1).norm(dim=1) for a in (0.5, 2.0)]
+    radial = torch.einsum("bdm,bd->bm", here, points).norm(dim=1)
+    return {
+        "degree": max(float((change * norms / size).max()) for change in changes),
+        "radial": float((radial / size).max()),
+    }

@@ -402,11 +402,8 @@ class Problem(Sources):
 
     def _points(self, x: Tensor | None) -> Tensor:
         """The points (n, D) to measure at: those given, or fixed random directions."""
-        points = (
-            loss_checks.fixed_directions(self.dim)
-            if x is None
-            else check_point(x, self.dim, values=True)
-        )
+        fixed = loss_checks.fixed_directions(self.dim)
+        points = fixed if x is None else check_point(x, self.dim, values=True)
         if points.numel() == 0:
             raise ShapeError(
                 "there is no point to measure at",
@@ -472,31 +469,7 @@ class Problem(Sources):
             sigma nearly vanishes, both are relative to a thousandth of its size elsewhere; where
             it has more than a million entries, they are those of its products with eight vectors.
         """
-        points = self._points(x)
-        fixed = loss_checks.fixed_directions(self.dim).to(points)
-        factor = self._noise_columns(points)
-        norms = points.norm(dim=1)
-
-        def scaled_size(z: Tensor, sigma: Tensor) -> Tensor:
-            return z.norm(dim=1) * sigma.flatten(1).norm(dim=1)
-
-        # |x| |sigma(x)| has degree 0: where sigma vanishes at the points, it is compared with its
-        # size elsewhere.
-        reference = scaled_size(fixed, self._noise_columns(fixed)).max()
-        size = scaled_size(points, factor).clamp(min=float(1e-3 * reference))
-        size = torch.where(size > 0, size, 1.0)
-        degree = max(
-            float(
-                (
-                    (a * self._noise_columns(a * points) - factor).flatten(1).norm(dim=1)
-                    * norms
-                    / size
-                ).max()
-            )
-            for a in (0.5, 2.0)
-        )
-        radial = torch.einsum("bdm,bd->bm", factor, points).norm(dim=1)
-        return {"degree": degree, "radial": float((radial / size).max())}
+        return invariance.noise_violations(self._noise_columns, self._points(x))
 
     def _noise_columns(self, x: Tensor) -> Tensor:
         """sigma(x), or its products with a few fixed vectors where it is large: (n, D, k)."""
