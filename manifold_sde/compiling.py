@@ -89,10 +89,34 @@ def _batched_matrix(a: Tensor, b: Tensor) -> Tensor:
     return (a.unsqueeze(-1) * b.unsqueeze(1)).sum(2)
 
 
+def _stored(operation: Any) -> Callable[..., Any]:
+    """An operation that writes into a copy of its first argument, which has to be stored whole.
+
+    torch 2.13 compiles it wrongly where that is an expanded tensor: all that is written goes into
+    the one row that is stored, or beyond its end.
+    """
+
+    def rule(self: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if all(stride or size == 1 for stride, size in zip(self.stride(), self.shape, strict=True)):
+            return NotImplemented
+        return operation(self + self.new_zeros(self.shape), *args, **kwargs)
+
+    return rule
+
+
+_WRITING = (
+    torch.ops.aten.index_add.default,
+    torch.ops.aten.index_put.default,
+    torch.ops.aten.index_copy.default,
+    torch.ops.aten.scatter.src,
+    torch.ops.aten.scatter_add.default,
+    torch.ops.aten.scatter_reduce.two,
+)
 _DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
     torch.ops.aten.mm.default: _matrix_matrix,
     torch.ops.aten.mv.default: _matrix_vector,
     torch.ops.aten.bmm.default: _batched_matrix,
+    **{operation: _stored(operation) for operation in _WRITING},
 }
 
 
