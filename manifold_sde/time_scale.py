@@ -465,10 +465,13 @@ class _ConstantSums:
         """The t at which (12) is T: ln(1 + x) / (4ηλ), x = (e^{2T} - 1) 2λ/η."""
         lr, decay, double = self.lr, self.weight_decay, 2 * T.astype(WIDE)
         grown = np.expm1(double)
-        x = 2 * decay / lr * grown
-        # Where e^{2T} overflows, its logarithm does not.
-        late = np.logaddexp(0, double + np.log(decay) + np.log(2 / lr)) / (4 * self._decay)
-        t = np.where(np.isfinite(x), grown / 2 / lr**2 * _log1p_ratio(x), late)
+        # Where e^{2T} or x overflows, its logarithm does not.
+        over = np.isinf(grown)
+        log_x = double + np.log(decay) + np.log(2 / lr)
+        x = np.where(over, np.exp(log_x), 2 * decay / lr * grown)
+        free = np.where(over, np.exp(double - np.log(2 * lr**2)), grown / 2 / lr**2)
+        late = np.where(np.isinf(x), log_x, np.log1p(x)) / (4 * self._decay)
+        t = np.where(x < 1, free * _log1p_ratio(x), late)
         hint = "ask for a smaller T, or use more weight decay"
         return finite(t, "The number of steps", hint)
 
