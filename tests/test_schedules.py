@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from manifold_sde import errors
-from manifold_sde.schedule_sums import STREAM_LIMIT
-from manifold_sde.schedules import Schedule
+from manifold_sde.schedules import STREAM_LIMIT, Schedule
 from manifold_sde.time_scale import TimeScale
 
 BLOCK = 128 * 128

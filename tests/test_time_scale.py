@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from scipy.integrate import quad
 
-from manifold_sde import errors
+from manifold_sde import errors, schedules, time_scale
 from manifold_sde.time_scale import TimeScale
 
 TOLERANCE = 2e-14  # ten times what was measured
@@ -364,6 +364,31 @@ def test_clock_is_the_integral_along_the_norm(norm: float, trace: float) -> None
             lambda s: lr**2 / float(scale.norm(s, norm, trace)) ** 4, 0, t, epsrel=1e-11, limit=200
         )
         assert scale.clock(t, trace, norm) == pytest.approx(integral, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    "test",
+    [
+        test_tau_matches_mpmath,
+        test_radius_matches_mpmath,
+        test_tau_inverse_matches_mpmath,
+        test_tau_inverse_undoes_tau,
+        test_steps_is_the_floor_of_tau_inverse,
+        test_discrete_quantities_match_the_geometric_sum,
+        test_norm_matches_mpmath,
+        test_clock_matches_mpmath,
+        lambda: test_small_weight_decay_tends_to_none(3.0, 0.0),
+        lambda: test_small_weight_decay_tends_to_none(1e37, 5e-324),
+        lambda: test_small_weight_decay_tends_to_none(1e-4, 1e-100),
+    ],
+)
+def test_the_formulas_do_not_need_long_double(
+    test: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the same bounds, where long double is no longer than double."""
+    for module in (schedules, time_scale):
+        monkeypatch.setattr(module, "WIDE", np.float64)
+    test()
 
 
 # Other learning rates with the same directions.

@@ -180,6 +180,7 @@ def test_what_does_not_fit_a_float_is_refused() -> None:
         (lambda: TimeScale(1e-4, 1e-4).steps(1e9), "tau_inverse"),
         (lambda: TimeScale(0.1, 0.0).steps(30.0), "tau_inverse"),
         (lambda: scale.steps(5.0, max_steps=10), "at most 10 steps"),
+        (lambda: TimeScale(1e-37, 0.0).steps(0.01, max_steps=1e300), "too many steps"),
         (lambda: scale.tau_inverse(torch.tensor(3e4, dtype=torch.float16)), "float64 in place"),
         (lambda: TimeScale(1e37, 0.0).norm(1e300, 1.0, 1.0), "smaller t"),
         (lambda: TimeScale(1e37, 1e-300).equilibrium_norm(1.0), "more weight decay"),
