@@ -10,6 +10,7 @@ import mpmath
 import sympy
 import torch
 from torch import Tensor
+from torch.func import vjp, vmap
 
 from manifold_sde.errors import SymbolicError
 from manifold_sde.paper import implements
@@ -19,7 +20,8 @@ from manifold_sde.symbolic.expressions import (
     Point,
     random_points,
 )
-from manifold_sde.symbolic.pointwise import MapCode, SymbolicPointwise
+from manifold_sde.symbolic.generated import GeneratedFunction, pullback, pushforward, same_batch
+from manifold_sde.symbolic.pointwise import SymbolicPointwise
 
 #: Points that are tried, and points in the domain of the closed form that are asked for.
 _TRIED, _NEEDED = 200, 6
@@ -44,7 +46,7 @@ class ClosedForm:
     """
 
     def __init__(self, expressions: Sequence[sympy.Expr], symbols: Sequence[sympy.Symbol]) -> None:
-        self.code = MapCode(expressions, symbols)
+        self.code = GeneratedFunction(expressions, symbols)
         self.defects: Mapping[str, float] = MappingProxyType({})
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -55,21 +57,30 @@ class ClosedForm:
         """The D coordinates of Phi(x)."""
         return self.code.expressions
 
-    def source(self, name: str) -> str:
-        """Torch code of "value", "derivative" or "second"."""
-        return self.code.source(name)
+    def source(self) -> str:
+        """Torch code that was generated for Phi."""
+        return self.code.source
 
     def limit_map(self, x: Tensor) -> Tensor:
         """Phi(x): (..., D) -> (..., D)."""
-        return self.code["value"](x)
+        return self.code(x)
 
     def tangent_projection(self, y: Tensor, v: Tensor) -> Tensor:
         """The Jacobian of Phi at y times v, on Gamma and off it: (..., D) each -> (..., D)."""
-        return self.code["derivative"](y, v)
+        return pushforward(self.code, *same_batch(y, v))
 
     def second_derivative(self, y: Tensor, covariance: Tensor) -> Tensor:
         """Sum over i, j of covariance_ij d_i d_j Phi(y): (..., D), (..., D, D) -> (..., D)."""
-        return self.code.contracted_second(y, covariance)
+        batch = torch.broadcast_shapes(y.shape[:-1], covariance.shape[:-2])
+        y = y.expand(*batch, y.shape[-1])
+        basis = torch.eye(y.shape[-1], dtype=y.dtype, device=y.device)
+
+        def contracted(weights: Tensor) -> Tensor:
+            pull = vjp(lambda z: pullback(self.code, z, weights), y)[1]
+            hessian = vmap(lambda e: pull(e.expand_as(y))[0])(basis).movedim(0, -1)
+            return (hessian * covariance).sum((-2, -1))
+
+        return pullback(contracted, torch.zeros_like(y), torch.ones_like(y[..., 0]))
 
     def verify(self, loss: SymbolicPointwise, *, rounded: bool = False) -> None:
         """Check that the map is the limit map of the loss's gradient flow.
@@ -126,7 +137,7 @@ class ClosedForm:
         return float(difference.max())
 
 
-def _restore(code: MapCode, defects: dict[str, float]) -> ClosedForm:
+def _restore(code: GeneratedFunction, defects: dict[str, float]) -> ClosedForm:
     form = ClosedForm.__new__(ClosedForm)
     form.code = code
     form.defects = MappingProxyType(defects)

@@ -1,4 +1,4 @@
-"""Elementwise functions: which SymPy functions are known, and their derivatives by SymPy."""
+"""Elementwise functions: which SymPy functions are known, and how torch computes them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from fractions import Fraction
 import sympy
 
 from manifold_sde.errors import SymbolicError
-from manifold_sde.symbolic.graph import Graph, Node
 
 #: SymPy's name of an elementwise function, and how torch computes it. What is not here is
 #: rewritten to it, or refused.
@@ -29,8 +28,8 @@ TORCH_FUNCTIONS = {
     "atanh": "torch.atanh({})",
     "erf": "torch.erf({})",
     "erfc": "torch.erfc({})",
-    "loggamma": "torch.lgamma({})",
-    "digamma": "torch.digamma({})",
+    "loggamma": "gamma.loggamma({})",
+    "digamma": "gamma.digamma({})",
     "Abs": "torch.abs({})",
     "sign": "torch.sign({})",
 }
@@ -49,7 +48,6 @@ _REWRITES = {
 _ALGEBRAIC = (sympy.Add, sympy.Mul, sympy.Pow, sympy.Max, sympy.Min)
 #: ``exp`` that SymPy leaves alone: a**x would come back from exp(x*log(a)).
 Exponential = sympy.Function("exp_")
-_ARGUMENT = sympy.Dummy("t", real=True)
 
 
 def elementary(expression: sympy.Expr) -> sympy.Expr:
@@ -103,45 +101,10 @@ def function_name(node: sympy.Expr) -> str | None:
 def torch_call(name: str, argument: str) -> str:
     """Torch code of a known elementwise function."""
     if name == "polygamma 1":
-        # torch.polygamma(1, t) is right to nine digits only; this is the same function.
-        return f"torch.special.zeta(2.0, {argument})"
+        return f"gamma.trigamma({argument})"
     if name.startswith("polygamma"):
         return f"torch.polygamma({name.split()[1]}, {argument})"
     return TORCH_FUNCTIONS[name].format(argument)
-
-
-@functools.cache
-def _derivative(name: str) -> sympy.Expr:
-    """Derivative of a known function, as SymPy has it, in the argument."""
-    if name == "sign":
-        return sympy.Integer(0)  # away from its step
-    if name.startswith("polygamma"):
-        return sympy.polygamma(int(name.split()[1]) + 1, _ARGUMENT)
-    if name == "digamma":
-        return sympy.polygamma(1, _ARGUMENT)
-    return getattr(sympy, name)(_ARGUMENT).diff(_ARGUMENT)
-
-
-def derivative(graph: Graph, node: Node) -> Node:
-    """Derivative of a "call" node by its argument."""
-    return elementwise(graph, _derivative(node.data), node.args[0])
-
-
-def elementwise(graph: Graph, expression: sympy.Expr, argument: Node) -> Node:
-    """An expression in one symbol, applied to each entry of a block."""
-    if expression.is_number:
-        return graph.constant([number(expression)])
-    if expression.is_Symbol:
-        return argument
-    if expression.is_Add:
-        return graph.sum((1.0, elementwise(graph, a, argument)) for a in expression.args)
-    if expression.is_Mul:
-        return graph.multiply(*(elementwise(graph, a, argument) for a in expression.args))
-    name = function_name(expression)
-    if name is not None:
-        return graph.call(name, elementwise(graph, expression.args[-1], argument))
-    base = elementwise(graph, expression.base, argument)
-    return graph.product([(base, fraction(expression.exp))])
 
 
 def number(expression: sympy.Expr) -> float:

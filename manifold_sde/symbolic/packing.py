@@ -1,4 +1,4 @@
-"""From SymPy expressions to a graph of blocks.
+"""From SymPy expressions to blocks of numbers, and a torch function of them.
 
 A human writes ``(x @ Z.T / x.norm() - y) ** 2``, not a sum of eighty products. The same structure
 is found here in expanded expressions: sub-expressions that depend equally deeply on the
@@ -8,14 +8,15 @@ constant matrix times a block.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 
 import numpy as np
 import sympy
+from torch import Tensor
 
 from manifold_sde.symbolic.functions import elementary, fraction, function_name, number
-from manifold_sde.symbolic.graph import Graph, Node
+from manifold_sde.symbolic.printing import Array, Block, Writer
 
 #: Constant part and (coefficient, sub-expression) pairs of an expression.
 Linear = tuple[float, list[tuple[float, sympy.Expr]]]
@@ -25,22 +26,24 @@ class Packer:
     """Puts the sub-expressions of some expressions into blocks.
 
     Args:
-        graph: Graph to build in.
         symbols: The coordinates.
-        point: Node of the coordinates' block.
     """
 
-    def __init__(self, graph: Graph, symbols: Sequence[sympy.Symbol], point: Node) -> None:
-        self.graph = graph
+    def __init__(self, symbols: Sequence[sympy.Symbol]) -> None:
+        self._writer = Writer()
+        point = Block("x", len(symbols))
         #: Block and place of every sub-expression that is computed.
-        self.places: dict[sympy.Expr, tuple[Node, int]] = {
+        self.places: dict[sympy.Expr, tuple[Block, int]] = {
             s: (point, i) for i, s in enumerate(symbols)
         }
         self._levels: dict[sympy.Expr, int] = dict.fromkeys(symbols, 0)
         self._linear: dict[sympy.Expr, Linear] = {}
 
-    def pack(self, expressions: Sequence[sympy.Expr]) -> Node:
-        """Block of the values of the expressions, in order."""
+    def function(self, expressions: Sequence[sympy.Expr]) -> Callable[[Tensor], Tensor]:
+        """Function of the values of n expressions, in order: (..., D) -> (..., n).
+
+        Its attribute ``source`` is its code.
+        """
         prepared = [elementary(e) for e in expressions]
         for expression in prepared:
             for _, atom in self._split(expression)[1]:
@@ -51,7 +54,8 @@ class Packer:
         for level in sorted(by_level):
             if level:
                 self._place_level([a for a in by_level[level] if a not in self.places])
-        return self._assemble([self._reference(e) for e in prepared])
+        values = self._assemble([self._reference(e) for e in prepared])
+        return self._writer.function(values, len(prepared))
 
     # What an expression consists of.
 
@@ -112,7 +116,7 @@ class Packer:
                 block = self._assemble([self._split(a) for a in members])
             elif members[0].is_Function:
                 argument = self._assemble([self._reference(a.args[-1]) for a in members])
-                block = self.graph.call(function_name(members[0]) or "", argument)
+                block = self._writer.call(function_name(members[0]) or "", argument)
             else:
                 members.sort(key=self._positions)
                 block = self._monomials(members)
@@ -128,34 +132,32 @@ class Packer:
         return "product", *((self.places[self._anchor(b)][0], e) for b, e in self._operands(atom))
 
     def _operands(self, atom: sympy.Expr) -> list[tuple[sympy.Expr, Fraction]]:
-        def order(pair: tuple[sympy.Expr, Fraction]) -> tuple[int, Fraction, int]:
+        def order(pair: tuple[sympy.Expr, Fraction]) -> tuple[int, str, Fraction, int]:
             block, position = self.places[self._anchor(pair[0])]
-            return block.index, pair[1], position
+            return len(block.name), block.name, pair[1], position
 
         return sorted(self._factors(atom), key=order)
 
     def _positions(self, atom: sympy.Expr) -> list[int]:
         return [self.places[self._anchor(base)][1] for base, _ in self._operands(atom)]
 
-    def _monomials(self, members: list[sympy.Expr]) -> Node:
+    def _monomials(self, members: list[sympy.Expr]) -> Block:
         columns = zip(*(self._operands(a) for a in members), strict=True)
-        factors = []
-        for column in columns:
-            block = self._assemble([self._reference(base) for base, _ in column])
-            factors.append((block, column[0][1]))
-        return self.graph.product(factors)
+        return self._writer.product(
+            (self._assemble([self._reference(base) for base, _ in column]), column[0][1])
+            for column in columns
+        )
 
-    def _assemble(self, rows: list[Linear]) -> Node:
+    def _assemble(self, rows: list[Linear]) -> Block:
         """Block whose entries are the given linear combinations; of size 1 if all are one."""
         if all(row == rows[0] for row in rows):
             rows = rows[:1]
-        matrices: dict[Node, np.ndarray] = {}
+        matrices: dict[Block, Array] = {}
         for i, (_, terms) in enumerate(rows):
             for coefficient, atom in terms:
                 block, position = self.places[atom]
                 matrix = matrices.setdefault(block, np.zeros((len(rows), block.size)))
                 # A block whose entries are all equal has size 1, whatever the place.
                 matrix[i, position if block.size > 1 else 0] += coefficient
-        parts = [(1.0, self.graph.linear(m, block)) for block, m in matrices.items()]
-        offsets = self.graph.constant([offset for offset, _ in rows])
-        return self.graph.sum([*parts, (1.0, offsets)])
+        parts = [self._writer.linear(m, block) for block, m in matrices.items()]
+        return self._writer.sum(parts, np.array([offset for offset, _ in rows]))

@@ -28,9 +28,9 @@ from manifold_sde.symbolic.proofs import Proof, all_of, prove_scale_invariance
 class SymbolicProblem(Problem):
     r"""A loss given by SymPy expressions, with exact derivatives and proofs of its properties.
 
-    Torch code for the loss and its derivatives is generated when it is first needed; it runs on
-    batches as it stands. Floating-point numbers in the expressions stand for the rational numbers
-    that they are.
+    Torch code is generated for the losses, and differentiated by ``torch.func``; it runs on batches
+    as it stands. Floating-point numbers in the expressions stand for the rational numbers that they
+    are.
 
     Args:
         losses: One expression, or the Xi sample losses, whose mean is the loss L.
@@ -118,7 +118,7 @@ class SymbolicProblem(Problem):
 def _require_finite(pointwise: SymbolicPointwise, listed: Sequence[object]) -> None:
     """Refuse losses that are not real and finite almost everywhere."""
     points = [[float(c) for c in p] for p in random_points(pointwise.dim, 16, seed=1)]
-    values = pointwise.sample_losses(torch.tensor(points, dtype=torch.float64))
+    values = pointwise.code(torch.tensor(points, dtype=torch.float64))
     bad = ~torch.isfinite(values)
     if bool(bad.any()):
         index = int(bad.any(0).nonzero()[0])
