@@ -180,7 +180,7 @@ def test_options_that_cannot_be_used(options: dict, message: str) -> None:
 
 
 def test_something_that_is_not_a_problem() -> None:
-    with pytest.raises(DTypeError, match="not a problem"):
+    with pytest.raises(DTypeError, match="not a Problem"):
         Geometry(lambda x: x @ x)  # type: ignore[arg-type]
 
 

@@ -217,7 +217,7 @@ def test_checkpoints_are_folders(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.touch()
     for value in (True, 3):
-        refused(ArgumentError, "checkpoint is not a folder", checkpoint=value)
+        refused(ArgumentError, "checkpoint is not the path", checkpoint=value)
     with pytest.raises(ArgumentError, match="a file"):
         run(checkpoint=file)
     with pytest.raises(CheckpointError, match="cannot be written"):
