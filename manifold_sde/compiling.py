@@ -168,8 +168,7 @@ def compile_function(
 
     The compiled function has the calling convention of the original one and must be called with
     tensors of the same shapes, dtypes and device. Gradients do not flow through it. It is compared
-    with the original one near the arguments, because compilers make mistakes, too: torch 2.13
-    differentiates ``torch.trace`` twice in one way and compiles it in another.
+    with the original one near the arguments, because compilers make mistakes, too.
 
     Args:
         function: Function of tensors that returns one tensor or a tuple of tensors.
@@ -220,8 +219,7 @@ def compile_function(
     if not same:
         say_once(
             "the compiler makes other numbers than torch of an operation in the loss or the noise; "
-            "what it got wrong runs uncompiled. A slow run is worth a loss without it: "
-            "A.diagonal().sum() in place of torch.trace(A), say"
+            "what it got wrong runs uncompiled. A slow run is worth a loss without that operation"
         )
         return reference
     return kernel

@@ -123,7 +123,8 @@ def _instance_norm(
 
 def _mse_loss(input: Tensor, target: Tensor, *old: Any, **keywords: Any) -> Tensor:
     squares = (input - target).square()
-    if old or not keywords.keys() <= {"reduction"}:
+    given = {name for name, value in keywords.items() if value is not None}
+    if old or not given <= {"reduction"}:
         return functional.mse_loss(input, target, *old, **keywords)
     means = {"mean": squares.mean, "sum": squares.sum}
     return means.get(keywords.get("reduction", "mean"), lambda: squares)()

@@ -46,8 +46,15 @@ def test_the_page_has_all_operations() -> None:
     assert {what for what, _ in TABLE.values()} == {"right", "replaced", "refused"}
 
 
+#: What is replaced although its derivatives are right here: a function linear in w, and one that
+#: raises otherwise.
+HARMLESS = ("solve with w on the right", "mse_loss")
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
 @pytest.mark.parametrize(
-    "name", [name for name, (what, _) in TABLE.items() if what == "replaced" and "loss" not in name]
+    "name",
+    [name for name, (what, _) in TABLE.items() if what == "replaced" and name not in HARMLESS],
 )
 def test_broken_twin_torchs_own_derivatives(name: str) -> None:
     """Without the replacement the comparison fails, and the operation is known as wrong."""
@@ -166,7 +173,7 @@ def test_triangular_solve_computes_the_same(upper: bool, transpose: bool, unit: 
 
 
 def traced(x: Tensor) -> Tensor:
-    """Residuals whose second derivatives torch 2.13 compiles wrongly."""
+    """Residuals whose second derivatives write into an expanded tensor."""
     w = (x / (x * x).sum().sqrt()).reshape(3, 3)
     t = torch.trace(w)
     return torch.stack([(Z[0] * w.flatten()).sum() + t * t, (Z[1] * w.flatten()).sum() - t * t])
@@ -180,8 +187,10 @@ def test_compiled_code_that_differs_is_replaced_by_the_function(
     f = Pointwise(lambda x: traced(x).square().mean(), DIM, None)
     x = normal(DIM, 16)
     want = vmap(f.hessian, in_dims=-1, out_dims=-1)(x)
-    # The fault is still there: the compiler's Hessian is another. Once it is mended, this test
-    # needs another fault.
+    assert float((compile_batched(f.hessian, (x,))(x) - want).norm() / want.norm()) < 1e-12
+    # Without its mending, torch's fault is there, and compiled code is seen to be wrong.
+    rules = {k: v for k, v in compiling._DECOMPOSITIONS.items() if k not in compiling._WRITING}
+    monkeypatch.setattr(compiling, "_DECOMPOSITIONS", rules)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compiling, "_same_near", lambda *_: True)
         wrong = compile_batched(f.hessian, (x,))(x)
