@@ -353,7 +353,9 @@ class StepSums:
         start = np.zeros((2, rows + 1), WIDE)
         with np.errstate(under="ignore"):
             # Both after each step from the start of its row, ...
-            log_a = np.log1p(-decay.astype(float)).astype(WIDE).cumsum(axis=1)
+            rounded = decay.astype(float)
+            log_a = np.log1p(-rounded) - (decay - rounded) / (1 - decay)
+            log_a = log_a.cumsum(axis=1)
             gained, factor = 2 * lr**2 * square, square**2
             for j in range(1, _ROW):
                 gained[:, j] += factor[:, j] * gained[:, j - 1]

@@ -13,7 +13,7 @@ import mpmath
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from manifold_sde import errors, schedules, time_scale
@@ -97,6 +97,7 @@ def assert_log_close(got: float, want: mpmath.mpf) -> None:
 @pytest.mark.paper("Theorem 3.2", "Equation (12)")
 @deterministic
 @given(rates())
+@example(([0.0, 10**-3.5], [0.0, 3155.0046233746266]))  # 1 - lr * weight_decay = 0.002
 def test_sums_match_their_definitions(schedule: tuple[list[float], list[float]]) -> None:
     lr, weight_decay = schedule
     steps = list(range(len(lr) + 1))

@@ -185,7 +185,7 @@ def test_standard_errors_of_antithetic_paths_are_true(name: str) -> None:
     def stated(pairs: bool) -> float:
         config = {**run.config, "antithetic": pairs}
         errors = [
-            Solution(run.ts[-1:], part[None], run.clock[-1:], config=config).expectation(
+            Solution(run.ts[-1:], part[None], torch.zeros(1, len(part)), config=config).expectation(
                 lambda y: y[:, column]
             )[1]
             for part in run.ys[-1].reshape(200, 100, 3)
