@@ -115,7 +115,7 @@ def test_one_path_for_all_runs_is_noticed() -> None:
     def same(sde: Any, y0: Any, ts: Any, **options: Any) -> Any:
         rows, inverse = torch.unique(y0, dim=0, return_inverse=True)
         found = solve(sde, rows, ts, **options)
-        return dataclasses.replace(found, ys=found.ys[:, inverse])
+        return dataclasses.replace(found, ys=found.ys[:, inverse], clock=found.clock[:, inverse])
 
     subject = with_solver(problems.great_circle(0.5), same)
     found = run(independence.CHECKS, subject)[independence.NAME]
@@ -130,7 +130,10 @@ def test_repeated_halves_are_noticed() -> None:
     def repeating(sde: Any, y0: Any, ts: Any, **options: Any) -> Any:
         half = len(y0) // 2
         parts = [solve(sde, part, ts, **options) for part in (y0[:half], y0[half:])]
-        return dataclasses.replace(parts[0], ys=torch.cat([part.ys for part in parts], 1))
+        ys, clock = (
+            torch.cat(values, 1) for values in zip(*((p.ys, p.clock) for p in parts), strict=True)
+        )
+        return dataclasses.replace(parts[0], ys=ys, clock=clock)
 
     subject = with_solver(problems.great_circle(0.5), repeating)
     assert run(independence.CHECKS, subject)[independence.NAME].verdict == "fails"
