@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from manifold_sde.arguments import real
 from manifold_sde.errors import (
     ArgumentError,
     DTypeError,
@@ -224,8 +225,7 @@ class Solution:
 
     def _number_of_times(self, until: float) -> int:
         """The number of kept times up to one."""
-        number = isinstance(until, (int, float)) and not isinstance(until, bool)
-        count = int((self.ts <= until).sum()) if number else 0
+        count = int((self.ts <= real(until)).sum())
         if not count:
             raise ArgumentError(
                 "until is not a time of the run",
