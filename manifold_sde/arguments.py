@@ -40,6 +40,19 @@ def integer(value: object) -> int | None:
         return None
 
 
+def check_integer(name: str, value: object, low: int, high: int) -> int:
+    """An integer in [low, high], or an error that names it."""
+    number = integer(value)
+    if number is None or not low <= number <= high:
+        raise ArgumentError(
+            f"{name} is not an integer in its range",
+            received=repr(value),
+            expected=f"an integer in [{low}, {high}]",
+            remedy=f"pass {name} as an int in that range",
+        )
+    return number
+
+
 def real(value: object) -> float:
     """A real number (Python's, NumPy's, a tensor's) as a float; NaN for all else, bools too.
 
@@ -53,6 +66,11 @@ def real(value: object) -> float:
         return float(value)
     except OverflowError:
         return math.inf if cast("int", value) > 0 else -math.inf
+
+
+def kind_of(value: object) -> str:
+    """What something is, for messages: the name of its class, or that it is a class itself."""
+    return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
 
 
 def check_path(name: str, value: object) -> Path:

@@ -161,8 +161,7 @@ def compile_function(
     function: Kernel,
     arguments: tuple[Any, ...],
     *,
-    reference: Kernel | None = None,
-    points: int = 0,
+    trials: _Trials | None = None,
 ) -> Kernel:
     """Compile a function for tensors of these shapes; the function itself where that fails.
 
@@ -173,15 +172,13 @@ def compile_function(
     Args:
         function: Function of tensors that returns one tensor or a tuple of tensors.
         arguments: Example tensors.
-        reference: Function of the same values to compare with and to fall back on; by default
+        trials: What it is compared with and replaced by, where that is another function than
             ``function``.
-        points: Number of points, in the last dimension of everything, that are compared, where the
-            function maps each by itself; by default all values are.
 
     Returns:
-        The compiled function, or ``reference`` with a :class:`CompilationWarning` said once.
+        The compiled function, or the original one with a :class:`CompilationWarning` said once.
     """
-    reference = reference or function
+    trials = trials or _Trials(function, arguments)
     if not compiler_available() and all(
         a.device.type == "cpu" for a in arguments if isinstance(a, Tensor)
     ):
@@ -189,7 +186,7 @@ def compile_function(
             "no C++ compiler was found: everything runs uncompiled, 20 to 60 times slower; "
             "install g++ or clang++ to change that"
         )
-        return reference
+        return trials.reference
     try:
         with torch.no_grad():
             graph = trace(function, arguments)
@@ -208,20 +205,20 @@ def compile_function(
                 outputs = code([*constants, *inputs])
                 return outputs[0] if single else outputs
 
-            same = _same_near(kernel, reference, arguments, points)
+            same = trials.agree_with(kernel)
     except Exception as error:
         reason = str(error).strip().splitlines()
         say_once(
             "compiling failed and the computation runs uncompiled: "
             f"{type(error).__name__}: {reason[0] if reason else ''}"
         )
-        return reference
+        return trials.reference
     if not same:
         say_once(
             "the compiler makes other numbers than torch of an operation in the loss or the noise; "
             "what it got wrong runs uncompiled. A slow run is worth a loss without that operation"
         )
-        return reference
+        return trials.reference
     return kernel
 
 
@@ -236,55 +233,68 @@ def compile_batched(function: Kernel, arguments: tuple[Tensor, ...]) -> Kernel:
         Function of tensors (..., n) that returns a tensor (..., n), or a tuple of them: compiled,
         or, with a :class:`CompilationWarning` said once, ``vmap`` of the function.
     """
-    mapped = vmap(function, in_dims=-1, out_dims=-1)
-    batched = _paths_last(function, mapped, arguments) or mapped
-    return compile_function(batched, arguments, reference=mapped, points=_COMPARED)
+    trials = _Trials(vmap(function, in_dims=-1, out_dims=-1), arguments, _COMPARED)
+    batched = _paths_last(function, arguments, trials) or trials.reference
+    return compile_function(batched, arguments, trials=trials)
 
 
-def _paths_last(function: Kernel, mapped: Kernel, arguments: tuple[Tensor, ...]) -> Kernel | None:
+def _paths_last(function: Kernel, arguments: tuple[Tensor, ...], trials: _Trials) -> Kernel | None:
     """The function with the points last, if that gives what ``vmap`` gives."""
     try:
         decompositions = importlib.import_module("torch._inductor.decomposition")
         with torch.no_grad():
             last = paths_last(function, arguments, decompositions.select_decomp_table())
-            return last if _same_near(last, mapped, arguments, _COMPARED) else None
+            return last if trials.agree_with(last) else None
     except Exception:
         # Whatever is wrong here, vmap says it, or does it.
         return None
 
 
-def _same_near(
-    function: Kernel, reference: Kernel, arguments: tuple[Any, ...], points: int
-) -> bool:
-    """Whether two functions agree to half the digits on arguments and near them.
+class _Trials:
+    """Inputs at and near some arguments, with what a function gives there, computed once.
 
     Near them, because at a start on an axis most derivatives vanish.
 
     Args:
-        function: The one, for tensors of the shapes of the arguments.
-        reference: The other.
+        reference: The function.
         arguments: Tensors, and what is no tensor.
-        points: Number of points of the last dimension to compare, or 0 for all values.
+        points: Number of points of the last dimension that are compared, or 0 for all values.
     """
-    generator = torch.Generator().manual_seed(0)
 
-    def near(a: Any) -> Any:
-        if not isinstance(a, Tensor) or not a.is_floating_point():
-            return a
-        spread = torch.rand(a.shape, dtype=a.dtype, generator=generator).to(a.device) - 0.5
-        size = a.square().mean().sqrt()
-        return (a + _SPREAD * torch.where(size > 0, size, 1.0) * spread).contiguous()
+    def __init__(self, reference: Kernel, arguments: tuple[Any, ...], points: int = 0) -> None:
+        self.reference = reference
+        self.points = points
+        generator = torch.Generator().manual_seed(0)
+        self._inputs = (arguments, tuple(_near(a, generator) for a in arguments))
 
-    for inputs in (arguments, tuple(map(near, arguments))):
-        few = tuple(a[..., :points].contiguous() for a in inputs) if points else inputs
-        found, expected = function(*inputs), reference(*few)
-        if isinstance(expected, Tensor):
-            found, expected = (found,), (expected,)
-        if points:
-            found = tuple(a[..., :points] for a in found)
-        if len(found) != len(expected) or not all(map(_nearly_equal, found, expected)):
-            return False
-    return True
+    @functools.cached_property
+    def _expected(self) -> list[tuple[Tensor, ...]]:
+        return [_as_tuple(self.reference(*map(self._few, inputs))) for inputs in self._inputs]
+
+    def _few(self, value: Any) -> Any:
+        return value[..., : self.points].contiguous() if self.points else value
+
+    def agree_with(self, function: Kernel) -> bool:
+        """Whether another function of such tensors gives the same to half the digits."""
+        for inputs, expected in zip(self._inputs, self._expected, strict=True):
+            found = tuple(map(self._few, _as_tuple(function(*inputs))))
+            if len(found) != len(expected) or not all(map(_nearly_equal, found, expected)):
+                return False
+        return True
+
+
+def _as_tuple(values: Any) -> tuple[Tensor, ...]:
+    return (values,) if isinstance(values, Tensor) else tuple(values)
+
+
+def _near(value: Any, generator: torch.Generator) -> Any:
+    """A tensor a little off another one, in a tenth of its size."""
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        return value
+    spread = torch.rand(value.shape, dtype=value.dtype, generator=generator) - 0.5
+    size = value.square().mean().sqrt()
+    size = _SPREAD * torch.where(size > 0, size, 1.0)
+    return (value + size * spread.to(value.device)).contiguous()
 
 
 def _nearly_equal(found: Tensor, expected: Tensor) -> bool:

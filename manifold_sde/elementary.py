@@ -170,7 +170,7 @@ WRONG_OPERATIONS = {
 }
 
 
-class _Recorder(TorchFunctionMode):
+class Recorder(TorchFunctionMode):
     """Replaces what has a replacement, and notes which functions are called."""
 
     def __init__(self) -> None:
@@ -251,7 +251,7 @@ def functions_called(function: Callable[..., Tensor], *arguments: Tensor) -> lis
         Torch's own function objects.
     """
     inner = function.function if isinstance(function, ElementaryFunction) else function
-    with _Recorder() as recorder:
+    with Recorder() as recorder:
         inner(*arguments)
     return list(recorder.called)
 

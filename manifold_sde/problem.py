@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from manifold_sde import invariance, loss_checks, philox
-from manifold_sde.arguments import integer
+from manifold_sde.arguments import integer, kind_of
 from manifold_sde.derivatives import batched, check_point, is_known_false
 from manifold_sde.elementary import ElementaryFunction, elementary
 from manifold_sde.errors import (
@@ -490,9 +490,7 @@ def require_problem(problem: object) -> Problem:
         return problem
     raise DTypeError(
         "the problem is not a Problem",
-        received=f"the class {problem.__name__}"
-        if isinstance(problem, type)
-        else type(problem).__name__,
+        received=kind_of(problem),
         expected="a Problem, which has a loss and a noise",
         remedy="Problem(loss, dim, SphericalNoise(0.3))",
     )

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from manifold_sde.arguments import kind_of
 from manifold_sde.errors import ArgumentError, DTypeError, ManifoldSDEError, ShapeError
 from manifold_sde.loss_checks import first_line
 from manifold_sde.networks.copies import independent_copy
@@ -56,9 +57,7 @@ class Criterion:
         if isinstance(criterion, type) or not callable(criterion):
             raise DTypeError(
                 "the criterion is not a function of outputs and targets",
-                received=f"the class {criterion.__name__}"
-                if isinstance(criterion, type)
-                else type(criterion).__name__,
+                received=kind_of(criterion),
                 expected="a criterion of torch.nn, or a function (outputs, targets) -> (Xi,)",
                 remedy="torch.nn.CrossEntropyLoss(), with brackets",
             )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from manifold_sde.arguments import integer
+from manifold_sde.arguments import integer, kind_of
 from manifold_sde.elementary import ElementaryFunction
 from manifold_sde.errors import (
     ArgumentError,
@@ -51,9 +51,7 @@ def check_module(module: object) -> None:
     if not isinstance(module, nn.Module):
         raise DTypeError(
             "the module is not a module",
-            received=f"the class {module.__name__}"
-            if isinstance(module, type)
-            else type(module).__name__,
+            received=kind_of(module),
             expected="a torch.nn.Module",
             remedy="Net() with brackets; a plain function of x goes into Problem(loss, dim, noise)",
         )

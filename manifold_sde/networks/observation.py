@@ -13,7 +13,7 @@ from torch.nn import functional
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from manifold_sde import derivatives
-from manifold_sde.elementary import ElementaryFunction, _Recorder
+from manifold_sde.elementary import ElementaryFunction, Recorder
 from manifold_sde.errors import DifferentiationError, DTypeError, ManifoldSDEError
 from manifold_sde.loss_checks import fixed_directions
 from manifold_sde.networks.function import NetworkFunction
@@ -29,7 +29,7 @@ _LOOKUPS: dict[Any, tuple[str, ...]] = {
 _FAKE_QUANTISATION = ("fake_quantize", "_fake_quantize", "fused_moving_avg_obs_fake_quant")
 
 
-class Observer(_Recorder):
+class Observer(Recorder):
     """Refuses operations that round the weights, or whose derivative is not that of their value.
 
     In force while a network runs on weights that require a gradient: what depends on them does so,

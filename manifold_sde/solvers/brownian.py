@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from manifold_sde import philox
-from manifold_sde.arguments import check_flag
+from manifold_sde.arguments import check_flag, check_integer
 from manifold_sde.errors import ArgumentError, ShapeError
 from manifold_sde.solvers.brownian_nodes import (
     BRIDGE,
@@ -32,7 +32,6 @@ from manifold_sde.solvers.brownian_nodes import (
     Nodes,
     check_cell,
     check_dtype,
-    check_integer,
     check_paths,
     halves,
 )

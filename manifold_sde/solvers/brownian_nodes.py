@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from manifold_sde import philox
-from manifold_sde.arguments import integer
+from manifold_sde.arguments import check_integer
 from manifold_sde.compiling import compile_function
 from manifold_sde.derivatives import is_known_false
 from manifold_sde.errors import ArgumentError, DTypeError, ShapeError
@@ -162,19 +162,6 @@ class Nodes:
                 remedy=f"{name}.expand({n}) where all the paths share it",
             )
         return value
-
-
-def check_integer(name: str, value: object, low: int, high: int) -> int:
-    """An integer in [low, high], or an error that names it."""
-    number = integer(value)
-    if number is None or not low <= number <= high:
-        raise ArgumentError(
-            f"{name} is not an integer in its range",
-            received=repr(value),
-            expected=f"an integer in [{low}, {high}]",
-            remedy=f"pass {name} as an int in that range",
-        )
-    return number
 
 
 def check_cell(value: object) -> float:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from manifold_sde.arguments import integer, real
+from manifold_sde.arguments import check_integer, real
 from manifold_sde.equations import StochasticEquation
 from manifold_sde.errors import ArgumentError
 from manifold_sde.solvers.coupling import coupled_values, moments_at, request_of
@@ -163,14 +163,7 @@ def multilevel(
             expected="a positive number, in units of the function",
             remedy="tolerance=1e-3",
         )
-    most = integer(max_paths)
-    if most is None or most < 1:
-        raise ArgumentError(
-            "max_paths is not a number of paths",
-            received=repr(max_paths),
-            expected="a positive integer",
-            remedy="leave it out: ten million",
-        )
+    most = check_integer("max_paths", max_paths, 1, 2**63)
     sde = require_equation(sde).with_calculus("stratonovich")
     request = request_of(
         sde,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from manifold_sde import philox
-from manifold_sde.arguments import check_path, integer, real
+from manifold_sde.arguments import check_path, integer, kind_of, real
 from manifold_sde.degeneracy import measure_diffusion
 from manifold_sde.equations import ManifoldEquation, StochasticEquation
 from manifold_sde.errors import ArgumentError, DTypeError, NoDiffusionWarning
@@ -278,7 +278,7 @@ def require_equation(sde: object) -> StochasticEquation:
         return sde
     raise DTypeError(
         "the equation is not one of this toolkit",
-        received=f"the class {sde.__name__}" if isinstance(sde, type) else type(sde).__name__,
+        received=kind_of(sde),
         expected="DirectionDiffusion(problem), LimitingDiffusion(problem), ...",
         remedy="DirectionDiffusion(problem); torchsde.sdeint is for SDEs of your own",
     )

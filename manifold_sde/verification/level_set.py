@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from manifold_sde.arguments import integer
-from manifold_sde.errors import ArgumentError, LimitMapError, MissingDependencyError
+from manifold_sde.arguments import check_integer
+from manifold_sde.errors import LimitMapError, MissingDependencyError
 from manifold_sde.problem import Problem
 from manifold_sde.verification.assumptions.survey import Survey
 from manifold_sde.verification.effort import QUICK
@@ -267,14 +267,7 @@ class MinimiserManifold(LevelSet):
             ArgumentError: If n_samples is no positive number of points.
             LimitMapError: If hardly any direction flows there.
         """
-        count = integer(n_samples)
-        if count is None or not 1 <= count <= _MOST_POINTS:
-            raise ArgumentError(
-                "n_samples is not a number of points",
-                received=repr(n_samples),
-                expected=f"an integer from 1 to {_MOST_POINTS}",
-                remedy="n_samples=10",
-            )
+        count = check_integer("n_samples", n_samples, 1, _MOST_POINTS)
         found: list[Array] = []
         for _ in range(_ROUNDS):
             x = torch.from_numpy(gs.random.normal(size=(max(count, 8), self.problem.dim)))
