@@ -155,15 +155,15 @@ def operation_times(problem: LeastSquaresProblem, y: Tensor) -> dict[str, float]
     """Seconds that operations take, the gradient of the loss among them."""
     products = Geometry(problem, "matrix_free").products
     assert products is not None
-    route, frames = products.frames_at(y[None])
-    frame = frames[0][0], frames[1][0]
+    space, frames, _ = products.frames_at(y[None])
+    frame = tuple(part[..., 0] for part in frames)
     v, none = y.flip(0), y.new_zeros(len(y), 0)
     repeats = 5 if problem.dim < 50_000 else 2
     operations: dict[str, Callable[[], object]] = {
-        "set-up": lambda: route.frame(y, none),
-        "dPhi v": lambda: route.project(y, frame, v),
-        "drift": lambda: route.turning(y, frame),
-        "step back": lambda: route.newton_step(y, frame, y),
+        "set-up": lambda: space.frame_at(y, none),
+        "dPhi v": lambda: space.project_at(y, frame, v),
+        "drift": lambda: space.third_of_inverse_at(y, frame),
+        "step back": lambda: space.displacement_at(y, frame, y),
     }
     found = {"gradient": seconds(lambda: vmap(problem.pointwise.gradient)(y[None]), 4 * repeats)}
     return found | {name: seconds(run, repeats) for name, run in operations.items()}

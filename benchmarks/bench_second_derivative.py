@@ -16,7 +16,7 @@ from torch.func import vmap
 from benchmarks.rows import Row, in_turns, installed, one_thread, seconds
 from manifold_sde import Geometry, problems
 from manifold_sde.compiling import compile_batched, compile_function, compiler_available
-from manifold_sde.geometry.dense import contract_second_derivative
+from manifold_sde.geometry.dense import DenseSpace
 from manifold_sde.geometry.kernels import Kernels
 from manifold_sde.problems import NormalizedLinear
 
@@ -98,9 +98,14 @@ def _layouts(problem: NormalizedLinear, y: Tensor, sigma: Tensor) -> list[Row]:
     rank = problem.facts.rank
     values, basis = torch.linalg.eigh(problem.hessian(y))
 
+    space = DenseSpace(problem, rank)
+
     def contract(point: Tensor, values: Tensor, basis: Tensor, sigma: Tensor) -> Tensor:
-        third = problem.pointwise.third_derivative
-        return contract_second_derivative(third, point, values, basis, sigma, rank)
+        kernel, q, curvatures = basis[:, :-rank], basis[:, -rank:], values[-rank:]
+        along, across = space.contract_at(
+            point, kernel, curvatures, q, sigma, mixed=2.0, normal=1.0, tangent=True
+        )
+        return -(q @ ((q.T @ along) / curvatures) + kernel @ (kernel.T @ across))
 
     first = tuple(a.contiguous() for a in (y, values, basis, sigma))
     last = tuple(a.movedim(0, -1).contiguous() for a in first)

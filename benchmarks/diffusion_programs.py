@@ -16,7 +16,6 @@ from torch import Tensor
 from benchmarks.weak_errors import TIME, Setting, Step
 from manifold_sde import DirectionDiffusion, LimitingDiffusion, Problem
 from manifold_sde.equations import ManifoldEquation
-from manifold_sde.hessian_field import HessianField
 from manifold_sde.solvers import BrownianPath, solve
 from manifold_sde.solvers.schemes import SCHEMES
 
@@ -145,14 +144,12 @@ class TorchSde:
 def without_retraction(problem: Problem, *, compiled: bool) -> Step:
     """The step of torchsde's Euler for (13), with compiled kernels."""
     sde = LimitingDiffusion(problem)
-    field = HessianField(problem, problem.rank, compiled=compiled)
+    sde.require_on_manifold(problem.minimizer)
+    sde = sde.prepare(compiled=compiled)
 
     def step(x: Tensor, dw: Tensor, extra: Tensor, h: float) -> Tensor:
-        norms = x.norm(dim=0)
-        unit = x / norms
-        spectra = field.eigen(unit)
-        drift = sde._drift(field, norms, unit, spectra)
-        return x + h * drift + field.spectral_noise(unit, spectra[1], dw) / norms
+        size = torch.tensor(h, dtype=x.dtype)
+        return x + sde.increment(x, sde.reference_basis(x), size, dw)
 
     return step
 

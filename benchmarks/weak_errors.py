@@ -25,7 +25,7 @@ from manifold_sde import DirectionDiffusion, LimitingDiffusion, Problem
 from manifold_sde.least_squares import LeastSquaresProblem
 from manifold_sde.noise import SphericalNoise
 from manifold_sde.problems.facts import Circle
-from manifold_sde.solvers.schemes import SCHEMES, StepNoise, motion_of
+from manifold_sde.solvers.schemes import SCHEMES, StepNoise
 from manifold_sde.verification.exact import CircleDiffusion
 from manifold_sde.verification.exact.spectral import (
     fourier_cardinals,
@@ -112,12 +112,12 @@ def our_step(problem: Problem, start: Tensor, name: str, *, clock: bool, compile
     equation = DirectionDiffusion if clock else LimitingDiffusion
     sde = equation(problem, scheme.calculus or "ito")
     sde.require_on_manifold(start)
-    motion = motion_of(sde, compiled=compiled)
+    sde = sde.prepare(compiled=compiled)
 
     def step(x: Tensor, dw: Tensor, extra: Tensor, h: float) -> Tensor:
         noise = StepNoise(dw, lambda: extra)
         size = torch.tensor(h, dtype=x.dtype)
-        return scheme.step(motion, x, motion.anchor(x), size, noise)[0]
+        return scheme.step(sde, x, sde.reference_basis(x), size, noise)[0]
 
     return step
 

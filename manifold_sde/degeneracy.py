@@ -11,9 +11,10 @@ from torch import Tensor
 from manifold_sde import invariance
 from manifold_sde.equations import ManifoldEquation
 from manifold_sde.errors import RankError
-from manifold_sde.geometry import Geometry
+from manifold_sde.geometry import Geometry, drift
+from manifold_sde.geometry.matrix_free import MatrixFreeSpace
+from manifold_sde.geometry.retraction import retract
 from manifold_sde.loss_checks import fixed_directions
-from manifold_sde.matrix_free_field import MatrixFreeField
 from manifold_sde.noise import SphericalNoise
 from manifold_sde.problem import Problem
 
@@ -150,9 +151,14 @@ def measure_diffusion(equation: ManifoldEquation, start: Tensor) -> tuple[float,
             "the noise has no part along the manifold at the start, though it has one around it: "
             "a path leaves such a point by its drift alone, and stays where there is none"
         )
-    field, columns = equation.field(), around.T.contiguous()
-    drift = field.direction_drift(columns, field.anchor(columns), "tangent").norm(dim=0)
-    speed = float((drift / equation.problem.noise_trace(around)).max())
+    space, columns = equation.space, around.T.contiguous()
+
+    def tangent(y: Tensor, basis: Tensor) -> Tensor:
+        return drift.direction_drift(space, y, space.frame(y, basis), "tangent")
+
+    basis = equation.reference_basis(columns)
+    sizes = space.over_points(tangent, columns, basis).norm(dim=0)
+    speed = float((sizes / equation.problem.noise_trace(around)).max())
     moves = f"a flow of speed up to {speed:.2g} tr Sigma in the clock u, the same for all paths"
     return share, (
         "the noise has no part along the manifold: P sigma = 0. This is no diffusion, but "
@@ -166,28 +172,27 @@ def _shares(equation: ManifoldEquation, y: Tensor) -> Tensor:
     if isinstance(problem.noise, SphericalNoise):
         along = max(0, problem.dim - equation.rank - 1) / max(1, problem.dim - 1)
         return torch.full_like(y[:, 0], along)
-    field = equation.field()
-    if not isinstance(field, MatrixFreeField):
+    space = equation.space
+    if not isinstance(space, MatrixFreeSpace):
         return noise_along(problem, y, equation.rank)
     # Without a matrix of the noise, its products with some vectors stand for it.
     exact = problem.n_noise <= _PROBES
     probes = torch.eye(problem.n_noise) if exact else fixed_directions(problem.n_noise, _PROBES)
-    shares = []
-    for point, anchor in zip(y, field.anchor(y.T.contiguous()).movedim(-1, 0), strict=True):
-        frame = field.route.frame(point, anchor)
-        moves = problem.noise_product(point.expand(len(probes), -1), probes.to(y))
-        inside = torch.stack([field.route.project(point, frame, move) for move in moves])
-        shares.append(inside.square().sum() / moves.square().sum().clamp(min=_TINY))
-    return torch.stack(shares)
+    moves = problem.noise_product(y[:, None].expand(-1, len(probes), -1), probes.to(y))
+    inside = torch.stack(
+        [equation.geometry.projector(point)(own) for point, own in zip(y, moves, strict=True)]
+    )
+    return inside.square().sum((1, 2)) / moves.square().sum((1, 2)).clamp(min=_TINY)
 
 
 def _moved(equation: ManifoldEquation, y: Tensor, length: float) -> Tensor:
     """Points of the manifold some way from unit vectors of it: (n, D) -> (at most n, D)."""
-    field, columns = equation.field(), y.T.contiguous()
+    columns = y.T.contiguous()
     way = fixed_directions(equation.dim, 1).to(y) * torch.ones_like(y)
     way = equation.geometry.tangent_projection(y, way)
     way = way / way.norm(dim=1, keepdim=True)
-    found = field.retract(columns + length * way.T, field.anchor(columns))[0].T
+    basis = equation.reference_basis(columns)
+    found = retract(equation.space, columns + length * way.T, basis)[0].T
     found = found / found.norm(dim=1, keepdim=True)
     return found[torch.isfinite(found).all(1)]
 

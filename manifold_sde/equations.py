@@ -1,31 +1,30 @@
 """What the stochastic differential equations of the theory share.
 
-Each has the attributes and methods of a torchsde SDE (``sde_type``, ``noise_type``, ``f``,
-``g_prod``, ``f_and_g_prod``, ``g``) on states (B, D), and the same coefficients for the schemes of
-:mod:`manifold_sde.solvers`, which keep the state on the manifold.
+Each has its coefficients on states with the points last, (D, n), for the schemes of
+:mod:`manifold_sde.solvers`; and the attributes and methods of a torchsde SDE (``sde_type``,
+``noise_type``, ``f``, ``g_prod``, ``f_and_g_prod``, ``g``), which are the same on states (B, D).
 """
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
+from typing import Self
 
+import torch
 from torch import Tensor
 
 from manifold_sde.derivatives import check_point, require_norms
 from manifold_sde.errors import ArgumentError, DTypeError, NoiseError, ShapeError
-from manifold_sde.field import Field
-from manifold_sde.geometry import Geometry
-from manifold_sde.geometry.dense import DenseGeometry
-from manifold_sde.geometry.normal_space import NormalRoute
-from manifold_sde.hessian_field import HessianField
-from manifold_sde.interpolation import InterpolationField, interpolates
+from manifold_sde.geometry import Geometry, drift
+from manifold_sde.geometry.dense import DenseSpace
+from manifold_sde.geometry.kernels import Kernels
+from manifold_sde.geometry.least_squares import LeastSquaresSpace, has_zero_residuals
+from manifold_sde.geometry.normal_space import NormalSpace, lengths
+from manifold_sde.geometry.retraction import retract
 from manifold_sde.least_squares import LeastSquaresProblem
-from manifold_sde.matrix_free_field import MatrixFreeField
 from manifold_sde.noise import SphericalNoise
 from manifold_sde.problem import Problem, require_problem
-
-#: Eigenvalues (D, n) and eigenvectors (D, D, n).
-Spectra = tuple[Tensor, Tensor]
 
 _CALCULI = ("ito", "stratonovich")
 #: Largest relative violation of the two properties of sigma that counts as rounding.
@@ -58,6 +57,7 @@ class StochasticEquation(ABC):
             )
         self.problem = require_problem(problem)
         self.calculus = calculus
+        self.kernels = Kernels(problem, False)
 
     @property
     def sde_type(self) -> str:
@@ -107,28 +107,93 @@ class StochasticEquation(ABC):
     def with_calculus(self, calculus: str) -> StochasticEquation:
         """The same process in the other form."""
 
+    # The coefficients, points last.
+
+    def prepare(self, *, compiled: bool = False) -> Self:
+        """The equation with kernels that are compiled, or are not.
+
+        Raises:
+            ArgumentError: If the rank of the Hessian is not known yet.
+        """
+        other = copy.copy(self)
+        other.kernels = Kernels(self.problem, compiled)
+        return other
+
     @abstractmethod
+    def reference_basis(self, x: Tensor) -> Tensor:
+        """What the coefficients near states are made from: (D, n) -> (D, d, n), d may be 0."""
+
+    @abstractmethod
+    def drift(self, x: Tensor, basis: Tensor) -> Tensor:
+        """Drift: (D, n), (D, d, n) -> (D, n)."""
+
+    @abstractmethod
+    def noise(self, x: Tensor, basis: Tensor, w: Tensor) -> Tensor:
+        """Diffusion times w: (D, n), (D, d, n), (m, n) -> (D, n)."""
+
+    def drift_and_noise(self, x: Tensor, basis: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+        """Both, for less than one after the other: (D, n) each."""
+        return self.drift(x, basis), self.noise(x, basis, w)
+
+    def increment(self, x: Tensor, basis: Tensor, h: Tensor, w: Tensor) -> Tensor:
+        """Drift times h and diffusion times w: (D, n), (D, d, n), () or (n,), (m, n) -> (D, n)."""
+        drift, noise = self.drift_and_noise(x, basis, w)
+        return h * drift + noise
+
+    @abstractmethod
+    def factor(self, x: Tensor, basis: Tensor) -> Tensor:
+        """Diffusion matrix: (D, n), (D, d, n) -> (D, m, n)."""
+
+    @abstractmethod
+    def retract(self, x: Tensor, basis: Tensor, fresh_steps: int = 2) -> tuple[Tensor, Tensor]:
+        """The state that belongs to x, and the reference basis there; NaN where a path is lost."""
+
+    def ambient_noise(self, x: Tensor, w: Tensor) -> Tensor:
+        """Sigma w, not projected: (D, n), (m, n) -> (D, n)."""
+        r = lengths(x)
+        noise, loss = self.problem.noise, self.problem.pointwise
+        result: Tensor = self.kernels.run_last(
+            "noise_product", lambda y, v: noise.product(loss, y, v), x / r, w
+        )
+        return result / r
+
+    def noise_trace(self, x: Tensor) -> Tensor:
+        """V = tr Sigma at the directions: (D, n) -> (n,)."""
+        return self.kernels.noise_trace(x)
+
+    # The same as torchsde asks for it, points first.
+
+    def _columns(self, y: Tensor, *vectors: Tensor) -> tuple[Tensor, ...]:
+        """States, reference bases there, and vectors, points last."""
+        self.require_states(y, *vectors)
+        x = y.T.contiguous()
+        return x, self.reference_basis(x), *(v.T.contiguous() for v in vectors)
+
     def f(self, t: Tensor, y: Tensor) -> Tensor:
         """Drift: (B, D) -> (B, D)."""
+        return self.drift(*self._columns(y)).T
 
-    @abstractmethod
     def g_prod(self, t: Tensor, y: Tensor, v: Tensor) -> Tensor:
         """Diffusion times v, by products: (B, D), (B, m) -> (B, D)."""
-
-    @abstractmethod
-    def g(self, t: Tensor, y: Tensor) -> Tensor:
-        """Diffusion matrix: (B, D) -> (B, D, m)."""
+        return self.noise(*self._columns(y, v)).T
 
     def f_and_g_prod(self, t: Tensor, y: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Drift, and diffusion times v."""
-        return self.f(t, y), self.g_prod(t, y, v)
+        drift, noise = self.drift_and_noise(*self._columns(y, v))
+        return drift.T, noise.T
+
+    def g(self, t: Tensor, y: Tensor) -> Tensor:
+        """Diffusion matrix: (B, D) -> (B, D, m)."""
+        return self.factor(*self._columns(y)).movedim(-1, 0)
 
 
 class ManifoldEquation(StochasticEquation):
     """A diffusion on the manifold of minimisers.
 
-    Its coefficients are evaluated at the direction of a state and extended by homogeneity; off the
-    manifold the tangent space is the span of the D - M eigenvectors of H of smallest eigenvalue.
+    Its coefficients are evaluated at the direction of a state and extended by homogeneity: with
+    r = |x|, the noise has degree -1 and the drift of (8) without its -c y has degree -3. Off the
+    manifold the tangent space is the span of the D - M eigenvectors of H of smallest eigenvalue, or
+    the kernel of the Jacobian where all residuals vanish on the manifold.
     """
 
     def __init__(
@@ -154,32 +219,40 @@ class ManifoldEquation(StochasticEquation):
                 remedy="divide the factor by |x| and take the part along x away from its columns",
             )
         self.geometry = geometry or Geometry(problem)
-        self._normal_route: NormalRoute | None = None
-        self._dense = DenseGeometry(problem, rtol=1e-10, max_steps=2000, compiled=False)
-        self._rank = problem.rank
-        self._interpolating = False
+        self._space: NormalSpace | None = None
 
     @property
     def rank(self) -> int:
         """Rank M of the Hessian on the manifold; known once a point of the manifold was seen."""
-        if self._rank is None:
+        if self._space is not None:
+            return self._space.rank
+        if self.problem.rank is None:
             raise _unknown_rank(self.problem)
-        return self._rank
+        return self.problem.rank
 
-    def field(self, *, compiled: bool = False) -> Field:
-        """The coefficients for batches with the points last."""
-        problem, products = self.problem, self.geometry.products
-        if products is not None:
-            if self._normal_route is None:
-                raise _unknown_rank(problem)
-            return MatrixFreeField(problem, self._normal_route, products.start(self._normal_route))
-        if self._interpolating and isinstance(problem, LeastSquaresProblem):
-            needs_basis = self.calculus == "ito"
-            return InterpolationField(problem, needs_basis=needs_basis, compiled=compiled)
-        return self._hessian_field(compiled)
+    @property
+    def space(self) -> NormalSpace:
+        """The normal space that the coefficients are computed with."""
+        if self._space is None:
+            raise _unknown_rank(self.problem)
+        return self._space
 
-    def _hessian_field(self, compiled: bool = False) -> HessianField:
-        return HessianField(self.problem, self.rank, compiled=compiled)
+    def _space_at(self, y: Tensor) -> NormalSpace:
+        """The normal space for a rank that is known, by points (n, D) near the manifold."""
+        problem, rank = self.problem, self.rank
+        if (
+            isinstance(problem, LeastSquaresProblem)
+            and isinstance(problem.noise, SphericalNoise)
+            and has_zero_residuals(problem, y, rank)
+        ):
+            return LeastSquaresSpace(problem, needs_basis=self.calculus == "ito")
+        return DenseSpace(problem, rank)
+
+    def prepare(self, *, compiled: bool = False) -> Self:
+        """The equation with kernels that are compiled, or are not."""
+        other = super().prepare(compiled=compiled)
+        other._space = self.space.with_kernels(other.kernels)
+        return other
 
     def require_on_manifold(self, y: Tensor) -> None:
         """Check that states are on the manifold, where the noise does not vanish.
@@ -192,14 +265,9 @@ class ManifoldEquation(StochasticEquation):
             NoiseError: If the noise vanishes there (interpolation): nothing would move.
         """
         flat = check_point(y, self.dim, name="y0").reshape(-1, self.dim)
-        products = self.geometry.products
-        if products is not None:
-            self._normal_route = products.route_at(flat)
-            self._rank = self._normal_route.rank
-        else:
-            self._rank = self._dense.spectrum(flat).rank
-            isotropic = isinstance(self.problem.noise, SphericalNoise)
-            self._interpolating = isotropic and interpolates(self.problem, flat, self._rank)
+        self._space = self.geometry.route.frames_at(flat)[0]
+        if self.geometry.products is None:
+            self._space = self._space_at(flat)
         directions = flat / flat.norm(dim=1, keepdim=True)
         here = float(self.problem.noise_trace(directions).max())
         elsewhere = self.problem.noise_trace(directions + 0.5 * directions.roll(1, dims=1))
@@ -213,57 +281,65 @@ class ManifoldEquation(StochasticEquation):
                 + "SphericalNoise, or a loss that its samples disagree on",
             )
 
-    def _frame(self, y: Tensor) -> tuple[HessianField, Tensor, Tensor, Spectra]:
-        """Field, norms (n,), unit vectors (D, n), and the spectra there."""
-        if self._rank is None:
-            self.require_on_manifold(y)
-        field = self._hessian_field()
-        columns = y.T.contiguous()
-        norms = columns.norm(dim=0)
-        unit = columns / norms
-        return field, norms, unit, field.eigen(unit)
+    def _columns(self, y: Tensor, *vectors: Tensor) -> tuple[Tensor, ...]:
+        if self._space is None:
+            self.require_states(y, *vectors)
+            if self.problem.rank is None or self.geometry.products is not None:
+                self.require_on_manifold(y)
+            else:
+                self._space = self._space_at(y[torch.isfinite(y).all(1)])
+        return super()._columns(y, *vectors)
 
-    def _by_products(self, y: Tensor) -> tuple[Field, Tensor, Tensor] | None:
-        """Field, states as columns, and anchors there, where the geometry is matrix-free."""
-        if self.geometry.products is None:
-            return None
-        if self._normal_route is None:
-            self.require_on_manifold(y)
-        field, columns = self.field(), y.T.contiguous()
-        return field, columns, field.anchor(columns)
+    def reference_basis(self, x: Tensor) -> Tensor:
+        """Reference bases at states, of NaN where a state is: (D, n) -> (D, d, n)."""
+        lost = ~torch.isfinite(x).all(dim=0)
+        safe = torch.where(lost, torch.ones_like(x), x)
+        found = self.space.over_points(self.space.reference_basis, safe / lengths(safe))
+        return torch.where(lost, torch.nan, found)
 
-    def f(self, t: Tensor, y: Tensor) -> Tensor:
-        """Drift: (B, D) -> (B, D)."""
-        self.require_states(y)
-        products = self._by_products(y)
-        if products is not None:
-            return self.drift(*products).T
-        field, norms, unit, spectrum = self._frame(y)
-        return self._drift(field, norms, unit, spectrum).T
+    def direction_drift(self, y: Tensor, basis: Tensor) -> Tensor:
+        """Drift of the direction diffusion at unit vectors: (D, n), (D, d, n) -> (D, n)."""
+        space = self.space
 
-    def g_prod(self, t: Tensor, y: Tensor, v: Tensor) -> Tensor:
-        """P sigma v: (B, D), (B, m) -> (B, D)."""
-        self.require_states(y, v)
-        products = self._by_products(y)
-        if products is not None:
-            return self.noise(*products, v.T.contiguous()).T
-        field, norms, unit, spectrum = self._frame(y)
-        return (field.spectral_noise(unit, spectrum[1], v.T) / norms).T
+        def at(z: Tensor, near: Tensor) -> Tensor:
+            return drift.direction_drift(space, z, space.frame(z, near), self.calculus)
 
-    def f_and_g_prod(self, t: Tensor, y: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Drift, and P sigma v, with one eigendecomposition."""
-        self.require_states(y, v)
-        products = self._by_products(y)
-        if products is not None:
-            drift, noise = self.drift_and_noise(*products, v.T.contiguous())
-            return drift.T, noise.T
-        field, norms, unit, spectrum = self._frame(y)
-        noise = field.spectral_noise(unit, spectrum[1], v.T) / norms
-        return self._drift(field, norms, unit, spectrum).T, noise.T
+        found: Tensor = space.over_points(at, y, basis)
+        return found
 
-    def g(self, t: Tensor, y: Tensor) -> Tensor:
-        """P sigma: (B, D) -> (B, D, m)."""
-        self.require_states(y)
+    def direction_drift_and_noise(
+        self, y: Tensor, basis: Tensor, w: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """That, and P sigma w, with one frame: (D, n) each."""
+
+        def at(z: Tensor, near: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+            return drift.direction_drift_and_noise(self.space, z, near, v, self.calculus)
+
+        found: tuple[Tensor, Tensor] = self.space.over_points(at, y, basis, w)
+        return found
+
+    def tangent_increment(self, x: Tensor, basis: Tensor, h: Tensor, w: Tensor) -> Tensor:
+        """Tangent part of the direction's Ito drift times h, and P sigma w: -> (D, n)."""
+
+        def at(z: Tensor, near: Tensor, step: Tensor, v: Tensor) -> Tensor:
+            return drift.tangent_increment(self.space, z, near, step, v)
+
+        y = x / lengths(x)
+        found: Tensor = self.space.over_points(at, y, basis, h.expand(y.shape[1]), w)
+        return found
+
+    def noise(self, x: Tensor, basis: Tensor, w: Tensor) -> Tensor:
+        """P sigma w: (D, n), (D, d, n), (m, n) -> (D, n)."""
+        r = lengths(x)
+        found: Tensor = self.space.over_points(self.space.tangent_noise, x / r, basis, w)
+        return found / r
+
+    def factor(self, x: Tensor, basis: Tensor) -> Tensor:
+        """P sigma: (D, n), (D, d, n) -> (D, m, n).
+
+        Raises:
+            ArgumentError: If the geometry is matrix-free.
+        """
         if self.geometry.products is not None:
             raise ArgumentError(
                 "the matrix-free route has no diffusion matrix",
@@ -271,26 +347,12 @@ class ManifoldEquation(StochasticEquation):
                 expected="its products with vectors",
                 remedy="sde.g_prod(t, y, v)",
             )
-        field, norms, unit, spectrum = self._frame(y)
-        return (field.spectral_factor(unit, spectrum[1]) / norms).movedim(-1, 0)
+        r = lengths(x)
+        return self.space.tangent_factor(x / r, basis) / r
 
-    @abstractmethod
-    def _drift(self, field: HessianField, norms: Tensor, unit: Tensor, spectrum: Spectra) -> Tensor:
-        """Drift from the spectra: (D, n)."""
-
-    @abstractmethod
-    def drift(self, field: Field, x: Tensor, anchor: Tensor) -> Tensor:
-        """Drift for the schemes: (D, n), (D, d, n) -> (D, n)."""
-
-    def noise(self, field: Field, x: Tensor, anchor: Tensor, w: Tensor) -> Tensor:
-        """P sigma w for the schemes: (D, n), (D, d, n), (m, n) -> (D, n)."""
-        return field.noise(x, anchor, w)
-
-    @abstractmethod
-    def drift_and_noise(
-        self, field: Field, x: Tensor, anchor: Tensor, w: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Drift, and P sigma w, for less than one after the other: (D, n) each."""
+    def retract(self, x: Tensor, basis: Tensor, fresh_steps: int = 2) -> tuple[Tensor, Tensor]:
+        """The retraction of x, and reference bases there; NaN where a path is lost."""
+        return retract(self.space, x, basis, fresh_steps)[:2]
 
 
 def _unknown_rank(problem: Problem) -> ArgumentError:

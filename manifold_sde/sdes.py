@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.func import vmap
 
 from manifold_sde.arguments import real
-from manifold_sde.equations import ManifoldEquation, Spectra, StochasticEquation
+from manifold_sde.equations import ManifoldEquation, StochasticEquation
 from manifold_sde.errors import ArgumentError, NotOnManifoldError
-from manifold_sde.field import Field
 from manifold_sde.geometry import Geometry
-from manifold_sde.hessian_field import HessianField
+from manifold_sde.geometry.normal_space import lengths
 from manifold_sde.paper import implements
 from manifold_sde.problem import Problem
 
@@ -69,24 +67,29 @@ class WeightDecaySDE(StochasticEquation):
         correction = self.problem.noise.correction(loss, x, identity)
         return drift - 0.5 * self.lr**2 * correction
 
-    def _product(self, x: Tensor, v: Tensor) -> Tensor:
-        return self.lr * self.problem.noise.product(self.problem.pointwise, x, v)
+    def reference_basis(self, x: Tensor) -> Tensor:
+        """None: (D, 0, n)."""
+        return x.new_zeros(x.shape[0], 0, x.shape[1])
 
-    def f(self, t: Tensor, y: Tensor) -> Tensor:
-        """Drift: (B, D) -> (B, D)."""
-        self.require_states(y)
-        return vmap(self.drift_at)(y)
+    def drift(self, x: Tensor, basis: Tensor) -> Tensor:
+        """Drift: (D, n) -> (D, n)."""
+        name = f"weight_decay_{self.calculus}_{self.lr}_{self.weight_decay}"
+        result: Tensor = self.kernels.run_last(name, self.drift_at, x)
+        return result
 
-    def g_prod(self, t: Tensor, y: Tensor, v: Tensor) -> Tensor:
-        """Eta sigma v: (B, D), (B, m) -> (B, D)."""
-        self.require_states(y, v)
-        return vmap(self._product)(y, v)
+    def noise(self, x: Tensor, basis: Tensor, w: Tensor) -> Tensor:
+        """Eta sigma w: (D, n), (m, n) -> (D, n)."""
+        return self.lr * self.ambient_noise(x, w)
 
-    def g(self, t: Tensor, y: Tensor) -> Tensor:
-        """Eta sigma: (B, D) -> (B, D, m)."""
-        self.require_states(y)
+    def factor(self, x: Tensor, basis: Tensor) -> Tensor:
+        """Eta sigma: (D, n) -> (D, m, n)."""
         noise, loss = self.problem.noise, self.problem.pointwise
-        return self.lr * vmap(lambda x: noise.factor(loss, x))(y)
+        found: Tensor = self.kernels.run_last("noise_factor", lambda y: noise.factor(loss, y), x)
+        return self.lr * found
+
+    def retract(self, x: Tensor, basis: Tensor, fresh_steps: int = 2) -> tuple[Tensor, Tensor]:
+        """The state itself."""
+        return x, basis
 
 
 @implements("Equation (8)")
@@ -133,22 +136,22 @@ class FixedRatioDiffusion(ManifoldEquation):
         """The same process in the other form."""
         return FixedRatioDiffusion(self.problem, self.ratio, calculus, geometry=self.geometry)
 
-    def _drift(self, field: HessianField, norms: Tensor, unit: Tensor, spectrum: Spectra) -> Tensor:
-        drift = field.spectral_drift(unit, *spectrum, self.calculus)
-        return (drift + 0.5 * field.trace(unit) * unit) / norms**3 - self.ratio * norms * unit
-
-    def drift(self, field: Field, x: Tensor, anchor: Tensor) -> Tensor:
-        """Drift for the schemes: (D, n), (D, d, n) -> (D, n)."""
-        return field.drift(x, anchor, self.calculus) - self.ratio * x
-
-    def drift_and_noise(
-        self, field: Field, x: Tensor, anchor: Tensor, w: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Drift, and P sigma w, for the schemes: (D, n) each."""
-        r = x.norm(dim=0)
+    def drift(self, x: Tensor, basis: Tensor) -> Tensor:
+        """Drift: (D, n), (D, d, n) -> (D, n)."""
+        r = lengths(x)
         y = x / r
-        drift, noise = field.drift_and_noise(y, anchor, w, self.calculus)
-        return (drift + 0.5 * field.trace(y) * y) / r**3 - self.ratio * x, noise / r
+        return self._scaled(self.direction_drift(y, basis), y, r)
+
+    def drift_and_noise(self, x: Tensor, basis: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+        """Drift, and P sigma w: (D, n) each."""
+        r = lengths(x)
+        y = x / r
+        drift, noise = self.direction_drift_and_noise(y, basis, w)
+        return self._scaled(drift, y, r), noise / r
+
+    def _scaled(self, drift: Tensor, y: Tensor, r: Tensor) -> Tensor:
+        """The drift at r y, from that of the direction diffusion at y."""
+        return (drift + 0.5 * self.noise_trace(y) * y) / r**3 - self.ratio * r * y
 
 
 @implements("Equation (13)", "Theorem 4.1")
@@ -233,39 +236,25 @@ class DirectionDiffusion(ManifoldEquation):
                 remedy="y0 / y0.norm(dim=-1, keepdim=True); the norm is an argument of .at",
             )
 
-    def _drift(self, field: HessianField, norms: Tensor, unit: Tensor, spectrum: Spectra) -> Tensor:
-        return field.spectral_drift(unit, *spectrum, self.calculus)
+    def drift(self, x: Tensor, basis: Tensor) -> Tensor:
+        """Drift at the direction: (D, n), (D, d, n) -> (D, n)."""
+        return self.direction_drift(x / lengths(x), basis)
 
-    def drift(self, field: Field, x: Tensor, anchor: Tensor) -> Tensor:
-        """Drift for the schemes: (D, n), (D, d, n) -> (D, n)."""
-        return field.direction_drift(x / x.norm(dim=0), anchor, self.calculus)
+    def noise(self, x: Tensor, basis: Tensor, w: Tensor) -> Tensor:
+        """P sigma w at the direction: (D, n), (D, d, n), (m, n) -> (D, n)."""
+        return super().noise(x / lengths(x), basis, w)
 
-    def noise(self, field: Field, x: Tensor, anchor: Tensor, w: Tensor) -> Tensor:
-        """P sigma w at the direction, for the schemes: (D, n), (D, d, n), (m, n) -> (D, n)."""
-        return field.noise(x / x.norm(dim=0), anchor, w)
-
-    def drift_and_noise(
-        self, field: Field, x: Tensor, anchor: Tensor, w: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def drift_and_noise(self, x: Tensor, basis: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
         """Drift, and P sigma w, at the direction: (D, n) each."""
-        return field.drift_and_noise(x / x.norm(dim=0), anchor, w, self.calculus)
+        return self.direction_drift_and_noise(x / lengths(x), basis, w)
 
-    def g_prod(self, t: Tensor, y: Tensor, v: Tensor) -> Tensor:
-        """P sigma v at the direction: (B, D), (B, m) -> (B, D)."""
-        return super().g_prod(t, self._unit(y), v)
+    def factor(self, x: Tensor, basis: Tensor) -> Tensor:
+        """P sigma at the direction: (D, n), (D, d, n) -> (D, m, n)."""
+        return super().factor(x / lengths(x), basis)
 
-    def f_and_g_prod(self, t: Tensor, y: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Drift, and P sigma v, with one eigendecomposition."""
-        return super().f_and_g_prod(t, self._unit(y), v)
-
-    def g(self, t: Tensor, y: Tensor) -> Tensor:
-        """P sigma at the direction: (B, D) -> (B, D, m)."""
-        return super().g(t, self._unit(y))
-
-    def _unit(self, y: Tensor) -> Tensor:
-        """Directions of states: (B, D) -> (B, D)."""
-        self.require_states(y)
-        return y / y.norm(dim=1, keepdim=True)
+    def retract(self, x: Tensor, basis: Tensor, fresh_steps: int = 2) -> tuple[Tensor, Tensor]:
+        """The retraction of the direction."""
+        return super().retract(x / lengths(x), basis, fresh_steps)
 
 
 def _number(name: str, value: object, *, positive: bool = False) -> float:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from manifold_sde.derivatives import is_known_false
 from manifold_sde.errors import LimitMapError
-from manifold_sde.geometry.dense import DenseGeometry
+from manifold_sde.geometry.dense_route import DenseRoute
 
 
 class ClosedFormGeometry:
@@ -20,7 +20,7 @@ class ClosedFormGeometry:
         dense: The dense route of the same problem, which checks that points are on the manifold.
     """
 
-    def __init__(self, closed_form: Any, dense: DenseGeometry) -> None:
+    def __init__(self, closed_form: Any, dense: DenseRoute) -> None:
         self.closed_form = closed_form
         self.dense = dense
 
@@ -46,12 +46,18 @@ class ClosedFormGeometry:
             )
         return y
 
-    def tangent_projection(self, y: Tensor, v: Tensor) -> Tensor:
+    def project(self, y: Tensor, v: Tensor) -> Tensor:
         """The exact Jacobian of Phi times v: (n, D), (n, D) -> (n, D)."""
-        self.dense.spectrum(y)
+        self.dense.frames_at(y)
         return self.closed_form.tangent_projection(y, v)
 
-    def second_derivative(self, y: Tensor, covariance: Tensor) -> Tensor:
-        """The exact second derivative contracted: (n, D), (n, D, D) -> (n, D)."""
-        self.dense.spectrum(y)
+    def second_derivative(
+        self, y: Tensor, covariance: Tensor | None = None, factor: Tensor | None = None
+    ) -> Tensor:
+        """The exact second derivative contracted: (n, D), (n, D, D) or (n, D, m) -> (n, D)."""
+        self.dense.frames_at(y)
+        if factor is not None:
+            covariance = factor @ factor.mT
+        if covariance is None:
+            covariance = self.dense.problem.noise_covariance(y)
         return self.closed_form.second_derivative(y, covariance)

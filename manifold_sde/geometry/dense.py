@@ -1,244 +1,228 @@
-"""The dense route: everything from one eigendecomposition of the Hessian, in batches."""
+"""The range of H from the Hessian itself: one elimination a point, or its eigenbasis."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.func import vmap
 
-from manifold_sde.errors import NonFiniteError, NotOnManifoldError, RankError
-from manifold_sde.geometry.gradient_flow import precision
-from manifold_sde.geometry.kernels import Kernels
-from manifold_sde.geometry.limit_map import LimitMap
-from manifold_sde.geometry.spectrum import Spectrum, common_rank, find_rank, normal_directions
+from manifold_sde.geometry.elimination import newton_displacement, tangent_basis, tangent_inverse
+from manifold_sde.geometry.normal_space import Frame, NormalSpace, to_unit
+from manifold_sde.noise import SphericalNoise
 from manifold_sde.problem import Problem
 
-#: Largest dimension in which anything of the size D x D is made.
+#: Largest dimension in which anything of the size D x D is made, and D second derivatives taken.
 DENSE_LIMIT = 1000
-#: Largest Newton displacement, relative to the norm, of a point that counts as on the manifold.
-ON_MANIFOLD = {torch.float64: 1e-6, torch.float32: 1e-3}
-#: Newton steps of a retraction, and the displacement at which it is content.
-_NEWTON_STEPS = 8
-_NEWTON_TOLERANCE = {torch.float64: 1e-14, torch.float32: 1e-6}
 
 
-class DenseGeometry:
-    """Geometry by eigendecomposition of H, up to dimensions of a few hundred.
+class DenseSpace(NormalSpace):
+    """The route for every problem of moderate dimension: Hessians and third derivatives.
+
+    Reference bases are tangent bases nearby (D, D - M, n). A frame is a tangent basis with the
+    pseudo-inverse (D, D, n), by one elimination, which is all that the noise of (18) asks for; any
+    other noise needs an eigenbasis: tangent basis, the M eigenvalues, and their eigenvectors.
 
     Args:
         problem: The problem.
-        rtol: Accuracy of the limit map relative to the norm.
-        max_steps: Steps of the gradient flow after which it counts as failed.
-        compiled: Whether Hessians and third derivatives are compiled.
+        rank: Rank M of its Hessian on the manifold.
+        compiled: Whether the kernels are compiled.
+        eigenbasis: Whether frames are eigenbases; by default as the noise asks for.
     """
 
-    def __init__(self, problem: Problem, *, rtol: float, max_steps: int, compiled: bool) -> None:
-        self.problem = problem
-        self.kernels = Kernels(problem, compiled)
-        self.limit_map = LimitMap(problem, self.kernels, rtol=rtol, max_steps=max_steps)
+    fresh_steps = 1
+    shared_steps = 4
 
-    def eigenvalues(self, y: Tensor) -> Tensor:
-        """Eigenvalues of H, ascending: (n, D) -> (n, D)."""
-        return torch.linalg.eigvalsh(self._finite_hessian(y))
+    def __init__(
+        self,
+        problem: Problem,
+        rank: int,
+        *,
+        compiled: bool = False,
+        eigenbasis: bool | None = None,
+    ) -> None:
+        super().__init__(problem, rank, compiled=compiled)
+        isotropic = isinstance(problem.noise, SphericalNoise)
+        self.eigenbasis = not isotropic if eigenbasis is None else eigenbasis
 
-    def hessian(self, y: Tensor) -> Tensor:
-        """The Hessian: (n, D) -> (n, D, D)."""
-        return self.kernels.hessian(y)
+    # Frames.
 
-    def _finite_hessian(self, y: Tensor) -> Tensor:
-        matrix = self.hessian(y)
-        if bool(torch.isfinite(matrix.sum())):
-            return matrix
-        finite = torch.isfinite(matrix).flatten(1).all(-1)
-        if not bool(finite.all()):
-            raise NonFiniteError(
-                "the Hessian is not finite",
-                received=f"NaN or infinity at {int((~finite).sum())} of {len(y)} points, first at "
-                f"point {int(torch.nonzero(~finite)[0])}",
-                expected="a loss that is smooth on Gamma (Assumption 2.1)",
-                remedy="look for norms, roots or logarithms of zero in the loss at that point",
-            )
-        return matrix
+    def reference_basis(self, y: Tensor) -> Tensor:
+        """Tangent bases by eigenvectors: (D, n) -> (D, D - M, n)."""
+        return self.eigenframe(y)[0].contiguous()
 
-    def spectrum(self, y: Tensor) -> Spectrum:
-        """Eigendecomposition of H with its rank, at points that are checked to lie on Gamma.
+    def frame(self, y: Tensor, basis: Tensor) -> Frame:
+        """Tangent bases, with the pseudo-inverse or with eigenvalues and eigenvectors."""
+        return self.eigenframe(y) if self.eigenbasis else self._eliminated(y, basis)
 
-        Raises:
-            RankError: If the rank is ambiguous, not the declared one, or not constant.
-            NotOnManifoldError: If a point is not on the manifold.
-        """
-        values, basis = torch.linalg.eigh(self._finite_hessian(y))
-        gradient = self.kernels.gradient(y)
-        self._check_rest(y, values, basis, gradient)
-        return Spectrum(values, basis, common_rank(find_rank(values, self.problem.rank)))
+    def tangent_frame(self, y: Tensor, basis: Tensor) -> Frame:
+        """Tangent bases alone, by elimination."""
+        return (self.kernels.run_last("tangent_basis", tangent_basis, self._hessian(y), basis),)
 
-    def _check_rest(self, y: Tensor, values: Tensor, basis: Tensor, gradient: Tensor) -> None:
-        """The Newton displacement in the fast directions has to be small."""
-        components = (basis.mT @ gradient[..., None])[..., 0].abs()
-        top = values.abs().max(dim=-1, keepdim=True).values
-        fast = values.abs() > 1e-6 * top
-        step = components / torch.where(fast, values.abs(), 1e-6 * top).clamp(min=1e-300)
-        distance = step.norm(dim=-1) / y.norm(dim=-1)
-        tolerance = ON_MANIFOLD.get(y.dtype, 1e-2)
-        if bool((distance <= tolerance).all()):
-            return
-        worst = int(distance.argmax())
-        raise NotOnManifoldError(
-            "a point is not on the manifold of minimisers",
-            received=f"{int((distance > tolerance).sum())} of {len(y)} points; at worst "
-            f"gradient norm {float(gradient[worst].norm()):.3g}, distance estimate "
-            f"{float(distance[worst]):.3g}",
-            expected=f"a distance of at most {tolerance:.0e} of the norm",
-            remedy="Geometry(problem).limit_map(x), the end of gradient flow from there",
+    def _eliminated(self, y: Tensor, basis: Tensor) -> Frame:
+        frame: Frame = self.kernels.run_last(
+            "tangent_basis_and_inverse", tangent_inverse, self._hessian(y), basis
         )
+        return frame
 
-    def tangent_projection(self, y: Tensor, v: Tensor) -> Tensor:
-        """P v: (n, D), (n, D) -> (n, D)."""
-        return self.spectrum(y).project(v)
+    def eigenframe(self, y: Tensor) -> Frame:
+        """Tangent basis (D, D - M, n), eigenvalues (M, n) and eigenvectors (D, M, n) of H.
 
-    def projector(self, y: Tensor) -> Callable[[Tensor], Tensor]:
-        """P at ONE point (D,) as a function of vectors (..., D)."""
-        spectrum = self.spectrum(y[None])
-        own = Spectrum(spectrum.eigenvalues[0], spectrum.eigenvectors[0], spectrum.rank)
-        return own.project
-
-    def second_derivative(self, y: Tensor, covariance: Tensor) -> Tensor:
-        """d^2 Phi(y)[Sigma]: (n, D), (n, D, D) -> (n, D)."""
-        spectrum = self.spectrum(y)
-
-        def contract(point: Tensor, values: Tensor, basis: Tensor, sigma: Tensor) -> Tensor:
-            return contract_second_derivative(
-                self.problem.pointwise.third_derivative, point, values, basis, sigma, spectrum.rank
-            )
-
-        return self.kernels.run(
-            f"second_derivative_{spectrum.rank}",
-            contract,
-            y,
-            spectrum.eigenvalues,
-            spectrum.eigenvectors,
-            covariance,
-        )
-
-    def retract(self, x: Tensor) -> Tensor:
-        """Newton's method to the manifold, at constant norm where the loss is scale-invariant.
-
-        Raises:
-            NotOnManifoldError: If it does not arrive.
-            RankError: If it arrives where the rank is ambiguous or not the declared one.
+        NaN where a point is lost.
         """
-        invariant = self.limit_map.is_scale_invariant(x)
-        norms = x.norm(dim=-1, keepdim=True)
-        scale = norms if invariant else torch.ones_like(norms)
-        rank: int | Tensor | None = self.problem.rank
-        if rank is None:
-            # What is normal shows on the manifold alone: the way there begins anew with its rank.
-            rank = self._newton(x / scale, invariant, None)[-1].sum(-1, keepdim=True)
-        point, step, values, normal = self._newton(x / scale, invariant, rank)
-        left = step.norm(dim=-1) / point.norm(dim=-1)
-        arrived = torch.isfinite(point).all(-1) & (left <= ON_MANIFOLD.get(x.dtype, 1e-2))
-        top = values.abs().amax(dim=-1, keepdim=True)
-        arrived &= normal.sum(-1) >= (values > precision(x.dtype).slow * top).sum(-1)
-        failed, unclear = ~arrived, None
-        try:
-            find_rank(values, self.problem.rank, "the end of the retraction")
-        except RankError as error:
-            unclear, failed = error, failed | error.failed
-        partial = torch.where(failed[:, None], torch.nan, point * scale)
-        if not bool(arrived.all()):
-            worst = int(torch.nonzero(~arrived)[0])
-            raise NotOnManifoldError(
-                "the retraction did not arrive on the manifold of minimisers",
-                received=f"{int((~arrived).sum())} of {len(x)} points; point {worst} still moved "
-                f"by {float(left[worst]):.3g} of its norm at the last Newton step",
-                expected="points close enough to Gamma for Newton's method, and to tell flat "
-                "normal directions from tangent ones",
-                remedy="geometry.limit_map(x), which follows gradient flow from any distance; "
-                "declare rank=M with the problem if you know it",
-                failed=failed,
-                partial=partial,
-            )
-        if unclear is not None:
-            unclear.partial = partial
-            raise unclear
-        return partial
+        matrices = self._hessian(y).movedim(-1, 0)
+        lost = ~torch.isfinite(matrices).flatten(1).all(1)
+        # LAPACK refuses what is not finite.
+        values, vectors = torch.linalg.eigh(matrices.masked_fill(lost[:, None, None], 0.0))
+        values = values.masked_fill(lost[:, None], torch.nan)
+        vectors = vectors.masked_fill(lost[:, None, None], torch.nan)
+        return eigenframe_of(values.T, vectors.movedim(0, -1), self.rank)
 
-    def _newton(
-        self, point: Tensor, invariant: bool, rank: int | Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Points (n, D) after Newton steps in the normal directions.
+    def project(self, y: Tensor, frame: Frame, v: Tensor) -> Tensor:
+        """P v, by the tangent basis."""
+        return _span(frame[0], _inner(frame[0], v))
 
-        Returns:
-            The points and their last steps, (n, D), and the eigenvalues there (n, D), ascending,
-            with a mask of those that counted as normal.
+    def inverse(self, y: Tensor, frame: Frame, v: Tensor) -> Tensor:
+        """H^+ v."""
+        if len(frame) == 2:
+            return _inner(frame[1], v)
+        _, values, normal = frame
+        return _span(normal, _inner(normal, v) / values)
+
+    # Third derivatives.
+
+    def third_of_inverse(self, y: Tensor, frame: Frame) -> Tensor:
+        """Script T of H^+, the whole of it."""
+        if len(frame) == 2:
+            result: Tensor = self.kernels.run_last("turning", self._third_along_axes, y, frame[1])
+            return result
+        _, values, normal = frame
+        result = self.kernels.run_last("eigen_turning", self._script_t, y, normal, normal / values)
+        return result
+
+    def third_of_projection(self, y: Tensor, frame: Frame) -> Tensor:
+        """H^+ script T of P."""
+        third = self.kernels.run_last("curving", self._script_t, y, frame[0], frame[0])
+        return self.inverse(y, frame, third)
+
+    def contract(
+        self,
+        y: Tensor,
+        frame: Frame,
+        *,
+        mixed: float,
+        normal: float,
+        tangent: bool = False,
+        covariance: Tensor | None = None,
+        factor: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """In the eigenbasis each script T is a sum over one eigenvector and one combination.
+
+        D - M third derivatives for the tangent block, M for the two others together.
         """
-        tolerance = _NEWTON_TOLERANCE.get(point.dtype, 1e-3)
-        for _ in range(_NEWTON_STEPS):
-            matrix = self.hessian(point)
-            finite = torch.isfinite(matrix).flatten(1).all(-1)
-            values, basis = torch.linalg.eigh(torch.where(finite[:, None, None], matrix, 0.0))
-            force = (self.kernels.gradient(point)[:, None] @ basis)[:, 0]
-            normal = normal_directions(values, force, rank)
-            inside = torch.where(normal, force / torch.where(normal, values, 1.0), 0.0)
-            step = (basis @ torch.where(finite[:, None], inside, torch.nan)[..., None])[..., 0]
-            point = point - step
-            if invariant:
-                point = point / point.norm(dim=-1, keepdim=True)
-            if bool((step.norm(dim=-1) <= tolerance).all()):
-                break
-        return point, step, values, normal
+        if factor is not None:
+            covariance = torch.einsum("imn,jmn->ijn", factor, factor)
+        if covariance is None:
+            covariance = self.kernels.run_last("covariance", self._covariance, y)
+
+        def blocks(z: Tensor, *parts: Tensor) -> tuple[Tensor, Tensor]:
+            return self.contract_at(z, *parts, mixed=mixed, normal=normal, tangent=tangent)
+
+        name = f"contraction_{self.rank}_{mixed}_{normal}_{tangent}"
+        result: tuple[Tensor, Tensor] = self.kernels.run_last(name, blocks, y, *frame, covariance)
+        return result
+
+    def contract_at(
+        self,
+        y: Tensor,
+        kernel: Tensor,
+        values: Tensor,
+        q: Tensor,
+        sigma: Tensor,
+        *,
+        mixed: float,
+        normal: float,
+        tangent: bool,
+    ) -> tuple[Tensor, Tensor]:
+        """:meth:`contract` at ONE point, by its eigenframe and a covariance (D, D)."""
+        block = q.T @ sigma
+        lyapunov = (block @ q) / (values[:, None] + values[None, :])
+        across = mixed * (kernel @ ((block @ kernel) / values[:, None]).T)
+        across = across + normal * (q @ lyapunov)
+        if not tangent:
+            return torch.zeros_like(y), self._script_t(y, q, across)
+        along = kernel @ (kernel.T @ sigma @ kernel)
+        split = kernel.shape[1]
+        thirds = self._thirds(y, torch.cat([kernel, q], 1), torch.cat([along, across], 1))
+        return thirds[:split].sum(0), thirds[split:].sum(0)
+
+    def noise_correction(self, y: Tensor, frame: Frame) -> Tensor:
+        """Sum over j of the derivative of sigma_j along P sigma_j."""
+
+        def correction(y: Tensor, basis: Tensor) -> Tensor:
+            return self.noise.correction(self.loss, y, basis @ basis.T)
+
+        result: Tensor = self.kernels.run_last("noise_correction", correction, y, frame[0])
+        return result
+
+    # Newton's method.
+
+    def newton_step(self, y: Tensor, basis: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """By one elimination, with the same reference basis for all steps."""
+        gradient = self.kernels.run_last("gradient", self.loss.gradient, y)
+        moved = self.kernels.run_last("newton", _newton, y, self._hessian(y), basis, gradient)
+        return *moved, basis
+
+    def settle(self, y: Tensor, basis: Tensor) -> tuple[Frame, Tensor]:
+        """The eliminated frame; its tangent basis is the reference from here on."""
+        frame = self._eliminated(y, basis)
+        return frame, frame[0]
+
+    def shared_step(self, y: Tensor, frame: Frame) -> tuple[Tensor, Tensor]:
+        """With the pseudo-inverse given."""
+
+        def step(y: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor]:
+            return to_unit(y, inverse @ self.loss.gradient(y))
+
+        result: tuple[Tensor, Tensor] = self.kernels.run_last("shared_step", step, y, frame[1])
+        return result
+
+    # Functions of one point.
+
+    def _hessian(self, y: Tensor) -> Tensor:
+        result: Tensor = self.kernels.run_last("hessian", self.loss.hessian, y)
+        return result
+
+    def _covariance(self, y: Tensor) -> Tensor:
+        return self.noise.covariance(self.loss, y)
+
+    def _thirds(self, y: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        """d^2(grad L)[a_k, b_k] of columns (D, k) each: (k, D)."""
+        third = self.loss.third_derivative
+        return vmap(lambda p, q: third(y, p, q), in_dims=(1, 1))(a, b)
+
+    def _script_t(self, y: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        """Script T of the symmetric part of a b^T, columns (D, k) each: (D,)."""
+        return self._thirds(y, a, b).sum(0)
+
+    def _third_along_axes(self, y: Tensor, matrix: Tensor) -> Tensor:
+        return self._script_t(y, torch.eye(len(y), dtype=y.dtype, device=y.device), matrix)
 
 
-def contract_second_derivative(
-    third_derivative: Callable[[Tensor, Tensor, Tensor], Tensor],
-    y: Tensor,
-    eigenvalues: Tensor,
-    basis: Tensor,
-    covariance: Tensor,
-    rank: int,
-) -> Tensor:
-    r"""Second derivative of Phi contracted with a symmetric matrix, at one point of Gamma.
+def eigenframe_of(values: Tensor, vectors: Tensor, rank: int) -> Frame:
+    """The frame of eigenvalues (D, n), ascending, and eigenvectors (D, D, n)."""
+    split = len(values) - rank
+    return vectors[:, :split], values[split:], vectors[:, split:]
 
-    .. math::
 
-        \partial^2\Phi[\Sigma] = -H^\dagger \mathcal T[P\Sigma P]
-        - 2 P\, \mathcal T[\mathrm{sym}(H^\dagger N\Sigma P)]
-        - P\, \mathcal T[\mathcal L^{-1}(N\Sigma N)]
+def _newton(y: Tensor, hessian: Tensor, basis: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    return to_unit(y, newton_displacement(hessian, basis, gradient))
 
-    In the eigenbasis of H each script T is a sum of third derivatives along one eigenvector and
-    one combination of them: D - M for the tangent block, M for the two others together.
 
-    Args:
-        third_derivative: d^2(grad L)(y)[a, b] of one point and two directions.
-        y: Point (D,).
-        eigenvalues: Eigenvalues of H, ascending, (D,).
-        basis: Eigenvectors as columns, (D, D).
-        covariance: Sigma (D, D), symmetric.
-        rank: Rank M of H.
+def _inner(columns: Tensor, v: Tensor) -> Tensor:
+    """Products of columns with v: (D, k, n), (D, n) -> (k, n)."""
+    return (columns * v[:, None]).sum(0)
 
-    Returns:
-        Tensor (D,).
 
-    Source: Li, Wang and Arora, ICLR 2022, Lemmas 4.3 and 4.6, in the form whose three terms are
-    the tangent, the mixed and the normal block.
-    """
-    split = y.shape[-1] - rank
-    tangent, normal = basis[:, :split], basis[:, split:]
-    values = eigenvalues[split:]
-    inner = basis.T @ covariance @ basis
-    tangent_block = inner[:split, :split]
-    mixed_block = inner[:split, split:]
-    normal_block = inner[split:, split:]
-    # Columns b_i of the two sums of d^2(grad L)[q_i, b_i].
-    lyapunov = normal_block / (values[:, None] + values[None, :])
-    tangent_columns = tangent @ tangent_block
-    normal_columns = 2.0 * tangent @ (mixed_block / values) + normal @ lyapunov
-    along = torch.cat([tangent, normal], dim=1)
-    across = torch.cat([tangent_columns, normal_columns], dim=1)
-    thirds = vmap(lambda a, b: third_derivative(y, a, b), in_dims=(1, 1))(along, across)
-    from_tangent, from_normal = thirds[:split].sum(0), thirds[split:].sum(0)
-    normal_part = normal @ ((normal.T @ from_tangent) / values)
-    tangent_part = tangent @ (tangent.T @ from_normal)
-    return -(normal_part + tangent_part)
+def _span(columns: Tensor, c: Tensor) -> Tensor:
+    """Sums of columns: (D, k, n), (k, n) -> (D, n)."""
+    return (columns * c).sum(1)

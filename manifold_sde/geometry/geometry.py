@@ -16,8 +16,9 @@ from manifold_sde.errors import (
     ShapeError,
 )
 from manifold_sde.geometry.closed_form import ClosedFormGeometry
-from manifold_sde.geometry.dense import DENSE_LIMIT, DenseGeometry
-from manifold_sde.geometry.matrix_free import DEFAULT_MEMORY, MatrixFreeGeometry
+from manifold_sde.geometry.dense import DENSE_LIMIT
+from manifold_sde.geometry.dense_route import DenseRoute
+from manifold_sde.geometry.matrix_free_route import DEFAULT_MEMORY, MatrixFreeRoute
 from manifold_sde.geometry.pseudo_determinant import LogPseudoDeterminant
 from manifold_sde.geometry.spectrum import find_rank, gap_ratios
 from manifold_sde.memory import bytes_of
@@ -121,13 +122,13 @@ class Geometry:
         memory = bytes_of(memory)
         self.problem = problem
         self.method = method
-        self._dense = DenseGeometry(problem, rtol=rtol, max_steps=max_steps, compiled=compile)
+        self._dense = DenseRoute(problem, rtol=rtol, max_steps=max_steps, compiled=compile)
         self._closed = (
             ClosedFormGeometry(closed_form, self._dense) if method == "symbolic" else None
         )
         #: The matrix-free route, where it is the one that is taken.
         self.products = (
-            MatrixFreeGeometry(problem, rtol=rtol, max_steps=max_steps, memory=memory)
+            MatrixFreeRoute(problem, rtol=rtol, max_steps=max_steps, memory=memory)
             if method == "matrix_free"
             else None
         )
@@ -192,7 +193,7 @@ class Geometry:
         if y.is_meta:
             return torch.empty_like(v)
         flat_y, flat_v = self._flat(y, "y"), v.reshape(-1, self.problem.dim)
-        return self._route.tangent_projection(flat_y, flat_v).reshape(v.shape)
+        return self._route.project(flat_y, flat_v).reshape(v.shape)
 
     @implements("Equation (5)")
     def second_derivative(
@@ -221,41 +222,15 @@ class Geometry:
         """
         check_point(y, self.problem.dim, name="y")
         dim = self.problem.dim
-        if self.products is not None:
-            return self._second_derivative_by_products(self.products, y, covariance, factor)
-        sigma = self._covariance(y, covariance, factor)
-        batch = _common_batch(y.shape[:-1], sigma.shape[:-2], "Sigma")
-        if y.is_meta:
-            return y.new_empty(*batch, dim)
-        flat_y = y.expand(*batch, dim).reshape(-1, dim)
-        flat_sigma = sigma.expand(*batch, dim, dim).reshape(-1, dim, dim)
-        route = self._closed or self._dense
-        return route.second_derivative(flat_y, flat_sigma).reshape(*batch, dim)
-
-    def _second_derivative_by_products(
-        self,
-        products: MatrixFreeGeometry,
-        y: Tensor,
-        covariance: Tensor | None,
-        factor: Tensor | None,
-    ) -> Tensor:
-        dim, name = self.problem.dim, "factor" if covariance is None else "covariance"
-        given = self._given(y, covariance, factor)
-        batch = y.shape[:-1]
+        given, batch = self._given(y, covariance, factor), y.shape[:-1]
         if given is not None:
             batch = _common_batch(batch, given.shape[:-2], "Sigma")
             given = given.expand(*batch, *given.shape[-2:]).reshape(-1, *given.shape[-2:])
         if y.is_meta:
             return y.new_empty(*batch, dim)
-        flat_y = y.expand(*batch, dim).reshape(-1, dim)
-        parts = {"covariance": None, "factor": None, name: given}
-        return products.second_derivative(flat_y, **parts).reshape(*batch, dim)
-
-    def _covariance(self, y: Tensor, covariance: Tensor | None, factor: Tensor | None) -> Tensor:
-        given = self._given(y, covariance, factor)
-        if given is None:
-            return self.problem.noise_covariance(y)
-        return given if factor is None else given @ given.mT
+        flat = y.expand(*batch, dim).reshape(-1, dim)
+        name = "covariance" if factor is None else "factor"
+        return self._route.second_derivative(flat, **{name: given}).reshape(*batch, dim)
 
     def _given(self, y: Tensor, covariance: Tensor | None, factor: Tensor | None) -> Tensor | None:
         """The covariance, made symmetric, or the factor, or ``None``; checked."""
@@ -320,7 +295,7 @@ class Geometry:
                 expected=f"({self.problem.dim},)",
                 remedy="geometry.tangent_projection(y, v) takes a batch of both",
             )
-        return self._spectral_route.projector(y)
+        return self.route.projector(y)
 
     def residuals(self, y: Tensor) -> dict[str, Tensor]:
         """How accurate the matrix-free route is at points of Gamma.
@@ -348,11 +323,12 @@ class Geometry:
         return {name: value.reshape(y.shape[:-1]) for name, value in found.items()}
 
     @property
-    def _route(self) -> ClosedFormGeometry | MatrixFreeGeometry | DenseGeometry:
+    def _route(self) -> ClosedFormGeometry | MatrixFreeRoute | DenseRoute:
         return self._closed or self.products or self._dense
 
     @property
-    def _spectral_route(self) -> MatrixFreeGeometry | DenseGeometry:
+    def route(self) -> MatrixFreeRoute | DenseRoute:
+        """The route on the manifold."""
         return self.products or self._dense
 
     def rank(self, y: Tensor) -> Tensor:
@@ -368,7 +344,7 @@ class Geometry:
             RankError: If the gap is ambiguous (with the eigenvalues), or the declared rank is not
                 confirmed.
         """
-        values = self._spectral_route.eigenvalues(self._flat(y, "y", values=True))
+        values = self.route.eigenvalues(self._flat(y, "y", values=True))
         return find_rank(values, self.problem.rank).reshape(y.shape[:-1])
 
     def spectral_gap(self, y: Tensor) -> Tensor:
@@ -383,7 +359,7 @@ class Geometry:
         Raises:
             RankError: As :meth:`rank`.
         """
-        values = self._spectral_route.eigenvalues(self._flat(y, "y", values=True))
+        values = self.route.eigenvalues(self._flat(y, "y", values=True))
         ranks = find_rank(values, self.problem.rank)
         ratios = gap_ratios(values)
         gaps = ratios.gather(-1, (ranks - 1).clamp(min=0)[:, None])[:, 0]
@@ -409,7 +385,7 @@ class Geometry:
             return torch.empty_like(x)
         flat = self._flat(x, "x")
         try:
-            return self._spectral_route.retract(flat).reshape(x.shape)
+            return self.route.retract(flat).reshape(x.shape)
         except PartialError as error:
             if error.partial is not None:
                 error.failed = error.failed.reshape(x.shape[:-1])

@@ -1,496 +1,519 @@
-"""The matrix-free route: networks, where nothing of size D x D fits into memory."""
+r"""The range of H by products: nothing of size D x D, J never stored whole.
+
+At y on the manifold H has rank M and an orthonormal basis Q (D, M) of eigenvectors. An
+implementation makes the eigenvalues and what it takes to multiply by Q and its transpose; the rest
+follows: the projection P v = v - Q Q^T v, the pseudo-inverse, Newton's method, and the sums of
+third derivatives.
+
+- :class:`JacobianSpace`: least squares with zero residuals. With J J^T = W S W^T the basis is
+  Q = J^T W S^{-1/2} and the eigenvalues are S / Xi: a frame is W S^{-1/2}, (Xi K, M), and J acts
+  by forward and reverse mode.
+- :class:`HessianSpace`: any loss. H has rank M, so its products with M columns near its range
+  determine it: with B = H A one has H = B (A^T B)^{-1} B^T. A frame is Q itself.
+- :class:`LeadingSpace`: any loss whose rank is not known, on the way to the manifold.
+"""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterable
+from abc import abstractmethod
+from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
 import torch
-from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor
-from torch.func import vmap
+from torch.func import vjp, vmap
 
-from manifold_sde.errors import (
-    DifferentiationError,
-    LimitMapError,
-    NonFiniteError,
-    NotOnManifoldError,
-    RankError,
-)
-from manifold_sde.geometry.contraction import (
-    Pairs,
-    contract,
-    covariance_pairs,
-    factor_pairs,
-    noise_pairs,
-)
-from manifold_sde.geometry.dense import ON_MANIFOLD
-from manifold_sde.geometry.gradient_flow import FlowStatus
-from manifold_sde.geometry.limit_map import (
-    SINGLE_RTOL,
-    describe_status,
-    is_scale_invariant,
-    way_out,
-)
-from manifold_sde.geometry.matrix_free_flow import Flow, flow_to_limit
-from manifold_sde.geometry.normal_space import (
-    HessianRoute,
-    JacobianRoute,
-    LeadingRoute,
-    NormalRoute,
-    fixed_vectors,
-)
-from manifold_sde.geometry.spectrum import common_rank, find_rank
+from manifold_sde import philox
+from manifold_sde.derivatives import jvp, unit_rows
+from manifold_sde.geometry.normal_space import Frame, NormalSpace, to_unit
+from manifold_sde.geometry.spectrum import normal_directions
 from manifold_sde.pointwise import LeastSquaresPointwise
 from manifold_sde.problem import Problem
 
-#: Bytes that the vectors of one block may take with what is computed from them.
-DEFAULT_MEMORY = 1 << 29
-#: Residuals that Newton's method leaves, in units of rounding of |J| |y|, that count as none.
-_ROUNDING_UNITS = 1e3
-#: Eigenvalue of J J^T, relative to the largest, below which a direction has no slope.
-_NO_SLOPE = 1e-12
-#: Eigenvalue of H, relative to the largest, from which on a direction counts as normal.
-_SLOW = 1e-6
-#: Leading eigenvalues that are looked at first where the rank is not known.
-_FIRST_LOOK = 16
-#: Newton steps of a retraction.
-_NEWTON_STEPS = 8
-_NEWTON_TOLERANCE = {torch.float64: 1e-14, torch.float32: 1e-6}
-_CORRECTIONS = 2
+#: Tensors of the size of a block that are alive at once while its rows are worked on.
+_COPIES = 8
+
+#: Vectors (b, D) and their partners (b, D): Sigma = sym(sum of a_j b_j^T).
+Pairs = tuple[Tensor, Tensor]
 
 
-#: Eigenvalues (n, M) and what multiplies by the eigenvectors (n, k, M).
-Frames = tuple[Tensor, Tensor]
+def eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues and eigenvectors of a symmetric matrix; NaN where it is not finite."""
+    finite = torch.isfinite(matrix).all()
+    identity = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
+    # LAPACK refuses what is not finite.
+    values, vectors = torch.linalg.eigh(torch.where(finite, matrix, identity))
+    return torch.where(finite, values, torch.nan), vectors
 
 
-class MatrixFreeGeometry:
-    """Geometry by products with J or H, for any dimension.
+def fixed_vectors(y: Tensor, count: int) -> Tensor:
+    """Fixed random orthonormal columns (D, k), in the dtype and on the device of y (D,)."""
+    paths = torch.arange(count, device=y.device)
+    zero = torch.zeros((), dtype=torch.int64, device=y.device)
+    normals = philox.normals((0x5EED, 4), 0, paths, zero, len(y), y.dtype)
+    return torch.linalg.qr(normals.reshape(len(y), count))[0]
 
-    Least squares whose residuals vanish take the Jacobian, everything else the Hessian. Points are
-    taken as many at once as fit into the memory; the flows of a limit map one after the other, as
-    each has steps of its own.
+
+class MatrixFreeSpace(NormalSpace):
+    """The range of H by products.
+
+    Methods that end in ``_at`` are of ONE point, composable with ``torch.func``.
 
     Args:
         problem: The problem.
-        rtol: Accuracy of the limit map relative to the norm.
-        max_steps: Steps of the gradient flow after which it counts as failed.
-        memory: Bytes that the vectors of one block may take with what is computed from them.
+        rank: Rank M.
+        memory: Bytes that a block of vectors may take together with what is computed from it.
     """
 
-    def __init__(self, problem: Problem, *, rtol: float, max_steps: int, memory: int) -> None:
-        self.problem = problem
-        self.loss = problem.pointwise
-        self.rtol = rtol
-        self.max_steps = max_steps
+    fresh_steps = 0
+    shared_steps = 4
+
+    def __init__(self, problem: Problem, rank: int, memory: int) -> None:
+        super().__init__(problem, rank)
         self.memory = memory
 
-    # Routes and frames.
+    def block(self, x: Tensor) -> int:
+        """Number of vectors of the size of x that fit into the memory."""
+        return max(1, self.memory // (_COPIES * x.element_size() * self.loss.dim))
 
-    def frames_at(self, y: Tensor) -> tuple[NormalRoute, Frames]:
-        """The route for points that are checked to lie on the manifold (n, D), and their frames.
+    # At one point.
 
-        Raises:
-            NotOnManifoldError: If one does not.
-            RankError: If the rank is ambiguous, not the declared one, or not constant.
-            NonFiniteError: If the derivatives are not finite.
-        """
-        found: tuple[NormalRoute, Frames] | None = self._jacobian_frames(y)
-        return found or self._hessian_frames(y)
+    @abstractmethod
+    def start_at(self, y: Tensor) -> Tensor:
+        """A reference basis from nothing: (D,) -> (D, d)."""
 
-    def route_at(self, y: Tensor) -> NormalRoute:
-        """The route for points that are checked to lie on the manifold: (n, D)."""
-        return self.frames_at(y)[0]
+    @abstractmethod
+    def frame_at(self, y: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
+        """Eigenvalues (M,), ascending, and what multiplies by Q: (D,), (D, d) -> (M,), (k, M)."""
 
-    def _jacobian_frames(self, y: Tensor) -> tuple[JacobianRoute, Frames] | None:
-        """From one Gram matrix a point; ``None`` where the residuals do not vanish there."""
-        whole = self._all_residuals()
-        if whole is None:
-            return None
-        loss, none = whole.loss, y.new_zeros(self.loss.dim, 0)
-        values, weights = self.each(
-            lambda point: whole.frame(point, none), y, vectors=loss.n_residuals
-        )
-        if not bool(torch.isfinite(values).all()):
-            raise _not_finite("Jacobian")
-        self._require_rest(whole, y, (values, weights))
+    @abstractmethod
+    def reference_at(self, y: Tensor, frame: Frame) -> Tensor:
+        """The reference basis that a frame makes for points nearby: (D, d)."""
 
-        def left(point: Tensor, *frame: Tensor) -> tuple[Tensor, Tensor]:
-            moved = point
-            for _ in range(3):
-                moved = moved - whole.newton_step(point, (frame[0], frame[1]), moved)
-            size = (loss.n_samples * frame[0].sum()).sqrt() * point.norm()
-            return loss.residuals(moved).norm(), size
+    @abstractmethod
+    def components_at(self, y: Tensor, frame: Frame, v: Tensor) -> Tensor:
+        """Q^T v: (D,) -> (M,)."""
 
-        residuals, sizes = self.each(left, y, values, weights)
-        if bool((residuals > _ROUNDING_UNITS * torch.finfo(y.dtype).eps * sizes).any()):
-            return None
-        rank = common_rank(find_rank(self._with_zero(values), self.problem.rank))
-        first = values.shape[-1] - rank
-        return (
-            JacobianRoute(loss, rank, self.memory),
-            (values[:, first:], weights[:, :, first:].contiguous()),
-        )
+    @abstractmethod
+    def combine_at(self, y: Tensor, frame: Frame, c: Tensor) -> Tensor:
+        """Q c: (M,) -> (D,)."""
 
-    def _all_residuals(self) -> JacobianRoute | None:
-        """The route of all residuals, whatever their rank; ``None`` where there are none."""
-        loss = self.loss
-        if not isinstance(loss, LeastSquaresPointwise) or loss.n_residuals > loss.dim:
-            return None
-        return JacobianRoute(loss, loss.n_residuals, self.memory, floor=_NO_SLOPE)
+    @abstractmethod
+    def third_of_inverse_at(self, y: Tensor, frame: Frame) -> Tensor:
+        """Script T of H^+, up to a part in the range of H: (D,)."""
 
-    def _with_zero(self, values: Tensor) -> Tensor:
-        """The eigenvalues of H that can differ from zero, and one that cannot."""
-        if values.shape[-1] == self.loss.dim:
-            return values
-        return torch.cat([values.new_zeros(len(values), 1), values], dim=1)
+    @abstractmethod
+    def displacement_at(self, y: Tensor, frame: Frame, x: Tensor) -> Tensor:
+        """What Newton's method takes away from x, by the frame of y: (D,)."""
 
-    def _hessian_frames(self, y: Tensor) -> tuple[HessianRoute, Frames]:
-        """From the leading eigenvectors of H."""
-        found = [self._leading(point) for point in y]
-        for point, (values, basis) in zip(y, found, strict=True):
-            fast = values.abs() > _SLOW * values.abs().max()
-            step = basis[:, fast] @ ((basis[:, fast].T @ self.loss.gradient(point)) / values[fast])
-            _refuse_off((step.norm() / point.norm())[None], y)
-        rank = common_rank(
-            torch.stack([find_rank(values[None], self.problem.rank)[0] for values, _ in found])
-        )
-        values = torch.stack([v[len(v) - rank :] for v, _ in found])
-        basis = torch.stack([q[:, q.shape[1] - rank :] for _, q in found])
-        return HessianRoute(self.loss, rank, self.memory), (values, basis)
+    def project_at(self, y: Tensor, frame: Frame, v: Tensor) -> Tensor:
+        """P v: (D,) -> (D,). The second pass removes the rounding of a squared Jacobian."""
+        for _ in range(2):
+            v = v - self.combine_at(y, frame, self.components_at(y, frame, v))
+        return v
 
-    def _leading(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """The largest eigenvalues of H, ascending, beyond its rank, with their vectors: one point.
+    def inverse_at(self, y: Tensor, frame: Frame, v: Tensor) -> Tensor:
+        """H^+ v: (D,) -> (D,)."""
+        return self.combine_at(y, frame, self.components_at(y, frame, v) / frame[0])
 
-        Lanczos; as many as the declared rank and one more, or until there is a gap.
-        """
-        dim = self.loss.dim
-        probe = fixed_vectors(y, 2)
-        if not bool(self.loss.hessian_product(y, probe[:, 0]).any()):
-            return y.new_zeros(2), probe  # Lanczos has nothing to begin with
-        count = _FIRST_LOOK if self.problem.rank is None else self.problem.rank + 1
-        while True:
-            count = min(count, dim - 1)
-            values, vectors = self._lanczos(y, count)
-            if count == dim - 1 or self.problem.rank is not None:
-                return values, vectors
-            with contextlib.suppress(RankError):
-                if int(find_rank(values[None], None)[0]) < count:
-                    return values, vectors
-            count *= 4
+    def script_t_at(self, y: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        """Sum over k of d^2(grad L)[a_k, b_k], rows (k, D) each: -> (D,)."""
+        total = torch.zeros_like(y)
+        size = self.block(y)
+        for p, q in zip(a.split(size), b.split(size), strict=True):
+            total = total + vmap(lambda s, t: self.loss.third_derivative(y, s, t))(p, q).sum(0)
+        return total
 
-    def _lanczos(self, y: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """Eigenvalues (k,) of largest size, ascending, and eigenvectors (D, k) of H."""
+    def eigenvectors_at(self, y: Tensor, frame: Frame) -> Iterator[tuple[slice, Tensor]]:
+        """The eigenvectors as rows, in blocks: which, and (b, D)."""
+        for which, units in self._unit_rows(y, self.rank):
+            yield which, vmap(lambda c: self.combine_at(y, frame, c))(units)
 
-        def product(v: np.ndarray) -> np.ndarray:
-            image = self.loss.hessian_product(y, torch.as_tensor(v.reshape(-1)).to(y))
-            if not bool(torch.isfinite(image).all()):
-                raise _not_finite("Hessian")
-            return np.asarray(image.detach().cpu(), dtype=np.float64)
+    def noise_pairs_at(self, y: Tensor) -> Iterator[Pairs]:
+        """Columns of sigma(y), by products, each with itself."""
+        for _, units in self._unit_rows(y, self.noise.n_components(self.loss)):
+            block = vmap(lambda w: self._noise_product(y, w))(units)
+            yield block, block
 
-        dim = self.loss.dim
-        operator = LinearOperator((dim, dim), matvec=product, dtype=np.float64)
-        first = fixed_vectors(y, 1)[:, 0].double().cpu().numpy()
-        values, vectors = eigsh(operator, k=count, which="LM", v0=first)
-        order = np.argsort(values)
-        return (
-            torch.from_numpy(values[order]).to(y),
-            torch.from_numpy(np.ascontiguousarray(vectors[:, order])).to(y),
-        )
+    def _unit_rows(self, y: Tensor, count: int) -> Iterator[tuple[slice, Tensor]]:
+        """Unit vectors in blocks: which, and (b, count)."""
+        size = self.block(y)
+        for first in range(0, count, size):
+            last = min(first + size, count)
+            yield slice(first, last), unit_rows(count, first, last, y)
 
-    def start(self, route: NormalRoute) -> Callable[[Tensor], Tensor]:
-        """A function that makes the anchor of a point from nothing: (D,) -> (D, d)."""
-        if isinstance(route, JacobianRoute):
-            return lambda y: y.new_zeros(len(y), 0)
-        if isinstance(route, LeadingRoute):
-            return route.start
-        columns: dict[Any, Tensor] = {}
+    # At many, points last.
 
-        def anchor(y: Tensor) -> Tensor:
-            key = (y.dtype, y.device)
-            if key not in columns:
-                columns[key] = fixed_vectors(torch.empty(self.loss.dim).to(y), route.rank)
-            near = columns[key]
-            for _ in range(2):
-                near = route.frame(y, near)[1]
-            return near
+    def over_points(self, function: Callable[..., Any], *arguments: Tensor) -> Any:
+        """A function of arrays with the points last, on as many points at once as fit."""
+        size = max(1, self.block(arguments[0]) // max(1, self.rank))
+        n = arguments[0].shape[-1]
+        if n <= size:
+            return function(*arguments)
+        found = [
+            function(*(a[..., first : first + size] for a in arguments))
+            for first in range(0, n, size)
+        ]
+        if isinstance(found[0], Tensor):
+            return torch.cat(found, -1)
+        return tuple(torch.cat(parts, -1) for parts in zip(*found, strict=True))
 
-        return anchor
-
-    def each(self, function: Callable[..., Any], *arguments: Tensor, vectors: int = 1) -> Any:
-        """A function of one point at all points (n, ...), as many at once as fit."""
-        first = arguments[0]
-        size = first.element_size() * self.loss.dim * max(1, vectors)
-        points = max(1, self.memory // (8 * size))
-        return vmap(function, chunk_size=points)(*(a.contiguous() for a in arguments))
-
-    def _require_rest(self, route: NormalRoute, y: Tensor, frames: Frames) -> None:
-        """The Newton displacement has to be small."""
-
-        def displacement(point: Tensor, *frame: Tensor) -> Tensor:
-            return route.newton_step(point, (frame[0], frame[1]), point).norm() / point.norm()
-
-        _refuse_off(self.each(displacement, y, *frames), y)
-
-    # What Geometry asks for: flat batches.
-
-    def eigenvalues(self, y: Tensor) -> Tensor:
-        """Leading eigenvalues of H with the first that counts as zero, ascending: -> (n, k)."""
-        found = self._jacobian_frames(y)
-        if found is not None:
-            return self._with_zero(found[1][0])
-        leading = [self._leading(point)[0] for point in y]
-        most = max(len(values) for values in leading)
-        # What was not looked at is smaller than what was.
-        return torch.stack([torch.cat([v.new_zeros(most - len(v)), v]) for v in leading])
-
-    def tangent_projection(self, y: Tensor, v: Tensor) -> Tensor:
-        """P v: (n, D), (n, D) -> (n, D)."""
-        route, frames = self.frames_at(y)
-
-        def project(point: Tensor, vector: Tensor, *frame: Tensor) -> Tensor:
-            return route.project(point, (frame[0], frame[1]), vector)
-
-        result: Tensor = self.each(project, y, v, *frames)
+    def reference_basis(self, y: Tensor) -> Tensor:
+        """Reference bases from nothing: (D, n) -> (D, d, n)."""
+        result: Tensor = each(self.start_at, y)
         return result
 
-    def projector(self, y: Tensor) -> Callable[[Tensor], Tensor]:
-        """The projection at ONE point as a function of vectors (..., D), after one set-up."""
-        route, (values, weights) = self.frames_at(y[None])
-        frame = values[0], weights[0]
+    def frame(self, y: Tensor, basis: Tensor) -> Frame:
+        """Eigenvalues (M, n), and what multiplies by the eigenvectors (k, M, n)."""
+        frame: Frame = each(self.frame_at, y, basis)
+        return frame
 
-        def project(v: Tensor) -> Tensor:
-            if v.dim() == 1:
-                return route.project(y, frame, v)
-            parts = [
-                vmap(lambda z: route.project(y, frame, z))(part)
-                for part in v.reshape(-1, len(y)).split(route.block(y))
-            ]
-            return torch.cat(parts).reshape(v.shape)
+    def project(self, y: Tensor, frame: Frame, v: Tensor) -> Tensor:
+        """P v: (D, n) -> (D, n)."""
+        result: Tensor = each(lambda z, u, *f: self.project_at(z, f, u), y, v, *frame)
+        return result
 
-        return project
+    def inverse(self, y: Tensor, frame: Frame, v: Tensor) -> Tensor:
+        """H^+ v: (D, n) -> (D, n)."""
+        result: Tensor = each(lambda z, u, *f: self.inverse_at(z, f, u), y, v, *frame)
+        return result
 
-    def second_derivative(
-        self, y: Tensor, covariance: Tensor | None, factor: Tensor | None
-    ) -> Tensor:
-        """d^2 Phi(y)[Sigma] by products; Sigma is (n, D, D), or has a factor (n, D, m)."""
-        route, frames = self.frames_at(y)
-        noise = self.problem.noise
+    def third_of_inverse(self, y: Tensor, frame: Frame) -> Tensor:
+        """Script T of H^+, up to a part in the range of H: (D, n)."""
+        result: Tensor = each(lambda z, *f: self.third_of_inverse_at(z, f), y, *frame)
+        return result
 
-        def at_one(point: Tensor, values: Tensor, weights: Tensor, *given: Tensor) -> Tensor:
-            frame = values, weights
+    def third_of_projection(self, y: Tensor, frame: Frame) -> Tensor:
+        """H^+ script T of P = I - Q Q^T, by D + M third derivatives: (D, n)."""
+
+        def at_one(z: Tensor, *f: Tensor) -> Tensor:
+            total = torch.zeros_like(z)
+            for _, units in self._unit_rows(z, len(z)):
+                total = total + self.script_t_at(z, units, units)
+            for _, rows in self.eigenvectors_at(z, f):
+                total = total - self.script_t_at(z, rows, rows)
+            return self.inverse_at(z, f, total)
+
+        result: Tensor = each(at_one, y, *frame)
+        return result
+
+    def contract(
+        self,
+        y: Tensor,
+        frame: Frame,
+        *,
+        mixed: float,
+        normal: float,
+        tangent: bool = False,
+        covariance: Tensor | None = None,
+        factor: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Sums of third derivatives along pairs of vectors, a block of them in memory."""
+        given = tuple(a for a in (covariance, factor) if a is not None)
+
+        def at_one(z: Tensor, values: Tensor, weights: Tensor, *own: Tensor) -> Pairs:
+            size = self.block(z)
             if covariance is not None:
-                pairs: Iterable[Pairs] = covariance_pairs(given[0], route.block(point))
+                identity = torch.eye(len(z), dtype=z.dtype, device=z.device)
+                pairs: Any = zip(own[0].split(size), identity.split(size), strict=True)
             elif factor is not None:
-                pairs = factor_pairs(given[0], route.block(point))
+                pairs = ((block, block) for block in own[0].T.split(size))
             else:
-                pairs = noise_pairs(route, noise, point)
-            terms = contract(route, point, frame, pairs, tangent=True)
-            tangent = route.project(point, frame, 2.0 * terms.mixed + terms.normal)
-            return -tangent - route.inverse(point, frame, terms.tangent)
+                pairs = self.noise_pairs_at(z)
+            return self._contract_at(z, (values, weights), pairs, mixed, normal, tangent)
 
-        given = [a for a in (covariance, factor) if a is not None]
-        result: Tensor = self.each(at_one, y, *frames, *given, vectors=route.rank)
+        result: Pairs = each(at_one, y, *frame, *given)
         return result
 
-    def log_pseudo_determinant(self, y: Tensor) -> Tensor:
-        """Log pdet H: (n, D) -> (n,), and not differentiable."""
-        return self.frames_at(y)[1][0].log().sum(-1)
+    def _contract_at(
+        self,
+        y: Tensor,
+        frame: Frame,
+        pairs: Iterator[Pairs],
+        mixed: float,
+        normal: float,
+        tangent: bool,
+    ) -> Pairs:
+        values = frame[0]
+        along, across = torch.zeros_like(y), torch.zeros_like(y)
+        inner = y.new_zeros(len(values), len(values))
 
-    def normal_variances(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Nonzero eigenvalues of H, and q^T Sigma q of their vectors: (n, D) -> (n, M) twice."""
-        route, frames = self.frames_at(y)
-        noise = self.problem.noise
+        def split(v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            """Q^T v, H^+ v and P v of rows."""
+            components = vmap(lambda z: self.components_at(y, frame, z))(v)
+            inverse = vmap(lambda c: self.combine_at(y, frame, c / values))(components)
+            return components, inverse, vmap(lambda z: self.project_at(y, frame, z))(v)
 
-        def at_one(point: Tensor, values: Tensor, weights: Tensor) -> Tensor:
-            parts = [
-                vmap(lambda q: noise.transposed_product(self.loss, point, q))(rows).square().sum(1)
-                for _, rows in route.basis_rows(point, (values, weights))
-            ]
-            return torch.cat(parts)
+        for a, b in pairs:
+            left = split(a)
+            right = left if b is a else split(b)
+            inner = inner + left[0].T @ right[0]
+            if b is a:
+                across = across + mixed * self.script_t_at(y, left[1], left[2])
+            else:
+                both = torch.cat([left[1], right[1]]), torch.cat([right[2], left[2]])
+                across = across + (0.5 * mixed) * self.script_t_at(y, *both)
+            if tangent:
+                along = along + self.script_t_at(y, left[2], right[2])
+        inner = (0.5 * normal) * (inner + inner.T) / (values[:, None] + values[None, :])
+        for which, basis in self.eigenvectors_at(y, frame):
+            columns = vmap(lambda c: self.combine_at(y, frame, c))(inner[which])
+            across = across + self.script_t_at(y, basis, columns)
+        return along, across
 
-        variances: Tensor = self.each(at_one, y, *frames, vectors=route.rank)
-        return frames[0], variances
+    def noise_correction(self, y: Tensor, frame: Frame) -> Tensor:
+        """Sum over j of the derivative of sigma_j along P sigma_j: (D, n)."""
+        count = self.noise.n_components(self.loss)
 
-    def retract(self, x: Tensor) -> Tensor:
-        """Newton's method to the manifold, at constant norm where the loss is scale-invariant.
+        def at_one(z: Tensor, *f: Tensor) -> Tensor:
+            def column(w: Tensor) -> Tensor:
+                along = self.project_at(z, f, self._noise_product(z, w))
+                return jvp(lambda x: self._noise_product(x, w), (z,), (along,))[1]
 
-        Raises:
-            NotOnManifoldError: If it does not arrive.
+            total = torch.zeros_like(z)
+            for _, units in self._unit_rows(z, count):
+                total = total + vmap(column)(units).sum(0)
+            return total
+
+        result: Tensor = each(at_one, y, *frame)
+        return result
+
+    def noise_product(self, y: Tensor, w: Tensor) -> Tensor:
+        """Sigma w, not projected: (D, n), (m, n) -> (D, n)."""
+        result: Tensor = each(self._noise_product, y, w)
+        return result
+
+    # Newton's method.
+
+    def newton_step(self, y: Tensor, basis: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """A step with a frame of its own, which makes the next reference."""
+        frame, basis = self.settle(y, basis)
+        return *self.shared_step(y, frame), basis
+
+    def settle(self, y: Tensor, basis: Tensor) -> tuple[Frame, Tensor]:
+        """The frame with the point at which it was made, and its reference."""
+        frame = self.frame(y, basis)
+        basis = each(lambda z, *f: self.reference_at(z, f), y, *frame)
+        return (y, *frame), basis
+
+    def shared_step(self, y: Tensor, frame: Frame) -> tuple[Tensor, Tensor]:
+        """By the frame of a point nearby."""
+
+        def at_one(x: Tensor, base: Tensor, *f: Tensor) -> tuple[Tensor, Tensor]:
+            return to_unit(x, self.displacement_at(base, f, x))
+
+        result: tuple[Tensor, Tensor] = each(at_one, y, *frame)
+        return result
+
+
+def each(function: Callable[..., Any], *arguments: Tensor) -> Any:
+    """A function of one point at all points, points last; what has one point serves all."""
+    n = max(a.shape[-1] for a in arguments)
+    one = [a.shape[-1] == 1 < n for a in arguments]
+    dims = tuple(None if o else -1 for o in one)
+    given = (a[..., 0] if o else a.contiguous() for a, o in zip(arguments, one, strict=True))
+    return vmap(function, in_dims=dims, out_dims=-1)(*given)
+
+
+class JacobianSpace(MatrixFreeSpace):
+    """Least squares where the residuals vanish: H = J^T J / Xi.
+
+    Reference bases are empty: (D, 0).
+
+    Args:
+        problem: Least squares.
+        rank: Rank M, at most the number of residuals.
+        memory: As for :class:`MatrixFreeSpace`.
+        floor: Eigenvalue, relative to the largest, up to which a direction has no slope, and is not
+            moved in. On the manifold there is none.
+    """
+
+    loss: LeastSquaresPointwise
+
+    def __init__(self, problem: Problem, rank: int, memory: int, *, floor: float = 0.0) -> None:
+        super().__init__(problem, rank, memory)
+        assert isinstance(problem.pointwise, LeastSquaresPointwise)
+        self.loss = problem.pointwise
+        self.floor = floor
+
+    def start_at(self, y: Tensor) -> Tensor:
+        """Empty."""
+        return y.new_zeros(len(y), 0)
+
+    def blocks(self, y: Tensor) -> Iterator[tuple[int, int, slice]]:
+        """Blocks of samples: the first, the one after the last, and their residuals."""
+        k = self.loss.n_outputs
+        size = max(1, self.block(y) // k)
+        for first in range(0, self.loss.n_samples, size):
+            last = min(first + size, self.loss.n_samples)
+            yield first, last, slice(first * k, last * k)
+
+    def gram(self, y: Tensor) -> Tensor:
+        """J J^T: (D,) -> (Xi K, Xi K); by forward mode along its rows where they are not all here.
+
+        Forward mode costs less than a matrix product where samples have several outputs.
         """
-        norms = x.norm(dim=-1, keepdim=True)
-        scale = norms if is_scale_invariant(self.problem, x) else torch.ones_like(norms)
-        point = x / scale
-        route = self._off_manifold()
-        if isinstance(route, LeadingRoute):
-            # What is normal shows on the manifold alone: the way there begins anew with its rank.
-            ends = torch.stack([route.approach(start, _NEWTON_STEPS) for start in point])
-            route = self._hessian_frames(ends)[0]
-        anchors = self.each(self.start(route), point, vectors=route.rank)
-        left = torch.full_like(norms[:, 0], torch.inf)
+        parts = []
+        for first, last, _ in self.blocks(y):
+            rows = self.loss.rows(y, first, last)
+            if last - first == self.loss.n_samples:
+                return rows @ rows.T
+            parts.append(vmap(lambda v: self.loss.residual_product(y, v))(rows))
+        gram = torch.cat(parts)
+        return 0.5 * (gram + gram.T)
 
-        def step(y: Tensor, near: Tensor) -> tuple[Tensor, Tensor]:
-            frame = route.frame(y, near)
-            return route.newton_step(y, frame, y), route.anchor(frame, y)
+    def frame_at(self, y: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
+        """S / Xi and W S^{-1/2}, from the M largest eigenvalues S of the Gram matrix."""
+        squares, vectors = eigen(self.gram(y))
+        first = len(squares) - self.rank
+        squares, vectors = squares[first:], vectors[:, first:]
+        scales = squares.rsqrt()
+        if self.floor > 0.0:
+            scales = torch.where(squares > self.floor * squares[-1], scales, 0.0)
+            squares = squares.clamp(min=torch.finfo(squares.dtype).eps * squares[-1])
+        return squares / self.loss.n_samples, vectors * scales
 
-        for _ in range(_NEWTON_STEPS):
-            moved, anchors = self.each(step, point, anchors, vectors=route.rank)
-            point = point - moved
-            if scale is norms:
-                point = point / point.norm(dim=-1, keepdim=True)
-            left = moved.norm(dim=-1) / point.norm(dim=-1)
-            if bool((left <= _NEWTON_TOLERANCE.get(x.dtype, 1e-3)).all()):
+    def reference_at(self, y: Tensor, frame: Frame) -> Tensor:
+        """Empty."""
+        return y.new_zeros(len(y), 0)
+
+    def components_at(self, y: Tensor, frame: Frame, v: Tensor) -> Tensor:
+        """Q^T v by one forward mode."""
+        return frame[1].T @ self.loss.residual_product(y, v)
+
+    def combine_at(self, y: Tensor, frame: Frame, c: Tensor) -> Tensor:
+        """Q c by one reverse mode."""
+        return self.loss.residual_transposed_product(y, frame[1] @ c)
+
+    def third_of_inverse_at(self, y: Tensor, frame: Frame) -> Tensor:
+        """2 sum_i (Hessian of r_i) X_i, with X the rows of the transposed pseudo-inverse of J."""
+        weights = frame[1] @ frame[1].T
+        pull = vjp(self.loss.residuals, y)[1]
+        total = torch.zeros_like(y)
+        for first, last, which in self.blocks(y):
+            dual = vmap(lambda w: pull(w)[0])(weights[which])
+            total = total + self.loss.bend(y, first, last, dual)
+        return 2.0 * total
+
+    def displacement_at(self, y: Tensor, frame: Frame, x: Tensor) -> Tensor:
+        """The Gauss-Newton step: J^+ r."""
+        return self.combine_at(y, frame, frame[1].T @ self.loss.residuals(x))
+
+
+class HessianSpace(MatrixFreeSpace):
+    """Any loss: products of the Hessian with as many vectors as its rank.
+
+    The reference basis is an orthonormal basis of the range of H at a point nearby, (D, M).
+    """
+
+    def start_at(self, y: Tensor) -> Tensor:
+        """Fixed vectors, multiplied by H twice."""
+        near = fixed_vectors(torch.empty(self.loss.dim).to(y), self.rank)
+        for _ in range(2):
+            near = self.frame_at(y, near)[1]
+        return near
+
+    def products(self, y: Tensor, columns: Tensor) -> Tensor:
+        """H A in blocks of columns: (D,), (D, k) -> (D, k)."""
+        parts = [
+            vmap(lambda v: self.loss.hessian_product(y, v), in_dims=1, out_dims=1)(part)
+            for part in columns.split(self.block(y), dim=1)
+        ]
+        return torch.cat(parts, dim=1)
+
+    def frame_at(self, y: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
+        """Eigenvalues and eigenvectors of the H of rank M whose product with A is that of H."""
+        images = self.products(y, basis)
+        columns, upper = torch.linalg.qr(images)
+        inner = basis.T @ images
+        small = upper @ torch.linalg.solve(0.5 * (inner + inner.T), upper.T)
+        values, vectors = eigen(0.5 * (small + small.T))
+        return values, columns @ vectors
+
+    def reference_at(self, y: Tensor, frame: Frame) -> Tensor:
+        """The basis."""
+        return frame[1]
+
+    def components_at(self, y: Tensor, frame: Frame, v: Tensor) -> Tensor:
+        """Q^T v."""
+        return frame[1].T @ v
+
+    def combine_at(self, y: Tensor, frame: Frame, c: Tensor) -> Tensor:
+        """Q c."""
+        return frame[1] @ c
+
+    def third_of_inverse_at(self, y: Tensor, frame: Frame) -> Tensor:
+        """Sum over i of d^2(grad L)[q_i, q_i] / lambda_i."""
+        rows = frame[1].T
+        return self.script_t_at(y, rows, rows / frame[0][:, None])
+
+    def displacement_at(self, y: Tensor, frame: Frame, x: Tensor) -> Tensor:
+        """Q Lambda^-1 Q^T grad L(x)."""
+        return self.inverse_at(y, frame, self.loss.gradient(x))
+
+
+class LeadingSpace(HessianSpace):
+    """Any loss of unknown rank: as many leading eigenvectors of H as stand out.
+
+    They are those of H in a subspace that has been multiplied by H: on the manifold exactly its
+    range, off it approximately, which costs a flow iterations and no accuracy. Frames of different
+    points differ in size. The reference basis has a few further columns.
+
+    Args:
+        problem: The problem.
+        memory: As for :class:`MatrixFreeSpace`.
+    """
+
+    #: Eigenvalue, relative to the largest, from which on a direction stands out.
+    floor = 1e-4
+    #: Columns to begin with, and beside those that stood out nearby; and their largest number.
+    spare, most = 16, 512
+
+    #: Newton step, relative to the norm, at which points count as near the manifold.
+    nearby = 1e-9
+
+    def __init__(self, problem: Problem, memory: int) -> None:
+        super().__init__(problem, self.spare, memory)
+
+    def start_at(self, y: Tensor) -> Tensor:
+        """Fixed vectors."""
+        return fixed_vectors(y, min(self.spare, len(y)))
+
+    def approach(self, x: Tensor, steps: int) -> Tensor:
+        """A point next to the manifold and near x, (D,), by at most so many Newton steps."""
+        near = self.start_at(x)
+        for _ in range(steps):
+            frame = self.frame_at(x, near)
+            step, near = self.displacement_at(x, frame, x), self.reference_at(x, frame)
+            x = x - step
+            if float(step.norm()) <= self.nearby * float(x.norm()):
                 break
-        arrived = torch.isfinite(point).all(-1) & (left <= ON_MANIFOLD.get(x.dtype, 1e-2))
-        partial = torch.where(arrived[:, None], point * scale, torch.nan)
-        if bool(arrived.all()):
-            self.route_at(point)
-            return partial
-        worst = int(torch.nonzero(~arrived)[0])
-        raise NotOnManifoldError(
-            "the retraction did not arrive on the manifold of minimisers",
-            received=f"{int((~arrived).sum())} of {len(x)} points; point {worst} still moved by "
-            f"{float(left[worst]):.3g} of its norm at the last Newton step",
-            expected="points close enough to Gamma for Newton's method",
-            remedy="geometry.limit_map(x), which follows gradient flow from any distance",
-            failed=~arrived,
-            partial=partial,
-        )
+        return x
 
-    def _off_manifold(self) -> NormalRoute:
-        """A route for points near the manifold, or on their way to it."""
-        whole, rank = self._all_residuals(), self.problem.rank
-        if whole is not None:
-            return JacobianRoute(whole.loss, rank or whole.rank, self.memory, floor=_NO_SLOPE)
-        if rank is None:
-            return LeadingRoute(self.loss, self.memory)
-        return HessianRoute(self.loss, rank, self.memory)
+    def frame_at(self, y: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
+        """The eigenvalues that stand out, ascending, and their vectors; at least one."""
+        most = min(self.loss.dim, self.most)
+        while True:
+            columns = torch.linalg.qr(self.products(y, basis))[0]
+            inner = columns.T @ self.products(y, columns)
+            values, vectors = eigen(0.5 * (inner + inner.T))
+            size = values.abs()
+            out = size > self.floor * size.max()
+            if not bool(out.all()) or basis.shape[1] >= most:
+                break
+            more = min(basis.shape[1], most - basis.shape[1])
+            basis = torch.cat([columns, fixed_vectors(y, more)], dim=1)
+        out = out | (size == size.max())
+        return values[out], columns @ vectors[:, out]
 
-    def limit_map(self, x: Tensor) -> Tensor:
-        """Phi(x): (..., D) -> (..., D), without derivatives.
+    def reference_at(self, y: Tensor, frame: Frame) -> Tensor:
+        """The basis, and room for more."""
+        near = frame[1]
+        more = min(self.spare, self.loss.dim - near.shape[1])
+        return torch.cat([near, fixed_vectors(y, more)], dim=1) if more else near
 
-        Raises:
-            LimitMapError: If some of the flows fail; the others are in its ``partial``.
-        """
-        if torch._C._functorch.is_functorch_wrapped_tensor(x) or x.requires_grad:
-            raise DifferentiationError(
-                "the limit map by products is not differentiable",
-                received="a point whose derivatives are followed",
-                expected="a plain tensor",
-                remedy="on Gamma its derivative is geometry.tangent_projection; the dense route "
-                "differentiates it anywhere",
-            )
-        flat = x.reshape(-1, x.shape[-1])
-        invariant = is_scale_invariant(self.problem, x)
-        ends, reasons = [], {}
-        for index, point in enumerate(flat):
-            size = point.norm() if invariant else torch.ones_like(point[0])
-            with torch.no_grad():
-                end, reason = self._one_limit(point / size, invariant)
-            ends.append(end * size)
-            if reason:
-                reasons[index] = reason
-        limits = torch.stack(ends) if ends else flat.clone()
-        if not reasons:
-            return limits.reshape(x.shape)
-        failed = torch.zeros(len(flat), dtype=torch.bool, device=x.device)
-        failed[list(reasons)] = True
-        index = min(reasons)
-        raise LimitMapError(
-            "gradient flow did not reach the manifold of minimisers",
-            failed=failed.reshape(x.shape[:-1]),
-            partial=limits.masked_fill(failed[:, None], torch.nan).reshape(x.shape),
-            received=f"{len(reasons)} of {len(flat)} points failed; point {index}: "
-            f"{reasons[index]}",
-            expected="points of the attraction set U, from which the flow ends on Gamma",
-            remedy=way_out(self.problem)
-            + ("; x.double(): single precision seldom tells the rank" * (x.dtype == torch.float32)),
-        )
-
-    def _one_limit(self, x: Tensor, invariant: bool) -> tuple[Tensor, str]:
-        """The limit of the flow from one point, and why it is none."""
-        route = self._off_manifold()
-        flow = flow_to_limit(
-            route,
-            self.start(route),
-            x,
-            rtol=self.rtol if x.dtype == torch.float64 else max(self.rtol, SINGLE_RTOL),
-            max_steps=self.max_steps,
-        )
-        if flow.status != FlowStatus.SETTLED:
-            return flow.point, _reason(flow, self.max_steps)
-        point, near = flow.point, flow.anchor
-        try:
-            if isinstance(route, LeadingRoute):
-                # The rank is that of the end, where the spectrum has a gap.
-                route, (_, bases) = self._hessian_frames(point[None])
-                near = bases[0]
-            for _ in range(_CORRECTIONS):
-                frame = route.frame(point, near)
-                point = point - route.newton_step(point, frame, point)
-            if invariant:
-                point = point / point.norm()
-            self.route_at(point[None])
-        except (RankError, NotOnManifoldError, NonFiniteError) as error:
-            return point, f"{error.problem}: {error.received}"
-        return point, ""
-
-    def residuals(self, y: Tensor) -> dict[str, Tensor]:
-        """How accurate the route is at points of the manifold: relative errors, (n,) each.
-
-        Returns:
-            "orthogonality": size of Q^T Q - 1 on a fixed vector; "eigenvectors": |H q - lambda q|
-            over the largest eigenvalue, for a combination q of all eigenvectors; "projection":
-            |P P v - P v| / |v|; "constraint": the Newton displacement over the norm.
-        """
-        route, frames = self.frames_at(y)
-        probe = fixed_vectors(y.new_empty(self.loss.dim), 1)[:, 0]
-
-        def at_one(point: Tensor, values: Tensor, weights: Tensor) -> tuple[Tensor, ...]:
-            frame = values, weights
-            c = route.components(point, frame, probe)
-            c = c / c.norm()
-            mixed = route.combine(point, frame, c)
-            image = self.loss.hessian_product(point, mixed)
-            wanted = route.combine(point, frame, values * c)
-            once = route.project(point, frame, probe)
-            return (
-                (route.components(point, frame, mixed) - c).norm(),
-                (image - wanted).norm() / values[-1],
-                (route.project(point, frame, once) - once).norm(),
-                route.newton_step(point, frame, point).norm() / point.norm(),
-            )
-
-        names = ("orthogonality", "eigenvectors", "projection", "constraint")
-        return dict(zip(names, self.each(at_one, y, *frames), strict=True))
-
-
-def _refuse_off(distance: Tensor, y: Tensor) -> None:
-    """Refuse points whose Newton displacement over the norm is too large."""
-    tolerance = ON_MANIFOLD.get(y.dtype, 1e-2)
-    if bool((distance <= tolerance).all()):
-        return
-    raise NotOnManifoldError(
-        "a point is not on the manifold of minimisers",
-        received=f"{int((distance > tolerance).sum())} of {len(y)} points; at worst distance "
-        f"estimate {float(distance.max()):.3g}",
-        expected=f"a distance of at most {tolerance:.0e} of the norm",
-        remedy='Geometry(problem, method="matrix_free").limit_map(x), the end of gradient flow '
-        "from there",
-    )
-
-
-def _reason(flow: Flow, max_steps: int) -> str:
-    what = describe_status(flow.status, max_steps)
-    return f"{what}, at distance estimate {flow.distance:.3g} after flow time {flow.time:.4g}"
-
-
-def _not_finite(what: str) -> NonFiniteError:
-    return NonFiniteError(
-        f"the {what} is not finite",
-        received="NaN or infinity in its products",
-        expected="a loss that is smooth on Gamma (Assumption 2.1)",
-        remedy="look for norms, roots or logarithms of zero in the loss at that point",
-    )
+    def displacement_at(self, y: Tensor, frame: Frame, x: Tensor) -> Tensor:
+        """As for known rank, in the directions that are normal at this distance."""
+        force = self.components_at(y, frame, self.loss.gradient(x))
+        normal = normal_directions(frame[0][None], force[None], None)[0]
+        return self.combine_at(y, frame, torch.where(normal, force / frame[0], 0.0))

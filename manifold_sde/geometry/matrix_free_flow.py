@@ -28,7 +28,7 @@ from manifold_sde.geometry.gradient_flow import (
     precision,
     tolerances,
 )
-from manifold_sde.geometry.normal_space import NormalRoute
+from manifold_sde.geometry.matrix_free import MatrixFreeSpace
 from manifold_sde.geometry.radau import (
     MAX_ITERATIONS,
     STAGES,
@@ -59,7 +59,7 @@ class Flow:
         steps: Accepted steps.
         gradients: Gradients evaluated.
         frames: Frames made.
-        anchor: Anchor at the end (D, d).
+        basis: Reference basis at the end (D, d).
     """
 
     point: Tensor
@@ -69,7 +69,7 @@ class Flow:
     steps: int
     gradients: int
     frames: int
-    anchor: Tensor
+    basis: Tensor
 
 
 @dataclass(frozen=True)
@@ -77,14 +77,14 @@ class _Start:
     """The flow at the beginning of a step, with a frame made there or before.
 
     Attributes:
-        route: The route.
+        space: The normal space.
         x: Where the step begins (D,).
         force: Minus the gradient there.
         base: Where the frame was made (D,).
         frame: The frame.
     """
 
-    route: NormalRoute
+    space: MatrixFreeSpace
     x: Tensor
     force: Tensor
     base: Tensor
@@ -107,18 +107,17 @@ class _Start:
 
     def components(self, rows: Tensor) -> Tensor:
         """Q^T of rows: (s, D) -> (s, M)."""
-        result: Tensor = vmap(lambda v: self.route.components(self.base, self.frame, v))(rows)
+        result: Tensor = vmap(lambda v: self.space.components_at(self.base, self.frame, v))(rows)
         return result
 
     def combine(self, rows: Tensor) -> Tensor:
         """Q of rows: (s, M) -> (s, D)."""
-        result: Tensor = vmap(lambda c: self.route.combine(self.base, self.frame, c))(rows)
+        result: Tensor = vmap(lambda c: self.space.combine_at(self.base, self.frame, c))(rows)
         return result
 
 
 def flow_to_limit(
-    route: NormalRoute,
-    start: Callable[[Tensor], Tensor],
+    space: MatrixFreeSpace,
     x: Tensor,
     *,
     rtol: float,
@@ -127,8 +126,7 @@ def flow_to_limit(
     """Follow gradient flow from one point until it has settled.
 
     Args:
-        route: Makes frames, of H or of what takes its place off the manifold.
-        start: Makes an anchor from nothing.
+        space: Makes frames, of H or of what takes its place off the manifold.
         x: Start (D,), of norm about 1.
         rtol: Accuracy of the limit relative to the norm.
         max_steps: Steps, rejected ones included, after which the flow counts as failed.
@@ -136,16 +134,16 @@ def flow_to_limit(
     method = tableau(STAGES, x.dtype, x.device)
     tolerance, newton = tolerances(rtol, x.dtype)
     small = precision(x.dtype)
-    gradient = vmap(route.loss.gradient)
-    flow = Flow(x, FlowStatus.FLOWING, float("inf"), 0.0, 0, 0, 0, start(x))
+    gradient = vmap(space.loss.gradient)
+    flow = Flow(x, FlowStatus.FLOWING, float("inf"), 0.0, 0, 0, 0, space.start_at(x))
     h, last_h, fastest, size = 0.0, 0.0, 0.0, float(x.norm())
     last_stages, held = torch.zeros_like(x).expand(STAGES, -1), False
     begin, keep = None, False
     for _ in range(max_steps):
         if begin is None or begin.x is not flow.point:
-            begin = _begin(route, flow, begin if keep else None)
+            begin = _begin(space, flow, begin if keep else None)
         if begin is not None and not begin.is_fresh and begin.distance <= small.settled:
-            begin = _begin(route, flow, None)
+            begin = _begin(space, flow, None)
         if begin is None:
             flow.status = FlowStatus.NOT_FINITE
             return flow
@@ -167,7 +165,7 @@ def flow_to_limit(
         flow.gradients += rounds * STAGES
         keep = solved and rounds <= _FEW_ROUNDS
         if not solved and not begin.is_fresh:
-            begin = _begin(route, flow, None)
+            begin = _begin(space, flow, None)
             continue
         excess = float("inf")
         if solved:
@@ -192,21 +190,21 @@ def flow_to_limit(
     return flow
 
 
-def _begin(route: NormalRoute, flow: Flow, last: _Start | None) -> _Start | None:
+def _begin(space: MatrixFreeSpace, flow: Flow, last: _Start | None) -> _Start | None:
     """The flow at its point, with the frame of the last step or a new one.
 
     ``None`` where the loss is not finite.
     """
-    force = -route.loss.gradient(flow.point)
+    force = -space.loss.gradient(flow.point)
     flow.gradients += 1
     if not bool(torch.isfinite(force).all()):
         return None
     if last is not None:
-        return _Start(route, flow.point, force, last.base, last.frame)
-    frame = route.frame(flow.point, flow.anchor)
+        return _Start(space, flow.point, force, last.base, last.frame)
+    frame = space.frame_at(flow.point, flow.basis)
     flow.frames += 1
-    flow.anchor = route.anchor(frame, flow.point)
-    return _Start(route, flow.point, force, flow.point, frame)
+    flow.basis = space.reference_at(flow.point, frame)
+    return _Start(space, flow.point, force, flow.point, frame)
 
 
 def _solve(

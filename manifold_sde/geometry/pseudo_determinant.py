@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from manifold_sde.geometry import differentiation
-from manifold_sde.geometry.dense import DenseGeometry
-from manifold_sde.geometry.spectrum import Spectrum
+from manifold_sde.geometry.dense_route import DenseRoute
 from manifold_sde.pointwise import LeastSquaresPointwise
 
 #: Residuals of at most so many units of rounding, relative to |J| |y|, count as zero. A point of
@@ -26,7 +25,7 @@ class LogPseudoDeterminant:
         dense: The dense route of the problem.
     """
 
-    def __init__(self, dense: DenseGeometry) -> None:
+    def __init__(self, dense: DenseRoute) -> None:
         self.dense = dense
 
     def __call__(self, y: Tensor) -> Tensor:
@@ -41,11 +40,11 @@ class LogPseudoDeterminant:
     def value(self, y: Tensor) -> Tensor:
         """Log pdet H as a column: (n, D) -> (n, 1)."""
         with torch.no_grad():
-            spectrum = self.dense.spectrum(y)
-            total = spectrum.normal_values.log().sum(-1)
-            rows = self._interpolated(y, spectrum)
+            _, _, values = self.dense.frames_at(y)
+            total = values.log().sum(-1)
+            rows = self._zero_residuals(y, values)
             if len(rows):
-                total[rows] = self._from_jacobian(y[rows], spectrum.rank)
+                total[rows] = self._from_jacobian(y[rows], values.shape[1])
         return total[:, None]
 
     def push(self, y: Tensor, tangents: Tensor) -> Tensor:
@@ -57,20 +56,20 @@ class LogPseudoDeterminant:
         return self._slope(y)[..., None] * cotangents
 
     def _slope(self, y: Tensor) -> Tensor:
-        """The gradient along Gamma, -2 P d^2 Phi[I] = P T[H^+]: (n, D) -> (n, D)."""
+        """The gradient along Gamma, P T[H^+]: (n, D) -> (n, D)."""
         with torch.no_grad():
-            identity = torch.eye(y.shape[-1], dtype=y.dtype, device=y.device)
-            drift = self.dense.second_derivative(y, identity.expand(len(y), -1, -1))
-            return -2.0 * self.dense.tangent_projection(y, drift)
+            space, frame, _ = self.dense.frames_at(y)
+            x = y.T.contiguous()
+            return space.project(x, frame, space.third_of_inverse(x, frame)).T
 
-    def _interpolated(self, y: Tensor, spectrum: Spectrum) -> Tensor:
-        """Indices of the points where H is J^T J / Xi to rounding."""
+    def _zero_residuals(self, y: Tensor, values: Tensor) -> Tensor:
+        """Indices of the points where H is J^T J / Xi to rounding, by its eigenvalues (n, M)."""
         loss = self.dense.problem.pointwise
         if not isinstance(loss, LeastSquaresPointwise):
             return torch.empty(0, dtype=torch.int64, device=y.device)
         residuals = self.dense.kernels.run("residuals", loss.residuals, y)
         # |J|^2 = Xi tr H where the residuals vanish.
-        slope = (loss.n_samples * spectrum.eigenvalues.sum(-1).clamp(min=0.0)).sqrt()
+        slope = (loss.n_samples * values.sum(-1).clamp(min=0.0)).sqrt()
         tolerance = _ROUNDING_UNITS * torch.finfo(y.dtype).eps
         return torch.nonzero(residuals.norm(dim=-1) <= tolerance * slope * y.norm(dim=-1))[:, 0]
 

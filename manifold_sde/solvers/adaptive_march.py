@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from manifold_sde.equations import StochasticEquation
 from manifold_sde.solvers.bookkeeping import Book
 from manifold_sde.solvers.brownian import BrownianPath
 from manifold_sde.solvers.march import (
@@ -24,7 +25,7 @@ from manifold_sde.solvers.march import (
     clock_left,
     crossings,
 )
-from manifold_sde.solvers.schemes import Motion, Scheme, StepNoise
+from manifold_sde.solvers.schemes import Scheme, StepNoise
 from manifold_sde.solvers.step_control import StepControl
 
 #: Most tries of a block, after which the paths that are done are left out.
@@ -85,7 +86,7 @@ class AdaptiveMarch(March):
     """A scheme with steps of each path's own, for one chunk of paths.
 
     Args:
-        motion: The equation.
+        sde: The equation.
         scheme: A scheme whose steps need the Brownian increment alone.
         grid: Grid of the first steps.
         book: What is added up on the way.
@@ -96,7 +97,7 @@ class AdaptiveMarch(March):
 
     def __init__(
         self,
-        motion: Motion,
+        sde: StochasticEquation,
         scheme: Scheme,
         grid: Grid,
         book: Book,
@@ -104,7 +105,7 @@ class AdaptiveMarch(March):
         paths: Tensor,
         control: StepControl,
     ) -> None:
-        super().__init__(motion, scheme, grid, book, brownian, paths)
+        super().__init__(sde, scheme, grid, book, brownian, paths)
         self.control = control
         self._tick = grid.cell * 2.0**-control.deepest
 
@@ -113,7 +114,7 @@ class AdaptiveMarch(March):
         zeros = torch.zeros(x.shape[1], dtype=torch.int64, device=x.device)
         return AdaptiveState(
             x,
-            self.motion.anchor(x),
+            self.sde.reference_basis(x),
             self._rate(x),
             self.book.start(x),
             tick=zeros,
@@ -191,10 +192,10 @@ class AdaptiveMarch(March):
         halves = path.halve(dw, level, position)
         h = (self.grid.cell * torch.pow(2.0, -level.to(torch.float64))).to(state.x.dtype)
         x, anchor, rate, sums = state.x, state.anchor, state.rate, state.sums
-        coarse, _ = self.scheme.step(self.motion, x, anchor, h, StepNoise(dw, _no_more))
+        coarse, _ = self.scheme.step(self.sde, x, anchor, h, StepNoise(dw, _no_more))
         coarse_sums = self.book.advance(sums, h, rate, self._rate(coarse))
         for half in halves:
-            x, anchor = self.scheme.step(self.motion, x, anchor, 0.5 * h, StepNoise(half, _no_more))
+            x, anchor = self.scheme.step(self.sde, x, anchor, 0.5 * h, StepNoise(half, _no_more))
             new_rate = self._rate(x)
             sums = self.book.advance(sums, 0.5 * h, rate, new_rate)
             rate = new_rate
@@ -265,7 +266,7 @@ class AdaptiveMarch(March):
         """
         every = torch.arange(len(paths), device=paths.device)
         march = AdaptiveMarch(
-            self.motion, self.scheme, self.grid, self.book, self._brownian, paths, self.control
+            self.sde, self.scheme, self.grid, self.book, self._brownian, paths, self.control
         )
         state = march.begin(origin.x)
         state.sums, state.tick, state.level = origin.sums, origin.position, origin.level

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from manifold_sde.equations import StochasticEquation
 from manifold_sde.solvers.bookkeeping import Book, bend
 from manifold_sde.solvers.brownian import BrownianPath
-from manifold_sde.solvers.schemes import Motion, Scheme, StepNoise
+from manifold_sde.solvers.schemes import Scheme, StepNoise
 
 #: Numbers that the states of one block may hold, and the most steps of a block.
 _BLOCK_NUMBERS = 1 << 23
@@ -151,7 +152,7 @@ class March:
     """A scheme on a grid, for one chunk of paths.
 
     Args:
-        motion: The equation.
+        sde: The equation.
         scheme: The scheme.
         grid: The grid.
         book: What is added up on the way.
@@ -161,14 +162,14 @@ class March:
 
     def __init__(
         self,
-        motion: Motion,
+        sde: StochasticEquation,
         scheme: Scheme,
         grid: Grid,
         book: Book,
         brownian: Callable[[Tensor], BrownianPath],
         paths: Tensor,
     ) -> None:
-        self.motion = motion
+        self.sde = sde
         self.scheme = scheme
         self.grid = grid
         self.book = book
@@ -178,11 +179,11 @@ class March:
 
     def begin(self, x: Tensor) -> State:
         """State of paths at the start: (D, n)."""
-        anchor = self.motion.anchor(x)
+        anchor = self.sde.reference_basis(x)
         return State(x, anchor, self._rate(x), self.book.start(x))
 
     def _rate(self, x: Tensor) -> Tensor:
-        return self.book.rate(x, self.motion.trace(x))
+        return self.book.rate(x, self.sde.noise_trace(x))
 
     def block_steps(self, x: Tensor) -> int:
         """Steps that a block of these states may have."""
@@ -197,7 +198,7 @@ class March:
         kept = [(state.x, state.rate, state.sums)]
         for i in range(steps):
             noise = self._noise(self._path, increments[i], first + i)
-            x, anchor = self.scheme.step(self.motion, state.x, state.anchor, h, noise)
+            x, anchor = self.scheme.step(self.sde, state.x, state.anchor, h, noise)
             rate = self._rate(x)
             sums = self.book.advance(state.sums, h, state.rate, rate)
             state.x, state.anchor, state.rate, state.sums = x, anchor, rate, sums
@@ -344,13 +345,13 @@ class March:
         path = self._brownian(paths)
         x, sums, position = origin.x, origin.sums, origin.position
         h = torch.tensor(self.grid.h, dtype=x.dtype, device=x.device)
-        anchor, rate = self.motion.anchor(x), self._rate(x)
+        anchor, rate = self.sde.reference_basis(x), self._rate(x)
         level = self.grid.level
         moving, after = torch.isfinite(x).all(0), rate
         while bool(moving.any()):
             dw = path.dyadic(level, position, max_level=level)
             noise = self._noise(path, dw, position)
-            x_new, anchor_new = self.scheme.step(self.motion, x, anchor, h, noise)
+            x_new, anchor_new = self.scheme.step(self.sde, x, anchor, h, noise)
             rate_new = self._rate(x_new)
             sums_new = self.book.advance(sums, h, rate, rate_new)
             after = torch.where(moving, rate_new, after)
@@ -378,7 +379,7 @@ class March:
         dw = path.beginning(origin.level, self._place(origin), h.double() / self._longest(origin))
         noise = self._noise(path, dw, origin.position)
         x = origin.x
-        moved, _ = self.scheme.step(self.motion, x, self.motion.anchor(x), h, noise)
+        moved, _ = self.scheme.step(self.sde, x, self.sde.reference_basis(x), h, noise)
         return torch.where(h <= 0, x, torch.where(h > 0, moved, torch.nan))
 
 

@@ -17,7 +17,7 @@ from manifold_sde.solvers.fingerprint import Fingerprint
 from manifold_sde.solvers.limits import MAX_STEPS
 from manifold_sde.solvers.march import Grid, March
 from manifold_sde.solvers.moments import Observable
-from manifold_sde.solvers.schemes import SCHEMES, motion_of
+from manifold_sde.solvers.schemes import SCHEMES
 from manifold_sde.solvers.step_control import StepControl
 from manifold_sde.solvers.torchsde_bridge import TORCHSDE, TorchsdeMarch
 
@@ -76,13 +76,13 @@ class Plan:
                 compiled=self.compiled and some is paths,
             )
 
-        motion = motion_of(self.sde, compiled=self.compiled)
+        sde = self.sde.prepare(compiled=self.compiled)
         if self.method in TORCHSDE:
-            return TorchsdeMarch(motion, self.method, self.grid, self.book, brownian, paths)
+            return TorchsdeMarch(sde, self.method, self.grid, self.book, brownian, paths)
         scheme = SCHEMES[self.method]
         if self.control is None:
-            return March(motion, scheme, self.grid, self.book, brownian, paths)
-        return AdaptiveMarch(motion, scheme, self.grid, self.book, brownian, paths, self.control)
+            return March(sde, scheme, self.grid, self.book, brownian, paths)
+        return AdaptiveMarch(sde, scheme, self.grid, self.book, brownian, paths, self.control)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ import warnings
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from manifold_sde.equations import ManifoldEquation
@@ -55,14 +54,7 @@ class Terrain:
         problem = equation.problem
         points = max(1, min(_POINTS, _NUMBERS // problem.dim**2))
         few = directions[:: -(-len(directions) // points)]
-        if equation.geometry.products is not None:
-            values, across = equation.geometry.products.normal_variances(few)
-        else:
-            values, vectors = torch.linalg.eigh(problem.hessian(few))
-            covariance = problem.noise_covariance(few)
-            across = torch.einsum("pdi,pde,pei->pi", vectors, covariance, vectors)
-            first = values.shape[-1] - equation.rank
-            values, across = values[:, first:], across[:, first:]
+        values, across = equation.geometry.route.normal_variances(few, equation.rank)
         spread = (across / (2.0 * values)).sum(-1)
         trace = problem.noise_trace(few)
         return cls(

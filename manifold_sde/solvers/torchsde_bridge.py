@@ -14,11 +14,12 @@ import torch
 import torchsde
 from torch import Tensor
 
+from manifold_sde.equations import StochasticEquation
 from manifold_sde.errors import ArgumentError
 from manifold_sde.solvers.bookkeeping import Book
 from manifold_sde.solvers.brownian import BrownianPath
 from manifold_sde.solvers.march import Block, Goal, Grid, March, Origin, State
-from manifold_sde.solvers.schemes import SCHEMES, Motion
+from manifold_sde.solvers.schemes import SCHEMES
 
 #: What the names of its methods begin with.
 PREFIX = "torchsde:"
@@ -56,31 +57,31 @@ def refuse_unsound(method: str) -> None:
 
 
 class _Equation:
-    """A motion as torchsde takes it, paths first, the noise by products."""
+    """An equation as torchsde takes it, paths first, the noise by products."""
 
     noise_type = "general"
 
-    def __init__(self, motion: Motion) -> None:
-        self.motion = motion
-        self.sde_type = motion.sde.calculus
+    def __init__(self, sde: StochasticEquation) -> None:
+        self.sde = sde
+        self.sde_type = sde.calculus
 
     def g_prod(self, t: Tensor, y: Tensor, v: Tensor) -> Tensor:
         """Diffusion times v: (n, D), (n, m) -> (n, D)."""
         x = y.T.contiguous()
-        return self.motion.noise(x, self.motion.anchor(x), v.T.contiguous()).T
+        return self.sde.noise(x, self.sde.reference_basis(x), v.T.contiguous()).T
 
     def f_and_g_prod(self, t: Tensor, y: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Drift, and diffusion times v."""
         x = y.T.contiguous()
-        anchor = self.motion.anchor(x)
-        return self.motion.drift(x, anchor).T, self.motion.noise(x, anchor, v.T.contiguous()).T
+        anchor = self.sde.reference_basis(x)
+        return self.sde.drift(x, anchor).T, self.sde.noise(x, anchor, v.T.contiguous()).T
 
 
 class TorchsdeMarch(March):
     """A march whose steps torchsde takes.
 
     Args:
-        motion: The equation, in the whole space.
+        sde: The equation, in the whole space.
         method: Name of the method, one of :data:`TORCHSDE`.
         grid: The grid.
         book: What is added up on the way.
@@ -90,7 +91,7 @@ class TorchsdeMarch(March):
 
     def __init__(
         self,
-        motion: Motion,
+        sde: StochasticEquation,
         method: str,
         grid: Grid,
         book: Book,
@@ -98,8 +99,8 @@ class TorchsdeMarch(March):
         paths: Tensor,
     ) -> None:
         self.method = method.removeprefix(PREFIX)
-        super().__init__(motion, SCHEMES[_SAME_NOISE[self.method]], grid, book, brownian, paths)
-        self._equation = _Equation(motion)
+        super().__init__(sde, SCHEMES[_SAME_NOISE[self.method]], grid, book, brownian, paths)
+        self._equation = _Equation(sde)
 
     def advance(self, state: State, goal: Goal) -> Block:
         """Take a block of steps, changing the state, and return the states on the way."""

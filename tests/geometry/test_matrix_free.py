@@ -13,7 +13,6 @@ from torch import Tensor
 from manifold_sde import (
     DirectionDiffusion,
     Geometry,
-    LabelNoise,
     LeastSquaresProblem,
     Problem,
     SamplingNoise,
@@ -21,9 +20,7 @@ from manifold_sde import (
     errors,
     problems,
 )
-from manifold_sde.geometry.normal_space import HessianRoute, JacobianRoute, NormalRoute
-from manifold_sde.hessian_field import HessianField
-from manifold_sde.matrix_free_field import MatrixFreeField
+from manifold_sde.geometry.matrix_free import HessianSpace, JacobianSpace
 from manifold_sde.samples import SampleFunction
 from manifold_sde.verification.strategies.models import (
     NormalizedNetwork,
@@ -161,73 +158,6 @@ def test_retraction(case: tuple[Problem, Tensor]) -> None:
     torch.testing.assert_close(free.retract(y), y, rtol=1e-9, atol=1e-10)
 
 
-NOISES: dict[str, Callable[[], tuple[Problem, Tensor]]] = {
-    "isotropic": lambda: _on(taught(samples=True)),
-    "labels": lambda: _on(taught(samples=True).with_noise(LabelNoise(0.4))),
-    "sampling": lambda: _on(TiltedModel(12, 4, seed=2)),
-    "isotropic, Hessian": lambda: _on(TiltedModel(12, 4, seed=2).with_noise(SphericalNoise(0.2))),
-    "mixed": lambda: _on(problems.mixed_noise_circle()),
-}
-
-
-def _on(problem: Problem) -> tuple[Problem, Tensor]:
-    noise = torch.randn(
-        3, problem.dim, dtype=torch.float64, generator=torch.Generator().manual_seed(9)
-    )
-    y = Geometry(problem, "dense").limit_map(minimizer(problem) + 0.1 * noise / problem.dim**0.5)
-    return problem, y / y.norm(dim=1, keepdim=True)
-
-
-def fields(problem: Problem, y: Tensor) -> tuple[HessianField, MatrixFreeField]:
-    products = Geometry(problem, "matrix_free").products
-    assert products is not None
-    route = products.route_at(y)
-    return HessianField(problem, route.rank), MatrixFreeField(problem, route, products.start(route))
-
-
-@pytest.mark.parametrize("name", sorted(NOISES))
-@pytest.mark.parametrize("calculus", ["ito", "stratonovich", "tangent"])
-def test_drift_and_noise_are_those_of_the_dense_field(name: str, calculus: str) -> None:
-    problem, y = NOISES[name]()
-    dense, free = fields(problem, y)
-    columns = y.T.contiguous()
-    generator = torch.Generator().manual_seed(10)
-    w = torch.randn(problem.n_noise, len(y), dtype=y.dtype, generator=generator)
-    want = dense.drift_and_noise(columns, dense.anchor(columns), w, calculus)
-    anchor = free.anchor(columns)
-    got = free.drift_and_noise(columns, anchor, w, calculus)
-    scale = float(want[0].abs().max()) + 1e-3
-    torch.testing.assert_close(got[0], want[0], rtol=AGREE, atol=AGREE * scale)
-    close(got[1] + 1.0, want[1] + 1.0)
-    close(free.direction_drift(columns, anchor, calculus), got[0])
-    close(free.noise(2.0 * columns, anchor, w) + 1.0, 0.5 * got[1] + 1.0)
-    close(free.trace(columns), dense.trace(columns))
-    step = torch.tensor([0.1, 0.2, 0.3], dtype=y.dtype)
-    if calculus == "tangent":
-        for h in (step, step[0]):
-            found = free.tangent_increment(columns, anchor, h, w)
-            close(found + 1.0, h * want[0] + want[1] + 1.0)
-
-
-@pytest.mark.parametrize("name", sorted(NOISES))
-def test_retraction_of_the_field(name: str) -> None:
-    problem, y = NOISES[name]()
-    dense, free = fields(problem, y)
-    columns = y.T.contiguous()
-    apart = []
-    for size in (1e-2, 1e-3):
-        moved = 2.0 * (columns + size * torch.sin(17.0 * columns))
-        got = free.retract(moved, free.anchor(columns))
-        assert bool(got[2].all())
-        torch.testing.assert_close(got[0].norm(dim=0), moved.norm(dim=0))
-        assert float(problem.gradient(got[0].T).norm(dim=1).max()) < 1e-11
-        want = dense.retract(moved, dense.anchor(columns))
-        apart.append(float((got[0] - want[0]).abs().max()))
-    assert apart[1] < 0.03 * apart[0] + 1e-12  # retractions agree to first order
-    lost = free.retract(torch.cat([moved[:, :2], moved[:, 2:] * torch.nan], 1), got[1])
-    assert lost[2].tolist() == [True, True, False]
-
-
 @pytest.mark.parametrize("memory", [1, 2000, 1 << 20])
 def test_the_memory_changes_nothing_but_rounding(memory: int) -> None:
     """Blocks of one vector, of a few, and of all."""
@@ -273,18 +203,16 @@ def test_nothing_is_as_large_as_the_square_of_the_dimension() -> None:
     assert dim < largest < 100 * dim
 
 
-@pytest.mark.parametrize("route", [JacobianRoute, HessianRoute])
-def test_a_wrong_rank_is_not_a_small_error(route: type[NormalRoute]) -> None:
+@pytest.mark.parametrize("kind", [JacobianSpace, HessianSpace])
+def test_a_wrong_rank_is_not_a_small_error(kind: type[JacobianSpace] | type[HessianSpace]) -> None:
     """The twin: a frame with one eigenvector too few."""
     problem = problems.normalized_linear()
     y = problem.minimizer
-    products = Geometry(problem, "matrix_free").products
-    assert products is not None
-    wrong = route(problem.pointwise, 7, 1 << 20)
-    frame = wrong.frame(y, products.start(wrong)(y))
+    wrong = kind(problem, 7, 1 << 20)
+    frame = wrong.frame_at(y, wrong.start_at(y))
     v = torch.ones_like(y)
     right = Geometry(problem, "dense").tangent_projection(y, v)
-    assert float((wrong.project(y, frame, v) - right).norm()) > 1e-2
+    assert float((wrong.project_at(y, frame, v) - right).norm()) > 1e-2
 
 
 def test_errors_name_what_to_do() -> None:

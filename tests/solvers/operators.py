@@ -21,7 +21,8 @@ from scipy.special import eval_legendre
 from torch import Tensor
 
 from manifold_sde import DirectionDiffusion, Problem, problems
-from manifold_sde.solvers.schemes import Motion, PhiJet, Scheme, StepNoise, Weak2
+from manifold_sde.equations import StochasticEquation
+from manifold_sde.solvers.schemes import PhiJet, Scheme, StepNoise, Weak2
 from manifold_sde.verification.exact import CircleDiffusion
 from manifold_sde.verification.exact.spectral import (
     fourier_cardinals,
@@ -88,10 +89,10 @@ def rule(scheme: Scheme, directions: Tensor, quadrature: int) -> tuple[Tensor, T
     return (normals if parts == 2 else torch.cat([normals, torch.zeros_like(normals)])), weights
 
 
-def moved(scheme: Scheme, motion: Motion, x: Tensor, h: float, normals: Tensor) -> Tensor:
+def moved(scheme: Scheme, sde: StochasticEquation, x: Tensor, h: float, normals: Tensor) -> Tensor:
     """Points (D, n) after one step from x (D, n) with normals (2, m, n)."""
     noise = StepNoise(h**0.5 * normals[0], lambda: normals[1])
-    end, _ = scheme.step(motion, x, motion.anchor(x), torch.tensor(h, dtype=x.dtype), noise)
+    end, _ = scheme.step(sde, x, sde.reference_basis(x), torch.tensor(h, dtype=x.dtype), noise)
     assert bool(torch.isfinite(end).all())
     return end
 
@@ -100,7 +101,7 @@ def moved(scheme: Scheme, motion: Motion, x: Tensor, h: float, normals: Tensor) 
 def one_step(
     name: str,
     scheme: Scheme,
-    motion: Motion,
+    sde: StochasticEquation,
     h: float,
     *,
     nodes: int = 33,
@@ -111,7 +112,7 @@ def one_step(
     Args:
         name: Name of a problem with a circle.
         scheme: The scheme.
-        motion: Motion of its direction diffusion.
+        sde: StochasticEquation of its direction diffusion.
         h: The step, in the clock.
         nodes: Odd number n of angles.
         quadrature: Nodes for each random number; by default 4 for weak2 and the Phi-jet, whose
@@ -124,7 +125,7 @@ def one_step(
     count = len(weights)
     angles = torch.from_numpy(fourier_nodes(nodes)).repeat_interleave(count)
     x = circle.point(angles).T.contiguous()
-    end = moved(scheme, motion, x, h, normals.repeat(1, 1, nodes))
+    end = moved(scheme, sde, x, h, normals.repeat(1, 1, nodes))
     new = circle.angle(end.T).numpy()
     cardinals = fourier_cardinals(nodes, new).reshape(nodes, count, nodes)
     return np.einsum("q,iqj->ij", weights.numpy(), cardinals)
@@ -134,7 +135,7 @@ def one_step(
 def decay(
     name: str,
     scheme: Scheme,
-    motion: Motion,
+    sde: StochasticEquation,
     h: float,
     start: Tensor,
     *,
@@ -148,7 +149,7 @@ def decay(
     Args:
         name: Name of the problem.
         scheme: The scheme.
-        motion: Motion of its direction diffusion.
+        sde: StochasticEquation of its direction diffusion.
         h: The step, in the clock.
         start: The point (D,) from which the step is made.
         degree: Number of harmonics.
@@ -157,7 +158,7 @@ def decay(
     circle = problem(name).facts.circle
     normals, weights = rule(scheme, acting(name, scheme), quadrature)
     x = start[:, None].expand(-1, len(weights)).contiguous()
-    end = moved(scheme, motion, x, h, normals)
+    end = moved(scheme, sde, x, h, normals)
     orders = np.arange(1, degree + 1)[:, None]
     if circle is None:
         values = eval_legendre(orders, (start @ end).numpy())

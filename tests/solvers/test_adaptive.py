@@ -17,13 +17,14 @@ from manifold_sde import (
     WeightDecaySDE,
     problems,
 )
+from manifold_sde.equations import StochasticEquation
 from manifold_sde.errors import ArgumentError, LostPathsWarning
 from manifold_sde.solvers import DirectionSolution, Solution, solve
 from manifold_sde.solvers.adaptive_march import AdaptiveMarch
 from manifold_sde.solvers.bookkeeping import ClockBook
 from manifold_sde.solvers.brownian import BrownianPath
 from manifold_sde.solvers.march import Goal, Grid
-from manifold_sde.solvers.schemes import Motion, Scheme, StepNoise
+from manifold_sde.solvers.schemes import Scheme, StepNoise
 from manifold_sde.solvers.step_control import StepControl
 from manifold_sde.verification.exact import CircleDiffusion
 
@@ -44,24 +45,22 @@ class _Sum(Scheme):
     cost = "nothing"
 
     def step(
-        self, motion: Motion, x: Tensor, anchor: Tensor, h: Tensor, noise: StepNoise
+        self, sde: StochasticEquation, x: Tensor, basis: Tensor, h: Tensor, noise: StepNoise
     ) -> tuple[Tensor, Tensor]:
         """The first components add up; the last one makes errors of the square of the step."""
         moved = x[:-1] + noise.dw
         bend = x[-1:] + (3.0 * noise.dw[:1]).sin() * (2.0 * x[:1]).cos()
-        return torch.cat([moved, bend]), anchor
+        return torch.cat([moved, bend]), basis
 
 
-class _Still(Motion):
+class _Still:
     """Nothing that a sum would need."""
 
-    def anchor(self, x: Tensor) -> Tensor:
+    def reference_basis(self, x: Tensor) -> Tensor:
         return x.new_zeros(x.shape[0], 0, x.shape[1])
 
-    def trace(self, x: Tensor) -> Tensor:
+    def noise_trace(self, x: Tensor) -> Tensor:
         return torch.ones_like(x[0])
-
-    drift = noise = increment = land = None  # type: ignore[assignment]
 
 
 def summed(paths: int, tolerance: float, redraw: bool = False) -> tuple[Tensor, Tensor, int]:

@@ -22,7 +22,7 @@ from manifold_sde.solvers import solve
 from manifold_sde.solvers.bookkeeping import Book, ClockBook, GrowthBook
 from manifold_sde.solvers.brownian import BrownianPath
 from manifold_sde.solvers.march import Goal, Grid, March
-from manifold_sde.solvers.schemes import SCHEMES, motion_of
+from manifold_sde.solvers.schemes import SCHEMES
 
 
 def general() -> Problem:
@@ -49,7 +49,7 @@ def march(sde: StochasticEquation, method: str, book: Book, dtype: torch.dtype) 
 
     grid = Grid(0.0, 0.25, 2, 1.0)
     paths = torch.arange(5, device="meta")
-    return March(motion_of(sde), SCHEMES[method], grid, book, brownian, paths)
+    return March(sde, SCHEMES[method], grid, book, brownian, paths)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32])
@@ -93,9 +93,9 @@ def test_the_check_finds_a_step_that_waits(monkeypatch: pytest.MonkeyPatch) -> N
     state = run.begin(torch.empty(3, 5, dtype=torch.float64, device="meta"))
     step = type(run.scheme).step
 
-    def waiting(self, motion, x, anchor, h, noise):  # type: ignore[no-untyped-def]
+    def waiting(self, sde, x, anchor, h, noise):  # type: ignore[no-untyped-def]
         assert bool(torch.isfinite(x).all())
-        return step(self, motion, x, anchor, h, noise)
+        return step(self, sde, x, anchor, h, noise)
 
     monkeypatch.setattr(type(run.scheme), "step", waiting)
     with pytest.raises((RuntimeError, NotImplementedError), match="meta"):

@@ -190,7 +190,7 @@ def test_sgd_moves_the_direction_as_the_diffusion_does() -> None:
             "geometry is not that of the problem",
         ),
         (
-            lambda p: free(p).field(),
+            lambda p: free(p).space,
             errors.ArgumentError,
             "require_on_manifold",
         ),

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
+from manifold_sde.equations import StochasticEquation
 from manifold_sde.sdes import DirectionDiffusion
-from manifold_sde.solvers.schemes import SCHEMES, Motion, PhiJet, Scheme, StepNoise, motion_of
-from manifold_sde.solvers.schemes.base import ManifoldMotion
+from manifold_sde.solvers.schemes import SCHEMES, PhiJet, Scheme, StepNoise
 from tests import drift_terms
 from tests.solvers.operators import direction, law, one_step, problem, slopes, weak_error
 
@@ -29,18 +29,23 @@ STEPS = (0.125, 0.0625)
 Fault = Callable[[Tensor], Tensor]
 
 
-class BrokenMotion(ManifoldMotion):
-    """The right motion with something added to its drift."""
+class Broken(DirectionDiffusion):
+    """The right equation with something added to its drift."""
 
-    def __init__(self, sde: DirectionDiffusion, fault: Fault) -> None:
-        super().__init__(sde)
-        self.fault = fault
+    fault: Fault
 
-    def drift(self, x: Tensor, anchor: Tensor) -> Tensor:
-        return super().drift(x, anchor) + vmap(self.fault, 1, 1)(x / x.norm(dim=0))
+    def drift(self, x: Tensor, basis: Tensor) -> Tensor:
+        return super().drift(x, basis) + vmap(self.fault, 1, 1)(x / x.norm(dim=0))
 
-    def increment(self, x: Tensor, anchor: Tensor, h: Tensor, w: Tensor) -> Tensor:
-        return h * self.drift(x, anchor) + self.noise(x, anchor, w)
+    def drift_and_noise(self, x: Tensor, basis: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+        return self.drift(x, basis), self.noise(x, basis, w)
+
+
+def with_fault(calculus: str | None, fault: Fault) -> Broken:
+    sde = Broken(problem("mixed"), calculus or "ito")
+    sde.require_on_manifold(problem("mixed").minimizer)
+    sde.fault = fault  # type: ignore[method-assign]
+    return sde
 
 
 def noise_term(y: Tensor) -> Tensor:
@@ -88,38 +93,37 @@ class WithoutDrift(Scheme):
     cost = "1 tangent space, retraction"
 
     def step(
-        self, motion: Motion, x: Tensor, anchor: Tensor, h: Tensor, noise: StepNoise
+        self, sde: StochasticEquation, x: Tensor, basis: Tensor, h: Tensor, noise: StepNoise
     ) -> tuple[Tensor, Tensor]:
-        return motion.land(x + motion.noise(x, anchor, noise.dw), anchor)
+        return sde.retract(x + sde.noise(x, basis, noise.dw), basis)
 
 
 class NearestPoint(PhiJet):
     """The nearest point of the circle in place of Phi."""
 
     def step(
-        self, motion: Motion, x: Tensor, anchor: Tensor, h: Tensor, noise: StepNoise
+        self, sde: StochasticEquation, x: Tensor, basis: Tensor, h: Tensor, noise: StepNoise
     ) -> tuple[Tensor, Tensor]:
         circle = problem("mixed").facts.circle
-        moved = x + motion.noise_alone(x, noise.dw)
-        return circle.point(circle.angle(moved.T)).T.contiguous(), anchor
+        moved = x + sde.ambient_noise(x, noise.dw)
+        return circle.point(circle.angle(moved.T)).T.contiguous(), basis
 
 
-def errors(scheme: Scheme, motion: Motion) -> list[float]:
-    return [weak_error(one_step("mixed", scheme, motion, h), h, law("mixed"), CLOCK) for h in STEPS]
+def errors(scheme: Scheme, sde: StochasticEquation) -> list[float]:
+    return [weak_error(one_step("mixed", scheme, sde, h), h, law("mixed"), CLOCK) for h in STEPS]
 
 
 @functools.cache
 def right(method: str) -> list[float]:
     scheme = SCHEMES[method]
-    return errors(scheme, motion_of(direction("mixed", scheme.calculus)))
+    return errors(scheme, direction("mixed", scheme.calculus))
 
 
 def broken(name: str) -> list[float]:
     if name in DRIFTS:
         method, fault = DRIFTS[name]
-        sde = direction("mixed", SCHEMES[method].calculus)
-        return errors(SCHEMES[method], BrokenMotion(sde, fault))
-    ito, stratonovich = (motion_of(direction("mixed", c)) for c in ("ito", "stratonovich"))
+        return errors(SCHEMES[method], with_fault(SCHEMES[method].calculus, fault))
+    ito, stratonovich = (direction("mixed", c) for c in ("ito", "stratonovich"))
     return {
         "no d^2 Phi": lambda: errors(WithoutDrift(), ito),
         "nearest point for Phi: in the Phi-jet": lambda: errors(NearestPoint(), ito),
@@ -160,8 +164,8 @@ def test_the_faults_are_all_terms_of_the_stratonovich_drift() -> None:
     """Without all of them nothing is left along the circle."""
     circle = problem("mixed").facts.circle
     y = circle.point(torch.linspace(0.0, 6.0, 7, dtype=torch.float64)).T.contiguous()
-    motion = motion_of(direction("mixed", "stratonovich"))
-    left = motion.drift(y, motion.anchor(y))
+    sde = direction("mixed", "stratonovich")
+    left = sde.drift(y, sde.reference_basis(y))
     for term in (third_term, mixed_term, noise_term):
         left = left + 0.5 * vmap(term, 1, 1)(y)
     along = left - y * (y * left).sum(0)

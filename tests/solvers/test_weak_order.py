@@ -15,7 +15,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from manifold_sde.solvers.schemes import SCHEMES, Motion, StepNoise, Weak2, motion_of
+from manifold_sde.equations import StochasticEquation
+from manifold_sde.solvers.schemes import SCHEMES, StepNoise, Weak2
 from manifold_sde.verification.exact import AngleLaw, SphereLaw
 from manifold_sde.verification.exact.spectral import fourier_nodes
 from tests.solvers.operators import (
@@ -49,9 +50,9 @@ ALIKE = ("linear", "circle", "sphere")
 @functools.cache
 def curved_errors(name: str, method: str) -> list[float]:
     scheme = SCHEMES[method]
-    motion = motion_of(direction(name, scheme.calculus))
+    sde = direction(name, scheme.calculus)
     return [
-        weak_error(one_step(name, scheme, motion, h), h, law(name), CLOCK)
+        weak_error(one_step(name, scheme, sde, h), h, law(name), CLOCK)
         for h in STEPS.get(name, OTHERS)
     ]
 
@@ -76,7 +77,7 @@ def test_order_where_the_direction_has_a_drift(name: str, method: str) -> None:
 def test_order_of_harmonics(name: str, method: str) -> None:
     """The wrapped normal of section 6.1 and of the great circle, and E Y_l on the 2-sphere."""
     scheme, made = SCHEMES[method], problem(name)
-    motion = motion_of(direction(name, scheme.calculus))
+    sde = direction(name, scheme.calculus)
     if made.facts.circle is None:
         sphere = SphereLaw.of(made)
         rates = np.array([sphere.rate(degree) for degree in (1, 2, 3)])
@@ -84,7 +85,7 @@ def test_order_of_harmonics(name: str, method: str) -> None:
         moments = [AngleLaw.of(made).at_clock(1.0).moment(k) for k in (1, 2, 3)]
         rates = -np.log(np.abs(moments))
     found = [
-        decay_error(decay(name, scheme, motion, h, made.minimizer), h, rates, CLOCK) for h in OTHERS
+        decay_error(decay(name, scheme, sde, h, made.minimizer), h, rates, CLOCK) for h in OTHERS
     ]
     check(found, scheme.weak_order)
 
@@ -97,14 +98,13 @@ def test_all_points_are_alike(name: str, method: str) -> None:
     To the error of the rule, whose nodes do not turn with the start: 32 steps change by 3e-8.
     """
     scheme, made = SCHEMES[method], problem(name)
-    motion = motion_of(direction(name, scheme.calculus))
+    sde = direction(name, scheme.calculus)
     if made.facts.circle is None:
         other = torch.tensor([0.6, -0.48, 0.64, 0.0], dtype=torch.float64)
     else:
         other = made.facts.circle.point(torch.tensor(2.5, dtype=torch.float64))
     here, there = (
-        decay(name, scheme, motion, 0.0625, start, quadrature=8)
-        for start in (made.minimizer, other)
+        decay(name, scheme, sde, 0.0625, start, quadrature=8) for start in (made.minimizer, other)
     )
     np.testing.assert_allclose(there, here, rtol=0.0, atol=1e-9)
 
@@ -118,11 +118,11 @@ def test_no_other_noise_acts(name: str, method: str) -> None:
     generator = torch.Generator().manual_seed(5)
     shape = (2, made.n_noise, 8)
     normals = torch.randn(shape, generator=generator, dtype=torch.float64)
-    motion = motion_of(direction(name, scheme.calculus))
+    sde = direction(name, scheme.calculus)
     x = made.minimizer[:, None].expand(-1, 8).contiguous()
 
     def end(kept: Tensor) -> Tensor:
-        point = moved(scheme, motion, x, 0.125, (kept @ kept.T) @ normals)
+        point = moved(scheme, sde, x, 0.125, (kept @ kept.T) @ normals)
         return point / point.norm(dim=0)
 
     whole = end(torch.eye(made.n_noise, dtype=torch.float64))
@@ -134,18 +134,18 @@ class _Independent(Weak2):
     """The two flows with independent increments: weak order 1 for what does not commute."""
 
     def step(
-        self, motion: Motion, x: Tensor, anchor: Tensor, h: Tensor, noise: StepNoise
+        self, sde: StochasticEquation, x: Tensor, basis: Tensor, h: Tensor, noise: StepNoise
     ) -> tuple[Tensor, Tensor]:
         """One step, with S^1 and S^2 of half the variance each."""
         return super().step(
-            motion, x, anchor, h, StepNoise(noise.dw, lambda: math.sqrt(0.5) * noise.extra())
+            sde, x, basis, h, StepNoise(noise.dw, lambda: math.sqrt(0.5) * noise.extra())
         )
 
 
 def test_wrong_covariance_of_the_two_flows_loses_the_second_order() -> None:
-    motion = motion_of(direction("mixed", "stratonovich"))
+    sde = direction("mixed", "stratonovich")
     wrong = [
-        weak_error(one_step("mixed", _Independent(), motion, h), h, law("mixed"), CLOCK)
+        weak_error(one_step("mixed", _Independent(), sde, h), h, law("mixed"), CLOCK)
         for h in STEPS["mixed"][:2]
     ]
     assert wrong[-1] > 2.0 * curved_errors("mixed", "weak2")[1]
@@ -156,11 +156,11 @@ def test_wrong_covariance_of_the_two_flows_loses_the_second_order() -> None:
 def test_the_rules_of_quadrature_are_fine_enough(method: str, coarse: int, fine: int) -> None:
     """What a finer rule changes at the clock of the comparison, against the error of the step."""
     scheme, h = SCHEMES[method], 0.125
-    motion = motion_of(direction("mixed", scheme.calculus))
+    sde = direction("mixed", scheme.calculus)
     values = harmonics(fourier_nodes(25))
     steps = round(CLOCK / h)
     ends = [
-        np.linalg.matrix_power(one_step("mixed", scheme, motion, h, nodes=25, quadrature=q), steps)
+        np.linalg.matrix_power(one_step("mixed", scheme, sde, h, nodes=25, quadrature=q), steps)
         @ values
         for q in (coarse, fine)
     ]

@@ -23,7 +23,6 @@ from manifold_sde import (
     problems,
 )
 from manifold_sde.equations import StochasticEquation
-from manifold_sde.field import Field
 from manifold_sde.solvers import run_sgd, sgd_step, solve
 from manifold_sde.verification import Effort, Result, Subject
 from manifold_sde.verification.check import Check
@@ -164,13 +163,11 @@ def with_drift(fault: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
         return vmap(fault, 1, 1)(x / r) / r**3
 
     class Broken(FixedRatioDiffusion):
-        def drift(self, field: Field, x: Tensor, anchor: Tensor) -> Tensor:
-            return super().drift(field, x, anchor) + added(x)
+        def drift(self, x: Tensor, basis: Tensor) -> Tensor:
+            return super().drift(x, basis) + added(x)
 
-        def drift_and_noise(
-            self, field: Field, x: Tensor, anchor: Tensor, w: Tensor
-        ) -> tuple[Tensor, Tensor]:
-            drift, noise = super().drift_and_noise(field, x, anchor, w)
+        def drift_and_noise(self, x: Tensor, basis: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+            drift, noise = super().drift_and_noise(x, basis, w)
             return drift + added(x), noise
 
     def broken(sde: StochasticEquation, *arguments: Any, **options: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from manifold_sde.solvers.schemes.base import Motion, Scheme, StepNoise, motion_of
+from manifold_sde.solvers.schemes.base import Scheme, StepNoise
 from manifold_sde.solvers.schemes.euler import Euler
 from manifold_sde.solvers.schemes.heun import Heun
 from manifold_sde.solvers.schemes.midpoint import Midpoint
@@ -20,11 +20,9 @@ __all__ = [
     "Euler",
     "Heun",
     "Midpoint",
-    "Motion",
     "PhiJet",
     "Scheme",
     "StepNoise",
     "Walk",
     "Weak2",
-    "motion_of",
 ]

@@ -1,10 +1,11 @@
-"""Euler and Maruyama's scheme with a retraction."""
+"""The Euler-Maruyama scheme with a retraction."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from manifold_sde.solvers.schemes.base import Motion, Scheme, StepNoise
+from manifold_sde.equations import StochasticEquation
+from manifold_sde.solvers.schemes.base import Scheme, StepNoise
 
 
 class Euler(Scheme):
@@ -21,7 +22,7 @@ class Euler(Scheme):
     cost = "6 D + d + 7"
 
     def step(
-        self, motion: Motion, x: Tensor, anchor: Tensor, h: Tensor, noise: StepNoise
+        self, sde: StochasticEquation, x: Tensor, basis: Tensor, h: Tensor, noise: StepNoise
     ) -> tuple[Tensor, Tensor]:
         """One step."""
-        return motion.land(x + motion.increment(x, anchor, h, noise.dw), anchor)
+        return sde.retract(x + sde.increment(x, basis, h, noise.dw), basis)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from manifold_sde.solvers.schemes.base import Motion, Scheme, StepNoise
+from manifold_sde.equations import StochasticEquation
+from manifold_sde.solvers.schemes.base import Scheme, StepNoise
 
 
 class Heun(Scheme):
@@ -17,9 +18,9 @@ class Heun(Scheme):
     cost = "8 D + 7"
 
     def step(
-        self, motion: Motion, x: Tensor, anchor: Tensor, h: Tensor, noise: StepNoise
+        self, sde: StochasticEquation, x: Tensor, basis: Tensor, h: Tensor, noise: StepNoise
     ) -> tuple[Tensor, Tensor]:
         """One step."""
-        first = motion.increment(x, anchor, h, noise.dw)
-        second = motion.increment(x + first, anchor, h, noise.dw)
-        return motion.land(x + 0.5 * (first + second), anchor)
+        first = sde.increment(x, basis, h, noise.dw)
+        second = sde.increment(x + first, basis, h, noise.dw)
+        return sde.retract(x + 0.5 * (first + second), basis)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from manifold_sde.solvers.schemes.base import Motion, Scheme, StepNoise, half
+from manifold_sde.equations import StochasticEquation
+from manifold_sde.solvers.schemes.base import Scheme, StepNoise, half
 
 
 class Midpoint(Scheme):
@@ -17,8 +18,8 @@ class Midpoint(Scheme):
     cost = "8 D + 7"
 
     def step(
-        self, motion: Motion, x: Tensor, anchor: Tensor, h: Tensor, noise: StepNoise
+        self, sde: StochasticEquation, x: Tensor, basis: Tensor, h: Tensor, noise: StepNoise
     ) -> tuple[Tensor, Tensor]:
         """One step."""
-        middle = x + motion.increment(x, anchor, half(h), 0.5 * noise.dw)
-        return motion.land(x + motion.increment(middle, anchor, h, noise.dw), anchor)
+        middle = x + sde.increment(x, basis, half(h), 0.5 * noise.dw)
+        return sde.retract(x + sde.increment(middle, basis, h, noise.dw), basis)

@@ -14,11 +14,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from manifold_sde.equations import ManifoldEquation
+from manifold_sde.equations import ManifoldEquation, StochasticEquation
 from manifold_sde.errors import LimitMapError
 from manifold_sde.geometry import Geometry
 from manifold_sde.sdes import DirectionDiffusion, FixedRatioDiffusion
-from manifold_sde.solvers.schemes.base import Motion, Scheme, StepNoise
+from manifold_sde.solvers.schemes.base import Scheme, StepNoise
 
 
 class PhiJet(Scheme):
@@ -31,26 +31,26 @@ class PhiJet(Scheme):
     cost = "the limit map: some 100 + 10 D"
 
     def step(
-        self, motion: Motion, x: Tensor, anchor: Tensor, h: Tensor, noise: StepNoise
+        self, sde: StochasticEquation, x: Tensor, basis: Tensor, h: Tensor, noise: StepNoise
     ) -> tuple[Tensor, Tensor]:
         """One step."""
-        moved = x + motion.noise_alone(x, noise.dw)
+        moved = x + sde.ambient_noise(x, noise.dw)
         good = torch.isfinite(moved).all(dim=0)
         points = torch.where(good, moved, x.nan_to_num(nan=1.0)).T.contiguous()
         try:
-            limit = _geometry(motion).limit_map(points)
+            limit = _geometry(sde).limit_map(points)
         except LimitMapError as error:
             limit = torch.full_like(points, torch.nan)
             if error.partial is not None:
                 limit = error.partial
         y = torch.where(good, limit.T, torch.nan)
-        if isinstance(motion.sde, DirectionDiffusion):
+        if isinstance(sde, DirectionDiffusion):
             y = y / y.norm(dim=0)
-        elif isinstance(motion.sde, FixedRatioDiffusion):
-            y = y * torch.exp(-motion.sde.ratio * h)
-        return y.contiguous(), anchor
+        elif isinstance(sde, FixedRatioDiffusion):
+            y = y * torch.exp(-sde.ratio * h)
+        return y.contiguous(), basis
 
 
-def _geometry(motion: Motion) -> Geometry:
-    assert isinstance(motion.sde, ManifoldEquation)
-    return motion.sde.geometry
+def _geometry(sde: StochasticEquation) -> Geometry:
+    assert isinstance(sde, ManifoldEquation)
+    return sde.geometry

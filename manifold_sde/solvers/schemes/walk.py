@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from manifold_sde.solvers.schemes.base import Motion, Scheme, StepNoise
+from manifold_sde.equations import ManifoldEquation, StochasticEquation
+from manifold_sde.solvers.schemes.base import Scheme, StepNoise
 
 
 class Walk(Scheme):
@@ -23,7 +24,8 @@ class Walk(Scheme):
     cost = "6 D + 7"
 
     def step(
-        self, motion: Motion, x: Tensor, anchor: Tensor, h: Tensor, noise: StepNoise
+        self, sde: StochasticEquation, x: Tensor, basis: Tensor, h: Tensor, noise: StepNoise
     ) -> tuple[Tensor, Tensor]:
         """One step."""
-        return motion.land(x + motion.tangent_increment(x, anchor, h, noise.dw), anchor)
+        assert isinstance(sde, ManifoldEquation)
+        return sde.retract(x + sde.tangent_increment(x, basis, h, noise.dw), basis)

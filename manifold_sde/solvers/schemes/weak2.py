@@ -24,7 +24,8 @@ import math
 
 from torch import Tensor
 
-from manifold_sde.solvers.schemes.base import Motion, Scheme, StepNoise, half
+from manifold_sde.equations import StochasticEquation
+from manifold_sde.solvers.schemes.base import Scheme, StepNoise, half
 
 
 class Weak2(Scheme):
@@ -37,25 +38,25 @@ class Weak2(Scheme):
     cost = "19 D + 6"
 
     def step(
-        self, motion: Motion, x: Tensor, anchor: Tensor, h: Tensor, noise: StepNoise
+        self, sde: StochasticEquation, x: Tensor, basis: Tensor, h: Tensor, noise: StepNoise
     ) -> tuple[Tensor, Tensor]:
         """One step."""
         across = math.sqrt(2.0) * h.sqrt() * noise.extra()
-        x = self._drift_flow(motion, x, anchor, half(h))
+        x = self._drift_flow(sde, x, basis, half(h))
         for w in (0.5 * (noise.dw + across), 0.5 * (noise.dw - across)):
-            x = self._noise_flow(motion, x, anchor, w)
-        x = self._drift_flow(motion, x, anchor, half(h))
-        return motion.land(x, anchor, fresh_steps=1)
+            x = self._noise_flow(sde, x, basis, w)
+        x = self._drift_flow(sde, x, basis, half(h))
+        return sde.retract(x, basis, fresh_steps=1)
 
     @staticmethod
-    def _drift_flow(motion: Motion, x: Tensor, anchor: Tensor, h: Tensor) -> Tensor:
-        middle = x + half(h) * motion.drift(x, anchor)
-        return x + h * motion.drift(middle, anchor)
+    def _drift_flow(sde: StochasticEquation, x: Tensor, basis: Tensor, h: Tensor) -> Tensor:
+        middle = x + half(h) * sde.drift(x, basis)
+        return x + h * sde.drift(middle, basis)
 
     @staticmethod
-    def _noise_flow(motion: Motion, x: Tensor, anchor: Tensor, w: Tensor) -> Tensor:
-        k1 = motion.noise(x, anchor, w)
-        k2 = motion.noise(x + 0.5 * k1, anchor, w)
-        k3 = motion.noise(x + 0.5 * k2, anchor, w)
-        k4 = motion.noise(x + k3, anchor, w)
+    def _noise_flow(sde: StochasticEquation, x: Tensor, basis: Tensor, w: Tensor) -> Tensor:
+        k1 = sde.noise(x, basis, w)
+        k2 = sde.noise(x + 0.5 * k1, basis, w)
+        k3 = sde.noise(x + 0.5 * k2, basis, w)
+        k4 = sde.noise(x + k3, basis, w)
         return x + (k1 + 2.0 * (k2 + k3) + k4) / 6.0

@@ -80,7 +80,7 @@ def tangent_basis(hessian: Tensor, anchor: Tensor) -> Tensor:
     return orthonormal_columns(solve_positive(_shifted(hessian, anchor), anchor))
 
 
-def tangent_basis_and_inverse(hessian: Tensor, anchor: Tensor) -> tuple[Tensor, Tensor]:
+def tangent_inverse(hessian: Tensor, anchor: Tensor) -> tuple[Tensor, Tensor]:
     """Orthonormal basis of ker H, and the pseudo-inverse of H.
 
     Args:
@@ -98,7 +98,7 @@ def tangent_basis_and_inverse(hessian: Tensor, anchor: Tensor) -> tuple[Tensor, 
     return basis, half - (half @ basis) @ basis.T
 
 
-def newton_step(hessian: Tensor, anchor: Tensor, gradient: Tensor) -> Tensor:
+def newton_displacement(hessian: Tensor, anchor: Tensor, gradient: Tensor) -> Tensor:
     """Displacement normal to the manifold that removes the gradient to first order.
 
     Near the manifold the part of the gradient along ker H is of second order, and is not looked

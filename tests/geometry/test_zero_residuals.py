@@ -1,4 +1,4 @@
-"""The two routes of the coefficients agree on the manifold; the faster one knows where it holds."""
+"""Least squares with zero residuals: where the route holds, and how it comes back from afar."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from manifold_sde import (
     SphericalNoise,
     problems,
 )
-from manifold_sde.geometry.row_space import (
+from manifold_sde.geometry.dense import DenseSpace
+from manifold_sde.geometry.elimination_rows import (
     complement,
     dual_rows,
     project_on_kernel,
     shortest_solution,
 )
-from manifold_sde.hessian_field import HessianField
-from manifold_sde.interpolation import InterpolationField, interpolates
+from manifold_sde.geometry.least_squares import has_zero_residuals
+from manifold_sde.geometry.retraction import retract
 
 
 def bent(noise_scale: float = 0.4, offset: float = 0.0) -> LeastSquaresProblem:
@@ -61,41 +62,12 @@ def _zero(problem: Problem, x: Tensor) -> Tensor:
     return x
 
 
-@pytest.mark.parametrize("make", [bent, problems.normalized_linear, problems.varying_circle])
-@pytest.mark.parametrize("calculus", ["ito", "stratonovich"])
-def test_both_routes_give_the_same(make: object, calculus: str) -> None:
-    problem = make()  # type: ignore[operator]
-    y = on_manifold(problem)
-    sde = DirectionDiffusion(problem, calculus)
-    sde.require_on_manifold(y)
-    fast = sde.field()
-    assert isinstance(fast, InterpolationField)
-    slow = HessianField(problem, problem.rank)
-    x = y.T.contiguous()
-    w = torch.randn(problem.n_noise, 5, generator=torch.Generator().manual_seed(1)).double()
-    anchors = fast.anchor(x), slow.anchor(x)
-    with torch.no_grad():
-        for scale in (1.0, 3.0):
-            found, wanted = (
-                f.drift(scale * x, a, calculus) for f, a in zip((fast, slow), anchors, strict=True)
-            )
-            torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-10)
-            found, wanted = (
-                f.noise(scale * x, a, w) for f, a in zip((fast, slow), anchors, strict=True)
-            )
-            torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-10)
-        for field, anchor in zip((fast, slow), anchors, strict=True):
-            drift, noise = field.drift_and_noise(x, anchor, w, calculus)
-            apart = field.direction_drift(x, anchor, calculus), field.noise(x, anchor, w)
-            torch.testing.assert_close((drift, noise), apart, rtol=1e-12, atol=1e-13)
-
-
 @pytest.mark.parametrize("calculus", ["ito", "stratonovich"])
 def test_the_retraction_arrives_from_afar_at_the_same_norm(calculus: str) -> None:
     problem = problems.normalized_linear()
     sde = LimitingDiffusion(problem, calculus)
     sde.require_on_manifold(problem.minimizer)
-    field = sde.field()
+    space = sde.space
     circle = problem.facts.circle
     angles = torch.linspace(0.0, 6.0, 9, dtype=torch.float64)
     y, tangent = circle.point(angles), circle.point(angles + torch.pi / 2) - circle.center
@@ -103,43 +75,43 @@ def test_the_retraction_arrives_from_afar_at_the_same_norm(calculus: str) -> Non
     # A radian of the circle: seven standard deviations of a step of 1/32.
     x = 2.0 * (y + circle.radius * tangent).T.contiguous()
     with torch.no_grad():
-        landed, anchor, arrived = field.retract(x, field.anchor(2.0 * y.T))
+        landed, basis, arrived = retract(space, x, space.reference_basis(y.T.contiguous()))
     assert bool(arrived.all())
     assert float(problem.residuals(landed.T).norm(dim=1).max()) < 1e-14
     torch.testing.assert_close(landed.norm(dim=0), x.norm(dim=0), rtol=1e-14, atol=0.0)
     if calculus == "ito":
-        inner = torch.einsum("idn,imn->dmn", anchor, anchor)
+        inner = torch.einsum("idn,imn->dmn", basis, basis)
         torch.testing.assert_close(
             inner, torch.eye(2).double()[..., None].expand_as(inner), rtol=0.0, atol=1e-13
         )
         rows = problem.jacobian(landed.T / 2.0)
-        assert float((rows @ anchor.movedim(-1, 0)).abs().max()) < 1e-12
+        assert float((rows @ basis.movedim(-1, 0)).abs().max()) < 1e-12
     far = x + 3.0 * problem.inputs.sum(0)[:, None]
     with torch.no_grad():
-        landed, _, arrived = field.retract(far, anchor, 0)
+        landed, _, arrived = retract(space, far, basis, 0)
     assert bool(torch.isnan(landed[:, ~arrived]).all())
     assert int(arrived.sum()) < len(arrived)
 
 
 def test_where_the_residuals_do_not_vanish_the_general_route_is_taken() -> None:
     fitted = bent()
-    assert interpolates(fitted, on_manifold(fitted), 3)
+    assert has_zero_residuals(fitted, on_manifold(fitted), 3)
     # A point that is only near the manifold will do.
-    assert interpolates(fitted, on_manifold(fitted) + 1e-5, 3)
-    assert not interpolates(fitted, on_manifold(fitted), 2)
+    assert has_zero_residuals(fitted, on_manifold(fitted) + 1e-5, 3)
+    assert not has_zero_residuals(fitted, on_manifold(fitted), 2)
     conflicting = bent(offset=0.05)
     x = on_manifold(fitted)
-    assert not interpolates(conflicting, x, 4)
+    assert not has_zero_residuals(conflicting, x, 4)
     scalar = problems.mixed_noise_circle()
-    assert not interpolates(scalar, scalar.minimizer[None], 1)
+    assert not has_zero_residuals(scalar, scalar.minimizer[None], 1)
     labelled = problems.varying_circle(noise=LabelNoise(0.1))
     sde = DirectionDiffusion(labelled)
     sde.require_on_manifold(labelled.minimizer)
-    assert isinstance(sde.field(), HessianField)
+    assert isinstance(sde.space, DenseSpace)
 
 
 @pytest.mark.parametrize("count", [1, 4, 40])
-def test_row_space_against_lapack(count: int) -> None:
+def test_elimination_of_rows_against_lapack(count: int) -> None:
     generator = torch.Generator().manual_seed(count)
     rows = torch.randn(count, 45, generator=generator, dtype=torch.float64)
     side = torch.randn(count, generator=generator, dtype=torch.float64)

@@ -1,0 +1,361 @@
+"""The matrix-free route: networks, where nothing of size D x D fits into memory."""
+
+from __future__ import annotations
+
+import contextlib
+
+import numpy as np
+import torch
+from scipy.sparse.linalg import LinearOperator, eigsh
+from torch import Tensor
+from torch.func import vmap
+
+from manifold_sde.errors import (
+    DifferentiationError,
+    LimitMapError,
+    NonFiniteError,
+    NotOnManifoldError,
+    RankError,
+)
+from manifold_sde.geometry.gradient_flow import FlowStatus
+from manifold_sde.geometry.limit_map import (
+    SINGLE_RTOL,
+    describe_status,
+    is_scale_invariant,
+    way_out,
+)
+from manifold_sde.geometry.matrix_free import (
+    HessianSpace,
+    JacobianSpace,
+    LeadingSpace,
+    MatrixFreeSpace,
+    each,
+    fixed_vectors,
+)
+from manifold_sde.geometry.matrix_free_flow import Flow, flow_to_limit
+from manifold_sde.geometry.normal_space import Frame
+from manifold_sde.geometry.route import (
+    NEWTON_STEPS,
+    NEWTON_TOLERANCE,
+    Route,
+    refuse_off_manifold,
+)
+from manifold_sde.geometry.spectrum import common_rank, find_rank
+from manifold_sde.pointwise import LeastSquaresPointwise
+from manifold_sde.problem import Problem
+
+#: Bytes that the vectors of one block may take with what is computed from them.
+DEFAULT_MEMORY = 1 << 29
+#: Residuals that Newton's method leaves, in units of rounding of |J| |y|, that count as none.
+_ROUNDING_UNITS = 1e3
+#: Eigenvalue of J J^T, relative to the largest, below which a direction has no slope.
+_NO_SLOPE = 1e-12
+#: Eigenvalue of H, relative to the largest, from which on a direction counts as normal.
+_SLOW = 1e-6
+#: Leading eigenvalues that are looked at first where the rank is not known.
+_FIRST_LOOK = 16
+#: Newton corrections after the flow has settled.
+_CORRECTIONS = 2
+
+
+class MatrixFreeRoute(Route):
+    """Geometry by products with J or H, for any dimension.
+
+    Least squares whose residuals vanish take the Jacobian, everything else the Hessian. Points are
+    taken as many at once as fit into the memory; the flows of a limit map one after the other, as
+    each has steps of its own.
+
+    Args:
+        problem: The problem.
+        rtol: Accuracy of the limit map relative to the norm.
+        max_steps: Steps of the gradient flow after which it counts as failed.
+        memory: Bytes that the vectors of one block may take with what is computed from them.
+    """
+
+    def __init__(self, problem: Problem, *, rtol: float, max_steps: int, memory: int) -> None:
+        super().__init__(problem, rtol=rtol, max_steps=max_steps)
+        self.loss = problem.pointwise
+        self.memory = memory
+
+    def frames_at(self, y: Tensor) -> tuple[MatrixFreeSpace, Frame, Tensor]:
+        """Frames at points that are checked to lie on the manifold (n, D)."""
+        found: tuple[MatrixFreeSpace, Frame] | None = self._jacobian_frames(y)
+        space, frame = found or self._hessian_frames(y)
+        return space, frame, frame[0].T
+
+    def _jacobian_frames(self, y: Tensor) -> tuple[JacobianSpace, Frame] | None:
+        """From one Gram matrix a point; ``None`` where the residuals do not vanish there."""
+        whole = self._all_residuals()
+        if whole is None:
+            return None
+        loss, x = whole.loss, y.T
+        values, weights = whole.over_points(whole.frame, x, y.new_zeros(loss.dim, 0, len(y)))
+        if not bool(torch.isfinite(values).all()):
+            raise _not_finite("Jacobian")
+
+        def left(points: Tensor, *frame: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            return each(residuals_left, points, *frame)
+
+        def residuals_left(point: Tensor, *frame: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            moved, first = point, None
+            for _ in range(3):
+                step = whole.displacement_at(point, frame, moved)
+                first, moved = step if first is None else first, moved - step
+            size = (loss.n_samples * frame[0].sum()).sqrt() * point.norm()
+            assert first is not None
+            return first.norm() / point.norm(), loss.residuals(moved).norm(), size
+
+        distance, residuals, sizes = whole.over_points(left, x, values, weights)
+        refuse_off_manifold(distance, lambda k: self.loss.gradient(y[k]), y.dtype)
+        if bool((residuals > _ROUNDING_UNITS * torch.finfo(y.dtype).eps * sizes).any()):
+            return None
+        rank = common_rank(find_rank(self._with_zero(values.T), self.problem.rank))
+        first = len(values) - rank
+        frame = values[first:], weights[:, first:].contiguous()
+        return JacobianSpace(self.problem, rank, self.memory), frame
+
+    def _all_residuals(self) -> JacobianSpace | None:
+        """The space of all residuals, whatever their rank; ``None`` where there are none."""
+        loss = self.loss
+        if not isinstance(loss, LeastSquaresPointwise) or loss.n_residuals > loss.dim:
+            return None
+        return JacobianSpace(self.problem, loss.n_residuals, self.memory, floor=_NO_SLOPE)
+
+    def _with_zero(self, values: Tensor) -> Tensor:
+        """The eigenvalues of H that can differ from zero, and one that cannot."""
+        if values.shape[-1] == self.loss.dim:
+            return values
+        return torch.cat([values.new_zeros(len(values), 1), values], dim=1)
+
+    def _hessian_frames(self, y: Tensor) -> tuple[HessianSpace, Frame]:
+        """From the leading eigenvectors of H."""
+        found = [self._leading(point) for point in y]
+        for point, (values, basis) in zip(y, found, strict=True):
+            fast = values.abs() > _SLOW * values.abs().max()
+            gradient = self.loss.gradient(point)
+            step = basis[:, fast] @ ((basis[:, fast].T @ gradient) / values[fast])
+            refuse_off_manifold((step.norm() / point.norm())[None], [gradient].__getitem__, y.dtype)
+        rank = common_rank(
+            torch.stack([find_rank(values[None], self.problem.rank)[0] for values, _ in found])
+        )
+        values = torch.stack([v[len(v) - rank :] for v, _ in found], -1)
+        basis = torch.stack([q[:, q.shape[1] - rank :] for _, q in found], -1)
+        return HessianSpace(self.problem, rank, self.memory), (values, basis)
+
+    def _leading(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """The largest eigenvalues of H, ascending, beyond its rank, with their vectors: one point.
+
+        Lanczos; as many as the declared rank and one more, or until there is a gap.
+        """
+        dim = self.loss.dim
+        probe = fixed_vectors(y, 2)
+        if not bool(self.loss.hessian_product(y, probe[:, 0]).any()):
+            return y.new_zeros(2), probe  # Lanczos has nothing to begin with
+        count = _FIRST_LOOK if self.problem.rank is None else self.problem.rank + 1
+        while True:
+            count = min(count, dim - 1)
+            values, vectors = self._lanczos(y, count)
+            if count == dim - 1 or self.problem.rank is not None:
+                return values, vectors
+            with contextlib.suppress(RankError):
+                if int(find_rank(values[None], None)[0]) < count:
+                    return values, vectors
+            count *= 4
+
+    def _lanczos(self, y: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """Eigenvalues (k,) of largest size, ascending, and eigenvectors (D, k) of H."""
+
+        def product(v: np.ndarray) -> np.ndarray:
+            image = self.loss.hessian_product(y, torch.as_tensor(v.reshape(-1)).to(y))
+            if not bool(torch.isfinite(image).all()):
+                raise _not_finite("Hessian")
+            return np.asarray(image.detach().cpu(), dtype=np.float64)
+
+        dim = self.loss.dim
+        operator = LinearOperator((dim, dim), matvec=product, dtype=np.float64)
+        first = fixed_vectors(y, 1)[:, 0].double().cpu().numpy()
+        values, vectors = eigsh(operator, k=count, which="LM", v0=first)
+        order = np.argsort(values)
+        return (
+            torch.from_numpy(values[order]).to(y),
+            torch.from_numpy(np.ascontiguousarray(vectors[:, order])).to(y),
+        )
+
+    def eigenvalues(self, y: Tensor) -> Tensor:
+        """Leading eigenvalues of H with the first that counts as zero, ascending: -> (n, k)."""
+        found = self._jacobian_frames(y)
+        if found is not None:
+            return self._with_zero(found[1][0].T)
+        leading = [self._leading(point)[0] for point in y]
+        most = max(len(values) for values in leading)
+        # What was not looked at is smaller than what was.
+        return torch.stack([torch.cat([v.new_zeros(most - len(v)), v]) for v in leading])
+
+    def normal_variances(self, y: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+        """Nonzero eigenvalues of H, and q^T Sigma q of their vectors: (n, D) -> (n, M) twice."""
+        space, frame, eigenvalues = self.frames_at(y)
+        noise = self.problem.noise
+
+        def at_one(point: Tensor, *own: Tensor) -> Tensor:
+            parts = [
+                vmap(lambda q: noise.transposed_product(self.loss, point, q))(rows).square().sum(1)
+                for _, rows in space.eigenvectors_at(point, own)
+            ]
+            return torch.cat(parts)
+
+        variances: Tensor = space.over_points(lambda *a: each(at_one, *a), y.T, *frame)
+        return eigenvalues, variances.T
+
+    def newton(
+        self, point: Tensor, invariant: bool
+    ) -> tuple[Tensor, Tensor, Tensor, RankError | None]:
+        """Newton steps with a frame of each."""
+        space = self._off_manifold()
+        if isinstance(space, LeadingSpace):
+            # What is normal shows on the manifold alone: the way there begins anew with its rank.
+            ends = torch.stack([space.approach(start, NEWTON_STEPS) for start in point])
+            space = self._hessian_frames(ends)[0]
+        x = point.T
+        basis = space.over_points(space.reference_basis, x)
+
+        def displacement(y: Tensor, near: Tensor) -> tuple[Tensor, Tensor]:
+            frame = space.frame_at(y, near)
+            return space.displacement_at(y, frame, y), space.reference_at(y, frame)
+
+        for _ in range(NEWTON_STEPS):
+            moved, basis = space.over_points(lambda *a: each(displacement, *a), x, basis)
+            x = x - moved
+            if invariant:
+                x = x / x.norm(dim=0)
+            steps = moved.norm(dim=0)
+            if bool((steps <= NEWTON_TOLERANCE.get(x.dtype, 1e-3) * x.norm(dim=0)).all()):
+                break
+        ambiguous = None
+        try:
+            self.frames_at(x.T)
+        except RankError as error:
+            ambiguous = error
+        except (NotOnManifoldError, NonFiniteError):
+            pass  # it did not arrive
+        return x.T, steps, torch.zeros_like(steps, dtype=torch.bool), ambiguous
+
+    def _off_manifold(self) -> MatrixFreeSpace:
+        """A space for points near the manifold, or on their way to it."""
+        whole, rank = self._all_residuals(), self.problem.rank
+        if whole is not None:
+            return JacobianSpace(self.problem, rank or whole.rank, self.memory, floor=_NO_SLOPE)
+        if rank is None:
+            return LeadingSpace(self.problem, self.memory)
+        return HessianSpace(self.problem, rank, self.memory)
+
+    def limit_map(self, x: Tensor) -> Tensor:
+        """Phi(x): (..., D) -> (..., D), without derivatives.
+
+        Raises:
+            LimitMapError: If some of the flows fail; the others are in its ``partial``.
+        """
+        if torch._C._functorch.is_functorch_wrapped_tensor(x) or x.requires_grad:
+            raise DifferentiationError(
+                "the limit map by products is not differentiable",
+                received="a point whose derivatives are followed",
+                expected="a plain tensor",
+                remedy="on Gamma its derivative is geometry.tangent_projection; the dense route "
+                "differentiates it anywhere",
+            )
+        flat = x.reshape(-1, x.shape[-1])
+        invariant = is_scale_invariant(self.problem, x)
+        ends, reasons = [], {}
+        for index, point in enumerate(flat):
+            size = point.norm() if invariant else torch.ones_like(point[0])
+            with torch.no_grad():
+                end, reason = self._one_limit(point / size, invariant)
+            ends.append(end * size)
+            if reason:
+                reasons[index] = reason
+        limits = torch.stack(ends) if ends else flat.clone()
+        if not reasons:
+            return limits.reshape(x.shape)
+        failed = torch.zeros(len(flat), dtype=torch.bool, device=x.device)
+        failed[list(reasons)] = True
+        index = min(reasons)
+        raise LimitMapError(
+            "gradient flow did not reach the manifold of minimisers",
+            failed=failed.reshape(x.shape[:-1]),
+            partial=limits.masked_fill(failed[:, None], torch.nan).reshape(x.shape),
+            received=f"{len(reasons)} of {len(flat)} points failed; point {index}: "
+            f"{reasons[index]}",
+            expected="points of the attraction set U, from which the flow ends on Gamma",
+            remedy=way_out(self.problem)
+            + ("; x.double(): single precision seldom tells the rank" * (x.dtype == torch.float32)),
+        )
+
+    def _one_limit(self, x: Tensor, invariant: bool) -> tuple[Tensor, str]:
+        """The limit of the flow from one point, and why it is none."""
+        space = self._off_manifold()
+        flow = flow_to_limit(
+            space,
+            x,
+            rtol=self.rtol if x.dtype == torch.float64 else max(self.rtol, SINGLE_RTOL),
+            max_steps=self.max_steps,
+        )
+        if flow.status != FlowStatus.SETTLED:
+            return flow.point, _reason(flow, self.max_steps)
+        point, near = flow.point, flow.basis
+        try:
+            if isinstance(space, LeadingSpace):
+                # The rank is that of the end, where the spectrum has a gap.
+                space, (_, bases) = self._hessian_frames(point[None])
+                near = bases[..., 0]
+            for _ in range(_CORRECTIONS):
+                frame = space.frame_at(point, near)
+                point = point - space.displacement_at(point, frame, point)
+            if invariant:
+                point = point / point.norm()
+            self.frames_at(point[None])
+        except (RankError, NotOnManifoldError, NonFiniteError) as error:
+            return point, f"{error.problem}: {error.received}"
+        return point, ""
+
+    def residuals(self, y: Tensor) -> dict[str, Tensor]:
+        """How accurate the route is at points of the manifold: relative errors, (n,) each.
+
+        Returns:
+            "orthogonality": size of Q^T Q - 1 on a fixed vector; "eigenvectors": |H q - lambda q|
+            over the largest eigenvalue, for a combination q of all eigenvectors; "projection":
+            |P P v - P v| / |v|; "constraint": the Newton displacement over the norm.
+        """
+        space, frame, _ = self.frames_at(y)
+        probe = fixed_vectors(y.new_empty(self.loss.dim), 1)[:, 0]
+
+        def at_one(point: Tensor, *own: Tensor) -> tuple[Tensor, ...]:
+            values = own[0]
+            c = space.components_at(point, own, probe)
+            c = c / c.norm()
+            mixed = space.combine_at(point, own, c)
+            image = self.loss.hessian_product(point, mixed)
+            wanted = space.combine_at(point, own, values * c)
+            once = space.project_at(point, own, probe)
+            return (
+                (space.components_at(point, own, mixed) - c).norm(),
+                (image - wanted).norm() / values[-1],
+                (space.project_at(point, own, once) - once).norm(),
+                space.displacement_at(point, own, point).norm() / point.norm(),
+            )
+
+        names = ("orthogonality", "eigenvectors", "projection", "constraint")
+        found = space.over_points(lambda *a: each(at_one, *a), y.T, *frame)
+        return dict(zip(names, found, strict=True))
+
+
+def _reason(flow: Flow, max_steps: int) -> str:
+    what = describe_status(flow.status, max_steps)
+    return f"{what}, at distance estimate {flow.distance:.3g} after flow time {flow.time:.4g}"
+
+
+def _not_finite(what: str) -> NonFiniteError:
+    return NonFiniteError(
+        f"the {what} is not finite",
+        received="NaN or infinity in its products",
+        expected="a loss that is smooth on Gamma (Assumption 2.1)",
+        remedy="look for norms, roots or logarithms of zero in the loss at that point",
+    )
