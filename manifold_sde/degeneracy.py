@@ -153,11 +153,8 @@ def measure_diffusion(equation: ManifoldEquation, start: Tensor) -> tuple[float,
         )
     space, columns = equation.space, around.T.contiguous()
 
-    def tangent(y: Tensor, basis: Tensor) -> Tensor:
-        return drift.direction_drift(space, y, space.frame(y, basis), "tangent")
-
     basis = equation.reference_basis(columns)
-    sizes = space.over_points(tangent, columns, basis).norm(dim=0)
+    sizes = drift.direction_drift(space, columns, basis, "tangent").norm(dim=0)
     speed = float((sizes / equation.problem.noise_trace(around)).max())
     moves = f"a flow of speed up to {speed:.2g} tr Sigma in the clock u, the same for all paths"
     return share, (

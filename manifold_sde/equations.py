@@ -297,42 +297,14 @@ class ManifoldEquation(StochasticEquation):
         found = self.space.over_points(self.space.reference_basis, safe / lengths(safe))
         return torch.where(lost, torch.nan, found)
 
-    def direction_drift(self, y: Tensor, basis: Tensor) -> Tensor:
-        """Drift of the direction diffusion at unit vectors: (D, n), (D, d, n) -> (D, n)."""
-        space = self.space
-
-        def at(z: Tensor, near: Tensor) -> Tensor:
-            return drift.direction_drift(space, z, space.frame(z, near), self.calculus)
-
-        found: Tensor = space.over_points(at, y, basis)
-        return found
-
-    def direction_drift_and_noise(
-        self, y: Tensor, basis: Tensor, w: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """That, and P sigma w, with one frame: (D, n) each."""
-
-        def at(z: Tensor, near: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-            return drift.direction_drift_and_noise(self.space, z, near, v, self.calculus)
-
-        found: tuple[Tensor, Tensor] = self.space.over_points(at, y, basis, w)
-        return found
-
     def tangent_increment(self, x: Tensor, basis: Tensor, h: Tensor, w: Tensor) -> Tensor:
         """Tangent part of the direction's Ito drift times h, and P sigma w: -> (D, n)."""
-
-        def at(z: Tensor, near: Tensor, step: Tensor, v: Tensor) -> Tensor:
-            return drift.tangent_increment(self.space, z, near, step, v)
-
-        y = x / lengths(x)
-        found: Tensor = self.space.over_points(at, y, basis, h.expand(y.shape[1]), w)
-        return found
+        return drift.tangent_increment(self.space, x / lengths(x), basis, h, w)
 
     def noise(self, x: Tensor, basis: Tensor, w: Tensor) -> Tensor:
         """P sigma w: (D, n), (D, d, n), (m, n) -> (D, n)."""
         r = lengths(x)
-        found: Tensor = self.space.over_points(self.space.tangent_noise, x / r, basis, w)
-        return found / r
+        return drift.tangent_noise(self.space, x / r, basis, w) / r
 
     def factor(self, x: Tensor, basis: Tensor) -> Tensor:
         """P sigma: (D, n), (D, d, n) -> (D, m, n).

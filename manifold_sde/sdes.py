@@ -9,6 +9,7 @@ from manifold_sde.arguments import real
 from manifold_sde.equations import ManifoldEquation, StochasticEquation
 from manifold_sde.errors import ArgumentError, NotOnManifoldError
 from manifold_sde.geometry import Geometry
+from manifold_sde.geometry.drift import direction_drift, direction_drift_and_noise
 from manifold_sde.geometry.normal_space import lengths
 from manifold_sde.paper import implements
 from manifold_sde.problem import Problem
@@ -140,13 +141,13 @@ class FixedRatioDiffusion(ManifoldEquation):
         """Drift: (D, n), (D, d, n) -> (D, n)."""
         r = lengths(x)
         y = x / r
-        return self._scaled(self.direction_drift(y, basis), y, r)
+        return self._scaled(direction_drift(self.space, y, basis, self.calculus), y, r)
 
     def drift_and_noise(self, x: Tensor, basis: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
         """Drift, and P sigma w: (D, n) each."""
         r = lengths(x)
         y = x / r
-        drift, noise = self.direction_drift_and_noise(y, basis, w)
+        drift, noise = direction_drift_and_noise(self.space, y, basis, w, self.calculus)
         return self._scaled(drift, y, r), noise / r
 
     def _scaled(self, drift: Tensor, y: Tensor, r: Tensor) -> Tensor:
@@ -238,7 +239,7 @@ class DirectionDiffusion(ManifoldEquation):
 
     def drift(self, x: Tensor, basis: Tensor) -> Tensor:
         """Drift at the direction: (D, n), (D, d, n) -> (D, n)."""
-        return self.direction_drift(x / lengths(x), basis)
+        return direction_drift(self.space, x / lengths(x), basis, self.calculus)
 
     def noise(self, x: Tensor, basis: Tensor, w: Tensor) -> Tensor:
         """P sigma w at the direction: (D, n), (D, d, n), (m, n) -> (D, n)."""
@@ -246,7 +247,7 @@ class DirectionDiffusion(ManifoldEquation):
 
     def drift_and_noise(self, x: Tensor, basis: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
         """Drift, and P sigma w, at the direction: (D, n) each."""
-        return self.direction_drift_and_noise(x / lengths(x), basis, w)
+        return direction_drift_and_noise(self.space, x / lengths(x), basis, w, self.calculus)
 
     def factor(self, x: Tensor, basis: Tensor) -> Tensor:
         """P sigma at the direction: (D, n), (D, d, n) -> (D, m, n)."""

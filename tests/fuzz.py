@@ -54,12 +54,17 @@ from manifold_sde.solvers import (
 )
 from manifold_sde.verification import (
     MinimiserManifold,
+    Picture,
+    Series,
+    Subject,
     check_assumptions,
     exact,
+    plot_picture,
     verify,
 )
 
 NAN, INF = float("nan"), float("inf")
+_PICTURE = Picture("title", "x", "y", (Series("a", (0.0, 1.0), (0.0, 1.0)),))
 E1 = torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64)
 DRAW = torch.tensor([0.3, -0.2, 0.5], dtype=torch.float64)
 
@@ -170,6 +175,15 @@ WRONG: dict[str, dict[str, Any]] = {
         "beyond 64 bits": [0, 2**70],
     },
     "path": {"a number": 3, "no word": "", "a list": ["a"]},
+    "moment": {
+        "None": None,
+        "a word": "x",
+        "NaN": torch.tensor(NAN),
+        "infinity": torch.tensor(INF),
+        "complex": torch.tensor(1j),
+        "sparse": torch.ones(1).to_sparse(),
+        "a list": ["a"],
+    },
 }
 
 
@@ -272,6 +286,99 @@ class _Net(nn.Module):
         return (h @ (self.w / self.w.norm()))[:, None]
 
 
+def _of_laws(of: Callable[..., Target]) -> dict[str, Target]:
+    """The exact laws, and what makes them."""
+    linear, curve, sphere = (
+        problems.normalized_linear(design="orthogonal"),
+        problems.varying_circle(),
+        problems.great_sphere(),
+    )
+    angle = exact.AngleLaw.of(linear)
+    circle = exact.CircleDiffusion.of(curve, nodes=33)
+    ball = exact.SphereLaw.of(sphere)
+    periodic, normal = circle.at_clock(1.0), angle.at_clock(1.0)
+    traced = exact.TracedCurve.of(curve, curve.minimizer)
+    reversible = exact.ReversibleLaw.of(curve, nodes=33)
+    found = {
+        f"{law.__name__}.of": of(law.of, {"problem": made}, problem="problem")
+        for law, made in (
+            (exact.AngleLaw, linear),
+            (exact.SphereLaw, sphere),
+            (exact.ReversibleLaw, curve),
+            (exact.CircleDiffusion, curve),
+        )
+    }
+    numbers = {
+        "AngleLaw.at": (angle.at, {"T": 1.0}),
+        "AngleLaw.at_clock": (angle.at_clock, {"u": 1.0}),
+        "AngleLaw.clock": (angle.clock, {"T": 1.0}),
+        "AngleLaw.norm": (angle.norm, {"T": 1.0}),
+        "SphereLaw.mean": (ball.mean, {"u": 1.0}),
+        "SphereLaw.second_moment": (ball.second_moment, {"u": 1.0}),
+        "SphereLaw.clock": (ball.clock, {"T": 1.0}),
+        "CircleDiffusion.at": (circle.at, {"t": 1.0, "ratio": 0.5, "norm": 1.0}),
+        "CircleDiffusion.at_clock": (circle.at_clock, {"u": 1.0}),
+        "CircleDiffusion.joint_equilibrium": (circle.joint_equilibrium, {"ratio": 0.5}),
+        "WrappedNormal": (exact.WrappedNormal, {"mean": 0.5, "variance": 1.0}),
+        "AngleLaw": (
+            exact.AngleLaw,
+            {"start": 0.5, "radius": 0.5, "noise_scale": 0.3, "noise_trace": 0.2},
+        ),
+    }
+    for name, (function, good) in numbers.items():
+        found[name] = of(function, good, **dict.fromkeys(good, "number"))
+    return found | {
+        "SphereLaw.rate": of(ball.rate, {"degree": 2}, degree="count"),
+        "SphereLaw.zonal": of(ball.zonal, {"degree": 2, "cosine": 0.5}, degree="count"),
+        "AngleLaw.at_steps": of(
+            angle.at_steps,
+            {"lr": 0.01, "weight_decay": 0.05, "steps": 10},
+            lr="number",
+            weight_decay="number",
+            steps="steps",
+        ),
+        "CircleDiffusion.at_steps": of(
+            circle.at_steps,
+            {"lr": 0.01, "weight_decay": 0.05, "steps": 10},
+            lr="number",
+            weight_decay="number",
+            steps="steps",
+        ),
+        "CircleDiffusion.expectation": of(
+            circle.expectation, {"f": np.cos, "clock": 1.0}, f="function", clock="number"
+        ),
+        "CircleDiffusion.nodes": of(
+            exact.CircleDiffusion.of, {"problem": curve, "nodes": 33}, nodes="count"
+        ),
+        "CircleDiffusion": of(
+            exact.CircleDiffusion,
+            {"drift": circle.drift, "variance": circle.variance, "trace": circle.trace},
+            drift="vector",
+            variance="vector",
+            trace="vector",
+        ),
+        "PeriodicLaw.expectation": of(periodic.expectation, {"f": np.cos}, f="function"),
+        "PeriodicLaw.moment": of(periodic.moment, {"order": 1}, order="count"),
+        "WrappedNormal.moment": of(normal.moment, {"order": 1}, order="count"),
+        "WrappedNormal.sample": of(
+            normal.sample, {"size": 3, "seed": 0}, size="count", seed="seed"
+        ),
+        "ReversibleLaw.expectation": of(
+            reversible.expectation, {"f": lambda y: y[..., 0]}, f="function"
+        ),
+        "TracedCurve.of": of(
+            exact.TracedCurve.of,
+            {"problem": curve, "start": curve.minimizer},
+            problem="problem",
+            start="point",
+        ),
+        "TracedCurve.angle": of(traced.angle, {"x": curve.minimizer}, x="point"),
+        "convergence": of(
+            exact.convergence, {"problem": curve, "nodes": 17}, problem="problem", nodes="count"
+        ),
+    }
+
+
 def targets(folder: Path) -> dict[str, Target]:
     """All public callables.
 
@@ -293,6 +400,8 @@ def targets(folder: Path) -> dict[str, Target]:
     report = verify(problem, checks=["Euler's theorem"])
     level = MinimiserManifold(problem)
     batch = E1[None]
+    brownian = BrownianPath(0, 2, 4)
+    facts = problem.facts
 
     def of(target: Callable[..., Any], good: dict[str, Any], /, **kinds: str) -> Target:
         return Target(target, good, kinds)
@@ -649,6 +758,31 @@ def targets(folder: Path) -> dict[str, Target]:
             width="count",
             norm="choice",
         ),
+    }
+    found |= _of_laws(of)
+    found |= {
+        "BrownianPath.between": of(
+            brownian.between,
+            {"ta": torch.tensor(0.0), "tb": torch.tensor(1.0)},
+            ta="moment",
+            tb="moment",
+        ),
+        "BrownianPath.increments": of(
+            brownian.increments,
+            {"level": 0, "first": 0, "count": 2},
+            level="seed",
+            first="seed",
+            count="count",
+        ),
+        "LayerNorm": of(networks.LayerNorm, {"shape": 4}, shape="count"),
+        "GroupNorm": of(
+            networks.GroupNorm, {"groups": 2, "channels": 4}, groups="count", channels="count"
+        ),
+        "WeightNorm": of(networks.WeightNorm, {"layer": nn.Linear(3, 2)}, layer="problem"),
+        "Subject": of(Subject.of, {"problem": problem, "seed": 0}, problem="problem", seed="seed"),
+        "plot_picture": of(plot_picture, {"picture": _PICTURE}, picture="problem"),
+        "Circle.angle": of(facts.circle.angle, {"x": E1}, x="point"),
+        "Circle.point": of(facts.circle.point, {"angle": torch.tensor(0.3)}, angle="moment"),
     }
     for name in ("loss", "gradient", "hessian", "noise_factor", "noise_covariance", "noise_trace"):
         found[f"problem.{name}"] = of(getattr(problem, name), {"x": E1}, x="point")

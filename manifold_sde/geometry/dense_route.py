@@ -11,13 +11,13 @@ from manifold_sde.geometry.gradient_flow import precision
 from manifold_sde.geometry.kernels import Kernels
 from manifold_sde.geometry.limit_map import LimitMap
 from manifold_sde.geometry.normal_space import Frame, NormalSpace
+from manifold_sde.geometry.rank import common_rank, find_rank, normal_directions
 from manifold_sde.geometry.route import (
     NEWTON_STEPS,
     NEWTON_TOLERANCE,
     Route,
     refuse_off_manifold,
 )
-from manifold_sde.geometry.spectrum import common_rank, find_rank, normal_directions
 from manifold_sde.problem import Problem
 
 

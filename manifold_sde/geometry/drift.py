@@ -59,16 +59,25 @@ def second_derivative(
     return -space.inverse(y, frame, along) - space.project(y, frame, across)
 
 
-def direction_drift(space: NormalSpace, y: Tensor, frame: Frame, calculus: str) -> Tensor:
-    """Drift of the direction diffusion at unit vectors: (D, n) -> (D, n).
+def direction_drift(space: NormalSpace, y: Tensor, basis: Tensor, calculus: str) -> Tensor:
+    """Drift of the direction diffusion.
 
     Args:
         space: The route.
         y: Unit vectors (D, n).
-        frame: Their frame.
+        basis: Reference bases nearby (D, d, n).
         calculus: "ito", "stratonovich", or "tangent" for the part of the Ito drift that is tangent
             to Gamma_1.
+
+    Returns:
+        Tensor (D, n).
     """
+    if y.shape[-1] > space.at_once(y):
+        found: Tensor = space.over_points(
+            lambda z, near: direction_drift(space, z, near, calculus), y, basis
+        )
+        return found
+    frame = space.frame(y, basis)
     if calculus == "ito":
         return _ito_drift(space, y, frame)
     force = tangent_force(space, y, frame, calculus)
@@ -79,9 +88,17 @@ def direction_drift_and_noise(
     space: NormalSpace, y: Tensor, basis: Tensor, w: Tensor, calculus: str
 ) -> tuple[Tensor, Tensor]:
     """The drift, and P sigma w, with one frame: (D, n), (D, d, n), (m, n) -> (D, n) each."""
-    frame = space.frame(y, basis)
-    noise = space.project(y, frame, space.noise_product(y, w))
-    return direction_drift(space, y, frame, calculus), noise
+
+    def at(z: Tensor, near: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        frame = space.frame(z, near)
+        noise = space.project(z, frame, space.noise_product(z, v))
+        if calculus == "ito":
+            return _ito_drift(space, z, frame), noise
+        force = tangent_force(space, z, frame, calculus)
+        return without_radial_part(space.project(z, frame, force), z), noise
+
+    found: tuple[Tensor, Tensor] = space.over_points(at, y, basis, w)
+    return found
 
 
 def tangent_increment(space: NormalSpace, y: Tensor, basis: Tensor, h: Tensor, w: Tensor) -> Tensor:
@@ -91,15 +108,26 @@ def tangent_increment(space: NormalSpace, y: Tensor, basis: Tensor, h: Tensor, w
         space: The route.
         y: Unit vectors (D, n).
         basis: Reference bases nearby (D, d, n).
-        h: Steps (n,).
+        h: Steps, () or (n,).
         w: Increments (m, n).
 
     Returns:
         Tensor (D, n).
     """
-    frame = space.frame(y, basis)
-    move = h * tangent_force(space, y, frame, "tangent") + space.noise_product(y, w)
-    return without_radial_part(space.project(y, frame, move), y)
+
+    def at(z: Tensor, near: Tensor, step: Tensor, v: Tensor) -> Tensor:
+        frame = space.frame(z, near)
+        move = step * tangent_force(space, z, frame, "tangent") + space.noise_product(z, v)
+        return without_radial_part(space.project(z, frame, move), z)
+
+    found: Tensor = space.over_points(at, y, basis, h.expand(y.shape[1]), w)
+    return found
+
+
+def tangent_noise(space: NormalSpace, y: Tensor, basis: Tensor, w: Tensor) -> Tensor:
+    """P sigma w: (D, n), (D, d, n), (m, n) -> (D, n)."""
+    found: Tensor = space.over_points(space.tangent_noise, y, basis, w)
+    return found
 
 
 def tangent_force(space: NormalSpace, y: Tensor, frame: Frame, calculus: str) -> Tensor:

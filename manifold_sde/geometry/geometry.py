@@ -18,9 +18,9 @@ from manifold_sde.errors import (
 from manifold_sde.geometry.closed_form import ClosedFormGeometry
 from manifold_sde.geometry.dense import DENSE_LIMIT
 from manifold_sde.geometry.dense_route import DenseRoute
+from manifold_sde.geometry.log_determinant import LogPseudoDeterminant
 from manifold_sde.geometry.matrix_free_route import DEFAULT_MEMORY, MatrixFreeRoute
-from manifold_sde.geometry.pseudo_determinant import LogPseudoDeterminant
-from manifold_sde.geometry.spectrum import find_rank, gap_ratios
+from manifold_sde.geometry.rank import find_rank, gap_ratios
 from manifold_sde.memory import bytes_of
 from manifold_sde.paper import implements
 from manifold_sde.problem import Problem, require_problem

@@ -72,8 +72,8 @@ _TOLERANCE_FACTOR, _TOLERANCE_POWER = 3.0, 0.65
 _LARGEST_TOLERANCE = 1e-2
 #: First step over the fastest time scale, and by how much steps may change.
 FIRST_STEP = 0.5
-SAFETY = 0.9
-SHRINK, GROW, SHRINK_UNSOLVED = 0.2, 5.0, 0.4
+_SAFETY = 0.9
+_SHRINK, _GROW, _SHRINK_UNSOLVED = 0.2, 5.0, 0.4
 #: Entries of the largest batch of step matrices that is solved at once.
 _MATRIX_ENTRIES = 1 << 23
 
@@ -82,6 +82,19 @@ def tolerances(rtol: float, dtype: torch.dtype) -> tuple[float, float]:
     """Of the estimate of the error of a step, and of its Newton iteration, relative to the norm."""
     estimate = min(_LARGEST_TOLERANCE, _TOLERANCE_FACTOR * rtol**_TOLERANCE_POWER)
     return estimate, max(0.01 * rtol, 50.0 * torch.finfo(dtype).eps)
+
+
+def step_factor(excess: Tensor, solved: Tensor, held: Tensor) -> Tensor:
+    """By how much the next step is longer.
+
+    Args:
+        excess: Estimate of the error over its tolerance.
+        solved: Whether the stages were found.
+        held: Whether the step was accepted right after a rejection: it may then not grow.
+    """
+    factor = _SAFETY * excess.clamp(min=1e-30) ** (-1.0 / (STAGES + 1))
+    factor = torch.where(solved, factor.clamp(_SHRINK, _GROW), _SHRINK_UNSOLVED)
+    return torch.where(held, factor.clamp(max=1.0), factor)
 
 
 class FlowStatus(IntEnum):
@@ -220,8 +233,6 @@ def settle(
         excess = error / tolerance
         solved = solved & torch.isfinite(excess) & torch.isfinite(inside).flatten(1).all(-1)
         accepted = solved & (excess <= 1.0)
-        factor = SAFETY * excess.clamp(min=1e-30) ** (-1.0 / (STAGES + 1))
-        factor = torch.where(solved, factor.clamp(SHRINK, GROW), SHRINK_UNSOLVED)
 
         moved = active[accepted]
         stages = inside[accepted] @ start.basis[accepted].mT
@@ -230,9 +241,7 @@ def settle(
         result.points[moved] = start.x[accepted] + stages[:, -1]
         result.times[moved] += h[accepted]
         last_stages[moved], last_steps[moved] = stages, h[accepted]
-        # No growth right after a rejection.
-        held = accepted & rejected[active]
-        steps[active] = h * torch.where(held, factor.clamp(max=1.0), factor)
+        steps[active] = h * step_factor(excess, solved, accepted & rejected[active])
         rejected[active] = ~accepted
         over = active[result.times[active] * fastest[active] > small.stalled]
         status[over] = FlowStatus.STALLED

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.func import vjp, vmap
 
 from manifold_sde.derivatives import jvp
-from manifold_sde.geometry.elimination_rows import (
+from manifold_sde.geometry.elimination import (
     complement,
     dual_rows,
     project_on_kernel,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from manifold_sde.errors import LimitMapError, RankError
-from manifold_sde.geometry import differentiation
+from manifold_sde.geometry import autograd
 from manifold_sde.geometry.gradient_flow import (
     FlowResult,
     FlowStatus,
@@ -20,7 +20,7 @@ from manifold_sde.geometry.gradient_flow import (
 )
 from manifold_sde.geometry.kernels import Kernels
 from manifold_sde.geometry.radau import BatchFunction
-from manifold_sde.geometry.spectrum import describe, find_rank
+from manifold_sde.geometry.rank import describe, find_rank
 from manifold_sde.problem import INVARIANCE_TOLERANCE, Problem
 
 #: Newton corrections after the flow has settled; the second one is at rounding level.
@@ -87,7 +87,7 @@ class LimitMap:
         if x.numel() == 0:
             return x.clone()
         try:
-            return differentiation.apply(self, x.reshape(-1, x.shape[-1])).reshape(x.shape)
+            return autograd.apply(self, x.reshape(-1, x.shape[-1])).reshape(x.shape)
         except LimitMapError as error:
             if error.partial.numel() == x.numel():
                 error.failed = error.failed.reshape(x.shape[:-1])

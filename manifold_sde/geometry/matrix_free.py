@@ -10,7 +10,6 @@ third derivatives.
   by forward and reverse mode.
 - :class:`HessianSpace`: any loss. H has rank M, so its products with M columns near its range
   determine it: with B = H A one has H = B (A^T B)^{-1} B^T. A frame is Q itself.
-- :class:`LeadingSpace`: any loss whose rank is not known, on the way to the manifold.
 """
 
 from __future__ import annotations
@@ -26,7 +25,6 @@ from torch.func import vjp, vmap
 from manifold_sde import philox
 from manifold_sde.derivatives import jvp, unit_rows
 from manifold_sde.geometry.normal_space import Frame, NormalSpace, to_unit
-from manifold_sde.geometry.spectrum import normal_directions
 from manifold_sde.pointwise import LeastSquaresPointwise
 from manifold_sde.problem import Problem
 
@@ -144,10 +142,13 @@ class MatrixFreeSpace(NormalSpace):
 
     # At many, points last.
 
+    def at_once(self, y: Tensor) -> int:
+        """Number of points whose frames fit into the memory."""
+        return max(1, self.block(y) // max(1, self.rank))
+
     def over_points(self, function: Callable[..., Any], *arguments: Tensor) -> Any:
         """A function of arrays with the points last, on as many points at once as fit."""
-        size = max(1, self.block(arguments[0]) // max(1, self.rank))
-        n = arguments[0].shape[-1]
+        size, n = self.at_once(arguments[0]), arguments[0].shape[-1]
         if n <= size:
             return function(*arguments)
         found = [
@@ -450,70 +451,3 @@ class HessianSpace(MatrixFreeSpace):
     def displacement_at(self, y: Tensor, frame: Frame, x: Tensor) -> Tensor:
         """Q Lambda^-1 Q^T grad L(x)."""
         return self.inverse_at(y, frame, self.loss.gradient(x))
-
-
-class LeadingSpace(HessianSpace):
-    """Any loss of unknown rank: as many leading eigenvectors of H as stand out.
-
-    They are those of H in a subspace that has been multiplied by H: on the manifold exactly its
-    range, off it approximately, which costs a flow iterations and no accuracy. Frames of different
-    points differ in size. The reference basis has a few further columns.
-
-    Args:
-        problem: The problem.
-        memory: As for :class:`MatrixFreeSpace`.
-    """
-
-    #: Eigenvalue, relative to the largest, from which on a direction stands out.
-    floor = 1e-4
-    #: Columns to begin with, and beside those that stood out nearby; and their largest number.
-    spare, most = 16, 512
-
-    #: Newton step, relative to the norm, at which points count as near the manifold.
-    nearby = 1e-9
-
-    def __init__(self, problem: Problem, memory: int) -> None:
-        super().__init__(problem, self.spare, memory)
-
-    def start_at(self, y: Tensor) -> Tensor:
-        """Fixed vectors."""
-        return fixed_vectors(y, min(self.spare, len(y)))
-
-    def approach(self, x: Tensor, steps: int) -> Tensor:
-        """A point next to the manifold and near x, (D,), by at most so many Newton steps."""
-        near = self.start_at(x)
-        for _ in range(steps):
-            frame = self.frame_at(x, near)
-            step, near = self.displacement_at(x, frame, x), self.reference_at(x, frame)
-            x = x - step
-            if float(step.norm()) <= self.nearby * float(x.norm()):
-                break
-        return x
-
-    def frame_at(self, y: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
-        """The eigenvalues that stand out, ascending, and their vectors; at least one."""
-        most = min(self.loss.dim, self.most)
-        while True:
-            columns = torch.linalg.qr(self.products(y, basis))[0]
-            inner = columns.T @ self.products(y, columns)
-            values, vectors = eigen(0.5 * (inner + inner.T))
-            size = values.abs()
-            out = size > self.floor * size.max()
-            if not bool(out.all()) or basis.shape[1] >= most:
-                break
-            more = min(basis.shape[1], most - basis.shape[1])
-            basis = torch.cat([columns, fixed_vectors(y, more)], dim=1)
-        out = out | (size == size.max())
-        return values[out], columns @ vectors[:, out]
-
-    def reference_at(self, y: Tensor, frame: Frame) -> Tensor:
-        """The basis, and room for more."""
-        near = frame[1]
-        more = min(self.spare, self.loss.dim - near.shape[1])
-        return torch.cat([near, fixed_vectors(y, more)], dim=1) if more else near
-
-    def displacement_at(self, y: Tensor, frame: Frame, x: Tensor) -> Tensor:
-        """As for known rank, in the directions that are normal at this distance."""
-        force = self.components_at(y, frame, self.loss.gradient(x))
-        normal = normal_directions(frame[0][None], force[None], None)[0]
-        return self.combine_at(y, frame, torch.where(normal, force / frame[0], 0.0))

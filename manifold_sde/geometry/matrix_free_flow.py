@@ -20,12 +20,9 @@ from torch.func import vmap
 from manifold_sde.geometry.gradient_flow import (
     COLLAPSED,
     FIRST_STEP,
-    GROW,
-    SAFETY,
-    SHRINK,
-    SHRINK_UNSOLVED,
     FlowStatus,
     precision,
+    step_factor,
     tolerances,
 )
 from manifold_sde.geometry.matrix_free import MatrixFreeSpace
@@ -175,12 +172,10 @@ def flow_to_limit(
             flow.point, flow.time = flow.point + stages[-1], flow.time + h
             flow.steps += 1
             last_stages, last_h = stages, h
-        factor = SHRINK_UNSOLVED
-        if excess < float("inf"):
-            factor = SAFETY * max(excess, 1e-30) ** (-1.0 / (STAGES + 1))
-            factor = min(max(factor, SHRINK), 1.0 if held and accepted else GROW)
+        solved = solved and excess < float("inf")
+        error = torch.tensor(excess, dtype=torch.float64)
+        h *= float(step_factor(error, torch.tensor(solved), torch.tensor(held and accepted)))
         held = not accepted
-        h *= factor
         if flow.time * fastest > small.stalled:
             flow.status = FlowStatus.STALLED
             return flow

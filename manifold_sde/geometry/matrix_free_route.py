@@ -27,20 +27,20 @@ from manifold_sde.geometry.limit_map import (
 from manifold_sde.geometry.matrix_free import (
     HessianSpace,
     JacobianSpace,
-    LeadingSpace,
     MatrixFreeSpace,
     each,
+    eigen,
     fixed_vectors,
 )
 from manifold_sde.geometry.matrix_free_flow import Flow, flow_to_limit
 from manifold_sde.geometry.normal_space import Frame
+from manifold_sde.geometry.rank import common_rank, find_rank, normal_directions
 from manifold_sde.geometry.route import (
     NEWTON_STEPS,
     NEWTON_TOLERANCE,
     Route,
     refuse_off_manifold,
 )
-from manifold_sde.geometry.spectrum import common_rank, find_rank
 from manifold_sde.pointwise import LeastSquaresPointwise
 from manifold_sde.problem import Problem
 
@@ -56,6 +56,73 @@ _SLOW = 1e-6
 _FIRST_LOOK = 16
 #: Newton corrections after the flow has settled.
 _CORRECTIONS = 2
+
+
+class LeadingSpace(HessianSpace):
+    """Any loss of unknown rank: as many leading eigenvectors of H as stand out.
+
+    They are those of H in a subspace that has been multiplied by H: on the manifold exactly its
+    range, off it approximately, which costs a flow iterations and no accuracy. Frames of different
+    points differ in size. The reference basis has a few further columns.
+
+    Args:
+        problem: The problem.
+        memory: As for :class:`MatrixFreeSpace`.
+    """
+
+    #: Eigenvalue, relative to the largest, from which on a direction stands out.
+    floor = 1e-4
+    #: Columns to begin with, and beside those that stood out nearby; and their largest number.
+    spare, most = 16, 512
+
+    #: Newton step, relative to the norm, at which points count as near the manifold.
+    nearby = 1e-9
+
+    def __init__(self, problem: Problem, memory: int) -> None:
+        super().__init__(problem, self.spare, memory)
+
+    def start_at(self, y: Tensor) -> Tensor:
+        """Fixed vectors."""
+        return fixed_vectors(y, min(self.spare, len(y)))
+
+    def approach(self, x: Tensor, steps: int) -> Tensor:
+        """A point next to the manifold and near x, (D,), by at most so many Newton steps."""
+        near = self.start_at(x)
+        for _ in range(steps):
+            frame = self.frame_at(x, near)
+            step, near = self.displacement_at(x, frame, x), self.reference_at(x, frame)
+            x = x - step
+            if float(step.norm()) <= self.nearby * float(x.norm()):
+                break
+        return x
+
+    def frame_at(self, y: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
+        """The eigenvalues that stand out, ascending, and their vectors; at least one."""
+        most = min(self.loss.dim, self.most)
+        while True:
+            columns = torch.linalg.qr(self.products(y, basis))[0]
+            inner = columns.T @ self.products(y, columns)
+            values, vectors = eigen(0.5 * (inner + inner.T))
+            size = values.abs()
+            out = size > self.floor * size.max()
+            if not bool(out.all()) or basis.shape[1] >= most:
+                break
+            more = min(basis.shape[1], most - basis.shape[1])
+            basis = torch.cat([columns, fixed_vectors(y, more)], dim=1)
+        out = out | (size == size.max())
+        return values[out], columns @ vectors[:, out]
+
+    def reference_at(self, y: Tensor, frame: Frame) -> Tensor:
+        """The basis, and room for more."""
+        near = frame[1]
+        more = min(self.spare, self.loss.dim - near.shape[1])
+        return torch.cat([near, fixed_vectors(y, more)], dim=1) if more else near
+
+    def displacement_at(self, y: Tensor, frame: Frame, x: Tensor) -> Tensor:
+        """As for known rank, in the directions that are normal at this distance."""
+        force = self.components_at(y, frame, self.loss.gradient(x))
+        normal = normal_directions(frame[0][None], force[None], None)[0]
+        return self.combine_at(y, frame, torch.where(normal, force / frame[0], 0.0))
 
 
 class MatrixFreeRoute(Route):

@@ -60,6 +60,10 @@ class NormalSpace(ABC):
         other.kernels = kernels
         return other
 
+    def at_once(self, y: Tensor) -> int:
+        """Number of points whose frames fit into the memory."""
+        return y.shape[-1]
+
     def over_points(self, function: Callable[..., Any], *arguments: Tensor) -> Any:
         """A function of arrays with the points last, on as many points at once as fit."""
         return function(*arguments)

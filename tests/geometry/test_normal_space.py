@@ -6,10 +6,11 @@ A new implementation joins by one line of :data:`SPACES`.
 from __future__ import annotations
 
 import functools
+import sys
+import types
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from manifold_sde import (
     Geometry,
     LabelNoise,
     LeastSquaresProblem,
+    LimitingDiffusion,
     Problem,
     SphericalNoise,
     problems,
@@ -31,6 +33,7 @@ from manifold_sde.geometry.normal_space import NormalSpace
 from manifold_sde.geometry.retraction import retract
 from manifold_sde.solvers import solve
 from manifold_sde.solvers.schemes import SCHEMES
+from manifold_sde.verification.properties import norm_identity
 from manifold_sde.verification.strategies.models import NormalizedNetwork, TiltedModel
 from tests.geometry.drift_reference import Reference
 from tests.geometry.test_matrix_free import start_of, taught
@@ -182,7 +185,7 @@ def test_drift_and_noise(one: Case, calculus: str) -> None:
     space, y, basis = one.space, one.y, one.basis
     w = vectors(one, space.problem.n_noise)
     wanted = [r.drift(calculus) for r in one.references]
-    close(drift.direction_drift(space, y, space.frame(y, basis), calculus), wanted)
+    close(drift.direction_drift(space, y, basis, calculus), wanted)
     noise = [r.P @ r.sigma @ u for r, u in zip(one.references, w.T, strict=True)]
     close(space.tangent_noise(y, basis, w), noise)
     for found, right in zip(
@@ -221,13 +224,13 @@ def test_points_in_pieces_are_the_same(one: Case) -> None:
     space, y = one.space, one.y
     w = vectors(one, space.problem.n_noise)
 
-    def both(z: Tensor, near: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        return drift.direction_drift_and_noise(space, z, near, v, "stratonovich")
+    def both() -> tuple[Tensor, Tensor]:
+        return drift.direction_drift_and_noise(space, y, one.basis, w, "stratonovich")
 
-    whole = both(y, one.basis, w)
+    whole = both()
     if isinstance(space, (JacobianSpace, HessianSpace)):
         space = type(space)(space.problem, space.rank, 1)
-    for found, wanted in zip(space.over_points(both, y, one.basis, w), whole, strict=True):
+    for found, wanted in zip(both(), whole, strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-11, atol=1e-12)
 
 
@@ -247,7 +250,7 @@ FAULTS: dict[str, Callable[[Reference], Tensor]] = {
 def test_broken_drifts_are_told(fault: str) -> None:
     one = cases("eigenbasis, mixed noise")
     calculus = "stratonovich" if fault == "no derivative of sigma" else "ito"
-    found = drift.direction_drift(one.space, one.y, one.space.frame(one.y, one.basis), calculus)
+    found = drift.direction_drift(one.space, one.y, one.basis, calculus)
     with pytest.raises(AssertionError):
         close(found, [FAULTS[fault](r) for r in one.references])
 
@@ -272,38 +275,70 @@ def _known(problem: Problem) -> tuple[Problem, Tensor]:
     return problem, problem.minimizer
 
 
+def drift_functions(run: Callable[[], object]) -> set[str]:
+    """Names of the package's functions, but those of the noise, that a drift is computed by."""
+    entries = {f.__code__ for f in (drift.direction_drift, drift.direction_drift_and_noise)}
+    inside, found = 0, set()
+
+    def look(frame: types.FrameType, event: str, _: object) -> None:
+        nonlocal inside
+        code = frame.f_code
+        if code in entries:
+            inside += {"call": 1, "return": -1}.get(event, 0)
+        ours = inside and event == "call" and "manifold_sde/geometry" in code.co_filename
+        if ours and not any(
+            word in code.co_qualname for word in ("noise", "over_points", "at_once")
+        ):
+            found.add(code.co_qualname)
+
+    sys.setprofile(look)
+    try:
+        run()
+    finally:
+        sys.setprofile(None)
+    return found
+
+
 @pytest.mark.parametrize("name", TRACED)
 @pytest.mark.parametrize("method", ["euler", "heun"])
-def test_the_drift_that_is_checked_is_the_drift_that_is_stepped(
-    name: str, method: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """``verify`` looks at ``f``; where its drift is turned, ``solve`` has to turn with it."""
+def test_the_drift_that_is_checked_is_the_drift_that_is_stepped(name: str, method: str) -> None:
+    """Function by function, of ``verify`` and of ``solve``."""
     problem, y = TRACED[name]()
     calculus = SCHEMES[method].calculus or "ito"
-    zero, h = torch.zeros(()), 2.0**-7
+    sde = LimitingDiffusion(problem, calculus)
+    options = {"method": method, "dt": 2.0**-7, "compile": False}
+    checked = drift_functions(lambda: norm_identity(problem, y))
+    stepped = drift_functions(lambda: solve(sde, y, [0.0, 2.0**-7], **options))
+    asked = drift_functions(lambda: sde.f(torch.zeros(()), y[None]))
+    assert len(stepped) > 5
+    assert stepped <= checked
+    assert asked - {"direction_drift"} <= stepped
+    # The twin: another implementation has other functions.
+    assert drift_functions(lambda: solve(sde, y, [0.0, 0.01], method="phi_jet")) == set()
+
+
+@pytest.mark.parametrize("calculus", ["ito", "stratonovich"])
+def test_a_fault_in_the_drift_is_seen_by_both(
+    calculus: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One factor of 2 in one place moves ``f`` and the step of ``solve`` by the same."""
+    problem = problems.varying_circle()
+    y = problem.facts.circle.point(torch.tensor(0.7, dtype=torch.float64))
+    h = 2.0**-8
 
     def both() -> tuple[Tensor, Tensor]:
         sde = DirectionDiffusion(problem, calculus)
-        sde.require_on_manifold(y)
-        arguments = {"method": method, "dt": h, "seed": 1, "compile": False}
-        return sde.f(zero, y[None])[0], solve(sde, y, [0.0, h], **arguments).ys[-1]
-
-    calls: list[str] = []
-
-    def traced(space: NormalSpace, z: Tensor, *arguments: object) -> Tensor:
-        calls.append(type(space).__name__)
-        return original(space, z, *arguments) + torch.roll(z, 1, 0)
+        method = "euler" if calculus == "ito" else "heun"
+        options = {"method": method, "dt": h, "seed": 1, "compile": False}
+        moved = solve(sde, y, [0.0, h], **options).ys[-1]
+        return sde.f(torch.zeros(()), y[None])[0], moved
 
     checked, stepped = both()
-    original = drift.direction_drift
-    monkeypatch.setattr(drift, "direction_drift", traced)
-    turned, moved = both()
-    assert len(set(calls)) == 1, "f and solve take different implementations"
-    turn = torch.roll(y, 1, 0)
-    torch.testing.assert_close(turned - checked, turn, rtol=0.0, atol=1e-12)
-    space = DirectionDiffusion(problem, calculus)
-    space.require_on_manifold(y)
-    tangent = space.geometry.tangent_projection(y, turn)
+    original = drift.tangent_force
+    monkeypatch.setattr(drift, "tangent_force", lambda *a: 2.0 * original(*a))
+    wrong, moved = both()
+    tangent = Geometry(problem).tangent_projection(y, wrong - checked)
     tangent = tangent - y * (y @ tangent)
+    assert float(tangent.norm()) > 1e-3
     change = (moved - stepped) / h
-    np.testing.assert_allclose(change, tangent, atol=0.2 * float(tangent.norm()))
+    torch.testing.assert_close(change, tangent, rtol=0.0, atol=0.1 * float(tangent.norm()))

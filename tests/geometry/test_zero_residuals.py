@@ -17,7 +17,7 @@ from manifold_sde import (
     problems,
 )
 from manifold_sde.geometry.dense import DenseSpace
-from manifold_sde.geometry.elimination_rows import (
+from manifold_sde.geometry.elimination import (
     complement,
     dual_rows,
     project_on_kernel,

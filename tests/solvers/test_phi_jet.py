@@ -13,7 +13,7 @@ from manifold_sde.verification.exact.spectral import fourier_nodes
 from tests.solvers.operators import direction, harmonics, one_step
 
 #: The functions that compute a drift.
-DRIFTS = ("direction_drift", "direction_drift_and_noise", "tangent_increment", "tangent_force")
+DRIFTS = ("tangent_force", "_ito_drift")
 
 
 class Touched(Exception):

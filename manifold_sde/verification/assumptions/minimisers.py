@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from manifold_sde.geometry.spectrum import gap_ratios
+from manifold_sde.geometry.rank import gap_ratios
 from manifold_sde.verification.assumptions.movement import Valued, descend
 from manifold_sde.verification.assumptions.survey import Survey, show_point
 from manifold_sde.verification.assumptions.verdict import assumption

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from manifold_sde.geometry import differentiation
+from manifold_sde.geometry import autograd
 from manifold_sde.geometry.dense_route import DenseRoute
 from manifold_sde.pointwise import LeastSquaresPointwise
 
@@ -35,7 +35,7 @@ class LogPseudoDeterminant:
             NotOnManifoldError: If a point is not on the manifold.
             RankError: If the rank is ambiguous, not the declared one, or not constant.
         """
-        return differentiation.apply(self, y)[:, 0]
+        return autograd.apply(self, y)[:, 0]
 
     def value(self, y: Tensor) -> Tensor:
         """Log pdet H as a column: (n, D) -> (n, 1)."""
