@@ -52,24 +52,24 @@ class DenseSpace(NormalSpace):
 
     def frame(self, y: Tensor, basis: Tensor) -> Frame:
         """Tangent bases, with the pseudo-inverse or with eigenvalues and eigenvectors."""
-        return self.eigenframe(y) if self.eigenbasis else self._eliminated(y, basis)
+        if self.eigenbasis:
+            return self.eigenframe(y)
+        hessian = self.kernels.run_last("hessian", self.loss.hessian, y)
+        frame: Frame = self.kernels.run_last("elimination", tangent_inverse, hessian, basis)
+        return frame
 
     def tangent_frame(self, y: Tensor, basis: Tensor) -> Frame:
         """Tangent bases alone, by elimination."""
-        return (self.kernels.run_last("tangent_basis", tangent_basis, self._hessian(y), basis),)
-
-    def _eliminated(self, y: Tensor, basis: Tensor) -> Frame:
-        frame: Frame = self.kernels.run_last(
-            "tangent_basis_and_inverse", tangent_inverse, self._hessian(y), basis
-        )
-        return frame
+        hessian = self.kernels.run_last("hessian", self.loss.hessian, y)
+        return (self.kernels.run_last("tangent_basis", tangent_basis, hessian, basis),)
 
     def eigenframe(self, y: Tensor) -> Frame:
         """Tangent basis (D, D - M, n), eigenvalues (M, n) and eigenvectors (D, M, n) of H.
 
         NaN where a point is lost.
         """
-        matrices = self._hessian(y).movedim(-1, 0)
+        hessian: Tensor = self.kernels.run_last("hessian", self.loss.hessian, y)
+        matrices = hessian.movedim(-1, 0)
         lost = ~torch.isfinite(matrices).flatten(1).all(1)
         # LAPACK refuses what is not finite.
         values, vectors = torch.linalg.eigh(matrices.masked_fill(lost[:, None, None], 0.0))
@@ -169,12 +169,14 @@ class DenseSpace(NormalSpace):
     def newton_step(self, y: Tensor, basis: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """By one elimination, with the same reference basis for all steps."""
         gradient = self.kernels.run_last("gradient", self.loss.gradient, y)
-        moved = self.kernels.run_last("newton", _newton, y, self._hessian(y), basis, gradient)
+        hessian = self.kernels.run_last("hessian", self.loss.hessian, y)
+        moved = self.kernels.run_last("newton", _newton, y, hessian, basis, gradient)
         return *moved, basis
 
     def settle(self, y: Tensor, basis: Tensor) -> tuple[Frame, Tensor]:
         """The eliminated frame; its tangent basis is the reference from here on."""
-        frame = self._eliminated(y, basis)
+        hessian = self.kernels.run_last("hessian", self.loss.hessian, y)
+        frame = self.kernels.run_last("elimination", tangent_inverse, hessian, basis)
         return frame, frame[0]
 
     def shared_step(self, y: Tensor, frame: Frame) -> tuple[Tensor, Tensor]:
@@ -187,10 +189,6 @@ class DenseSpace(NormalSpace):
         return result
 
     # Functions of one point.
-
-    def _hessian(self, y: Tensor) -> Tensor:
-        result: Tensor = self.kernels.run_last("hessian", self.loss.hessian, y)
-        return result
 
     def _covariance(self, y: Tensor) -> Tensor:
         return self.noise.covariance(self.loss, y)

@@ -65,45 +65,45 @@ def orthonormal_columns(columns: Tensor) -> Tensor:
     return torch.stack(basis, dim=1)
 
 
-def _shifted(hessian: Tensor, anchor: Tensor) -> Tensor:
+def _shifted(hessian: Tensor, basis: Tensor) -> Tensor:
     """H + mu T T^T with mu the mean of the nonzero eigenvalues."""
-    rank = hessian.shape[0] - anchor.shape[1]
+    rank = hessian.shape[0] - basis.shape[1]
     shift = hessian.diagonal().sum() / max(rank, 1)
-    return hessian + shift * (anchor @ anchor.T)
+    return hessian + shift * (basis @ basis.T)
 
 
-def tangent_basis(hessian: Tensor, anchor: Tensor) -> Tensor:
-    """Orthonormal basis of ker H, next to the anchor's columns.
+def tangent_basis(hessian: Tensor, basis: Tensor) -> Tensor:
+    """Orthonormal basis of ker H, next to the reference basis.
 
     Args:
         hessian: H (D, D), of rank M.
-        anchor: T (D, D - M), for example a tangent basis at a point nearby.
+        basis: T (D, D - M), for example a tangent basis at a point nearby.
 
     Returns:
         Tensor (D, D - M).
     """
-    return orthonormal_columns(solve_positive(_shifted(hessian, anchor), anchor))
+    return orthonormal_columns(solve_positive(_shifted(hessian, basis), basis))
 
 
-def tangent_inverse(hessian: Tensor, anchor: Tensor) -> tuple[Tensor, Tensor]:
+def tangent_inverse(hessian: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
     """Orthonormal basis of ker H, and the pseudo-inverse of H.
 
     Args:
         hessian: H (D, D), of rank M.
-        anchor: T (D, D - M).
+        basis: T (D, D - M).
 
     Returns:
         Tensors (D, D - M) and (D, D).
     """
-    dim, count = anchor.shape
+    dim, count = basis.shape
     identity = torch.eye(dim, dtype=hessian.dtype, device=hessian.device)
-    both = solve_positive(_shifted(hessian, anchor), torch.cat([anchor, identity], dim=1))
-    basis = orthonormal_columns(both[:, :count])
-    half = both[:, count:] - basis @ (basis.T @ both[:, count:])
-    return basis, half - (half @ basis) @ basis.T
+    both = solve_positive(_shifted(hessian, basis), torch.cat([basis, identity], dim=1))
+    kernel = orthonormal_columns(both[:, :count])
+    half = both[:, count:] - kernel @ (kernel.T @ both[:, count:])
+    return kernel, half - (half @ kernel) @ kernel.T
 
 
-def newton_displacement(hessian: Tensor, anchor: Tensor, gradient: Tensor) -> Tensor:
+def newton_displacement(hessian: Tensor, basis: Tensor, gradient: Tensor) -> Tensor:
     """Displacement normal to the manifold that removes the gradient to first order.
 
     Near the manifold the part of the gradient along ker H is of second order, and is not looked
@@ -111,18 +111,18 @@ def newton_displacement(hessian: Tensor, anchor: Tensor, gradient: Tensor) -> Te
 
     Args:
         hessian: H (D, D) near the manifold.
-        anchor: T (D, D - M).
+        basis: T (D, D - M).
         gradient: The gradient (D,).
 
     Returns:
         Tensor (D,), to be subtracted.
     """
-    count = anchor.shape[1]
-    columns = torch.cat([anchor, gradient[:, None]], dim=1)
-    both = solve_positive(_shifted(hessian, anchor), columns)
-    basis = orthonormal_columns(both[:, :count])
+    count = basis.shape[1]
+    columns = torch.cat([basis, gradient[:, None]], dim=1)
+    both = solve_positive(_shifted(hessian, basis), columns)
+    kernel = orthonormal_columns(both[:, :count])
     step = both[:, count]
-    return step - basis @ (basis.T @ step)
+    return step - kernel @ (kernel.T @ step)
 
 
 def _orthonormal_rows(rows: Tensor, sides: Tensor) -> tuple[Tensor, Tensor]:

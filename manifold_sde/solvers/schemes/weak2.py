@@ -42,16 +42,12 @@ class Weak2(Scheme):
     ) -> tuple[Tensor, Tensor]:
         """One step."""
         across = math.sqrt(2.0) * h.sqrt() * noise.extra()
-        x = self._drift_flow(sde, x, basis, half(h))
+        h = half(h)
+        x = x + h * sde.drift(x + half(h) * sde.drift(x, basis), basis)
         for w in (0.5 * (noise.dw + across), 0.5 * (noise.dw - across)):
             x = self._noise_flow(sde, x, basis, w)
-        x = self._drift_flow(sde, x, basis, half(h))
+        x = x + h * sde.drift(x + half(h) * sde.drift(x, basis), basis)
         return sde.retract(x, basis, fresh_steps=1)
-
-    @staticmethod
-    def _drift_flow(sde: StochasticEquation, x: Tensor, basis: Tensor, h: Tensor) -> Tensor:
-        middle = x + half(h) * sde.drift(x, basis)
-        return x + h * sde.drift(middle, basis)
 
     @staticmethod
     def _noise_flow(sde: StochasticEquation, x: Tensor, basis: Tensor, w: Tensor) -> Tensor:
