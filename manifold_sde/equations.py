@@ -149,7 +149,7 @@ class StochasticEquation(ABC):
         """The state that belongs to x, and the reference basis there; NaN where a path is lost."""
 
     def ambient_noise(self, x: Tensor, w: Tensor) -> Tensor:
-        """Sigma w, not projected: (D, n), (m, n) -> (D, n)."""
+        """The product sigma w, not projected: (D, n), (m, n) -> (D, n)."""
         r = lengths(x)
         noise, loss = self.problem.noise, self.problem.pointwise
         result: Tensor = self.kernels.run_last(

@@ -79,11 +79,11 @@ class WeightDecaySDE(StochasticEquation):
         return result
 
     def noise(self, x: Tensor, basis: Tensor, w: Tensor) -> Tensor:
-        """Eta sigma w: (D, n), (m, n) -> (D, n)."""
+        """The product eta sigma w: (D, n), (m, n) -> (D, n)."""
         return self.lr * self.ambient_noise(x, w)
 
     def factor(self, x: Tensor, basis: Tensor) -> Tensor:
-        """Eta sigma: (D, n) -> (D, m, n)."""
+        """The matrix eta sigma: (D, n) -> (D, m, n)."""
         noise, loss = self.problem.noise, self.problem.pointwise
         found: Tensor = self.kernels.run_last("noise_factor", lambda y: noise.factor(loss, y), x)
         return self.lr * found

@@ -280,7 +280,7 @@ class MatrixFreeSpace(NormalSpace):
         return result
 
     def noise_product(self, y: Tensor, w: Tensor) -> Tensor:
-        """Sigma w, not projected: (D, n), (m, n) -> (D, n)."""
+        """The product sigma w, not projected: (D, n), (m, n) -> (D, n)."""
         result: Tensor = each(self._noise_product, y, w)
         return result
 

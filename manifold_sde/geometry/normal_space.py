@@ -149,7 +149,7 @@ class NormalSpace(ABC):
     # The noise.
 
     def noise_product(self, y: Tensor, w: Tensor) -> Tensor:
-        """Sigma w, not projected: (D, n), (m, n) -> (D, n)."""
+        """The product sigma w, not projected: (D, n), (m, n) -> (D, n)."""
         result: Tensor = self.kernels.run_last("noise_product", self._noise_product, y, w)
         return result
 
