@@ -233,9 +233,11 @@ class ManifoldEquation(StochasticEquation):
     @property
     def space(self) -> NormalSpace:
         """The normal space that the coefficients are computed with."""
-        if self._space is None:
+        if self._space is not None:
+            return self._space
+        if self.geometry.products is not None:
             raise _unknown_rank(self.problem)
-        return self._space
+        return DenseSpace(self.problem, self.rank)
 
     def _space_at(self, y: Tensor) -> NormalSpace:
         """The normal space for a rank that is known, by points (n, D) near the manifold."""

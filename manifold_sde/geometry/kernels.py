@@ -50,11 +50,7 @@ class Kernels:
             size: Batch size to compile for, where the number of points will vary from call to
                 call; by default that of the arguments.
         """
-        n = len(arguments[0])
-        if n == 0:
-            single = function(*(a.new_ones(a.shape[1:]) for a in arguments))
-            return single.new_empty(0, *single.shape)
-        if n == 1 and arguments[0].dtype != torch.float64:
+        if len(arguments[0]) == 1 and arguments[0].dtype != torch.float64:
             # Forward mode makes some numbers of a batch of one double (torch 2.13).
             pair = (a.expand(2, *a.shape[1:]) for a in arguments)
             return self.run(name, function, *pair, size=size)[:1]
@@ -74,11 +70,14 @@ class Kernels:
         Args:
             name: Name of the kernel; it stands for the function.
             function: Function of single points that returns a tensor or a tuple of tensors.
-            *arguments: Tensors whose last dimension is that of the points, at least one point.
+            *arguments: Tensors whose last dimension is that of the points.
             size: As in :meth:`run`.
         """
         consult()
         n = arguments[0].shape[-1]
+        if n == 0:
+            one = self.run_last(name, function, *(a.new_ones(*a.shape[:-1], 1) for a in arguments))
+            return one[..., :0] if isinstance(one, Tensor) else tuple(o[..., :0] for o in one)
         if not self.compiled:
             # Forward mode cannot write to an expanded tensor.
             contiguous = (a.contiguous() for a in arguments)
