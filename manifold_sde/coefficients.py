@@ -21,8 +21,8 @@ from torch import Tensor
 from torch.func import vmap
 
 from manifold_sde.geometry.dense import contract_second_derivative
+from manifold_sde.loss import Loss
 from manifold_sde.noise import Noise, SphericalNoise
-from manifold_sde.pointwise import Pointwise
 
 
 class Coefficients:
@@ -34,7 +34,7 @@ class Coefficients:
         rank: Rank M of the Hessian on the manifold.
     """
 
-    def __init__(self, loss: Pointwise, noise: Noise, rank: int) -> None:
+    def __init__(self, loss: Loss, noise: Noise, rank: int) -> None:
         self.loss = loss
         self.noise = noise
         self.rank = rank

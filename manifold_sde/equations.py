@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor
 
-from manifold_sde.derivatives import check_point, require_norms
+from manifold_sde.arguments import check_point, require_norms
 from manifold_sde.errors import ArgumentError, DTypeError, NoiseError, ShapeError
 from manifold_sde.field import Field
 from manifold_sde.geometry import Geometry
@@ -19,10 +19,9 @@ from manifold_sde.geometry.dense import DenseGeometry
 from manifold_sde.geometry.normal_space import NormalRoute
 from manifold_sde.hessian_field import HessianField
 from manifold_sde.interpolation import InterpolationField, interpolates
-from manifold_sde.least_squares import LeastSquaresProblem
 from manifold_sde.matrix_free_field import MatrixFreeField
 from manifold_sde.noise import SphericalNoise
-from manifold_sde.problem import Problem, require_problem
+from manifold_sde.problem import LeastSquaresProblem, Problem, require_problem
 
 #: Eigenvalues (D, n) and eigenvectors (D, D, n).
 Spectra = tuple[Tensor, Tensor]

@@ -28,9 +28,8 @@ from manifold_sde.geometry.row_space import (
     project_on_kernel,
     shortest_solution,
 )
-from manifold_sde.least_squares import LeastSquaresProblem
 from manifold_sde.noise import SphericalNoise
-from manifold_sde.problem import Problem
+from manifold_sde.problem import LeastSquaresProblem, Problem
 
 #: Gauss-Newton steps of a retraction beyond those that the scheme asks for.
 _MORE_STEPS = 4

@@ -11,6 +11,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import pkgutil
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -172,7 +173,7 @@ def implementations() -> dict[str, list[str]]:
 
 
 def _import_package() -> None:
-    package = importlib.import_module("manifold_sde")
+    package = sys.modules["manifold_sde"]  # which is there before any of its modules
     for module in pkgutil.walk_packages(package.__path__, "manifold_sde."):
         if module.name.endswith(".__main__"):
             continue

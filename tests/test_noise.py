@@ -334,7 +334,7 @@ def test_scales_that_cannot_be(scale: Any) -> None:
 @pytest.mark.parametrize("batch", [0, -1, 1.0, True, None, "2"])
 def test_batch_sizes_that_cannot_be(batch: Any) -> None:
     for build in (lambda b: SamplingNoise(b), lambda b: LabelNoise(0.3, b)):
-        with pytest.raises(errors.ArgumentError, match="mini-batch size") as caught:
+        with pytest.raises(errors.ArgumentError, match="batch_size is not an integer") as caught:
             build(batch)
         assert caught.value.received == repr(batch)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from manifold_sde.derivatives import check_point, is_known_false
+from manifold_sde.arguments import bytes_of, check_point, is_known_false
 from manifold_sde.errors import (
     ArgumentError,
     DTypeError,
@@ -20,7 +20,6 @@ from manifold_sde.geometry.dense import DENSE_LIMIT, DenseGeometry
 from manifold_sde.geometry.matrix_free import DEFAULT_MEMORY, MatrixFreeGeometry
 from manifold_sde.geometry.pseudo_determinant import LogPseudoDeterminant
 from manifold_sde.geometry.spectrum import find_rank, gap_ratios
-from manifold_sde.memory import bytes_of
 from manifold_sde.paper import implements
 from manifold_sde.problem import Problem, require_problem
 from manifold_sde.threads import one_thread

@@ -21,7 +21,8 @@ from manifold_sde.geometry.gradient_flow import (
 from manifold_sde.geometry.kernels import Kernels
 from manifold_sde.geometry.radau import BatchFunction
 from manifold_sde.geometry.spectrum import describe, find_rank
-from manifold_sde.problem import INVARIANCE_TOLERANCE, Problem
+from manifold_sde.problem import Problem
+from manifold_sde.scale_invariance import INVARIANCE_TOLERANCE
 
 #: Newton corrections after the flow has settled; the second one is at rounding level.
 _CORRECTIONS = 3

@@ -43,7 +43,7 @@ from manifold_sde.geometry.normal_space import (
     fixed_vectors,
 )
 from manifold_sde.geometry.spectrum import common_rank, find_rank
-from manifold_sde.pointwise import LeastSquaresPointwise
+from manifold_sde.loss import LeastSquaresLoss
 from manifold_sde.problem import Problem
 
 #: Bytes that the vectors of one block may take with what is computed from them.
@@ -137,7 +137,7 @@ class MatrixFreeGeometry:
     def _all_residuals(self) -> JacobianRoute | None:
         """The route of all residuals, whatever their rank; ``None`` where there are none."""
         loss = self.loss
-        if not isinstance(loss, LeastSquaresPointwise) or loss.n_residuals > loss.dim:
+        if not isinstance(loss, LeastSquaresLoss) or loss.n_residuals > loss.dim:
             return None
         return JacobianRoute(loss, loss.n_residuals, self.memory, floor=_NO_SLOPE)
 

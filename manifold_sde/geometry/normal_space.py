@@ -24,10 +24,10 @@ import torch
 from torch import Tensor
 from torch.func import vjp, vmap
 
-from manifold_sde import philox
+from manifold_sde import rng
 from manifold_sde.derivatives import unit_rows
 from manifold_sde.geometry.spectrum import normal_directions
-from manifold_sde.pointwise import LeastSquaresPointwise, Pointwise
+from manifold_sde.loss import LeastSquaresLoss, Loss
 
 #: Tensors of the size of a block that are alive at once while its rows are worked on.
 _COPIES = 8
@@ -46,7 +46,7 @@ def fixed_vectors(y: Tensor, count: int) -> Tensor:
     """Fixed random orthonormal columns (D, k), in the dtype and on the device of y (D,)."""
     paths = torch.arange(count, device=y.device)
     zero = torch.zeros((), dtype=torch.int64, device=y.device)
-    normals = philox.normals((0x5EED, 4), 0, paths, zero, len(y), y.dtype)
+    normals = rng.normals((0x5EED, 4), 0, paths, zero, len(y), y.dtype)
     return torch.linalg.qr(normals.reshape(len(y), count))[0]
 
 
@@ -59,7 +59,7 @@ class NormalRoute(ABC):
         memory: Bytes that a block of vectors may take together with what is computed from it.
     """
 
-    def __init__(self, loss: Pointwise, rank: int, memory: int) -> None:
+    def __init__(self, loss: Loss, rank: int, memory: int) -> None:
         self.loss = loss
         self.rank = rank
         self.memory = memory
@@ -132,10 +132,10 @@ class JacobianRoute(NormalRoute):
             moved in. On the manifold there is none.
     """
 
-    loss: LeastSquaresPointwise
+    loss: LeastSquaresLoss
 
     def __init__(
-        self, loss: LeastSquaresPointwise, rank: int, memory: int, *, floor: float = 0.0
+        self, loss: LeastSquaresLoss, rank: int, memory: int, *, floor: float = 0.0
     ) -> None:
         super().__init__(loss, rank, memory)
         self.floor = floor
@@ -265,7 +265,7 @@ class LeadingRoute(HessianRoute):
     #: Newton step, relative to the norm, at which points count as near the manifold.
     nearby = 1e-9
 
-    def __init__(self, loss: Pointwise, memory: int) -> None:
+    def __init__(self, loss: Loss, memory: int) -> None:
         super().__init__(loss, self.spare, memory)
 
     def start(self, y: Tensor) -> Tensor:

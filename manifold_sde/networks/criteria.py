@@ -13,10 +13,10 @@ from torch.func import functional_call
 
 from manifold_sde.arguments import kind_of
 from manifold_sde.errors import ArgumentError, DTypeError, ManifoldSDEError, ShapeError
-from manifold_sde.loss_checks import first_line
+from manifold_sde.loss import follow
 from manifold_sde.networks.copies import independent_copy
 from manifold_sde.networks.randomness import Generators
-from manifold_sde.samples import follow
+from manifold_sde.remedies import first_line
 
 #: Criteria that compare each output with a target of its own.
 _ELEMENTWISE = (

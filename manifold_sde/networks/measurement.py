@@ -10,12 +10,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from manifold_sde.elementary import ElementaryFunction
-from manifold_sde.invariance import outside_symmetries
+from manifold_sde.loss import Loss
 from manifold_sde.loss_checks import fixed_directions
 from manifold_sde.networks.function import NetworkFunction
 from manifold_sde.networks.module_checks import RUNNING
-from manifold_sde.pointwise import Pointwise
+from manifold_sde.scale_invariance import outside_symmetries
+from manifold_sde.torch_norms import ElementaryFunction
 
 #: Relative Euler defect above which it is no rounding, in double precision.
 TOLERANCE = 1e-10
@@ -106,7 +106,7 @@ def measure(network: NetworkFunction, points: Tensor) -> Measured:
     """
     blocks = network.weights.parameters.values()
     n_samples = network.n_blocks if network.samples else None
-    loss = Pointwise(ElementaryFunction(network.losses), network.weights.dim, n_samples)
+    loss = Loss(ElementaryFunction(network.losses), network.weights.dim, n_samples)
     sums, sizes, norms, row_sums, row_sizes = [], [], [], [], []
     for z in points:
         gradients = loss.gradient(z)[None] if n_samples is None else loss.sample_gradients(z)

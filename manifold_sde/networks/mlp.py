@@ -11,12 +11,9 @@ from torch.nn.utils import skip_init
 
 from manifold_sde.arguments import integer
 from manifold_sde.errors import ArgumentError
-from manifold_sde.networks.layers import GhostBatchNorm, GroupNorm, LayerNorm
+from manifold_sde.networks.layers import MOST, GhostBatchNorm, GroupNorm, LayerNorm
 from manifold_sde.paper import implements
-from manifold_sde.philox import seed_key
-
-#: Largest size of a layer.
-MOST_CHANNELS = 1 << 20
+from manifold_sde.rng import seed_key
 
 
 def generator_of(seed: int | torch.Generator) -> torch.Generator:
@@ -107,7 +104,7 @@ class NormalizedMLP(nn.Module):
     ) -> None:
         super().__init__()
         sizes = [integer(width) or 0 for width in widths] if isinstance(widths, Iterable) else []
-        if len(sizes) < 3 or min(sizes) < 1 or max(sizes) > MOST_CHANNELS:
+        if len(sizes) < 3 or min(sizes) < 1 or max(sizes) > MOST:
             raise ArgumentError(
                 "these are not the widths of a network",
                 received=repr(widths),

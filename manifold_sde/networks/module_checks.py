@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from manifold_sde.arguments import integer, kind_of
-from manifold_sde.elementary import ElementaryFunction
 from manifold_sde.errors import (
     ArgumentError,
     DifferentiationError,
@@ -20,7 +19,7 @@ from manifold_sde.errors import (
     NonFiniteError,
     ShapeError,
 )
-from manifold_sde.loss_checks import first_line, fixed_directions
+from manifold_sde.loss_checks import fixed_directions
 from manifold_sde.networks.copies import unchanged
 from manifold_sde.networks.function import NetworkFunction
 from manifold_sde.networks.layers import GhostBatchNorm
@@ -29,6 +28,8 @@ from manifold_sde.networks.randomness import Generators
 from manifold_sde.networks.sample_checks import SAME
 from manifold_sde.noise import LabelNoise, SamplingNoise
 from manifold_sde.noise.base import Noise
+from manifold_sde.remedies import first_line
+from manifold_sde.torch_norms import ElementaryFunction
 
 _DROPOUT = (
     nn.Dropout,

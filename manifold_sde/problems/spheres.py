@@ -7,8 +7,8 @@ from torch import Tensor
 
 from manifold_sde.arguments import integer
 from manifold_sde.errors import ArgumentError
-from manifold_sde.least_squares import LeastSquaresProblem
 from manifold_sde.noise import Noise, SphericalNoise
+from manifold_sde.problem import LeastSquaresProblem
 from manifold_sde.problems.facts import Circle, ConstantLogDeterminant, Facts
 
 

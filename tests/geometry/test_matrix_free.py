@@ -23,8 +23,8 @@ from manifold_sde import (
 )
 from manifold_sde.geometry.normal_space import HessianRoute, JacobianRoute, NormalRoute
 from manifold_sde.hessian_field import HessianField
+from manifold_sde.loss import PerSampleFunction
 from manifold_sde.matrix_free_field import MatrixFreeField
-from manifold_sde.samples import SampleFunction
 from manifold_sde.verification.strategies.models import (
     NormalizedNetwork,
     ResidualModel,
@@ -59,7 +59,7 @@ def taught(samples: bool) -> LeastSquaresProblem:
     def residuals(x: Tensor, inputs: Tensor, wanted: Tensor) -> Tensor:
         return two_layers(x, inputs) - wanted
 
-    function: Callable[..., Tensor] = SampleFunction(residuals, INPUTS, targets)
+    function: Callable[..., Tensor] = PerSampleFunction(residuals, INPUTS, targets)
     whole = function if samples else lambda x: residuals(x, INPUTS.to(x), targets.to(x))
     return LeastSquaresProblem(whole, 15, SphericalNoise(0.3), name="taught")
 

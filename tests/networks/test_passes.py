@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from manifold_sde import Geometry, Problem, SamplingNoise, SphericalNoise, errors, problems
+from manifold_sde.loss import LeastSquaresLoss
 from manifold_sde.networks import NormalizedMLP, passes
 from manifold_sde.networks.randomness import Generators
-from manifold_sde.pointwise import LeastSquaresPointwise
 from manifold_sde.solvers import run_sgd
 
 GENERATOR = torch.Generator().manual_seed(12)
@@ -63,7 +63,7 @@ def values(problem: Problem) -> dict[str, Tensor]:
         "traced": make_fx(lambda z: torch.func.vmap(loss.gradient)(z))(batch)(batch),
         "run": run_sgd(problem, x, lr=0.1, weight_decay=0.01, steps=[0, 3], compile=False).ys,
     }
-    if isinstance(loss, LeastSquaresPointwise):
+    if isinstance(loss, LeastSquaresLoss):
         outputs = torch.linspace(-1.0, 2.0, loss.n_residuals, dtype=torch.float64)
         found["residuals"] = loss.residuals(x)
         found["forward"] = loss.residual_product(x, a)

@@ -36,7 +36,7 @@ class Unsupported(Exception):
     """An operation has no rule."""
 
 
-def paths_last(
+def batch_last(
     function: Callable[..., Any], arguments: tuple[Tensor, ...], decompositions: dict[Any, Any]
 ) -> Callable[..., Any]:
     """A function of one point for points in the last dimension.
@@ -72,10 +72,10 @@ def paths_last(
     graph = make_fx(functionalize(graph), decomposition_table=kept)(*point)
     graph.graph.eliminate_dead_code()
     graph.recompile()
-    return lambda *inputs: _PathsLast(graph, inputs[0].shape[-1]).run(*inputs)
+    return lambda *inputs: _BatchLast(graph, inputs[0].shape[-1]).run(*inputs)
 
 
-class _PathsLast(Interpreter):
+class _BatchLast(Interpreter):
     """Runs the graph of one point on n points.
 
     Tensors that depend on the point have a last dimension more than in the graph; the others are

@@ -1,14 +1,16 @@
 """A loss of ONE vector with its derivatives: what tracing, noise and geometry see.
 
 A :class:`~manifold_sde.problem.Problem` is what users hold: it takes any batch and checks its
-input. A ``Pointwise`` is the same mathematics without either, composable with ``torch.func``, so
+input. A ``Loss`` is the same mathematics without either, composable with ``torch.func``, so
 that a step of SGD or of a diffusion can be written for one path and compiled for thousands.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import copy
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial, reduce
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,10 +18,96 @@ from torch.func import vjp
 
 from manifold_sde import derivatives
 from manifold_sde.derivatives import jvp
-from manifold_sde.samples import SampleFunction
 
 
-class Pointwise:
+def follow(value: Tensor, x: Tensor) -> Tensor:
+    """A constant in the dtype and on the device of x; whole numbers keep their dtype."""
+    return value.to(x) if value.is_floating_point() else value.to(x.device)
+
+
+def slices(count: int, size: int | None) -> list[slice]:
+    """A number of samples in slices of a size; one slice where it is ``None``."""
+    size = size or max(1, count)
+    return [slice(i, min(i + size, count)) for i in range(0, max(1, count), size)]
+
+
+def joined(values: Callable[[slice], Tensor], passes: Sequence[slice]) -> Tensor:
+    """The values of all samples, from those of passes over some of them.
+
+    Plain tensors are written into one that is there before the second pass: results kept between
+    the buffers of passes hold the allocator from using these again.
+    """
+    first, *others = passes
+    value = values(first)
+    if not others:
+        return value
+    if torch._C._functorch.is_functorch_wrapped_tensor(value) or value.requires_grad:
+        return torch.cat([value, *map(values, others)])
+    result = value.new_empty(others[-1].stop, *value.shape[1:])
+    result[first] = value
+    for which in others:
+        result[which] = values(which)
+    return result
+
+
+class PerSampleFunction:
+    """A function of one vector x (D,) with a value for each sample of some data.
+
+    Samples must not act on each other: the value of a sample is the same alone and among others.
+    Derivatives of single samples are then taken of a single sample.
+
+    Args:
+        function: Function of x and of the data of any number n of samples, (n, ...) each, that
+            returns their values (n, ...).
+        *data: Tensors (Xi, ...) of the samples; they take the dtype (where floating) and the device
+            of x.
+        per_pass: Number of samples evaluated at once; all of them where it is ``None``.
+
+    Attributes:
+        function, data, per_pass: As given.
+
+    Example:
+        >>> import torch
+        >>> inputs = torch.eye(3, dtype=torch.float64)
+        >>> f = PerSampleFunction(lambda x, rows: rows @ x, inputs)
+        >>> x = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
+        >>> f(x), f.one(x, inputs[1])
+        (tensor([1., 2., 3.], dtype=torch.float64), tensor(2., dtype=torch.float64))
+    """
+
+    def __init__(
+        self, function: Callable[..., Tensor], *data: Tensor, per_pass: int | None = None
+    ) -> None:
+        self.function = function
+        self.data = data
+        self.per_pass = per_pass
+        self.__name__ = getattr(function, "__name__", type(function).__name__)
+
+    def of(self, function: Callable[..., Tensor]) -> PerSampleFunction:
+        """Another function of the same data."""
+        other = copy.copy(self)
+        other.function = function
+        return other
+
+    def data_for(self, x: Tensor, which: slice = slice(None)) -> tuple[Tensor, ...]:
+        """The data of some samples in the dtype and on the device of x."""
+        return tuple(follow(d[which], x) for d in self.data)
+
+    def passes(self, copies: int = 1) -> list[slice]:
+        """The samples of each pass, where a pass holds so many copies of what it computes."""
+        return slices(len(self.data[0]), self.per_pass and max(1, self.per_pass // copies))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The values of all samples, pass by pass: (D,) -> (Xi, ...)."""
+        passes = self.passes()
+        return joined(lambda which: self.function(x, *self.data_for(x, which)), passes)
+
+    def one(self, x: Tensor, *sample: Tensor) -> Tensor:
+        """The value of one sample, given its data without the leading dimension: -> (...)."""
+        return self.function(x, *(d[None] for d in sample))[0]
+
+
+class Loss:
     """Loss of one vector x (D,), by automatic differentiation.
 
     Args:
@@ -30,6 +118,12 @@ class Pointwise:
 
     #: Whether every function here accepts leading batch dimensions as it stands.
     batches = False
+    #: Of a symbolic loss: the closed form of Phi, and proofs of what the theory asks for.
+    closed_form: Any = None
+    scale_invariance: Any = None
+    analyticity: Any = None
+    #: The largest |x| |grad L_xi(x)| at fixed directions, once it was measured.
+    gradient_size: float | None = None
 
     def __init__(
         self, function: Callable[[Tensor], Tensor], dim: int, n_samples: int | None
@@ -38,7 +132,7 @@ class Pointwise:
         self.dim = dim
         self.n_samples = n_samples
         #: What single samples compute, where they do not act on each other.
-        self.samples = function if isinstance(function, SampleFunction) else None
+        self.samples = function if isinstance(function, PerSampleFunction) else None
 
     @property
     def at_once(self) -> int | None:
@@ -154,7 +248,7 @@ class Pointwise:
         return self.samples.function(x, *data)
 
 
-class LeastSquaresPointwise(Pointwise):
+class LeastSquaresLoss(Loss):
     """Loss half the mean over samples of squared residuals: its samples are |r_xi|^2 / 2.
 
     Args:
@@ -178,7 +272,9 @@ class LeastSquaresPointwise(Pointwise):
         self.residual_function = residual_function
         self.n_outputs = n_outputs
         self.n_residuals = n_samples * n_outputs
-        self.samples = residual_function if isinstance(residual_function, SampleFunction) else None
+        self.samples = (
+            residual_function if isinstance(residual_function, PerSampleFunction) else None
+        )
 
     def residuals(self, x: Tensor) -> Tensor:
         """All residuals, a sample's side by side: (D,) -> (Xi K,)."""

@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from manifold_sde import torch_algebra
-from manifold_sde.samples import SampleFunction
+from manifold_sde.loss import PerSampleFunction
 
 
 def _normalise(x: Tensor, dims: tuple[int, ...], eps: float) -> Tensor:
@@ -234,7 +234,7 @@ def elementary(function: Callable[..., Tensor], *arguments: Tensor) -> Callable[
         True
     """
     if any(f in _REPLACEMENTS for f in functions_called(function, *arguments)):
-        if isinstance(function, SampleFunction):
+        if isinstance(function, PerSampleFunction):
             return function.of(ElementaryFunction(function.function))
         return ElementaryFunction(function)
     return function
