@@ -362,7 +362,7 @@ def check_range(
     manifold_sde.errors.TimeScaleError: T is out of range.
       received: T = -1.0, number 1 of 2
       expected: a finite number, at least 0
-      way out:  use abs(T)
+      hint:     use abs(T)
     """
     values = as_float64(name, value)
     bound = "a finite number" if most == LARGEST_FLOAT else f"a number up to {most:g}"

@@ -132,14 +132,14 @@ class Loss:
         self.dim = dim
         self.n_samples = n_samples
         #: What single samples compute, where they do not act on each other.
-        self.samples = function if isinstance(function, PerSampleFunction) else None
+        self.per_sample = function if isinstance(function, PerSampleFunction) else None
 
     @property
     def at_once(self) -> int | None:
         """Number of points whose samples are evaluated at once; ``None`` for no limit."""
-        if self.samples is None or self.samples.per_pass is None:
+        if self.per_sample is None or self.per_sample.per_pass is None:
             return None
-        return max(1, self.samples.per_pass // len(self.samples.data[0]))
+        return max(1, self.per_sample.per_pass // len(self.per_sample.data[0]))
 
     def loss(self, x: Tensor) -> Tensor:
         """L(x), the mean over the samples: (D,) -> ()."""
@@ -167,7 +167,7 @@ class Loss:
 
     def _parts(self, copies: int = 1) -> list[Callable[[Tensor], Tensor]]:
         """Functions of x whose sum is L, each of the samples of one pass."""
-        samples = self.samples
+        samples = self.per_sample
         passes = [] if samples is None else samples.passes(copies)
         if len(passes) < 2:
             return [self._mean]
@@ -197,7 +197,7 @@ class Loss:
 
         Where there are several passes, the same function of x and of the data of samples is taken.
         """
-        samples = self.samples
+        samples = self.per_sample
         passes = [] if samples is None else samples.passes()
         if samples is None or len(passes) < 2:
             return vjp(function, x)[1](weights)[0]
@@ -214,8 +214,8 @@ class Loss:
 
         Where samples do not act on each other, those drawn alone are evaluated.
         """
-        if self.samples is not None and len(drawn) < (self.n_samples or 1):
-            data = [d[drawn.to(d.device)] for d in self.samples.data_for(x)]
+        if self.per_sample is not None and len(drawn) < (self.n_samples or 1):
+            data = [d[drawn.to(d.device)] for d in self.per_sample.data_for(x)]
             return derivatives.gradient(lambda z: self._losses_of(z, *data).mean(), x)
         samples = torch.arange(self.n_samples or 1, device=drawn.device)
         counts = (drawn[:, None] == samples).to(x.dtype).sum(0)
@@ -231,21 +231,21 @@ class Loss:
         Where samples do not act on each other, they take Xi passes over one sample; else Xi passes
         over all.
         """
-        if self.samples is not None:
+        if self.per_sample is not None:
 
             def of_one(*sample: Tensor) -> Tensor:
                 own = [d[None] for d in sample]
                 return derivatives.gradient(lambda z: self._losses_of(z, *own)[0], x)
 
-            size = self.samples.per_pass if len(self.samples.passes()) > 1 else None
-            return torch.vmap(of_one, chunk_size=size)(*self.samples.data_for(x))
+            size = self.per_sample.per_pass if len(self.per_sample.passes()) > 1 else None
+            return torch.vmap(of_one, chunk_size=size)(*self.per_sample.data_for(x))
         identity = torch.eye(self.n_samples or 1, dtype=x.dtype, device=x.device)
         return torch.vmap(lambda w: self.weighted_gradient(x, w))(identity)
 
     def _losses_of(self, x: Tensor, *data: Tensor) -> Tensor:
         """Losses of any samples, given their data: (D,) -> (n,)."""
-        assert self.samples is not None
-        return self.samples.function(x, *data)
+        assert self.per_sample is not None
+        return self.per_sample.function(x, *data)
 
 
 class LeastSquaresLoss(Loss):
@@ -272,7 +272,7 @@ class LeastSquaresLoss(Loss):
         self.residual_function = residual_function
         self.n_outputs = n_outputs
         self.n_residuals = n_samples * n_outputs
-        self.samples = (
+        self.per_sample = (
             residual_function if isinstance(residual_function, PerSampleFunction) else None
         )
 
@@ -288,8 +288,8 @@ class LeastSquaresLoss(Loss):
         return 0.5 * self.of_samples(self.residuals(x) ** 2).sum(1)
 
     def _losses_of(self, x: Tensor, *data: Tensor) -> Tensor:
-        assert self.samples is not None
-        residuals = self.samples.function(x, *data)
+        assert self.per_sample is not None
+        residuals = self.per_sample.function(x, *data)
         return 0.5 * residuals.reshape(len(residuals), -1).square().sum(1)
 
     def residual_product(self, x: Tensor, v: Tensor) -> Tensor:
@@ -298,12 +298,12 @@ class LeastSquaresLoss(Loss):
 
     def residual_transposed_product(self, x: Tensor, w: Tensor) -> Tensor:
         """Transposed Jacobian of the residuals times w: (D,), (Xi K,) -> (D,)."""
-        of_samples = self.residuals if self.samples is None else self.samples.function
+        of_samples = self.residuals if self.per_sample is None else self.per_sample.function
         return self._pull(self.residuals, of_samples, x, w)
 
     def rows(self, x: Tensor, first: int, last: int) -> Tensor:
         """Rows of the Jacobian that belong to some samples: (D,) -> ((last - first) K, D)."""
-        samples = self.samples
+        samples = self.per_sample
         if samples is None:
             pull = vjp(self.residuals, x)[1]
             return torch.vmap(lambda w: pull(w)[0])(self._units(x, first, last))
@@ -328,7 +328,7 @@ class LeastSquaresLoss(Loss):
         Returns:
             Tensor (D,).
         """
-        samples, k = self.samples, self.n_outputs
+        samples, k = self.per_sample, self.n_outputs
 
         def slopes(function: Callable[[Tensor], Tensor], z: Tensor, own: Tensor) -> Tensor:
             return torch.vmap(lambda v: jvp(function, (z,), (v,))[1])(own)
@@ -356,7 +356,7 @@ class LeastSquaresLoss(Loss):
 
     def jacobian(self, x: Tensor) -> Tensor:
         """Jacobian of the residuals, one mode for each of the fewer side: (D,) -> (Xi K, D)."""
-        if self.samples is not None and self.n_outputs < self.dim:
+        if self.per_sample is not None and self.n_outputs < self.dim:
             return self.rows(x, 0, self.n_samples)
         size = min(self.n_residuals, self.dim)
         identity = torch.eye(size, dtype=x.dtype, device=x.device)

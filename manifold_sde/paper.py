@@ -126,7 +126,7 @@ def implements(*names: str) -> Callable[[T], T]:
         manifold_sde.errors.ArgumentError: The paper has no such statement.
           received: 'Lemma 2.50'
           expected: a key of manifold_sde.paper.STATEMENTS
-          way out:  did you mean 'Lemma 2.5', 'Lemma 2.8' or 'Lemma 2.7'?
+          hint:     did you mean 'Lemma 2.5', 'Lemma 2.8' or 'Lemma 2.7'?
     """
     if not names:
         raise ArgumentError(

@@ -148,7 +148,7 @@ def normals(
     count: int,
     dtype: torch.dtype,
 ) -> Tensor:
-    """Independent standard normals by Box and Muller from 32-bit uniforms.
+    """Independent standard normals by Box–Muller from 32-bit uniforms.
 
     The arguments are those of :func:`uniforms`. The largest value that can occur is 6.8 in double
     and 5.8 in single precision; the mass beyond it is 1e-11 and 8e-9.

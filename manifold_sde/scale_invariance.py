@@ -28,7 +28,7 @@ _MOST_NUMBERS = 1 << 20
 _PROBES = 8
 #: Relative step along a ray.
 _ALONG = 1e-3
-#: Part of 1/D from which on two coordinates belong to the same group of scalings.
+#: Part of 1/D above which two coordinates belong to the same group of scalings.
 _TOGETHER = 0.1
 
 

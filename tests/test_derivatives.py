@@ -511,7 +511,7 @@ def test_points_that_cannot_be_used(x: object, error: type[Exception], message: 
     with pytest.raises(error, match=message) as caught:
         arguments.check_point(x, 4, name="start")
     assert str(caught.value).startswith("start ")
-    assert "way out" in str(caught.value)
+    assert "hint" in str(caught.value)
 
 
 def test_points_that_can_be_used_come_back_as_they_are() -> None:

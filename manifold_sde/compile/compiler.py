@@ -193,7 +193,7 @@ def compile_function(
                 graph.recompile()
             constants = _lift_constants(graph)
             with _inductor_options(), warnings.catch_warnings():
-                # torch warns of its own use of itself.
+                # torch warns of how it uses itself.
                 warnings.simplefilter("ignore")
                 code = _compile_graph(graph, [*constants, *arguments])
 

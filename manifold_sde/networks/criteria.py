@@ -144,7 +144,7 @@ class Criterion:
             generators: The generators that the criterion must not move.
 
         Raises:
-            ShapeError, DTypeError, ArgumentError: With the way out.
+            ShapeError, DTypeError, ArgumentError: With a hint.
         """
         if isinstance(self._function, _ELEMENTWISE):
             if outputs.shape != targets.shape:
@@ -180,7 +180,7 @@ class Criterion:
             batches: Whether it is looked at for some of the samples, too.
 
         Raises:
-            ArgumentError: With the way out.
+            ArgumentError: With a hint.
         """
         if self._reduced is None:
             return

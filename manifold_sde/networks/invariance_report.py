@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -110,7 +111,7 @@ class ScaleInvarianceReport:
         violation: The largest |<x, grad L_xi>|, relative to the largest |x| |grad L_xi|, of all
             trained weights together.
         parameters: What was measured of each parameter, in the order of x.
-        causes: The layers that break joint invariance, with the way out.
+        causes: The layers that break joint invariance, with a hint.
         notes: What else to know: frozen and shared parameters.
     """
 
@@ -151,13 +152,14 @@ class ScaleInvarianceReport:
 
 def _wrapped(text: str) -> list[str]:
     """Lines of at most 80 columns, the first of them with a hyphen."""
-    lines, line = [], "-"
-    for word in text.split():
-        if len(line) + 1 + len(word) > _WIDTH:
-            lines.append(line)
-            line = " "
-        line += f" {word}"
-    return [*lines, line]
+    return textwrap.wrap(
+        text,
+        _WIDTH,
+        initial_indent="- ",
+        subsequent_indent="  ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 @implements("Definition 2.2")

@@ -47,7 +47,7 @@ def check_module(module: object) -> None:
     """Refuse what is no module, is random, or changes its buffers.
 
     Raises:
-        DTypeError, ArgumentError: With the names of the layers and the way out.
+        DTypeError, ArgumentError: With the names of the layers and a hint.
     """
     if not isinstance(module, nn.Module):
         raise DTypeError(
@@ -142,7 +142,7 @@ def check_data(inputs: object, targets: object) -> tuple[tuple[Tensor, ...], Ten
         The inputs as a tuple, and the targets.
 
     Raises:
-        DTypeError, ShapeError, NonFiniteError: With the way out.
+        DTypeError, ShapeError, NonFiniteError: With a hint.
     """
     several = tuple(inputs) if isinstance(inputs, (tuple, list)) and inputs else (inputs,)
     named = [("inputs", value) for value in several] + [("targets", targets)]

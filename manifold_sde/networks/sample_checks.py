@@ -42,7 +42,7 @@ def check_places(network: NetworkFunction) -> None:
         network: The network; blocks of samples do not act on each other in it.
 
     Raises:
-        ArgumentError: With the way out.
+        ArgumentError: With a hint.
     """
     count = network.n_blocks
     if count < 2:

@@ -27,7 +27,7 @@ class Noise(ABC):
         """Check that the noise fits the loss.
 
         Raises:
-            NoiseError: If it does not, with the way out.
+            NoiseError: If it does not, with a hint.
         """
 
     @abstractmethod

@@ -56,7 +56,7 @@ class LabelNoise(GradientNoise):
         return float((loss.n_samples * self.batch_size) ** 0.5)
 
     def n_components(self, loss: Loss) -> int:
-        """M = Xi + Xi K: drawing the samples, then their labels."""
+        """Number m of columns: Xi for drawing the samples, Xi K for their labels."""
         loss = self._least_squares(loss)
         return loss.n_samples + loss.n_residuals
 

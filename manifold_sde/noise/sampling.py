@@ -69,7 +69,7 @@ class SamplingNoise(GradientNoise):
         return (self.variance_factor(loss.n_samples) / loss.n_samples) ** 0.5
 
     def n_components(self, loss: Loss) -> int:
-        """M = Xi."""
+        """Number m of columns: Xi."""
         assert loss.n_samples is not None
         return loss.n_samples
 

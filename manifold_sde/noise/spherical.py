@@ -36,7 +36,7 @@ class SphericalNoise(Noise):
         """Every loss will do."""
 
     def n_components(self, loss: Loss) -> int:
-        """M = D."""
+        """Number m of columns: D."""
         return loss.dim
 
     def draw_counts(self, loss: Loss) -> tuple[int, int]:

@@ -178,12 +178,12 @@ def test_gradients_sample_by_sample_are_those_of_all_losses(which: str) -> None:
     """Samples by themselves against the same from the function of x alone."""
     problem = POINTWISE[which]()
     loss, x = problem.pointwise, problem.vector()
-    assert loss.samples is not None
+    assert loss.per_sample is not None
     assert loss.n_samples is not None
     drawn = torch.tensor([2, 0, 2])
     close = partial(torch.testing.assert_close, rtol=1e-11, atol=1e-13)
     whole = Loss(lambda z: loss.sample_losses(z), loss.dim, loss.n_samples)
-    assert whole.samples is None
+    assert whole.per_sample is None
     close(loss.sample_gradients(x), whole.sample_gradients(x))
     close(loss.drawn_gradient(x, drawn), whole.drawn_gradient(x, drawn))
     close(loss.drawn_gradient(x, drawn), loss.sample_gradients(x)[drawn].mean(0))

@@ -47,7 +47,7 @@ def run(**changes: Any) -> Solution:
 
 
 def refused(error: type[ManifoldSDEError], words: str, **changes: Any) -> None:
-    """The run is refused with such an error, all of it narrow, with received, expected, way out."""
+    """The run is refused with such an error, all of it narrow, with received, expected, hint."""
     with pytest.raises(error, match=words) as caught:
         run(**changes)
     assert type(caught.value) is error
