@@ -103,6 +103,23 @@ def check_positive(name: str, value: object, remedy: str) -> float:
     return number
 
 
+def check_between(value: object, low: float, high: float, what: str, remedy: str) -> float:
+    """Check a number of the half-open interval [low, high).
+
+    Raises:
+        ArgumentError: If it is no number, or outside.
+    """
+    number = real(value)
+    if low <= number < high:
+        return number
+    raise ArgumentError(
+        f"{what} is out of range",
+        received=repr(value),
+        expected=f"a number in [{low:g}, {high:g})",
+        remedy=remedy,
+    )
+
+
 def check_choice(name: str, value: object, choices: Sequence[object], remedy: str) -> Any:
     """Check that something is one of the choices, of the same kind.
 

@@ -123,32 +123,12 @@ def checked_loss(function: Callable[[Tensor], Tensor] | Loss, dim: int) -> Loss:
     Raises:
         ShapeError, DTypeError, NonFiniteError, DifferentiationError: If it cannot be used.
     """
-    dim = check_dim(dim)
     if isinstance(function, Loss):
         return _of_dim(function, dim)
-    if not callable(function):
-        raise DTypeError(
-            "the loss is not a function",
-            received=type(function).__name__,
-            expected="a function of one vector (D,) in plain torch",
-            remedy="for SymPy expressions use Problem.from_sympy",
-        )
-    value = try_function(ElementaryFunction(function), dim, "loss")
-    if value.dim() > 1:
-        raise ShapeError(
-            "the loss of one vector has the wrong shape",
-            received=f"{tuple(value.shape)} for x of shape ({dim},)",
-            expected="() for a scalar loss, or (Xi,) for the sample losses",
-            remedy="write the loss for ONE vector; batches are made by the toolkit",
-        )
-    if value.numel() == 0:
-        raise ShapeError(
-            "the loss has no samples",
-            received=f"{tuple(value.shape)} for x of shape ({dim},)",
-            expected="() for a scalar loss, or (Xi,) with Xi at least 1",
-            remedy="check the data that the loss was made with",
-        )
-    plain = elementary(function, fixed_directions(dim, 1)[0])
+    dim = check_dim(dim)
+    expected = "() for a scalar loss, or (Xi,) for Xi sample losses, at least one"
+    remedy = "for SymPy expressions use Problem.from_sympy"
+    plain, value = _evaluated(function, dim, "loss", (0, 1), expected, remedy)
     loss = Loss(plain, dim, value.shape[0] if value.dim() else None)
     require_derivatives(loss, plain, "loss")
     return loss
@@ -162,28 +142,43 @@ def checked_residuals(
     Raises:
         ShapeError, DTypeError, NonFiniteError, DifferentiationError: If it cannot be used.
     """
-    dim = check_dim(dim)
     if isinstance(function, LeastSquaresLoss):
         return _of_dim(function, dim)
+    dim, what = check_dim(dim), "residual function"
+    expected = "(Xi,), a residual a sample, or (Xi, K), K of them; at least one"
+    remedy = "LeastSquaresProblem(lambda x: Z @ (x / x.norm()) - targets, dim, noise)"
+    plain, value = _evaluated(function, dim, what, (1, 2), expected, remedy)
+    loss = LeastSquaresLoss(plain, dim, len(value), value[0].numel())
+    require_derivatives(loss, plain, what)
+    return loss
+
+
+def _evaluated(
+    function: Callable[[Tensor], Tensor],
+    dim: int,
+    what: str,
+    ranks: tuple[int, ...],
+    expected: str,
+    remedy: str,
+) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+    """A user's function in operations that torch differentiates, and its value at a test point."""
     if not callable(function):
         raise DTypeError(
-            "the residuals are not a function",
+            f"the {what} is not a function",
             received=type(function).__name__,
-            expected="a function of one vector (D,) that returns (Xi,)",
-            remedy="LeastSquaresProblem(lambda x: Z @ (x / x.norm()) - targets, dim, noise)",
+            expected="a function of one vector (D,) in plain torch",
+            remedy=remedy,
         )
-    value = try_function(ElementaryFunction(function), dim, "residual function")
-    if value.dim() not in (1, 2) or value.numel() == 0:
+    value = try_function(ElementaryFunction(function), dim, what)
+    if value.dim() not in ranks or value.numel() == 0:
         raise ShapeError(
-            "the residuals of one vector have the wrong shape",
+            f"the value of the {what} has the wrong shape",
             received=f"{tuple(value.shape)} for x of shape ({dim},)",
-            expected="(Xi,), a residual a sample, or (Xi, K), K of them",
-            remedy="flatten the outputs of a sample; write the function for ONE vector",
+            expected=expected,
+            remedy="write the function for ONE vector, batches are made by the toolkit; check the "
+            "data that it was made with",
         )
-    plain = elementary(function, fixed_directions(dim, 1)[0])
-    loss = LeastSquaresLoss(plain, dim, len(value), value[0].numel())
-    require_derivatives(loss, plain, "residual function")
-    return loss
+    return elementary(function, fixed_directions(dim, 1)[0]), value
 
 
 _AnyLoss = TypeVar("_AnyLoss", bound=Loss)

@@ -321,7 +321,7 @@ def test_drift_of_label_noise() -> None:
         (lambda: problems.normalized_linear(seed=None), "seed is not an integer"),
         (lambda: problems.normalized_linear(noise_scale=0.0), "scale must be positive"),
         (lambda: problems.great_sphere(2), "at least 3"),
-        (lambda: problems.great_sphere(3.0), "dim=3.0"),
+        (lambda: problems.great_sphere(3.0), "received: 3.0"),
         (lambda: problems.varying_circle(1.0), "the amplitude"),
         (lambda: problems.varying_circle(-0.1), "-0.1"),
         (lambda: problems.varying_circle(None), "None"),
