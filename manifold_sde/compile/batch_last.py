@@ -29,7 +29,8 @@ aten, prims = torch.ops.aten, torch.ops.prims
 #: it fuses with its neighbours instead of calling a library for a few numbers.
 LARGEST_PRODUCT = 32
 
-_PRODUCTS = {aten.mm, aten.mv, aten.bmm}
+#: Products of matrices and vectors.
+PRODUCTS = (aten.mm, aten.mv, aten.bmm)
 
 
 class Unsupported(Exception):
@@ -55,7 +56,7 @@ def batch_last(
     kept = {
         target: rule
         for target, rule in decompositions.items()
-        if getattr(target, "overloadpacket", None) not in _PRODUCTS
+        if getattr(target, "overloadpacket", None) not in PRODUCTS
     }
 
     def plain(*inputs):  # type: ignore[no-untyped-def]
@@ -122,9 +123,12 @@ class _BatchLast(Interpreter):
             ]
             return target(*first, **kwargs)  # type: ignore[operator]
         self.batched.add(node)
-        if packet in _PRODUCTS:
+        if packet in PRODUCTS:
             left, right = (self._factor(b, a) for a, b in zip(args, nodes, strict=True))
-            return _product(packet, left, right)
+            result = product(packet, left, right)
+            if result is NotImplemented:
+                raise Unsupported("a product over many numbers")
+            return result
         if packet is aten.copy:
             shape = args[0].shape[:-1] if nodes[0] in self.batched else args[0].shape
             return self._aligned(nodes[1], args[1]).expand(*shape, self.n)
@@ -177,16 +181,17 @@ def _in_memory(value: Tensor) -> Tensor:
     return value.as_strided(value.shape, value.stride())
 
 
-def _product(packet: Any, left: Tensor, right: Tensor) -> Tensor:
-    """Product of matrices (or a matrix and a vector) that have the points last."""
-    inner = left.shape[2] if packet is aten.bmm else left.shape[1]
-    if inner > LARGEST_PRODUCT:
-        raise Unsupported(f"a product over {inner} numbers")
+def product(packet: Any, left: Tensor, right: Tensor) -> Tensor:
+    """Product of matrices (or a matrix and a vector), multiplied out and added up.
+
+    They may have the points last. Not implemented for a large inner dimension.
+    """
+    axis = 2 if packet is aten.bmm else 1
+    if left.shape[axis] > LARGEST_PRODUCT:
+        return NotImplemented
     if packet is aten.mv:
         return (left * right).sum(1)
-    if packet is aten.mm:
-        return (left.unsqueeze(2) * right.unsqueeze(0)).sum(1)
-    return (left.unsqueeze(3) * right.unsqueeze(1)).sum(2)
+    return (left.unsqueeze(axis + 1) * right.unsqueeze(axis - 1)).sum(axis)
 
 
 def _quotient(a: Any, b: Tensor) -> Tensor:

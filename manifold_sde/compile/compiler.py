@@ -23,7 +23,7 @@ from torch.func import vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from manifold_sde.arguments import check_choice
-from manifold_sde.compile.batch_last import LARGEST_PRODUCT, batch_last
+from manifold_sde.compile.batch_last import PRODUCTS, batch_last, product
 from manifold_sde.errors import CompilationWarning
 
 _UNROLL_REDUCTIONS = 16
@@ -67,24 +67,6 @@ def check_mode(compiled: object) -> bool | str:
     return mode
 
 
-def _matrix_matrix(a: Tensor, b: Tensor) -> Tensor:
-    if a.shape[1] > LARGEST_PRODUCT:
-        return NotImplemented
-    return (a.unsqueeze(-1) * b.unsqueeze(0)).sum(1)
-
-
-def _matrix_vector(a: Tensor, b: Tensor) -> Tensor:
-    if a.shape[1] > LARGEST_PRODUCT:
-        return NotImplemented
-    return (a * b).sum(1)
-
-
-def _batched_matrix(a: Tensor, b: Tensor) -> Tensor:
-    if a.shape[2] > LARGEST_PRODUCT:
-        return NotImplemented
-    return (a.unsqueeze(-1) * b.unsqueeze(1)).sum(2)
-
-
 def _stored(operation: Any) -> Callable[..., Any]:
     """An operation that writes into a copy of its first argument, which has to be stored whole.
 
@@ -109,9 +91,7 @@ _WRITING = (
     torch.ops.aten.scatter_reduce.two,
 )
 _DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
-    torch.ops.aten.mm.default: _matrix_matrix,
-    torch.ops.aten.mv.default: _matrix_vector,
-    torch.ops.aten.bmm.default: _batched_matrix,
+    **{packet.default: functools.partial(product, packet) for packet in PRODUCTS},
     **{operation: _stored(operation) for operation in _WRITING},
 }
 
