@@ -13,6 +13,7 @@ from manifold_sde.arguments import check_point
 from manifold_sde.derivatives import batched
 from manifold_sde.errors import ArgumentError
 from manifold_sde.loss import PerSampleFunction, follow, joined, slices
+from manifold_sde.loss_checks import fixed_directions
 from manifold_sde.networks.copies import independent_copy, unchanged
 from manifold_sde.networks.criteria import Criterion
 from manifold_sde.networks.weights import Weights
@@ -87,6 +88,17 @@ class NetworkFunction:
         """The same network on some of the blocks of samples."""
         index = torch.arange(len(self.targets)).reshape(-1, self.block)
         return self.subset(index[torch.tensor(blocks)].flatten())
+
+    def few(self, count: int) -> NetworkFunction:
+        """The same network on so many of its blocks of samples; on all where they are coupled."""
+        if not self.samples or self.n_blocks <= count:
+            return self
+        return self.of_blocks([i * self.n_blocks // count for i in range(count)])
+
+    @property
+    def test_point(self) -> Tensor:
+        """A fixed direction, as x (D,)."""
+        return fixed_directions(self.weights.dim, 1)[0]
 
     @property
     def n_blocks(self) -> int:

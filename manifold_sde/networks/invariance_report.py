@@ -203,7 +203,7 @@ def scale_invariance_report(
             remedy="scale_invariance_report(problem, x[i])",
         )
     name = whole.__name__ if problem.name is None else problem.name
-    network = measurement.few_samples(whole)
+    network = whole.few(measurement.SAMPLES)
     points = measurement.points_near(x, measurement.points_needed(network))
     measured = measurement.measure(network, points)
     violation = max(

@@ -206,13 +206,7 @@ class GhostBatchNorm(nn.Module):
             _require_channels(x, self.channels)
         n_samples = x.shape[0]
         size = n_samples if self.size is None else self.size
-        if n_samples == 0 or n_samples % size:
-            raise ShapeError(
-                "the samples do not divide into ghost batches",
-                received=f"{n_samples} samples, in ghost batches of {size}",
-                expected=f"a multiple of {size} samples",
-                remedy="leave samples out, or choose a size that divides their number",
-            )
+        require_ghost_batches(n_samples, size)
         blocks = x.reshape(n_samples // size, size, *x.shape[1:])
         dims = (1, *range(3, blocks.dim()))
         return standardise(blocks, dims).reshape(x.shape)
@@ -274,4 +268,19 @@ def _require_channels(x: Tensor, channels: int) -> None:
             received=str(tuple(x.shape)),
             expected=f"(N, {channels}, ...)",
             remedy="channels is the size of the second dimension",
+        )
+
+
+def require_ghost_batches(n_samples: int, size: int) -> None:
+    """Check that samples divide into ghost batches of a size.
+
+    Raises:
+        ShapeError: If they do not.
+    """
+    if n_samples == 0 or n_samples % size:
+        raise ShapeError(
+            "the samples do not divide into ghost batches",
+            received=f"{n_samples} samples, in ghost batches of {size}",
+            expected=f"a multiple of {size} samples",
+            remedy="leave samples out, or choose a size that divides their number",
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +20,7 @@ from manifold_sde.torch_norms import ElementaryFunction
 #: Relative Euler defect above which it is no rounding, in double precision.
 TOLERANCE = 1e-10
 #: Number of sample losses that are looked at.
-_SAMPLES = 8
+SAMPLES = 8
 #: Part of the gradient's size below which a parameter has no effect on the loss.
 _NO_EFFECT = 1e-12
 #: An eps so small that it counts as none, and still keeps a group without variance from NaN.
@@ -82,13 +82,6 @@ def points_near(x: Tensor, count: int) -> Tensor:
     spread = _SPREAD * x.norm() * fixed_directions(len(x), count).to(x.device)
     spread[0] = 0.0
     return x + spread
-
-
-def few_samples(network: NetworkFunction) -> NetworkFunction:
-    """The network on a few of its blocks of samples."""
-    if not network.samples or network.n_blocks <= _SAMPLES:
-        return network
-    return network.of_blocks([i * network.n_blocks // _SAMPLES for i in range(_SAMPLES)])
 
 
 def points_needed(network: NetworkFunction) -> int:
@@ -171,14 +164,14 @@ def mended(
         statistics: Names of the layers that keep their running statistics.
     """
     keep_eps, keep_statistics = set(eps), set(statistics)
-
-    def change(name: str, module: nn.Module) -> None:
+    other = copy.copy(network)
+    other.module = copy.deepcopy(network.module)
+    for name, module in other.module.named_modules():
         if name not in keep_eps and has_eps(module):
-            module.eps = _TINY  # type: ignore[assignment]
+            module.eps = _TINY
         if name not in keep_statistics and has_fixed_statistics(module):
-            module.training, module.track_running_stats = True, False  # type: ignore[assignment]
-
-    return _changed(network, change)
+            module.training, module.track_running_stats = True, False
+    return other
 
 
 def has_eps(module: nn.Module) -> bool:
@@ -190,11 +183,3 @@ def has_eps(module: nn.Module) -> bool:
 def has_fixed_statistics(module: nn.Module) -> bool:
     """Whether a layer normalises by running statistics, which do not follow the weights."""
     return isinstance(module, RUNNING) and not module.training and module.track_running_stats
-
-
-def _changed(network: NetworkFunction, change: Callable[[str, nn.Module], None]) -> NetworkFunction:
-    other = copy.copy(network)
-    other.module = copy.deepcopy(network.module)
-    for name, module in other.module.named_modules():
-        change(name, module)
-    return other

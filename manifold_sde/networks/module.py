@@ -66,10 +66,10 @@ def network_loss(
     sample_checks.check_all_samples(network)
     with torch.no_grad():
         measure.check_mean(outputs, network.targets, batches=not coupled)
-    few = _function(_few(network))
-    point = loss_checks.fixed_directions(weights.dim, 1)[0]
-    n_outputs = len(few(point)[0]) if measure.is_least_squares else None
-    checked = _loss(few, _few(network), n_outputs)
+    small = network.few(_CHECKED)
+    few = _function(small)
+    n_outputs = len(few(small.test_point)[0]) if measure.is_least_squares else None
+    checked = _loss(few, small, n_outputs)
     loss_checks.require_derivatives(checked, few, "network's loss")
     return network, _loss(_function(network), network, n_outputs)
 
@@ -86,12 +86,4 @@ def _loss(
 def _function(network: NetworkFunction) -> Callable[[Tensor], Tensor]:
     """The network as a function of x, in elementary operations where torch's are wrong."""
     function = network.by_samples() if network.samples else network
-    return elementary(function, loss_checks.fixed_directions(network.weights.dim, 1)[0])
-
-
-def _few(network: NetworkFunction) -> NetworkFunction:
-    """The network on a few of its blocks of samples: checks do not get slower with the data."""
-    count = min(_CHECKED, network.n_blocks)
-    if not network.samples or count == network.n_blocks:
-        return network
-    return network.of_blocks([i * network.n_blocks // count for i in range(count)])
+    return elementary(function, network.test_point)

@@ -19,10 +19,9 @@ from manifold_sde.errors import (
     NonFiniteError,
     ShapeError,
 )
-from manifold_sde.loss_checks import fixed_directions
 from manifold_sde.networks.copies import unchanged
 from manifold_sde.networks.function import NetworkFunction
-from manifold_sde.networks.layers import GhostBatchNorm
+from manifold_sde.networks.layers import GhostBatchNorm, require_ghost_batches
 from manifold_sde.networks.observation import layer_not_finite
 from manifold_sde.networks.randomness import Generators
 from manifold_sde.networks.sample_checks import SAME
@@ -207,13 +206,7 @@ def block_of(module: nn.Module, ghost_size: int | None, n_samples: int) -> int:
             remedy="the same size in all GhostBatchNorm layers; leave ghost_size out",
         )
     block = sizes.pop() if sizes else 1
-    if n_samples % block:
-        raise ShapeError(
-            "the samples do not divide into ghost batches",
-            received=f"{n_samples} samples, in ghost batches of {block}",
-            expected=f"a multiple of {block} samples",
-            remedy="leave samples out, or choose a size that divides their number",
-        )
+    require_ghost_batches(n_samples, block)
     return block
 
 
@@ -228,7 +221,7 @@ def check_forward(function: NetworkFunction, generators: Generators) -> Tensor:
         ArgumentError: If the module raises, is random or changes its buffers.
         DTypeError, ShapeError, NonFiniteError: If its outputs cannot be used.
     """
-    x = fixed_directions(function.weights.dim, 1)[0]
+    x = function.test_point
     constants = function.constants_for(x)
     after = _clones(constants)
     try:
@@ -315,7 +308,7 @@ def coupled(function: NetworkFunction, outputs: Tensor) -> bool:
     count = len(blocks)
     if count < 2:
         return False
-    x = fixed_directions(function.weights.dim, 1)[0]
+    x = function.test_point
     number = torch.arange(count)
     for mask in (number % 2 == 0, number < count // 2):
         for replaced in (mask, ~mask):
