@@ -62,6 +62,6 @@ bench-environment:
 define need_python
 command -v $(PYTHON) >/dev/null 2>&1 || { \
 	echo 'manifold_sde needs Python 3.11 or newer, and there is no "$(PYTHON)" here.' >&2; \
-	echo '  way out:  install Python, or name it: make run PYTHON=/path/to/python3.12' >&2; \
+	echo '  hint:     install Python, or name it: make run PYTHON=/path/to/python3.12' >&2; \
 	exit 1; }; $(PYTHON)
 endef

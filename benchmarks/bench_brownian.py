@@ -16,7 +16,7 @@ import torchsde
 from torch import Tensor
 
 from benchmarks.rows import Row, in_turns, one_thread
-from manifold_sde.compiling import compiler_available
+from manifold_sde.compile import compiler_available
 from manifold_sde.solvers.brownian import BrownianPath
 
 TITLE = "A step of torchsde's Euler for a linear SDE, D = m = 10, float64"

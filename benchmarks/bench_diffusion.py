@@ -31,7 +31,7 @@ from benchmarks.diffusion_programs import (
 from benchmarks.rows import Row, in_turns, installed, one_thread, seconds
 from benchmarks.weak_errors import Setting, Step, bias, fewest_steps, our_step
 from manifold_sde import DirectionDiffusion, LimitingDiffusion, Problem, TimeScale, problems
-from manifold_sde.compiling import compiler_available
+from manifold_sde.compile import compiler_available
 from manifold_sde.solvers import DirectionSolution, run_sgd, solve
 
 TITLE = "The diffusion (13) on section 6.1, D = 10, float64: a path"

@@ -15,7 +15,7 @@ from torch.func import vmap
 
 from benchmarks.rows import Row, in_turns, installed, one_thread, seconds
 from manifold_sde import Geometry, problems
-from manifold_sde.compiling import compile_batched, compile_function, compiler_available
+from manifold_sde.compile import compile_batched, compile_function, compiler_available
 from manifold_sde.geometry.dense import DenseSpace
 from manifold_sde.geometry.kernels import Kernels
 from manifold_sde.problems import NormalizedLinear

@@ -14,7 +14,7 @@ from torch.func import grad, vmap
 
 from benchmarks.rows import Row, in_turns, installed, one_thread
 from manifold_sde import problems
-from manifold_sde.compiling import compiler_available
+from manifold_sde.compile import compiler_available
 from manifold_sde.problems import NormalizedLinear
 from manifold_sde.solvers import run_sgd
 from manifold_sde.solvers.sgd_step import update

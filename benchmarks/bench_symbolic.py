@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.rows import Row, Timing, in_turns, one_thread
-from manifold_sde.compiling import compile_batched, compiler_available
-from manifold_sde.symbolic import SymbolicPointwise
+from manifold_sde.compile import compile_batched, compiler_available
+from manifold_sde.symbolic import SymbolicLoss
 
 TITLE = "Derivatives of code generated from SymPy, against hand-written torch, float64"
 PEERS: tuple[str, ...] = ()
@@ -26,7 +26,7 @@ DIM, SAMPLES = 10, 8
 Function = Callable[[Tensor], Tensor]
 
 
-def circle() -> tuple[SymbolicPointwise, dict[str, Function]]:
+def circle() -> tuple[SymbolicLoss, dict[str, Function]]:
     """L = (x_3 / |x|)^2 / 2 in R^3, and its derivatives by hand."""
     x = sympy.symbols("x1:4", real=True)
     loss = x[2] ** 2 / sum(s**2 for s in x) / 2
@@ -45,10 +45,10 @@ def circle() -> tuple[SymbolicPointwise, dict[str, Function]]:
         w = (pole - 2 * c * u) / norm
         return w.unsqueeze(-1) * w.unsqueeze(-2) - (c / norm).square().unsqueeze(-1) * identity
 
-    return SymbolicPointwise([loss], x, True), {"gradient": gradient, "hessian": hessian}
+    return SymbolicLoss([loss], x, True), {"gradient": gradient, "hessian": hessian}
 
 
-def linear_model() -> tuple[SymbolicPointwise, dict[str, Function]]:
+def linear_model() -> tuple[SymbolicLoss, dict[str, Function]]:
     """L = |Z x / |x| - y|^2 / (2 Xi), and its derivatives by hand."""
     source = random.Random(0)
     rows = [[source.gauss(0, 1) for _ in range(DIM)] for _ in range(SAMPLES)]
@@ -81,7 +81,7 @@ def linear_model() -> tuple[SymbolicPointwise, dict[str, Function]]:
         whole = square - along.unsqueeze(-1) * identity + turned + turned.mT
         return whole / norm.square().unsqueeze(-1)
 
-    return SymbolicPointwise(losses, x, False), {"gradient": gradient, "hessian": hessian}
+    return SymbolicLoss(losses, x, False), {"gradient": gradient, "hessian": hessian}
 
 
 def compare(ours: Function, peer: Function, x: Tensor, rounds: int) -> Timing:
@@ -114,7 +114,7 @@ def rows(quick: bool = False) -> list[Row]:
 
 def _rows(
     name: str,
-    loss: SymbolicPointwise,
+    loss: SymbolicLoss,
     by_hand: dict[str, Function],
     batch: int,
     rounds: int,

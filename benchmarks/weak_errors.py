@@ -22,8 +22,8 @@ from scipy.interpolate import BarycentricInterpolator
 from torch import Tensor
 
 from manifold_sde import DirectionDiffusion, LimitingDiffusion, Problem
-from manifold_sde.least_squares import LeastSquaresProblem
 from manifold_sde.noise import SphericalNoise
+from manifold_sde.problem import LeastSquaresProblem
 from manifold_sde.problems.facts import Circle
 from manifold_sde.solvers.schemes import SCHEMES, StepNoise
 from manifold_sde.verification.exact import CircleDiffusion

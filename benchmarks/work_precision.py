@@ -30,7 +30,7 @@ from benchmarks.diffusion_programs import (
 from benchmarks.rows import installed, one_thread, seconds
 from benchmarks.weak_errors import Setting, Step, bias, our_step
 from manifold_sde import problems
-from manifold_sde.compiling import compiler_available
+from manifold_sde.compile import compiler_available
 
 OUTPUT = Path("results/work_precision.png")
 #: Amplitude of the circle of varying curvature.

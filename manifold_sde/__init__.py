@@ -3,9 +3,8 @@
 from manifold_sde import networks, problems
 from manifold_sde.errors import ManifoldSDEError
 from manifold_sde.geometry import Geometry
-from manifold_sde.least_squares import LeastSquaresProblem
 from manifold_sde.noise import CustomNoise, LabelNoise, SamplingNoise, SphericalNoise
-from manifold_sde.problem import Problem
+from manifold_sde.problem import LeastSquaresProblem, Problem
 from manifold_sde.sdes import (
     DirectionDiffusion,
     FixedRatioDiffusion,

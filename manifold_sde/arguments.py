@@ -6,6 +6,7 @@ import math
 import numbers
 import operator
 import os
+import re
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -16,7 +17,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from manifold_sde.errors import ArgumentError, TimeScaleError
+from manifold_sde.errors import (
+    ArgumentError,
+    DTypeError,
+    NonFiniteError,
+    ShapeError,
+    TimeScaleError,
+    ZeroVectorError,
+)
 
 Array = NDArray[np.floating[Any]]
 
@@ -28,6 +36,11 @@ SMALLEST, LARGEST = 1e-37, 1e37
 LARGEST_FLOAT = float(np.finfo(np.float64).max)
 LARGEST_STEP = 2**53
 """From here on whole numbers are not told apart in float64."""
+#: Norm whose fourth power, and the inverse of it, are far from the ends of the range.
+_LARGEST_NORM = {torch.float64: 1e75, torch.float32: 1e9}
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+_UNITS |= {f"{letter}i": 1 << (10 * power) for power, letter in enumerate("kmgt", start=1)}
+_AMOUNT = re.compile(r"\s*(\d+(?:\.\d*)?)\s*([kmgt]?i?)b?\s*", re.IGNORECASE)
 
 
 def integer(value: object) -> int | None:
@@ -40,15 +53,20 @@ def integer(value: object) -> int | None:
         return None
 
 
-def check_integer(name: str, value: object, low: int, high: int) -> int:
-    """An integer in [low, high], or an error that names it."""
+def check_integer(name: str, value: object, low: int, high: int, remedy: str = "") -> int:
+    """Check an integer in [low, high].
+
+    Raises:
+        ArgumentError: If it is none.
+    """
     number = integer(value)
     if number is None or not low <= number <= high:
+        small = high < 1 << 32 or (number is not None and number > high)
         raise ArgumentError(
             f"{name} is not an integer in its range",
             received=repr(value),
-            expected=f"an integer in [{low}, {high}]",
-            remedy=f"pass {name} as an int in that range",
+            expected=f"an integer in [{low}, {high}]" if small else f"an integer of at least {low}",
+            remedy=remedy or f"pass {name} as an int in that range",
         )
     return number
 
@@ -66,6 +84,58 @@ def real(value: object) -> float:
         return float(value)
     except OverflowError:
         return math.inf if cast("int", value) > 0 else -math.inf
+
+
+def check_positive(name: str, value: object, remedy: str) -> float:
+    """Check a positive finite number.
+
+    Raises:
+        ArgumentError: If it is none.
+    """
+    number = real(value)
+    if not 0.0 < number < math.inf:
+        raise ArgumentError(
+            f"{name} must be positive and finite",
+            received=repr(value),
+            expected="a positive finite number",
+            remedy=remedy,
+        )
+    return number
+
+
+def check_between(value: object, low: float, high: float, what: str, remedy: str) -> float:
+    """Check a number of the half-open interval [low, high).
+
+    Raises:
+        ArgumentError: If it is no number, or outside.
+    """
+    number = real(value)
+    if low <= number < high:
+        return number
+    raise ArgumentError(
+        f"{what} is out of range",
+        received=repr(value),
+        expected=f"a number in [{low:g}, {high:g})",
+        remedy=remedy,
+    )
+
+
+def check_choice(name: str, value: object, choices: Sequence[object], remedy: str) -> Any:
+    """Check that something is one of the choices, of the same kind.
+
+    Raises:
+        ArgumentError: If it is none.
+    """
+    for choice in choices:
+        if value is choice or (isinstance(value, str) and value == choice):
+            return choice
+    *first, last = map(repr, choices)
+    raise ArgumentError(
+        f"{name} is none of its choices",
+        received=repr(value),
+        expected=f"{', '.join(first)} or {last}",
+        remedy=remedy,
+    )
 
 
 def kind_of(value: object) -> str:
@@ -105,6 +175,168 @@ def check_flag(name: str, value: object) -> bool:
         expected="True or False",
         remedy=f"{name}=True, or {name}=False",
     )
+
+
+def is_known_false(condition: Tensor) -> bool:
+    """Whether a condition of one value fails; false where there is no value to look at.
+
+    That is so for meta and fake tensors and inside ``vmap``, where only shapes are known.
+    """
+    try:
+        return not bool(condition)
+    except RuntimeError:
+        return False
+
+
+def check_point(
+    x: object,
+    dim: int,
+    *,
+    name: str = "x",
+    allow_zero: bool = False,
+    allow_nan: bool = False,
+    values: bool = False,
+) -> Tensor:
+    """Check that a point or a batch of points can be used, and return it.
+
+    Args:
+        x: What the user gave; expected a tensor (..., dim) of single or double precision.
+        dim: Ambient dimension D.
+        name: Name used in messages.
+        allow_zero: Whether the zero vector is a legal value.
+        allow_nan: Whether NaN is, as in the state of a path that was lost.
+        values: Whether values are needed: a meta tensor has a shape alone.
+
+    Returns:
+        The same tensor.
+
+    Raises:
+        DTypeError: If x is not a dense tensor of float64 or float32.
+        ShapeError: If its last dimension is not ``dim``.
+        NonFiniteError: If it holds NaN or infinity.
+        ZeroVectorError: If one of its points is the origin.
+    """
+    if not isinstance(x, Tensor):
+        raise DTypeError(
+            f"{name} is not a torch tensor",
+            received=f"{type(x).__module__}.{type(x).__qualname__}",
+            expected=f"a floating torch tensor of shape (..., {dim})",
+            remedy=f"torch.as_tensor({name}, dtype=torch.float64)",
+        )
+    if x.dtype not in (torch.float64, torch.float32):
+        raise DTypeError(
+            f"{name} is not a real floating tensor of single or double precision",
+            received=f"dtype {x.dtype}",
+            expected="float64 (float32 works to its own tolerances)",
+            remedy=f"{name}.to(torch.float64)",
+        )
+    if x.layout is not torch.strided or (values and x.is_meta):
+        raise DTypeError(
+            f"{name} is not a dense tensor with values",
+            received="a meta tensor" if x.is_meta else f"layout {x.layout}",
+            expected=f"a dense tensor of shape (..., {dim})",
+            remedy=f"values for {name}" if x.is_meta else f"{name}.to_dense()",
+        )
+    if x.dim() == 0 or x.shape[-1] != dim:
+        raise ShapeError(
+            f"{name} has the wrong shape",
+            received=str(tuple(x.shape)),
+            expected=f"(..., {dim}): the last dimension is the ambient dimension D",
+            remedy="put the batch in front and the coordinates last",
+        )
+    if not allow_nan and is_known_false(torch.isfinite(x).all()):
+        bad = int((~torch.isfinite(x)).any(dim=-1).sum())
+        raise NonFiniteError(
+            f"{name} holds NaN or infinity",
+            received=f"{bad} of {x.shape[:-1].numel()} points not finite",
+            expected="finite coordinates",
+            remedy="find where they arose; a smaller learning rate if a run blew up",
+        )
+    if not allow_zero and is_known_false((x != 0).any(dim=-1).all()):
+        zero = int((x == 0).all(dim=-1).sum())
+        raise ZeroVectorError(
+            f"{name} contains the zero vector",
+            received=f"{zero} of {x.shape[:-1].numel()} points of norm 0",
+            expected="points away from the origin, where a scale-invariant loss is defined",
+            remedy="start from a nonzero point; directions are all that matters",
+        )
+    return x
+
+
+def check_projection(projection: object, dim: int) -> None:
+    """Check that something is symmetric matrices (..., dim, dim).
+
+    Raises:
+        ShapeError, ArgumentError: If it is not.
+    """
+    if not isinstance(projection, Tensor) or projection.shape[-2:] != (dim, dim):
+        raise ShapeError(
+            "the projection has the wrong shape",
+            received=str(tuple(getattr(projection, "shape", ()))),
+            expected=f"(..., {dim}, {dim})",
+            remedy="geometry.tangent_projection(y, torch.eye(D)) gives its columns",
+        )
+    if is_known_false((projection - projection.mT).norm() <= 1e-6 * projection.norm()):
+        raise ArgumentError(
+            "the projection is not symmetric",
+            received="a matrix with NaN, or one that differs from its transpose",
+            expected="P = P^T",
+            remedy="0.5 * (A + A.mT); a projection on a tangent space is symmetric",
+        )
+
+
+def require_norms(x: Tensor, *, name: str = "x") -> None:
+    """Check that powers of the norms of points are in the range of numbers.
+
+    The coefficients of the equations go up to the fourth power, or down. A NaN passes.
+
+    Args:
+        x: Points (..., D).
+        name: Name used in messages.
+
+    Raises:
+        ArgumentError: If a norm is too small or too large.
+    """
+    bound = _LARGEST_NORM.get(x.dtype, math.inf)
+    size = x.abs().amax(dim=-1)
+    if is_known_false(~((size < 1.0 / bound) | (size > bound)).any()):
+        raise ArgumentError(
+            f"{name} has a norm whose powers are out of the range of numbers",
+            received=f"norms from {float(size.min()):.1g} to {float(size.max()):.1g}",
+            expected=f"norms between {1.0 / bound:.0e} and {bound:.0e} in {x.dtype}",
+            remedy=f"{name} / {name}.norm(dim=-1, keepdim=True), and lr over the square of that "
+            "norm: the directions are the same",
+        )
+
+
+def bytes_of(memory: object) -> int:
+    """A number of bytes, given as one or as a string.
+
+    Raises:
+        ArgumentError: If it is none.
+
+    Example:
+        >>> bytes_of("2 GiB"), bytes_of("500 MB"), bytes_of(1024)
+        (2147483648, 500000000, 1024)
+    """
+    value = integer(memory)
+    if isinstance(memory, str) and (found := _AMOUNT.fullmatch(memory)):
+        value = int(float(found[1]) * _UNITS.get(found[2].lower(), 0))
+    if value is None or value < 1:
+        raise ArgumentError(
+            "memory is not a number of bytes",
+            received=repr(memory),
+            expected="a positive integer, or a string with a unit",
+            remedy='memory="2 GiB", or memory=2 * 2**30',
+        )
+    return value
+
+
+def describe_bytes(count: float) -> str:
+    """A number of bytes in words, rounded up so that it is enough: ``"1.5 GiB"``."""
+    unit = next((u for u in ("GiB", "MiB", "KiB") if count >= _UNITS[u[:2].lower()]), "B")
+    size = _UNITS[unit[:-1].lower()]
+    return f"{-(-count * 10 // size) / 10:.10g} {unit}"
 
 
 def as_float64(name: str, value: Any) -> Array:
@@ -147,7 +379,7 @@ def check_range(
     manifold_sde.errors.TimeScaleError: T is out of range.
       received: T = -1.0, number 1 of 2
       expected: a finite number, at least 0
-      way out:  use abs(T)
+      hint:     use abs(T)
     """
     values = as_float64(name, value)
     bound = "a finite number" if most == LARGEST_FLOAT else f"a number up to {most:g}"

@@ -120,7 +120,7 @@ def expecting(steps: float) -> Iterator[None]:
 
 
 class Attempts:
-    """What several ask for and could not be made: it is not tried again where that is in vain."""
+    """Shared values that could not be made, and are not tried again where that is known."""
 
     def __init__(self) -> None:
         self._errors: dict[Hashable, ManifoldSDEError] = {}

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from manifold_sde import invariance
 from manifold_sde.equations import ManifoldEquation
 from manifold_sde.errors import RankError
 from manifold_sde.geometry import Geometry, drift
@@ -17,6 +16,7 @@ from manifold_sde.geometry.retraction import retract
 from manifold_sde.loss_checks import fixed_directions
 from manifold_sde.noise import SphericalNoise
 from manifold_sde.problem import Problem
+from manifold_sde.scale_invariance import SOLVED_DIM, scaling_groups
 
 #: Part of tr Sigma up to which a variance counts as none.
 NO_PART = 1e-10
@@ -76,8 +76,8 @@ class Degeneracy:
         along = tangent_noise(problem, unit[None], rank, (range(problem.dim),))[0][0]
         noise_rank = int((along**2 > NO_PART * problem.noise_trace(unit)).sum())
         groups: tuple[tuple[int, ...], ...] = (tuple(range(problem.dim)),)
-        if problem.dim <= invariance.SOLVED_DIM:
-            groups = invariance.scaling_groups(problem.pointwise, unit[None])
+        if problem.dim <= SOLVED_DIM:
+            groups = scaling_groups(problem.pointwise, unit[None])
         return cls(problem.dim - rank - 1, noise_rank, groups)
 
     @property

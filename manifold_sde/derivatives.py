@@ -4,7 +4,7 @@ Losses are written by users in ordinary torch, so the orders matter: the derivat
 ``x / x.norm()`` raises inside torch when the outermost derivative of a third-order one is
 reverse mode over forward mode. Forward over forward over reverse is the only order used here: it
 costs a small multiple of one gradient. Some functions of torch have wrong third derivatives in
-every order; :mod:`manifold_sde.elementary` replaces or finds them.
+every order; :mod:`manifold_sde.torch_norms` replaces or finds them.
 
 All functions take a function of ONE vector and are composable with ``torch.func``; batches are
 made by :func:`batched`.
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import math
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -23,19 +22,10 @@ import torch
 from torch import Tensor
 from torch.func import grad, vjp, vmap
 
-from manifold_sde.errors import (
-    ArgumentError,
-    DTypeError,
-    NonFiniteError,
-    ShapeError,
-    ZeroVectorError,
-)
+from manifold_sde.errors import DTypeError, ShapeError
 
 ScalarFunction = Callable[[Tensor], Tensor]
 VectorFunction = Callable[[Tensor], Tensor]
-
-#: Norm whose fourth power, and the inverse of it, are far from the ends of the range.
-_LARGEST_NORM = {torch.float64: 1e75, torch.float32: 1e9}
 
 
 @functools.cache
@@ -180,113 +170,3 @@ def unit_rows(count: int, first: int, last: int, like: Tensor) -> Tensor:
     rows = like.new_zeros(last - first, count)
     rows.diagonal(first).fill_(1.0)
     return rows
-
-
-def is_known_false(condition: Tensor) -> bool:
-    """Whether a condition of one value fails; false where there is no value to look at.
-
-    That is so for meta and fake tensors and inside ``vmap``, where only shapes are known.
-    """
-    try:
-        return not bool(condition)
-    except RuntimeError:
-        return False
-
-
-def check_point(
-    x: object,
-    dim: int,
-    *,
-    name: str = "x",
-    allow_zero: bool = False,
-    allow_nan: bool = False,
-    values: bool = False,
-) -> Tensor:
-    """Check that a point or a batch of points can be used, and return it.
-
-    Args:
-        x: What the user gave; expected a tensor (..., dim) of single or double precision.
-        dim: Ambient dimension D.
-        name: Name used in messages.
-        allow_zero: Whether the zero vector is a legal value.
-        allow_nan: Whether NaN is, as in the state of a path that was lost.
-        values: Whether values are needed: a meta tensor has a shape alone.
-
-    Returns:
-        The same tensor.
-
-    Raises:
-        DTypeError: If x is not a dense tensor of float64 or float32.
-        ShapeError: If its last dimension is not ``dim``.
-        NonFiniteError: If it holds NaN or infinity.
-        ZeroVectorError: If one of its points is the origin.
-    """
-    if not isinstance(x, Tensor):
-        raise DTypeError(
-            f"{name} is not a torch tensor",
-            received=f"{type(x).__module__}.{type(x).__qualname__}",
-            expected=f"a floating torch tensor of shape (..., {dim})",
-            remedy=f"torch.as_tensor({name}, dtype=torch.float64)",
-        )
-    if x.dtype not in (torch.float64, torch.float32):
-        raise DTypeError(
-            f"{name} is not a real floating tensor of single or double precision",
-            received=f"dtype {x.dtype}",
-            expected="float64 (float32 works to its own tolerances)",
-            remedy=f"{name}.to(torch.float64)",
-        )
-    if x.layout is not torch.strided or (values and x.is_meta):
-        raise DTypeError(
-            f"{name} is not a dense tensor with values",
-            received="a meta tensor" if x.is_meta else f"layout {x.layout}",
-            expected=f"a dense tensor of shape (..., {dim})",
-            remedy=f"values for {name}" if x.is_meta else f"{name}.to_dense()",
-        )
-    if x.dim() == 0 or x.shape[-1] != dim:
-        raise ShapeError(
-            f"{name} has the wrong shape",
-            received=str(tuple(x.shape)),
-            expected=f"(..., {dim}): the last dimension is the ambient dimension D",
-            remedy="put the batch in front and the coordinates last",
-        )
-    if not allow_nan and is_known_false(torch.isfinite(x).all()):
-        bad = int((~torch.isfinite(x)).any(dim=-1).sum())
-        raise NonFiniteError(
-            f"{name} holds NaN or infinity",
-            received=f"{bad} of {x.shape[:-1].numel()} points not finite",
-            expected="finite coordinates",
-            remedy="find where they arose; a smaller learning rate if a run blew up",
-        )
-    if not allow_zero and is_known_false((x != 0).any(dim=-1).all()):
-        zero = int((x == 0).all(dim=-1).sum())
-        raise ZeroVectorError(
-            f"{name} contains the zero vector",
-            received=f"{zero} of {x.shape[:-1].numel()} points of norm 0",
-            expected="points away from the origin, where a scale-invariant loss is defined",
-            remedy="start from a nonzero point; directions are all that matters",
-        )
-    return x
-
-
-def require_norms(x: Tensor, *, name: str = "x") -> None:
-    """Check that powers of the norms of points are in the range of numbers.
-
-    The coefficients of the equations go up to the fourth power, or down. A NaN passes.
-
-    Args:
-        x: Points (..., D).
-        name: Name used in messages.
-
-    Raises:
-        ArgumentError: If a norm is too small or too large.
-    """
-    bound = _LARGEST_NORM.get(x.dtype, math.inf)
-    size = x.abs().amax(dim=-1)
-    if is_known_false(~((size < 1.0 / bound) | (size > bound)).any()):
-        raise ArgumentError(
-            f"{name} has a norm whose powers are out of the range of numbers",
-            received=f"norms from {float(size.min()):.1g} to {float(size.max()):.1g}",
-            expected=f"norms between {1.0 / bound:.0e} and {bound:.0e} in {x.dtype}",
-            remedy=f"{name} / {name}.norm(dim=-1, keepdim=True), and lr over the square of that "
-            "norm: the directions are the same",
-        )

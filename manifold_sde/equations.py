@@ -14,7 +14,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from manifold_sde.derivatives import check_point, require_norms
+from manifold_sde.arguments import check_point, require_norms
 from manifold_sde.errors import ArgumentError, DTypeError, NoiseError, ShapeError
 from manifold_sde.geometry import Geometry, drift
 from manifold_sde.geometry.dense import DenseSpace
@@ -22,9 +22,8 @@ from manifold_sde.geometry.kernels import Kernels
 from manifold_sde.geometry.least_squares import LeastSquaresSpace, has_zero_residuals
 from manifold_sde.geometry.normal_space import NormalSpace, lengths
 from manifold_sde.geometry.retraction import retract
-from manifold_sde.least_squares import LeastSquaresProblem
 from manifold_sde.noise import SphericalNoise
-from manifold_sde.problem import Problem, require_problem
+from manifold_sde.problem import LeastSquaresProblem, Problem, require_problem
 
 _CALCULI = ("ito", "stratonovich")
 #: Largest relative violation of the two properties of sigma that counts as rounding.

@@ -1,4 +1,4 @@
-"""The errors and warnings of the toolkit: one family, each with the way out.
+"""The errors and warnings of the toolkit: one family, each with a hint.
 
 Every error says what was received, what was expected and what to do about it.
 The three parts are kept as attributes, so that a program can read them too.
@@ -44,7 +44,7 @@ class ManifoldSDEError(Exception):
         if expected:
             lines.append(f"  expected: {expected}")
         if remedy:
-            lines.append(f"  way out:  {remedy}")
+            lines.append(f"  hint:     {remedy}")
         super().__init__(printable("\n".join(lines)))
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -11,16 +11,30 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 from torch.func import vmap
 
-from manifold_sde import philox
-from manifold_sde.arguments import integer
-from manifold_sde.elementary import WRONG_OPERATIONS, functions_called, wrong_operations
-from manifold_sde.errors import ArgumentError, DifferentiationError, DTypeError, NonFiniteError
-from manifold_sde.pointwise import Pointwise
+from manifold_sde import rng
+from manifold_sde.arguments import check_integer
+from manifold_sde.errors import (
+    ArgumentError,
+    DifferentiationError,
+    DTypeError,
+    NonFiniteError,
+    ShapeError,
+)
+from manifold_sde.loss import LeastSquaresLoss, Loss
+from manifold_sde.remedies import DIFFERENTIABLE, first_line, not_differentiable, ordinal
+from manifold_sde.torch_norms import (
+    WRONG_OPERATIONS,
+    ElementaryFunction,
+    elementary,
+    functions_called,
+    wrong_operations,
+)
 
 #: Names of the derivatives, in the order of differentiation.
 ORDERS = ("gradient", "hessian", "third")
@@ -43,95 +57,16 @@ _NEAR = 0.01
 #: Numbers of x that are evaluated at once.
 _NUMBERS = 1 << 16
 
-_ANY_BATCH = "a function that torch.func can batch and differentiate three times"
-#: What to write instead, by what torch says when it fails.
-_REMEDIES = (
-    (
-        ("memory_format", "view size is not compatible"),
-        "no memory_format inside the loss: x.contiguous(); the layout changes no value",
-    ),
-    (
-        ("inplace", "in-place", "ZeroTensors"),
-        "nothing written into a tensor: torch.cat, torch.stack or torch.where build a new one, "
-        "and x / (x * x).sum().sqrt() is the elementary normalisation",
-    ),
-    (
-        (".item()", "data-dependent"),
-        "no .item(), float(x) or `if` on values: torch.where(condition, a, b)",
-    ),
-    (
-        (".data", "`data`"),
-        "no .data: the value itself; modules are made and converted outside the loss",
-    ),
-    (
-        ("dynamic shape",),
-        "no boolean mask as an index: torch.where(mask, a, b)",
-    ),
-    (
-        ("random operation",),
-        "a loss is a fixed function of x: switch dropout off, draw random constants outside",
-    ),
-    (
-        ("autograd.Function", "jvp function", "once_differentiable"),
-        "ordinary operations in place of the custom autograd.Function; or give it setup_context, "
-        "jvp and generate_vmap_rule = True, with backward and jvp in differentiable operations",
-    ),
-    (
-        ("forward AD", "not implemented", "not differentiable"),
-        "write the operation that torch names in elementary ones: torch.where on the two branches "
-        "of huber_loss, ((a[:, None] - b) ** 2).sum(-1).sqrt() for cdist, "
-        "a * torch.sigmoid(b) for glu, nn.Embedding and .mean(1) for EmbeddingBag",
-    ),
-    (
-        ("saved tensor hooks",),
-        "no torch.utils.checkpoint and no saved_tensors_hooks: call the layers themselves",
-    ),
-    (
-        ("storage", "numpy"),
-        "torch operations from x to the result: no numpy, no float(...)",
-    ),
-    (
-        ("dtype", "scalar type", "device"),
-        "constants of the dtype and device of x: Z.to(x) in place of Z",
-    ),
-)
-
-
-def remedy(message: str) -> str:
-    """What to write instead, from what torch said when a loss failed."""
-    for fragments, advice in _REMEDIES:
-        if any(fragment in message for fragment in fragments):
-            return advice
-    return "write the loss in elementary torch operations on its argument"
-
-
-def first_line(error: BaseException) -> str:
-    """The kind of an error and the first line of what it says."""
-    lines = str(error).splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"
-
 
 def check_dim(dim: object) -> int:
-    """Check an ambient dimension, and return it as an int.
-
-    Raises:
-        ArgumentError: If it is not an integer of at least 2.
-    """
-    value = integer(dim)
-    if value is None or not 2 <= value < 1 << 40:
-        raise ArgumentError(
-            "dim is not the dimension of a space with directions",
-            received=repr(dim),
-            expected="an integer D of at least 2, of vectors that fit into memory",
-            remedy="pass the length of the vector x that the loss takes",
-        )
-    return value
+    """Check the dimension of a space with directions, of vectors that fit into memory."""
+    return check_integer("dim", dim, 2, (1 << 40) - 1, "dim is the length of the vector x")
 
 
 def fixed_directions(dim: int, count: int = 16) -> Tensor:
     """Fixed random directions (count, D), from the counter-based generator."""
     paths = torch.arange(count)
-    points = philox.normals((0x5EED, 0), 0, paths, torch.tensor(0), dim, torch.float64)
+    points = rng.normals((0x5EED, 0), 0, paths, torch.tensor(0), dim, torch.float64)
     points = points.T.contiguous()  # in-place writes fail or work by the layout
     return points / points.norm(dim=1, keepdim=True)
 
@@ -182,7 +117,85 @@ def try_function(function: Callable[[Tensor], Tensor], dim: int, what: str) -> T
     return value
 
 
-def derivative_errors(loss: Pointwise, x: Tensor) -> dict[str, tuple[float, bool]]:
+def checked_loss(function: Callable[[Tensor], Tensor] | Loss, dim: int) -> Loss:
+    """The loss that a user's function of one vector (D,) stands for, () or (Xi,).
+
+    Raises:
+        ShapeError, DTypeError, NonFiniteError, DifferentiationError: If it cannot be used.
+    """
+    if isinstance(function, Loss):
+        return _of_dim(function, dim)
+    dim = check_dim(dim)
+    expected = "() for a scalar loss, or (Xi,) for Xi sample losses, at least one"
+    remedy = "for SymPy expressions use Problem.from_sympy"
+    plain, value = _evaluated(function, dim, "loss", (0, 1), expected, remedy)
+    loss = Loss(plain, dim, value.shape[0] if value.dim() else None)
+    require_derivatives(loss, plain, "loss")
+    return loss
+
+
+def checked_residuals(
+    function: Callable[[Tensor], Tensor] | LeastSquaresLoss, dim: int
+) -> LeastSquaresLoss:
+    """The loss whose residuals (Xi,) or (Xi, K) a user's function of one vector (D,) returns.
+
+    Raises:
+        ShapeError, DTypeError, NonFiniteError, DifferentiationError: If it cannot be used.
+    """
+    if isinstance(function, LeastSquaresLoss):
+        return _of_dim(function, dim)
+    dim, what = check_dim(dim), "residual function"
+    expected = "(Xi,), a residual a sample, or (Xi, K), K of them; at least one"
+    remedy = "LeastSquaresProblem(lambda x: Z @ (x / x.norm()) - targets, dim, noise)"
+    plain, value = _evaluated(function, dim, what, (1, 2), expected, remedy)
+    loss = LeastSquaresLoss(plain, dim, len(value), value[0].numel())
+    require_derivatives(loss, plain, what)
+    return loss
+
+
+def _evaluated(
+    function: Callable[[Tensor], Tensor],
+    dim: int,
+    what: str,
+    ranks: tuple[int, ...],
+    expected: str,
+    remedy: str,
+) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+    """A user's function in operations that torch differentiates, and its value at a test point."""
+    if not callable(function):
+        raise DTypeError(
+            f"the {what} is not a function",
+            received=type(function).__name__,
+            expected="a function of one vector (D,) in plain torch",
+            remedy=remedy,
+        )
+    value = try_function(ElementaryFunction(function), dim, what)
+    if value.dim() not in ranks or value.numel() == 0:
+        raise ShapeError(
+            f"the value of the {what} has the wrong shape",
+            received=f"{tuple(value.shape)} for x of shape ({dim},)",
+            expected=expected,
+            remedy="write the function for ONE vector, batches are made by the toolkit; check the "
+            "data that it was made with",
+        )
+    return elementary(function, fixed_directions(dim, 1)[0]), value
+
+
+_AnyLoss = TypeVar("_AnyLoss", bound=Loss)
+
+
+def _of_dim(loss: _AnyLoss, dim: int) -> _AnyLoss:
+    if loss.dim == dim:
+        return loss
+    raise ArgumentError(
+        "dim is not the dimension of the loss",
+        received=f"dim={dim} for a loss of vectors ({loss.dim},)",
+        expected=f"dim={loss.dim}",
+        remedy="dim=loss.dim",
+    )
+
+
+def derivative_errors(loss: Loss, x: Tensor) -> dict[str, tuple[float, bool]]:
     """Derivatives by automatic differentiation, in a batch, against quotients of differences.
 
     Each order is compared with central differences of the order before, along one direction.
@@ -198,12 +211,20 @@ def derivative_errors(loss: Pointwise, x: Tensor) -> dict[str, tuple[float, bool
     Raises:
         DifferentiationError: If torch cannot batch or differentiate the loss.
         NonFiniteError: If a derivative is not finite.
+        ShapeError: If x is not one point.
     """
+    if x.dim() != 1:
+        raise ShapeError(
+            "derivatives are compared at one point",
+            received=str(tuple(x.shape)),
+            expected=f"({loss.dim},)",
+            remedy="call it for each point",
+        )
     return _derivative_errors(loss, x[None], *fixed_directions(loss.dim, 3)[1:].to(x))[0]
 
 
 def _derivative_errors(
-    loss: Pointwise, x: Tensor, a: Tensor, b: Tensor
+    loss: Loss, x: Tensor, a: Tensor, b: Tensor
 ) -> list[dict[str, tuple[float, bool]]]:
     """The same at points (n, D), along directions a and b (D,)."""
     sizes = x.norm(dim=1)
@@ -278,7 +299,7 @@ def _mapped(function: Callable[..., Tensor], points: Tensor) -> Tensor:
     return vmap(function, chunk_size=max(1, _NUMBERS // points.shape[1]))(points)
 
 
-def _derivative(loss: Pointwise, order: int, x: Tensor, directions: Tensor) -> Tensor:
+def _derivative(loss: Loss, order: int, x: Tensor, directions: Tensor) -> Tensor:
     """Derivative of an order, as it is computed in a batch of points and of directions."""
     a, b = directions
     if order == 1:
@@ -291,7 +312,7 @@ def _derivative(loss: Pointwise, order: int, x: Tensor, directions: Tensor) -> T
 
 
 def _derivative_quotients(
-    loss: Pointwise, order: int, x: Tensor, a: Tensor, b: Tensor
+    loss: Loss, order: int, x: Tensor, a: Tensor, b: Tensor
 ) -> tuple[list[Tensor], Tensor]:
     """Central differences of the derivative one order lower, and that derivative itself."""
 
@@ -303,7 +324,7 @@ def _derivative_quotients(
     return quotients(below, x, b if order == 3 else a), _mapped(below, x)
 
 
-def require_derivatives(loss: Pointwise, function: Callable[[Tensor], Tensor], what: str) -> None:
+def require_derivatives(loss: Loss, function: Callable[[Tensor], Tensor], what: str) -> None:
     """Refuse a function that is random, cannot be differentiated, or is differentiated wrongly.
 
     Args:
@@ -334,7 +355,7 @@ def require_derivatives(loss: Pointwise, function: Callable[[Tensor], Tensor], w
             "computes",
             received=f"a relative difference of {error:.2g} between automatic differentiation and "
             f"differences, in {name!r}",
-            expected=f"at most {TOLERANCE:g}: {_ANY_BATCH}, without cutting a derivative",
+            expected=f"at most {TOLERANCE:g}: {DIFFERENTIABLE}, without cutting a derivative",
             remedy=what_is_wrong(order, function, points[0]),
         )
     operations = wrong_operations(function, points[0])
@@ -342,12 +363,12 @@ def require_derivatives(loss: Pointwise, function: Callable[[Tensor], Tensor], w
         raise DifferentiationError(
             f"torch differentiates an operation of the {what} wrongly",
             received=f"calls of {', '.join(operations)}, whose third derivatives are not right",
-            expected=_ANY_BATCH,
+            expected=DIFFERENTIABLE,
             remedy=_write_instead(operations),
         )
 
 
-def _first_wrong(loss: Pointwise, points: Tensor) -> tuple[str, float] | None:
+def _first_wrong(loss: Loss, points: Tensor) -> tuple[str, float] | None:
     """The first derivative that is not that of the function, and its relative difference.
 
     Args:
@@ -366,7 +387,7 @@ def _first_wrong(loss: Pointwise, points: Tensor) -> tuple[str, float] | None:
     return None
 
 
-def _wrong_derivatives(loss: Pointwise, x: Tensor, a: Tensor, b: Tensor) -> list[dict[str, float]]:
+def _wrong_derivatives(loss: Loss, x: Tensor, a: Tensor, b: Tensor) -> list[dict[str, float]]:
     """Relative differences of the derivatives that are not those of the function, at points."""
     return [
         {name: off for name, (off, reliable) in at.items() if off > TOLERANCE and reliable}
@@ -395,18 +416,3 @@ def what_is_wrong(order: int, function: Callable[[Tensor], Tensor], point: Tenso
 
 def _write_instead(operations: list[str]) -> str:
     return "write " + ", ".join(WRONG_OPERATIONS[name] for name in operations)
-
-
-def not_differentiable(error: Exception, order: int) -> DifferentiationError:
-    """The error for a loss whose derivative of an order raised."""
-    return DifferentiationError(
-        f"the loss cannot be differentiated: its {ordinal(order)} derivative fails",
-        received=first_line(error),
-        expected=_ANY_BATCH,
-        remedy=remedy(str(error)),
-    )
-
-
-def ordinal(order: int) -> str:
-    """The order of a derivative in words."""
-    return ("first", "second", "third")[order - 1]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import pkgutil
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -125,7 +126,7 @@ def implements(*names: str) -> Callable[[T], T]:
         manifold_sde.errors.ArgumentError: The paper has no such statement.
           received: 'Lemma 2.50'
           expected: a key of manifold_sde.paper.STATEMENTS
-          way out:  did you mean 'Lemma 2.5', 'Lemma 2.8' or 'Lemma 2.7'?
+          hint:     did you mean 'Lemma 2.5', 'Lemma 2.8' or 'Lemma 2.7'?
     """
     if not names:
         raise ArgumentError(
@@ -172,7 +173,7 @@ def implementations() -> dict[str, list[str]]:
 
 
 def _import_package() -> None:
-    package = importlib.import_module("manifold_sde")
+    package = sys.modules["manifold_sde"]  # which is there before any of its modules
     for module in pkgutil.walk_packages(package.__path__, "manifold_sde."):
         if module.name.endswith(".__main__"):
             continue

@@ -3,45 +3,42 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, Self
 
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from manifold_sde import invariance, loss_checks, philox
-from manifold_sde.arguments import integer, kind_of
-from manifold_sde.derivatives import batched, check_point, is_known_false
-from manifold_sde.elementary import ElementaryFunction, elementary
-from manifold_sde.errors import (
-    ArgumentError,
-    DifferentiationError,
-    DTypeError,
-    ManifoldSDEError,
-    NoiseError,
-    ScaleInvarianceError,
-    ShapeError,
-    printable,
-)
+from manifold_sde import loss_checks
+from manifold_sde.arguments import check_integer, check_point, check_projection, kind_of
+from manifold_sde.derivatives import batched
+from manifold_sde.errors import ArgumentError, DTypeError, NoiseError, printable
+from manifold_sde.loss import LeastSquaresLoss, Loss
+from manifold_sde.networks.function import NetworkFunction
+from manifold_sde.networks.invariance_report import breaking_parameters
+from manifold_sde.networks.module import network_loss
+from manifold_sde.networks.weights import ParameterBlock
 from manifold_sde.noise.base import Noise, check_noise
 from manifold_sde.paper import implements
-from manifold_sde.pointwise import Pointwise
-from manifold_sde.sources import Sources
-
-#: Largest violation of scale invariance that counts as rounding, by dtype of the point.
-INVARIANCE_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
-#: Entries of sigma from which on its products with a few vectors are looked at instead.
-_MOST_NUMBERS = 1 << 20
-_PROBES = 8
+from manifold_sde.remedies import torch_errors_of
+from manifold_sde.scale_invariance import (
+    describe_coordinates,
+    noise_violations,
+    offending_coordinates,
+    points_to_measure,
+    relative_defects,
+    require_constant_along_rays,
+)
 
 
 @implements("Assumption 2.1")
-class Problem(Sources):
+class Problem:
     r"""A loss on R^D without the origin, with the gradient noise that SGD has on it.
 
     Args:
         loss: Function of ONE vector x (D,), in plain torch, that returns () or the Xi sample
-            losses (Xi,); four times differentiable. The loss L is their mean.
+            losses (Xi,); four times differentiable. The loss L is their mean. A
+            :class:`~manifold_sde.loss.Loss` is taken as it is.
         dim: Ambient dimension D.
         noise: The gradient noise.
         rank: Rank M of the Hessian on the manifold of minimisers, where it is known; it is
@@ -49,11 +46,12 @@ class Problem(Sources):
         name: Name used in messages and figures.
 
     Attributes:
-        dim: As given.
-        noise: As given.
-        rank: As given.
-        name: As given.
+        dim, noise, rank, name: As given.
         n_samples: Number Xi of sample losses, or ``None`` for a loss that returns one number.
+        pointwise: The loss as a function of one vector, with its derivatives.
+        network: The network on its data, or ``None`` where the problem was not made from a module.
+        closed_form: Closed form of the limit map Phi of a symbolic loss, or ``None``.
+        scale_invariance, analyticity: Proofs of these for each symbolic loss, or ``None``.
         facts: What is known of the problem in closed form, or ``None``.
 
     Raises:
@@ -70,67 +68,133 @@ class Problem(Sources):
     Source: section 2, Assumptions 2.1 and 2.3.
     """
 
+    network: NetworkFunction | None = None
+
     def __init__(
         self,
-        loss: Callable[[Tensor], Tensor],
+        loss: Callable[[Tensor], Tensor] | Loss,
         dim: int,
         noise: Noise,
         *,
         rank: int | None = None,
         name: str | None = None,
     ) -> None:
-        dim = loss_checks.check_dim(dim)
-        if not callable(loss):
-            raise DTypeError(
-                "the loss is not a function",
-                received=type(loss).__name__,
-                expected="a function of one vector (D,) in plain torch",
-                remedy="for SymPy expressions use Problem.from_sympy",
-            )
-        value = loss_checks.try_function(ElementaryFunction(loss), dim, "loss")
-        if value.dim() > 1:
-            raise ShapeError(
-                "the loss of one vector has the wrong shape",
-                received=f"{tuple(value.shape)} for x of shape ({dim},)",
-                expected="() for a scalar loss, or (Xi,) for the sample losses",
-                remedy="write the loss for ONE vector; batches are made by the toolkit",
-            )
-        if value.numel() == 0:
-            raise ShapeError(
-                "the loss has no samples",
-                received=f"{tuple(value.shape)} for x of shape ({dim},)",
-                expected="() for a scalar loss, or (Xi,) with Xi at least 1",
-                remedy="check the data that the loss was made with",
-            )
-        function = elementary(loss, loss_checks.fixed_directions(dim, 1)[0])
-        pointwise = Pointwise(function, dim, value.shape[0] if value.dim() else None)
-        loss_checks.require_derivatives(pointwise, function, "loss")
-        self._setup(pointwise, noise, rank, name or getattr(loss, "__name__", "loss"))
+        made = loss_checks.checked_loss(loss, dim)
+        self._setup(made, noise, rank, name or getattr(loss, "__name__", "loss"))
 
-    def _setup(
-        self, pointwise: Pointwise, noise: Noise, rank: int | None, name: str | None
-    ) -> None:
+    @classmethod
+    def from_sympy(
+        cls,
+        losses: Any,
+        symbols: Sequence[Any],
+        noise: Noise,
+        *,
+        limit_map: Sequence[Any] | None = None,
+        rank: int | None = None,
+        name: str | None = None,
+    ) -> Problem:
+        """Problem from SymPy expressions, with exact derivatives and a proof of scale invariance.
+
+        Args:
+            losses: One expression, or the Xi sample losses.
+            symbols: The coordinates x_1, ..., x_D, in order.
+            noise: The gradient noise.
+            limit_map: Closed form of Phi, D expressions, where one is known.
+            rank: Rank M of the Hessian, where it is known.
+            name: Name used in messages and figures.
+
+        Returns:
+            A problem with ``scale_invariance``, ``analyticity`` and ``closed_form``.
+
+        Raises:
+            SymbolicError: If the expressions are malformed, cannot be written in torch, or
+                ``limit_map`` is not the limit map.
+            ScaleInvarianceError: If SymPy refutes that a loss is 0-homogeneous.
+        """
+        from manifold_sde.symbolic.expressed import expressed_loss  # SymPy takes a second to load
+
+        loss = expressed_loss(losses, symbols, limit_map)
+        return Problem(loss, loss.dim, noise, rank=rank, name=name or "symbolic loss")
+
+    @classmethod
+    def from_module(
+        cls,
+        module: nn.Module,
+        criterion: nn.Module | Callable[[Tensor, Tensor], Tensor],
+        inputs: Tensor | tuple[Tensor, ...],
+        targets: Tensor,
+        noise: Noise,
+        *,
+        rank: int | None = None,
+        name: str | None = None,
+        frozen: str | Iterable[str] = (),
+        ghost_size: int | None = None,
+        memory: int | str | None = None,
+    ) -> Problem:
+        """Problem from a module, a criterion and data: x is the vector of trained parameters.
+
+        The module is copied, and never changed. Its buffers and frozen parameters are constants; a
+        parameter that is used under several names appears once. Everything follows the dtype and
+        device of x.
+
+        Args:
+            module: The network, in the mode (``train`` or ``eval``) in which it is meant.
+            criterion: A criterion of ``torch.nn`` whose value is a mean over the samples of every
+                batch, or a function of outputs and targets that returns (Xi,) or (Xi, K), whose
+                mean over a sample's entries is its loss. L is the mean over the samples: the value
+                of the criterion. ``nn.MSELoss`` makes a
+                :class:`~manifold_sde.LeastSquaresProblem`.
+            inputs: What the module is called with, (N, ...); a tuple for several arguments.
+            targets: Targets (N, ...).
+            noise: The gradient noise.
+            rank: Rank M of the Hessian, where it is known.
+            name: Name used in messages and figures; by default that of the module's class.
+            frozen: Names of parameters or of submodules that are constants; those that do not
+                require a gradient are constants anyway.
+            ghost_size: Number of samples, one after the other, that form a ghost batch, for a
+                module that couples them; :class:`~manifold_sde.networks.GhostBatchNorm` is found by
+                itself. The mean loss of a ghost batch is then one sample loss, and Xi = N / B.
+            memory: Bytes that one pass over samples may take, or a string such as ``"2 GiB"``;
+                1 GiB by default. Where samples do not act on each other, the loss and its
+                derivatives are sums over as many passes as are needed.
+
+        Returns:
+            A problem with ``vector``, ``load_into``, ``layers`` and ``part``; without sample losses
+            where the outputs of a sample depend on others outside of its ghost batch.
+
+        Raises:
+            ArgumentError, ShapeError, DTypeError, NonFiniteError, DifferentiationError: If module,
+                criterion and data do not make a fixed function of the weights with a loss for each
+                sample, the same in every batch, that torch differentiates three times.
+            NoiseError: If the noise needs samples that the network couples.
+        """
+        network, made = network_loss(
+            module, criterion, inputs, targets, noise, frozen, ghost_size, memory
+        )
+        squares = isinstance(made, LeastSquaresLoss)
+        kind: Any = LeastSquaresProblem if squares else Problem
+        problem: Problem = kind(made, made.dim, noise, rank=rank, name=name or network.__name__)
+        problem.network = network
+        return problem
+
+    def _setup(self, pointwise: Loss, noise: Noise, rank: int | None, name: str | None) -> None:
         check_noise(noise)
-        dim = pointwise.dim
-        declared = integer(rank)
-        if rank is not None and (declared is None or not 0 < declared < dim):
-            raise ArgumentError(
-                "rank is not the rank of a Hessian with a kernel",
-                received=repr(rank),
-                expected=f"an integer M in [1, {dim - 1}] (Assumption 2.1)",
-                remedy="leave rank out: it is then found by the spectral gap",
-            )
-        noise.bind(pointwise)
+        if rank is not None:
+            found = "leave rank out: it is then found by the spectral gap (Assumption 2.1)"
+            rank = check_integer("rank", rank, 1, pointwise.dim - 1, found)
+        noise.validate(pointwise)
         self.pointwise = pointwise
-        self.dim = dim
+        self.dim = pointwise.dim
         self.n_samples = pointwise.n_samples
         self.noise = noise
-        self.rank = declared
+        self.rank = rank
         self.name = name
+        self.closed_form = pointwise.closed_form
+        self.scale_invariance = pointwise.scale_invariance
+        self.analyticity = pointwise.analyticity
         self.facts: Any = None
         #: Compiled kernels of this problem, by what they compute and for which shapes.
         self.kernels: dict[Any, Any] = {}
-        self._gradient_size: float | None = None
         #: Part of the noise along the manifold, tr P Sigma P / tr Sigma, once it was measured.
         self.noise_along: float | None = None
 
@@ -152,11 +216,7 @@ class Problem(Sources):
         return self.__dict__ | {"kernels": {}}
 
     def with_noise(self, noise: Noise) -> Self:
-        """The same loss with another noise, such as that of another batch size.
-
-        Raises:
-            NoiseError: If it is no noise, or does not fit the loss.
-        """
+        """The same loss with another noise, such as that of another batch size."""
         other = copy.copy(self)
         other._setup(self.pointwise, noise, self.rank, self.name)
         other.facts = self.facts
@@ -164,11 +224,7 @@ class Problem(Sources):
 
     @property
     def minimizer(self) -> Tensor:
-        """A point on the manifold of minimisers, where the problem knows one: (D,).
-
-        Raises:
-            ArgumentError: If it knows none.
-        """
+        """A point on the manifold of minimisers, where the problem knows one: (D,)."""
         if self.facts is None:
             raise ArgumentError(
                 f"the problem {self.name!r} does not know a minimiser",
@@ -183,38 +239,18 @@ class Problem(Sources):
     def _apply(
         self, function: Callable[..., Tensor], *arguments: Tensor, dims: tuple[int, ...] = (1,)
     ) -> Tensor:
-        if self.pointwise.batches:
-            return self._guarded(lambda: function(*arguments))
-        at_once = self.pointwise.at_once
-        return self._guarded(
-            lambda: batched(function, *arguments, event_dims=dims, at_once=at_once)
-        )
-
-    def _guarded(self, compute: Callable[[], Tensor]) -> Tensor:
-        try:
-            return compute()
-        except ManifoldSDEError:
-            raise
-        except (RuntimeError, NotImplementedError) as error:
-            if isinstance(error, torch.OutOfMemoryError):
-                raise
-            raise DifferentiationError(
-                f"torch cannot evaluate or differentiate the loss or the noise of {self.name!r}",
-                received=loss_checks.first_line(error),
-                expected="functions in plain torch that follow the dtype and device of x",
-                remedy=loss_checks.remedy(str(error)),
-            ) from error
+        with torch_errors_of(self.name):
+            if self.pointwise.batches:
+                return function(*arguments)
+            at_once = self.pointwise.at_once
+            return batched(function, *arguments, event_dims=dims, at_once=at_once)
 
     def loss(self, x: Tensor) -> Tensor:
         """L(x): (..., D) -> (...)."""
         return self._apply(self.pointwise.loss, check_point(x, self.dim))
 
     def sample_losses(self, x: Tensor) -> Tensor:
-        """The sample losses: (..., D) -> (..., Xi).
-
-        Raises:
-            NoiseError: If the loss returns one number.
-        """
+        """The sample losses: (..., D) -> (..., Xi)."""
         if self.n_samples is None:
             raise NoiseError(
                 "the loss has no sample losses",
@@ -233,11 +269,7 @@ class Problem(Sources):
         return self._apply(self.pointwise.hessian, check_point(x, self.dim))
 
     def third_derivative(self, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        """Second directional derivative of the gradient along a and b: (..., D) each -> (..., D).
-
-        Raises:
-            DifferentiationError: If torch cannot differentiate the loss so often.
-        """
+        """Second derivative of the gradient along a and b: (..., D) each -> (..., D)."""
         points = [
             check_point(v, self.dim, name=n, allow_zero=n != "x")
             for v, n in ((x, "x"), (a, "a"), (b, "b"))
@@ -247,27 +279,16 @@ class Problem(Sources):
     def derivative_errors(self, x: Tensor | None = None) -> dict[str, float]:
         """How far the derivatives are from difference quotients, at one point.
 
-        A loss whose derivatives are wrong at a fixed point is refused when the problem is made;
-        this measures them anywhere else.
+        Problems are refused where they are wrong at a fixed point; this looks at any other.
 
         Args:
             x: Point (D,); by default a fixed random direction.
 
         Returns:
-            For "gradient", "hessian" and "third" the smallest relative difference over two steps.
-
-        Raises:
-            DifferentiationError: If torch cannot differentiate the loss so often.
-            NonFiniteError: If a derivative is not finite.
+            For "gradient", "hessian" and "third" the smallest relative difference over the steps.
         """
         point = loss_checks.fixed_directions(self.dim, 1)[0] if x is None else x
-        if check_point(point, self.dim, values=True).dim() != 1:
-            raise ShapeError(
-                "derivatives are compared at one point",
-                received=str(tuple(point.shape)),
-                expected=f"({self.dim},)",
-                remedy="call it for each point",
-            )
+        check_point(point, self.dim, values=True)
         errors = loss_checks.derivative_errors(self.pointwise, point)
         return {name: error for name, (error, _) in errors.items()}
 
@@ -276,10 +297,9 @@ class Problem(Sources):
     def _noise(
         self, function: Callable[..., Tensor], *arguments: Tensor, dims: tuple[int, ...] = (1,)
     ) -> Tensor:
-        def at_one_point(*z: Tensor) -> Tensor:
-            return function(self.pointwise, *z)
-
-        return self._guarded(lambda: batched(at_one_point, *arguments, event_dims=dims))
+        at_one_point = partial(function, self.pointwise)
+        with torch_errors_of(self.name):
+            return batched(at_one_point, *arguments, event_dims=dims)
 
     def noise_factor(self, x: Tensor) -> Tensor:
         """sigma(x): (..., D) -> (..., D, m)."""
@@ -300,69 +320,28 @@ class Problem(Sources):
         return self._noise(self.noise.trace, check_point(x, self.dim))
 
     def noise_correction(self, x: Tensor, projection: Tensor) -> Tensor:
-        """Sum over j of the derivative of sigma_j along P sigma_j, at fixed P.
+        """Sum over j of the derivative of sigma_j along P sigma_j, at fixed P: -> (..., D).
 
         Args:
             x: Points (..., D).
             projection: Symmetric matrices P (..., D, D), the projection onto the tangent space
                 where the term of the Stratonovich drift is meant.
-
-        Returns:
-            Tensor (..., D).
         """
         check_point(x, self.dim)
-        if not isinstance(projection, Tensor) or projection.shape[-2:] != (self.dim, self.dim):
-            raise ShapeError(
-                "the projection has the wrong shape",
-                received=str(tuple(getattr(projection, "shape", ()))),
-                expected=f"(..., {self.dim}, {self.dim})",
-                remedy="geometry.tangent_projection(y, torch.eye(D)) gives its columns",
-            )
-        if is_known_false((projection - projection.mT).norm() <= 1e-6 * projection.norm()):
-            raise ArgumentError(
-                "the projection is not symmetric",
-                received="a matrix with NaN, or one that differs from its transpose",
-                expected="P = P^T",
-                remedy="0.5 * (A + A.mT); a projection on a tangent space is symmetric",
-            )
+        check_projection(projection, self.dim)
         return self._noise(self.noise.correction, x, projection, dims=(1, 2))
 
     def sgd_noise(self, x: Tensor, *, seed: int = 0, step: int = 0) -> Tensor:
-        """Noise that one step of SGD adds to the gradient, a draw of its own for each point.
+        """Noise that one step of SGD adds to the gradient, of mean 0 and covariance Sigma(x).
 
         Args:
             x: Points (..., D); the i-th of the flattened batch draws as path i.
             seed: Seed, as in ``run_sgd``.
             step: Number of the step, as in ``run_sgd``.
-
-        Returns:
-            Tensor (..., D), of mean zero and covariance Sigma(x).
         """
         flat = check_point(x, self.dim).reshape(-1, self.dim)
-        number = integer(step)
-        if number is None or not 0 <= number < philox.STEPS:
-            raise ArgumentError(
-                "step is not the number of a step",
-                received=repr(step),
-                expected=f"an integer in [0, {philox.STEPS})",
-                remedy="count the steps from 0, as run_sgd does",
-            )
-        paths = torch.arange(flat.shape[0], device=x.device)
-        when = torch.tensor(number, device=x.device)
-        n_normals, n_uniforms = self.noise.draw_counts(self.pointwise)
-        key = philox.seed_key(seed)
-        normals = philox.normals(key, philox.STREAM_SGD_NORMAL, paths, when, n_normals, x.dtype)
-        uniforms = philox.uniforms(key, philox.STREAM_SGD_UNIFORM, paths, when, n_uniforms, x.dtype)
-
-        def noise(z: Tensor, n: Tensor, u: Tensor) -> Tensor:
-            total = self.noise.stochastic_gradient(self.pointwise, z, n, u)
-            return total - self.pointwise.gradient(z)
-
-        if len(flat) == 0:
-            return torch.zeros_like(x)
-        return self._guarded(
-            lambda: torch.vmap(noise)(flat, normals.T, uniforms.T).reshape(x.shape)
-        )
+        with torch_errors_of(self.name):
+            return self.noise.draw(self.pointwise, flat, seed, step).reshape(x.shape)
 
     @property
     def n_noise(self) -> int:
@@ -373,7 +352,7 @@ class Problem(Sources):
 
     @implements("Lemma 2.5")
     def scale_invariance_violation(self, x: Tensor | None = None) -> Tensor:
-        """How far the losses are from scale invariance, by Euler's theorem.
+        """How far the losses are from scale invariance, by Euler's theorem: a number ().
 
         It is the largest ``|<x, grad L_xi(x)>|`` over points and samples, divided by the largest
         ``|x| |grad L_xi(x)|`` over these and 16 fixed directions: rounding level if and only if
@@ -382,36 +361,10 @@ class Problem(Sources):
         Args:
             x: Points (..., D); by default 16 fixed random directions.
 
-        Returns:
-            Tensor (): zero up to rounding for a scale-invariant loss.
-
         Source: Lemma 2.5 (Euler's theorem) with k = 0.
         """
-        return self._euler_defects(x)[0].abs().max()
-
-    def _euler_defects(self, x: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Relative Euler defects (n, Xi or 1) and the points (n, D) that they belong to."""
-        points = self._points(x)
-        sums, size = invariance.euler_defects(self.pointwise, points)
-        if self._gradient_size is None:
-            # At points of Gamma alone there would be nothing but rounding to compare with.
-            fixed = loss_checks.fixed_directions(self.dim)
-            self._gradient_size = float(invariance.euler_defects(self.pointwise, fixed)[1])
-        largest = size.clamp(min=self._gradient_size)
-        return sums / torch.where(largest > 0, largest, 1.0), points
-
-    def _points(self, x: Tensor | None) -> Tensor:
-        """The points (n, D) to measure at: those given, or fixed random directions."""
-        fixed = loss_checks.fixed_directions(self.dim)
-        points = fixed if x is None else check_point(x, self.dim, values=True)
-        if points.numel() == 0:
-            raise ShapeError(
-                "there is no point to measure at",
-                received=str(tuple(points.shape)),
-                expected=f"at least one point, (..., {self.dim})",
-                remedy="leave x out for fixed random directions",
-            )
-        return points.reshape(-1, self.dim)
+        points = points_to_measure(x, self.dim)
+        return relative_defects(self.pointwise, points).abs().max()
 
     def require_scale_invariance(
         self, x: Tensor | None = None, *, tolerance: float | None = None
@@ -421,41 +374,19 @@ class Problem(Sources):
         Args:
             x: Points (..., D) to measure at; by default fixed random directions.
             tolerance: Largest violation allowed; by default rounding level of the dtype.
-
-        Raises:
-            ScaleInvarianceError: With the violation measured and the coordinates that cause it.
-            DifferentiationError: If it is the gradient that is wrong, and not the loss.
         """
-        defects, points = self._euler_defects(x)
-        violation = float(defects.abs().max())
-        if tolerance is None:
-            tolerance = INVARIANCE_TOLERANCE.get(points.dtype, 1e-2)
-        if violation <= tolerance:
-            return
-        worst = points[int(defects.abs().amax(1).argmax())]
-        invariance.require_true_derivatives(self.pointwise, worst, repr(self.name))
-        coordinates, description = self.guilty_coordinates(points)
-        raise ScaleInvarianceError(
-            f"the loss of {self.name!r} is not scale-invariant (Definition 2.2)",
-            violation=violation,
-            coordinates=coordinates,
-            received=f"|<x, grad L>| / (|x| |grad L|) = {violation:.3g}, caused by " + description,
-            expected=f"at most {tolerance:.1g}: each sample loss is constant along rays",
-            remedy="normalise what these coordinates feed (no bias, no affine parameters, no eps "
-            "in the normalisation, a frozen last layer), or take them out of x",
+        points = points_to_measure(x, self.dim)
+        require_constant_along_rays(
+            self.pointwise, points, tolerance, str(self.name), self.offending_coordinates
         )
 
-    def guilty_coordinates(self, points: Tensor) -> tuple[tuple[int, ...], str]:
-        """Coordinates that break scale invariance, and what they are in words.
-
-        Args:
-            points: Points (n, D) at which it was seen to be broken.
-        """
-        found = self.breaking_parameters(points[0]) if self.network is not None else None
+    def offending_coordinates(self, points: Tensor) -> tuple[tuple[int, ...], str]:
+        """Coordinates that break scale invariance at points (n, D), and what they are in words."""
+        found = breaking_parameters(self, points[0]) if self.network is not None else None
         if found is not None:
             return found
-        coordinates = invariance.guilty_coordinates(self.pointwise, points)
-        return coordinates, invariance.describe_coordinates(coordinates, self.dim)
+        coordinates = offending_coordinates(self.pointwise, points)
+        return coordinates, describe_coordinates(coordinates, self.dim)
 
     def noise_violations(self, x: Tensor | None = None) -> dict[str, float]:
         """How far sigma is from the two properties that the theory asks of it.
@@ -469,15 +400,85 @@ class Problem(Sources):
             sigma nearly vanishes, both are relative to a thousandth of its size elsewhere; where
             it has more than a million entries, they are those of its products with eight vectors.
         """
-        return invariance.noise_violations(self._noise_columns, self._points(x))
+        points = points_to_measure(x, self.dim)
+        return noise_violations(self.noise_factor, self.noise_product, self.n_noise, points)
 
-    def _noise_columns(self, x: Tensor) -> Tensor:
-        """sigma(x), or its products with a few fixed vectors where it is large: (n, D, k)."""
-        if self.dim * self.n_noise <= _MOST_NUMBERS:
-            return self.noise_factor(x)
-        probes = loss_checks.fixed_directions(self.n_noise, _PROBES).to(x)
-        columns = [self.noise_product(x, probe.expand(len(x), -1)) for probe in probes]
-        return torch.stack(columns, dim=-1)
+    # Problems of networks.
+
+    def require_network(self) -> NetworkFunction:
+        """The network on its data."""
+        if self.network is not None:
+            return self.network
+        raise ArgumentError(
+            "the problem has no module",
+            received=repr(self),
+            expected="a problem that was made from a module",
+            remedy="Problem.from_module(module, criterion, inputs, targets, noise)",
+        )
+
+    @property
+    def layers(self) -> Mapping[str, ParameterBlock]:
+        """The trained parameters of the module, each with its shape and place in x, by name."""
+        return self.require_network().weights.parameters
+
+    def vector(self, module: nn.Module | None = None) -> Tensor:
+        """The trained parameters of a module as x (D,), in the module's dtype.
+
+        Args:
+            module: A module like the one that the problem was made from; by default that one, with
+                the weights that it had then.
+        """
+        network = self.require_network()
+        return network.start.clone() if module is None else network.weights.vector(module)
+
+    def load_into(self, module: nn.Module, x: Tensor) -> None:
+        """Write x (D,) into the trained parameters of a module with the same frozen ones."""
+        network = self.require_network()
+        network.weights.load(module, x, network.constants)
+
+    def part(self, x: Tensor, name: str) -> Tensor:
+        """The coordinates of a parameter, or of all of a submodule: (..., D) -> (..., n)."""
+        weights = self.require_network().weights
+        return weights.part(check_point(x, weights.dim, allow_zero=True, allow_nan=True), name)
+
+    def outputs(self, x: Tensor, *inputs: Tensor) -> Tensor:
+        """Outputs (..., n, ...) of the module at x (..., D), on its data or on other inputs."""
+        return self.require_network().outputs_at(x, *inputs)
+
+
+class LeastSquaresProblem(Problem):
+    r"""Half the mean over samples of squared residuals, L = |r(x)|^2 / (2 Xi).
+
+    Where the residuals vanish, H = J^T J / Xi, and the pseudo-determinant of H comes from the
+    singular values of the Jacobian J, which keep the digits that H loses.
+
+    Args:
+        residuals: Function of ONE vector x (D,) that returns the residuals (Xi,), or (Xi, K) for
+            K outputs a sample; or a :class:`~manifold_sde.loss.LeastSquaresLoss`.
+        dim, noise, rank, name: As of :class:`Problem`.
+    """
+
+    pointwise: LeastSquaresLoss
+
+    def __init__(
+        self,
+        residuals: Callable[[Tensor], Tensor] | LeastSquaresLoss,
+        dim: int,
+        noise: Noise,
+        *,
+        rank: int | None = None,
+        name: str | None = None,
+    ) -> None:
+        made = loss_checks.checked_residuals(residuals, dim)
+        self._setup(made, noise, rank, name or getattr(residuals, "__name__", "residuals"))
+
+    def residuals(self, x: Tensor) -> Tensor:
+        """The residuals r, a sample's K side by side: (..., D) -> (..., Xi K)."""
+        return self._apply(self.pointwise.residuals, check_point(x, self.dim))
+
+    def jacobian(self, x: Tensor) -> Tensor:
+        """Jacobian of the residuals: (..., D) -> (..., Xi K, D)."""
+        return self._apply(self.pointwise.jacobian, check_point(x, self.dim))
 
 
 def require_problem(problem: object) -> Problem:

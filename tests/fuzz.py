@@ -3,7 +3,7 @@
 One argument at a time is replaced by a value that nobody should give, or that somebody does. What
 comes of it is one of four outcomes:
 
-- "named": an error of the toolkit's, with received, expected and way out;
+- "named": an error of the toolkit's, with received, expected and hint;
 - "signature": a TypeError of the call itself, which Python raises;
 - "taken": a result;
 - "raw": anything else, such as an AttributeError from inside, which is a fault of the toolkit.

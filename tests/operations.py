@@ -19,9 +19,10 @@ from torch import Tensor
 from torch.func import vmap
 from tqdm import tqdm
 
-from manifold_sde import Problem, SphericalNoise, compiling, errors
-from manifold_sde.elementary import ElementaryFunction, elementary
-from manifold_sde.pointwise import Pointwise
+from manifold_sde import Problem, SphericalNoise, errors
+from manifold_sde.compile import compiler
+from manifold_sde.loss import Loss
+from manifold_sde.torch_norms import ElementaryFunction, elementary
 
 DIM = 9
 MARK = "| --- | --- | --- |"
@@ -261,7 +262,7 @@ def difference(f: Callable[[Tensor], Tensor], x: Tensor, v: Tensor, h: float) ->
     return sum(terms[1:], terms[0]) / h
 
 
-def errors_of(pointwise: Pointwise) -> list[float]:
+def errors_of(pointwise: Loss) -> list[float]:
     """Relative errors of gradient, Hessian by both routes, and third derivative."""
     x, a, b = (v / v.norm() for v in (POINT, A, B))
     f = pointwise
@@ -289,7 +290,7 @@ def compiled(name: str) -> str:
     Either way they have to be those of the function.
     """
     loss = loss_of(name)
-    f = Pointwise(elementary(loss, POINT), DIM, None)
+    f = Loss(elementary(loss, POINT), DIM, None)
 
     def kernel(x: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, ...]:
         return f.gradient(x), f.hessian_product(x, a), f.third_derivative(x, a, b)
@@ -297,8 +298,8 @@ def compiled(name: str) -> str:
     points = tuple(normal(DIM, 4) for _ in range(3))
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always", errors.CompilationWarning)
-        patch.setattr(compiling, "_said", set())
-        kernels = compiling.compile_batched(kernel, points)
+        patch.setattr(compiler, "_said", set())
+        kernels = compiler.compile_batched(kernel, points)
         points = tuple(normal(DIM, 4) for _ in range(3))
         got, want = kernels(*points), vmap(kernel, in_dims=-1, out_dims=-1)(*points)
     for g, w in zip(got, want, strict=True):

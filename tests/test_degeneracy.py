@@ -19,7 +19,7 @@ from manifold_sde import (
 from manifold_sde.degeneracy import Degeneracy, noise_along
 from manifold_sde.errors import NoDiffusionWarning
 from manifold_sde.experiments.description import describe_problem
-from manifold_sde.invariance import scaling_groups
+from manifold_sde.scale_invariance import scaling_groups
 from manifold_sde.solvers import extrapolate, predict_sgd, solve
 
 GROUPS = ((0, 3, 4), (1, 2, 5))

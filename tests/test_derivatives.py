@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.func import vmap
 
 from manifold_sde import Problem, SphericalNoise, arguments, derivatives, errors, loss_checks
-from manifold_sde.elementary import ElementaryFunction, elementary, functions_called
-from manifold_sde.pointwise import Pointwise
+from manifold_sde.loss import Loss
+from manifold_sde.torch_norms import ElementaryFunction, elementary, functions_called
 
 DIM = 12
 GENERATOR = torch.Generator().manual_seed(7)
@@ -399,8 +399,8 @@ def test_a_derivative_that_is_infinite_is_refused() -> None:
 
 
 def test_derivative_errors_find_torchs_fault_where_it_is_still_there() -> None:
-    plain = Pointwise(LOSSES["layer_norm"], DIM, 6)
-    replaced = Pointwise(elementary(LOSSES["layer_norm"], POINTS[0]), DIM, 6)
+    plain = Loss(LOSSES["layer_norm"], DIM, 6)
+    replaced = Loss(elementary(LOSSES["layer_norm"], POINTS[0]), DIM, 6)
     x = loss_checks.fixed_directions(DIM, 1)[0]
     assert loss_checks.derivative_errors(replaced, x)["third"][0] < 1e-8
     error, reliable = loss_checks.derivative_errors(plain, x)["third"]
@@ -421,15 +421,15 @@ def test_a_wrong_derivative_shows_however_small_its_share_is(
         return (Z @ unit(x)).square().mean() + share * torch.linalg.slogdet(matrix)[1]
 
     with pytest.raises(errors.DifferentiationError, match="third derivative"):
-        loss_checks.require_derivatives(Pointwise(function, DIM, None), function, "loss")
+        loss_checks.require_derivatives(Loss(function, DIM, None), function, "loss")
     replaced = elementary(function, POINTS[0])
-    loss_checks.require_derivatives(Pointwise(replaced, DIM, None), replaced, "loss")
+    loss_checks.require_derivatives(Loss(replaced, DIM, None), replaced, "loss")
 
 
 def test_broken_twin_deviation_held_fixed() -> None:
     with pytest.raises(errors.DifferentiationError, match="first derivative"):
         problem_of(frozen_deviation)
-    twin = Pointwise(frozen_deviation, DIM, 6)
+    twin = Loss(frozen_deviation, DIM, 6)
     want = difference(twin.loss, POINTS[0], A)
     with pytest.raises(AssertionError):
         assert_near(twin.gradient(POINTS[0]) @ A, want, TOLERANCE)
@@ -509,17 +509,17 @@ def test_batched_refuses_what_does_not_fit() -> None:
 )
 def test_points_that_cannot_be_used(x: object, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message) as caught:
-        derivatives.check_point(x, 4, name="start")
+        arguments.check_point(x, 4, name="start")
     assert str(caught.value).startswith("start ")
-    assert "way out" in str(caught.value)
+    assert "hint" in str(caught.value)
 
 
 def test_points_that_can_be_used_come_back_as_they_are() -> None:
     for x in (torch.ones(4), torch.ones(2, 0, 4), torch.ones(4, device="meta"), normal(2, 3, 4)):
-        assert derivatives.check_point(x, 4) is x
+        assert arguments.check_point(x, 4) is x
     zero = torch.zeros(4)
-    assert derivatives.check_point(zero, 4, allow_zero=True) is zero
-    assert vmap(lambda x: derivatives.check_point(x, 4) * 2.0)(torch.ones(3, 4)).shape == (3, 4)
+    assert arguments.check_point(zero, 4, allow_zero=True) is zero
+    assert vmap(lambda x: arguments.check_point(x, 4) * 2.0)(torch.ones(3, 4)).shape == (3, 4)
 
 
 @pytest.mark.parametrize("value", [3, 3.0, "3", None, True, torch.tensor(3)])

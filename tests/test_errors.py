@@ -18,7 +18,7 @@ CLASSES = [
 @pytest.mark.parametrize("cls", CLASSES)
 def test_each_error_keeps_its_parts_through_a_pickle(cls: type[errors.ManifoldSDEError]) -> None:
     error = cls("it is wrong", received="a", expected="b", remedy="c")
-    assert str(error) == "it is wrong\n  received: a\n  expected: b\n  way out:  c"
+    assert str(error) == "it is wrong\n  received: a\n  expected: b\n  hint:     c"
     again = pickle.loads(pickle.dumps(error))
     assert type(again) is cls
     assert str(again) == str(error)
@@ -33,7 +33,7 @@ def test_each_error_keeps_its_parts_through_a_pickle(cls: type[errors.ManifoldSD
 
 def test_parts_that_are_not_given_are_left_out() -> None:
     assert str(errors.ManifoldSDEError("it is wrong")) == "it is wrong"
-    assert str(errors.ManifoldSDEError("no", remedy="yes")) == "no\n  way out:  yes"
+    assert str(errors.ManifoldSDEError("no", remedy="yes")) == "no\n  hint:     yes"
 
 
 def test_attributes_survive_a_pickle() -> None:

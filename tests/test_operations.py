@@ -14,13 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import vmap
 
-from manifold_sde import Geometry, LeastSquaresProblem, Problem, SphericalNoise, compiling, errors
-from manifold_sde.compiling import compile_batched
-from manifold_sde.elementary import WRONG_OPERATIONS, elementary, wrong_operations
-from manifold_sde.pointwise import Pointwise
+from manifold_sde import Geometry, LeastSquaresProblem, Problem, SphericalNoise, errors
+from manifold_sde.compile import compile_batched, compiler
+from manifold_sde.loss import Loss
 from manifold_sde.sdes import DirectionDiffusion
 from manifold_sde.solvers import solve
 from manifold_sde.torch_algebra import REPLACEMENTS
+from manifold_sde.torch_norms import WRONG_OPERATIONS, elementary, wrong_operations
 from tests import operations
 from tests.operations import DIM, EYE, OPERATIONS, POINT, A, B, C, Z, errors_of, loss_of, normal
 
@@ -59,7 +59,7 @@ HARMLESS = ("solve with w on the right", "mse_loss")
 def test_broken_twin_torchs_own_derivatives(name: str) -> None:
     """Without the replacement the comparison fails, and the operation is known as wrong."""
     loss = loss_of(name)
-    assert max(errors_of(Pointwise(loss, DIM, None))) > 1e-3
+    assert max(errors_of(Loss(loss, DIM, None))) > 1e-3
     (wrong,) = wrong_operations(loss, POINT)
     assert wrong in WRONG_OPERATIONS
     assert wrong_operations(elementary(loss, POINT), POINT) == []
@@ -109,7 +109,7 @@ def test_third_derivatives_of_linear_algebra_against_mpmath(name: str) -> None:
     def loss(x: Tensor) -> Tensor:
         return function(2.0 * EYE + x.reshape(3, 3))
 
-    replaced = Pointwise(elementary(loss, POINT), DIM, None)
+    replaced = Loss(elementary(loss, POINT), DIM, None)
     x, a, b, c = 0.3 * POINT, A, B, A.flip(0)
     parts = [matrix(v.reshape(3, 3)) for v in (2.0 * EYE.flatten() + x, a, b, c)]
 
@@ -120,7 +120,7 @@ def test_third_derivatives_of_linear_algebra_against_mpmath(name: str) -> None:
     got = float(replaced.third_derivative(x, a, b) @ c)
     assert got == pytest.approx(want, rel=1e-11)
     assert float(loss(x)) == pytest.approx(float(along(0, 0, 0)), rel=1e-13)
-    torchs = float(Pointwise(loss, DIM, None).third_derivative(x, a, b) @ c)
+    torchs = float(Loss(loss, DIM, None).third_derivative(x, a, b) @ c)
     assert torchs != pytest.approx(want, rel=1e-3)
 
 
@@ -183,16 +183,16 @@ def traced(x: Tensor) -> Tensor:
 def test_compiled_code_that_differs_is_replaced_by_the_function(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(compiling, "_said", set())
-    f = Pointwise(lambda x: traced(x).square().mean(), DIM, None)
+    monkeypatch.setattr(compiler, "_said", set())
+    f = Loss(lambda x: traced(x).square().mean(), DIM, None)
     x = normal(DIM, 16)
     want = vmap(f.hessian, in_dims=-1, out_dims=-1)(x)
     assert float((compile_batched(f.hessian, (x,))(x) - want).norm() / want.norm()) < 1e-12
     # Without its mending, torch's fault is there, and compiled code is seen to be wrong.
-    rules = {k: v for k, v in compiling._DECOMPOSITIONS.items() if k not in compiling._WRITING}
-    monkeypatch.setattr(compiling, "_DECOMPOSITIONS", rules)
+    rules = {k: v for k, v in compiler._DECOMPOSITIONS.items() if k not in compiler._WRITING}
+    monkeypatch.setattr(compiler, "_DECOMPOSITIONS", rules)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compiling._Trials, "agree_with", lambda *_: True)
+        patch.setattr(compiler._Trials, "agree_with", lambda *_: True)
         wrong = compile_batched(f.hessian, (x,))(x)
     assert float((wrong - want).norm() / want.norm()) > 1e-3
     with pytest.warns(errors.CompilationWarning, match="runs uncompiled") as said:
@@ -207,11 +207,11 @@ def test_where_compiled_code_is_right_at_the_arguments_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """At a start on an axis the wrong part may vanish: code is compared near it, too."""
-    monkeypatch.setattr(compiling, "_said", set())
-    monkeypatch.setattr(compiling, "_compile_graph", lambda *_: lambda args: [args[-1] ** 2])
+    monkeypatch.setattr(compiler, "_said", set())
+    monkeypatch.setattr(compiler, "_compile_graph", lambda *_: lambda args: [args[-1] ** 2])
     zero = torch.zeros(3, 4, dtype=torch.float64)
     with pytest.warns(errors.CompilationWarning, match="runs uncompiled"):
-        assert compiling.compile_function(torch.sin, (zero,)) is torch.sin
+        assert compiler.compile_function(torch.sin, (zero,)) is torch.sin
 
 
 @pytest.mark.thorough

@@ -24,11 +24,11 @@ from manifold_sde import (
     SamplingNoise,
     SphericalNoise,
 )
-from manifold_sde.compiling import compile_function
+from manifold_sde.compile import compile_function
 from manifold_sde.derivatives import batched
 from manifold_sde.errors import ManifoldSDEError, NoiseError, ScaleInvarianceError, SymbolicError
-from manifold_sde.pointwise import Pointwise
-from manifold_sde.symbolic import ClosedForm, SymbolicPointwise, SymbolicProblem, gamma
+from manifold_sde.loss import Loss
+from manifold_sde.symbolic import ClosedForm, SymbolicLoss, gamma
 from manifold_sde.symbolic.analyticity import prove_analyticity
 from manifold_sde.symbolic.expressions import unit
 from manifold_sde.symbolic.proofs import prove_scale_invariance
@@ -95,11 +95,11 @@ LOSSES: dict[str, list[sympy.Expr]] = {
 }
 
 
-def build(name: str) -> SymbolicPointwise:
+def build(name: str) -> SymbolicLoss:
     losses = [
         e.xreplace({f: sympy.Rational(f) for f in e.atoms(sympy.Float)}) for e in LOSSES[name]
     ]
-    return SymbolicPointwise(losses, X, len(losses) == 1)
+    return SymbolicLoss(losses, X, len(losses) == 1)
 
 
 def points(*batch: int, seed: int = 0, dim: int = 4) -> Tensor:
@@ -107,7 +107,7 @@ def points(*batch: int, seed: int = 0, dim: int = 4) -> Tensor:
     return torch.randn(*batch, dim, dtype=torch.float64, generator=generator)
 
 
-def arguments(loss: Pointwise, *batch: int) -> dict[str, tuple[Tensor, ...]]:
+def arguments(loss: Loss, *batch: int) -> dict[str, tuple[Tensor, ...]]:
     """Arguments of every function of a loss."""
     x, a, b = (points(*batch, seed=s) for s in range(3))
     found: dict[str, tuple[Tensor, ...]] = {
@@ -134,7 +134,7 @@ def difference(one: Tensor, other: Tensor, least: float = 1e-300) -> float:
     return float((one - other).abs().max() / other.abs().max().clamp(min=least))
 
 
-def worst_difference(ours: Pointwise, twin: Pointwise, least: float = 1e-300) -> float:
+def worst_difference(ours: Loss, twin: Loss, least: float = 1e-300) -> float:
     """Largest relative difference of any function at any of five points."""
     return max(
         difference(
@@ -154,13 +154,13 @@ def worst_difference(ours: Pointwise, twin: Pointwise, least: float = 1e-300) ->
 def test_derivatives_are_those_of_forward_mode(name: str) -> None:
     """Ours are by reverse mode alone; its peers go forward, and one vector at a time."""
     ours = build(name)
-    twin = Pointwise(ours.function, 4, ours.n_samples)
+    twin = Loss(ours.function, 4, ours.n_samples)
     assert worst_difference(ours, twin) < 1e-12
 
 
 def test_broken_twin_of_forward_mode() -> None:
     ours = build("linear model")
-    twin = Pointwise(lambda x: ours.function(x) * (1 + 1e-10 * x[0] / x.norm()), 4, 3)
+    twin = Loss(lambda x: ours.function(x) * (1 + 1e-10 * x[0] / x.norm()), 4, 3)
     assert worst_difference(ours, twin) > 1e-11
 
 
@@ -193,7 +193,7 @@ def errors(expression: sympy.Expr) -> list[float]:
     gradient = value.jacobian(symbols)
     hessian = gradient.jacobian(symbols)
     third = (hessian * sympy.Matrix(ALONG)).jacobian(symbols) * sympy.Matrix(ALONG)
-    ours = SymbolicPointwise([expression], symbols, True)
+    ours = SymbolicLoss([expression], symbols, True)
     x, a = tensor(PLACE), tensor(ALONG)
     computed = [ours.loss(x), ours.gradient(x), ours.hessian(x), ours.third_derivative(x, a, a)]
     found = []
@@ -255,8 +255,8 @@ def test_derivatives_are_exact_to_forty_digits(name: str) -> None:
 @given(st.data())
 @settings(max_examples=25)
 def test_derivatives_of_random_losses(data: st.DataObject) -> None:
-    ours = SymbolicPointwise(data.draw(random_losses()), X, False)
-    twin = Pointwise(ours.function, 4, ours.n_samples)
+    ours = SymbolicLoss(data.draw(random_losses()), X, False)
+    twin = Loss(ours.function, 4, ours.n_samples)
     # Derivatives that vanish are compared absolutely: the losses are of order 1.
     assert worst_difference(ours, twin, 1.0) < 1e-11
 
@@ -297,8 +297,8 @@ def test_hessian_above_the_entrywise_dimension_agrees_too() -> None:
         sympy.tanh(u[0] - 2 * u[1] + u[2]) * u[3] + u[4] * u[5] ** 2,
         sympy.log(2 + u[6] * u[0]) + sympy.exp(u[1] - u[2] + u[5]),
     ]
-    ours = SymbolicPointwise(losses, symbols, False)
-    twin = Pointwise(ours.function, 7, 2)
+    ours = SymbolicLoss(losses, symbols, False)
+    twin = Loss(ours.function, 7, 2)
     x = points(7, dim=7)
     hessian = ours.hessian(x)
     assert difference(hessian, torch.vmap(twin.hessian)(x)) < 1e-13
@@ -330,7 +330,7 @@ def test_batches_of_several_arguments_are_broadcast(name: str) -> None:
         shapes = [(5, 1), (1, 4), (4,)]
         widened = [v.expand(*shape, -1) for v, shape in zip(values, shapes, strict=False)]
         expected = batched(
-            getattr(Pointwise(loss.function, 4, loss.n_samples), function),
+            getattr(Loss(loss.function, 4, loss.n_samples), function),
             *widened,
             event_dims=(1,) * len(values),
         )
@@ -427,7 +427,7 @@ def test_noise_of_symbolic_problems(noise: Any) -> None:
 
 def test_problem_functions_agree_with_those_of_a_torch_problem() -> None:
     problem = Problem.from_sympy(LOSSES["linear model"], X, SamplingNoise())
-    assert isinstance(problem, SymbolicProblem)
+    assert isinstance(problem.pointwise, SymbolicLoss)
     twin = Problem(problem.pointwise.function, 4, SamplingNoise())
     x, a, b = (points(2, 3, seed=s) for s in range(3))
     for name in ("loss", "sample_losses", "gradient", "hessian"):
@@ -488,7 +488,7 @@ def test_broken_twin_scale_invariance_is_refuted(
     assert set(caught.value.coordinates) <= set(coordinates)
     assert caught.value.coordinates
     assert caught.value.violation is not None
-    numeric = Problem(SymbolicPointwise([loss], X, True).function, 4, NOISE)
+    numeric = Problem(SymbolicLoss([loss], X, True).function, 4, NOISE)
     measured = float(numeric.scale_invariance_violation(points(64)))
     assert 1e-3 * measured < caught.value.violation < 1e3 * max(measured, 1e-13)
 
@@ -587,28 +587,28 @@ CIRCLE = (y3 / LENGTH) ** 2 / 2
 CIRCLE_MAP = [LENGTH * y1 / RADIUS, LENGTH * y2 / RADIUS, 0]
 
 
-def great_circle() -> SymbolicProblem:
-    return SymbolicProblem(CIRCLE, Y, NOISE, limit_map=CIRCLE_MAP, rank=1, name="circle")
+def great_circle() -> Problem:
+    return Problem.from_sympy(CIRCLE, Y, NOISE, limit_map=CIRCLE_MAP, rank=1, name="circle")
 
 
-def crossing() -> SymbolicProblem:
+def crossing() -> Problem:
     """L = (x1 x2)^2 / 2 |x|^4: x1^2 - x2^2 is kept along the flow, up to scale.
 
     Where |x1| > |x2| it ends at x2 = 0; the Hessian varies along that circle.
     """
     end = sympy.sqrt(y1**2 - y2**2 + y3**2)
     phi = [LENGTH * y1 * sympy.sqrt(1 - y2**2 / y1**2) / end, 0, LENGTH * y3 / end]
-    return SymbolicProblem((y1 * y2) ** 2 / LENGTH**4 / 2, Y, NOISE, limit_map=phi)
+    return Problem.from_sympy((y1 * y2) ** 2 / LENGTH**4 / 2, Y, NOISE, limit_map=phi)
 
 
-def bent() -> SymbolicProblem:
+def bent() -> Problem:
     """L = x3^2 (x1^2 + 2 x2^2) / 2 |x|^4: x2 / x1^2 is kept, and Phi has mixed terms too."""
     kept, square = y2**2 / y1**4, y1**2 + y2**2 - y3**2
     first = (sympy.sqrt(1 + 4 * kept * square) - 1) / (2 * kept)
     a, b = y1 * sympy.sqrt(first / y1**2), y2 * first / y1**2
     end = sympy.sqrt(a**2 + b**2)
     loss = y3**2 * (y1**2 + 2 * y2**2) / LENGTH**4 / 2
-    return SymbolicProblem(loss, Y, NOISE, limit_map=[LENGTH * a / end, LENGTH * b / end, 0])
+    return Problem.from_sympy(loss, Y, NOISE, limit_map=[LENGTH * a / end, LENGTH * b / end, 0])
 
 
 START = torch.tensor(
@@ -619,7 +619,7 @@ START = torch.tensor(
 @pytest.mark.paper("Definition 2.6", "Lemma 2.8")
 @pytest.mark.parametrize("make", [great_circle, crossing, bent])
 def test_closed_form_agrees_with_gradient_flow_and_dense_derivatives(
-    make: Callable[[], SymbolicProblem],
+    make: Callable[[], Problem],
 ) -> None:
     problem = make()
     form = problem.closed_form
@@ -672,12 +672,14 @@ def test_second_derivative_against_differences_of_gradient_flow() -> None:
 
 
 @pytest.mark.parametrize("make", [great_circle, crossing, bent])
-def test_nearest_point_misses_exactly_the_third_term(make: Callable[[], SymbolicProblem]) -> None:
+def test_nearest_point_misses_exactly_the_third_term(make: Callable[[], Problem]) -> None:
     """The nearest minimiser has the first two terms of the second derivative, not the third."""
     problem = make()
     nearest = [y1, 0, y3] if make is crossing else [y1, y2, 0]
     real = {s: sympy.Symbol(s.name, real=True) for s in Y}
-    twin = ClosedForm([sympy.sympify(e).xreplace(real) for e in nearest], problem.symbols)
+    twin = ClosedForm(
+        [sympy.sympify(e).xreplace(real) for e in nearest], problem.pointwise.code.symbols
+    )
     assert problem.closed_form is not None
     y = problem.closed_form.limit_map(START)
     factor = points(4, 3, dim=3)
@@ -807,5 +809,5 @@ def test_numbers_and_matrices_are_losses_too() -> None:
 
 def test_floating_point_numbers_stand_for_what_they_are() -> None:
     problem = Problem.from_sympy(0.1 * CIRCLE, Y, NOISE)
-    factor = sympy.Rational(problem.expressions[0].as_coeff_Mul()[0])
+    factor = sympy.Rational(problem.pointwise.code.expressions[0].as_coeff_Mul()[0])
     assert factor == sympy.Rational(0.1) / 2

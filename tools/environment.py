@@ -45,7 +45,7 @@ def continue_on_newer_python():
     stop(
         "manifold_sde needs Python 3.11 or newer.",
         "  received: Python {}.{} ({})".format(*sys.version_info[:2], sys.executable),
-        "  way out:  install a newer Python (from python.org, your system's packages, pyenv or",
+        "  hint:     install a newer Python (from python.org, your system's packages, pyenv or",
         "            conda) and name it: make run PYTHON=/path/to/python3.12",
     )
 
@@ -121,7 +121,7 @@ def make_environment(folder: Path, needed: tuple[int, ...]) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         stop(
             f"{sys.executable} could not make a virtual environment (its message is above).",
-            "  way out:  Debian and Ubuntu have the module apart: apt install python3-venv;",
+            "  hint:     Debian and Ubuntu have the module apart: apt install python3-venv;",
             "            or activate a virtual environment of your own, which is then used.",
         )
     if keep and sys.prefix != sys.base_prefix:
@@ -144,7 +144,7 @@ def environment(needed: tuple[int, ...]) -> Path:
         stop(
             f"The virtual environment {folder} cannot be used: it needs Python 3.11 or newer.",
             f"  received: {received}",
-            f"  way out:  {way_out}",
+            f"  hint:     {way_out}",
         )
     return folder
 
@@ -158,7 +158,7 @@ def torch_to_keep(folder: Path, needed: tuple[int, ...]) -> str | None:
             f"The torch in {folder} is too old, and is not replaced behind your back.",
             f"  received: torch {torch}",
             f"  expected: torch >= {bound}",
-            f"  way out:  {folder}/bin/python -m pip install 'torch>={bound}', or deactivate",
+            f"  hint:     {folder}/bin/python -m pip install 'torch>={bound}', or deactivate",
             "            the environment, so that .venv is used",
         )
     return torch
@@ -187,7 +187,7 @@ def install(folder: Path, extras: list[str], constraints: list[str], torch: str 
     if done.returncode:
         stop(
             "Installing failed: pip's message is above.",
-            "  way out:  mend what it names and run make again. constraints.txt has the versions",
+            "  hint:     mend what it names and run make again. constraints.txt has the versions",
             "            that the project is tested with; pyproject.toml has the ranges.",
         )
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from manifold_sde.derivatives import is_known_false
+from manifold_sde.arguments import is_known_false
 from manifold_sde.errors import LimitMapError
 from manifold_sde.geometry.dense_route import DenseRoute
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from manifold_sde.derivatives import check_point, is_known_false
+from manifold_sde.arguments import bytes_of, check_point, is_known_false
 from manifold_sde.errors import (
     ArgumentError,
     DTypeError,
@@ -21,7 +21,6 @@ from manifold_sde.geometry.dense_route import DenseRoute
 from manifold_sde.geometry.log_determinant import LogPseudoDeterminant
 from manifold_sde.geometry.matrix_free_route import DEFAULT_MEMORY, MatrixFreeRoute
 from manifold_sde.geometry.rank import find_rank, gap_ratios
-from manifold_sde.memory import bytes_of
 from manifold_sde.paper import implements
 from manifold_sde.problem import Problem, require_problem
 from manifold_sde.threads import one_thread

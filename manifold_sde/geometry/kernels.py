@@ -1,4 +1,4 @@
-"""Pointwise functions on flat batches, eager or compiled in padded chunks."""
+"""Loss functions on flat batches, eager or compiled in padded chunks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from manifold_sde.compiling import compile_batched
+from manifold_sde.compile import compile_batched
 from manifold_sde.deadline import consult
 from manifold_sde.problem import Problem
 

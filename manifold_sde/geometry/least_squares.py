@@ -28,10 +28,9 @@ from manifold_sde.geometry.elimination import (
     shortest_solution,
 )
 from manifold_sde.geometry.normal_space import Frame, NormalSpace, to_unit
-from manifold_sde.least_squares import LeastSquaresProblem
+from manifold_sde.loss import LeastSquaresLoss
 from manifold_sde.noise import SphericalNoise
-from manifold_sde.pointwise import LeastSquaresPointwise
-from manifold_sde.problem import Problem
+from manifold_sde.problem import LeastSquaresProblem, Problem
 
 #: Residuals that two steps of Gauss-Newton leave, in units of rounding of |J| |y|, that count as
 #: none; and points at which they are looked at.
@@ -77,7 +76,7 @@ class LeastSquaresSpace(NormalSpace):
     """
 
     problem: LeastSquaresProblem
-    loss: LeastSquaresPointwise
+    loss: LeastSquaresLoss
     fresh_steps = 4
     shared_steps = 0
 

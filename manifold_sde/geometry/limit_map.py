@@ -21,7 +21,8 @@ from manifold_sde.geometry.gradient_flow import (
 from manifold_sde.geometry.kernels import Kernels
 from manifold_sde.geometry.radau import BatchFunction
 from manifold_sde.geometry.rank import describe, find_rank
-from manifold_sde.problem import INVARIANCE_TOLERANCE, Problem
+from manifold_sde.problem import Problem
+from manifold_sde.scale_invariance import INVARIANCE_TOLERANCE
 
 #: Newton corrections after the flow has settled; the second one is at rounding level.
 _CORRECTIONS = 3
@@ -254,7 +255,7 @@ class LimitMap:
         partial = points.masked_fill(failed[:, None], torch.nan)
         index = min(failures)
         size = float(self.kernels.gradient(result.points[index : index + 1]).norm())
-        remedy = f"{way_out(self.problem)}; the error's .partial holds the points that arrived"
+        remedy = f"{hint(self.problem)}; the error's .partial holds the points that arrived"
         if not self.is_scale_invariant(points):
             remedy = (
                 "the loss is not scale-invariant, and need not have minimisers: "
@@ -284,7 +285,7 @@ def is_scale_invariant(problem: Problem, x: Tensor) -> bool:
     return bool(radial.max() <= tolerance * sizes.max())
 
 
-def way_out(problem: Problem) -> str:
+def hint(problem: Problem) -> str:
     """What to do where a flow has no limit."""
     advice = (
         "start closer to Gamma, or train first; raise Geometry(max_steps=...) if the distance was "

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from manifold_sde.geometry import autograd
 from manifold_sde.geometry.dense_route import DenseRoute
-from manifold_sde.pointwise import LeastSquaresPointwise
+from manifold_sde.loss import LeastSquaresLoss
 
 #: Residuals of at most so many units of rounding, relative to |J| |y|, count as zero. A point of
 #: Gamma that is rounded leaves about one.
@@ -65,7 +65,7 @@ class LogPseudoDeterminant:
     def _zero_residuals(self, y: Tensor, values: Tensor) -> Tensor:
         """Indices of the points where H is J^T J / Xi to rounding, by its eigenvalues (n, M)."""
         loss = self.dense.problem.pointwise
-        if not isinstance(loss, LeastSquaresPointwise):
+        if not isinstance(loss, LeastSquaresLoss):
             return torch.empty(0, dtype=torch.int64, device=y.device)
         residuals = self.dense.kernels.run("residuals", loss.residuals, y)
         # |J|^2 = Xi tr H where the residuals vanish.
@@ -76,7 +76,7 @@ class LogPseudoDeterminant:
     def _from_jacobian(self, y: Tensor, rank: int) -> Tensor:
         """Sum of the logarithms of the squared singular values over Xi: (n, D) -> (n,)."""
         loss = self.dense.problem.pointwise
-        assert isinstance(loss, LeastSquaresPointwise)
+        assert isinstance(loss, LeastSquaresLoss)
         jacobian = self.dense.kernels.run("jacobian", loss.jacobian, y)
         values = torch.linalg.svdvals(jacobian)[:, :rank]
         return (values.square() / loss.n_samples).log().sum(-1)

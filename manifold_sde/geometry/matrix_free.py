@@ -22,10 +22,10 @@ import torch
 from torch import Tensor
 from torch.func import vjp, vmap
 
-from manifold_sde import philox
+from manifold_sde import rng
 from manifold_sde.derivatives import jvp, unit_rows
 from manifold_sde.geometry.normal_space import Frame, NormalSpace, to_unit
-from manifold_sde.pointwise import LeastSquaresPointwise
+from manifold_sde.loss import LeastSquaresLoss
 from manifold_sde.problem import Problem
 
 #: Tensors of the size of a block that are alive at once while its rows are worked on.
@@ -48,7 +48,7 @@ def fixed_vectors(y: Tensor, count: int) -> Tensor:
     """Fixed random orthonormal columns (D, k), in the dtype and on the device of y (D,)."""
     paths = torch.arange(count, device=y.device)
     zero = torch.zeros((), dtype=torch.int64, device=y.device)
-    normals = philox.normals((0x5EED, 4), 0, paths, zero, len(y), y.dtype)
+    normals = rng.normals((0x5EED, 4), 0, paths, zero, len(y), y.dtype)
     return torch.linalg.qr(normals.reshape(len(y), count))[0]
 
 
@@ -329,11 +329,11 @@ class JacobianSpace(MatrixFreeSpace):
             moved in. On the manifold there is none.
     """
 
-    loss: LeastSquaresPointwise
+    loss: LeastSquaresLoss
 
     def __init__(self, problem: Problem, rank: int, memory: int, *, floor: float = 0.0) -> None:
         super().__init__(problem, rank, memory)
-        assert isinstance(problem.pointwise, LeastSquaresPointwise)
+        assert isinstance(problem.pointwise, LeastSquaresLoss)
         self.loss = problem.pointwise
         self.floor = floor
 

@@ -21,8 +21,8 @@ from manifold_sde.geometry.gradient_flow import FlowStatus
 from manifold_sde.geometry.limit_map import (
     SINGLE_RTOL,
     describe_status,
+    hint,
     is_scale_invariant,
-    way_out,
 )
 from manifold_sde.geometry.matrix_free import (
     HessianSpace,
@@ -41,7 +41,7 @@ from manifold_sde.geometry.route import (
     Route,
     refuse_off_manifold,
 )
-from manifold_sde.pointwise import LeastSquaresPointwise
+from manifold_sde.loss import LeastSquaresLoss
 from manifold_sde.problem import Problem
 
 #: Bytes that the vectors of one block may take with what is computed from them.
@@ -184,7 +184,7 @@ class MatrixFreeRoute(Route):
     def _all_residuals(self) -> JacobianSpace | None:
         """The space of all residuals, whatever their rank; ``None`` where there are none."""
         loss = self.loss
-        if not isinstance(loss, LeastSquaresPointwise) or loss.n_residuals > loss.dim:
+        if not isinstance(loss, LeastSquaresLoss) or loss.n_residuals > loss.dim:
             return None
         return JacobianSpace(self.problem, loss.n_residuals, self.memory, floor=_NO_SLOPE)
 
@@ -352,7 +352,7 @@ class MatrixFreeRoute(Route):
             received=f"{len(reasons)} of {len(flat)} points failed; point {index}: "
             f"{reasons[index]}",
             expected="points of the attraction set U, from which the flow ends on Gamma",
-            remedy=way_out(self.problem)
+            remedy=hint(self.problem)
             + ("; x.double(): single precision seldom tells the rank" * (x.dtype == torch.float32)),
         )
 

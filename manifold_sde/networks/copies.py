@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from manifold_sde.errors import ArgumentError
-from manifold_sde.loss_checks import first_line
+from manifold_sde.remedies import first_line
 
 _Module = TypeVar("_Module", bound=nn.Module)
 #: What torch itself keeps in a module.

@@ -13,10 +13,10 @@ from torch.func import functional_call
 
 from manifold_sde.arguments import kind_of
 from manifold_sde.errors import ArgumentError, DTypeError, ManifoldSDEError, ShapeError
-from manifold_sde.loss_checks import first_line
+from manifold_sde.loss import follow
 from manifold_sde.networks.copies import independent_copy
 from manifold_sde.networks.randomness import Generators
-from manifold_sde.samples import follow
+from manifold_sde.remedies import first_line
 
 #: Criteria that compare each output with a target of its own.
 _ELEMENTWISE = (
@@ -144,7 +144,7 @@ class Criterion:
             generators: The generators that the criterion must not move.
 
         Raises:
-            ShapeError, DTypeError, ArgumentError: With the way out.
+            ShapeError, DTypeError, ArgumentError: With a hint.
         """
         if isinstance(self._function, _ELEMENTWISE):
             if outputs.shape != targets.shape:
@@ -180,7 +180,7 @@ class Criterion:
             batches: Whether it is looked at for some of the samples, too.
 
         Raises:
-            ArgumentError: With the way out.
+            ArgumentError: With a hint.
         """
         if self._reduced is None:
             return

@@ -9,10 +9,15 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from manifold_sde.arguments import check_point
+from manifold_sde.derivatives import batched
+from manifold_sde.errors import ArgumentError
+from manifold_sde.loss import PerSampleFunction, follow, joined, slices
+from manifold_sde.loss_checks import fixed_directions
 from manifold_sde.networks.copies import independent_copy, unchanged
 from manifold_sde.networks.criteria import Criterion
 from manifold_sde.networks.weights import Weights
-from manifold_sde.samples import SampleFunction, follow, joined, slices
+from manifold_sde.torch_norms import ElementaryFunction
 
 
 class NetworkFunction:
@@ -84,6 +89,17 @@ class NetworkFunction:
         index = torch.arange(len(self.targets)).reshape(-1, self.block)
         return self.subset(index[torch.tensor(blocks)].flatten())
 
+    def few(self, count: int) -> NetworkFunction:
+        """The same network on so many of its blocks of samples; on all where they are coupled."""
+        if not self.samples or self.n_blocks <= count:
+            return self
+        return self.of_blocks([i * self.n_blocks // count for i in range(count)])
+
+    @property
+    def test_point(self) -> Tensor:
+        """A fixed direction, as x (D,)."""
+        return fixed_directions(self.weights.dim, 1)[0]
+
     @property
     def n_blocks(self) -> int:
         """Number Xi of blocks of samples."""
@@ -103,6 +119,28 @@ class NetworkFunction:
         """
         with unchanged(self.module):
             return self.call(x, self.constants_for(x) if constants is None else constants)
+
+    @torch.no_grad()
+    def outputs_at(self, x: Tensor, *inputs: Tensor) -> Tensor:
+        """Outputs at points (..., D), on the network's data or on other inputs: (..., n, ...).
+
+        Raises:
+            ArgumentError: If the module cannot be called with the inputs.
+        """
+        network = self
+        if inputs:
+            network = self.on(tuple(v.contiguous() for v in inputs), self.targets)
+        check_point(x, self.weights.dim)
+        try:
+            return batched(ElementaryFunction(network.outputs), x)
+        except RuntimeError as error:
+            shapes = [tuple(value.shape) for value in network.inputs]
+            raise ArgumentError(
+                "the module cannot be called with these inputs",
+                received=f"inputs of shapes {shapes}: {str(error).splitlines()[0]}",
+                expected="what the module takes, (n, ...) each",
+                remedy="problem.outputs(x) for the problem's own data",
+            ) from error
 
     def call(self, x: Tensor, constants: dict[str, Tensor]) -> Tensor:
         """As :meth:`outputs`, with what the module keeps of a call left in it."""
@@ -136,14 +174,14 @@ class NetworkFunction:
         """The residuals of least squares, the losses of other criteria."""
         return self.residuals(x) if self.criterion.is_least_squares else self.losses(x)
 
-    def by_samples(self) -> SampleFunction:
+    def by_samples(self) -> PerSampleFunction:
         """The same function, of which each block of samples can be evaluated by itself."""
         blocks = (
             value.reshape(self.n_blocks, self.block, *value.shape[1:])
             for value in (self.targets, *self.inputs)
         )
         function = _OfBlocks(self.on((), self.targets[:0]))
-        return SampleFunction(function, *blocks, per_pass=self.per_pass)
+        return PerSampleFunction(function, *blocks, per_pass=self.per_pass)
 
 
 class _OfBlocks:

@@ -7,9 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from manifold_sde.degeneracy import radial_vectors
-from manifold_sde.networks.invariance_report import scale_invariance_report
-from manifold_sde.problem import Problem
+from manifold_sde.networks.invariance_report import NetworkProblem, scale_invariance_report
 
 _SHOWN = 6
 
@@ -95,12 +93,14 @@ class InvariantGroups:
 
         On the manifold they are in the kernel of H.
         """
-        places = torch.arange(x.shape[-1])
-        groups = [group.of(places).tolist() for group in self.groups]
-        return radial_vectors(x[None], groups)[0].T
+        vectors = x.new_zeros(len(self), len(x))
+        for row, group in zip(vectors, self.groups, strict=True):
+            for part in group.parts:
+                row[part] = x[part]
+        return vectors / vectors.norm(dim=1, keepdim=True).clamp(min=1e-300)
 
 
-def invariant_groups(problem: Problem, x: Tensor | None = None) -> InvariantGroups:
+def invariant_groups(problem: NetworkProblem, x: Tensor | None = None) -> InvariantGroups:
     """The groups of a network's weights that are scale-invariant by themselves, by measurement.
 
     A row of a parameter is a group where every row is scale-invariant (each feeds a normalisation
@@ -132,10 +132,11 @@ def invariant_groups(problem: Problem, x: Tensor | None = None) -> InvariantGrou
     report = scale_invariance_report(problem, x)
     if not report.passed:
         problem.require_scale_invariance(x)
+    layers = problem.require_network().weights.parameters
     groups: list[WeightGroup] = []
     together: list[str] = []
     for measured in report.parameters:
-        block = problem.layers[measured.name]
+        block = layers[measured.name]
         rows = len(measured.row_violations)
         if rows > 1 and measured.invariant_rows == rows:
             size = (block.stop - block.start) // rows
@@ -151,6 +152,6 @@ def invariant_groups(problem: Problem, x: Tensor | None = None) -> InvariantGrou
         else:
             groups.append(WeightGroup(measured.name, (block.index,)))
     if together:
-        parts = tuple(problem.layers[name].index for name in together)
+        parts = tuple(layers[name].index for name in together)
         groups.append(WeightGroup(", ".join(together), parts))
     return InvariantGroups(tuple(groups))

@@ -2,26 +2,46 @@
 
 from __future__ import annotations
 
+import textwrap
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from manifold_sde.derivatives import check_point
-from manifold_sde.elementary import ElementaryFunction
-from manifold_sde.errors import ShapeError, printable
-from manifold_sde.invariance import require_true_derivatives
+from manifold_sde.arguments import check_point, kind_of
+from manifold_sde.errors import DTypeError, ShapeError, printable
+from manifold_sde.loss import Loss
 from manifold_sde.networks import measurement
 from manifold_sde.networks.function import NetworkFunction
 from manifold_sde.networks.measurement import TOLERANCE
 from manifold_sde.networks.module_checks import RUNNING
 from manifold_sde.networks.weights import ParameterBlock, describe_size
 from manifold_sde.paper import implements
-from manifold_sde.pointwise import Pointwise
-from manifold_sde.problem import Problem, require_problem
+from manifold_sde.scale_invariance import require_true_derivatives
+from manifold_sde.torch_norms import ElementaryFunction
 
 _NORMS = (RUNNING, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 _WIDTH = 80
+
+
+@runtime_checkable
+class NetworkProblem(Protocol):
+    """What is asked here of a :class:`~manifold_sde.Problem`, which stands above networks."""
+
+    @property
+    def name(self) -> str | None:
+        """Name used in messages."""
+
+    @property
+    def pointwise(self) -> Loss:
+        """The loss."""
+
+    def require_network(self) -> NetworkFunction:
+        """The network on its data."""
+
+    def require_scale_invariance(self, x: Tensor | None = None) -> None:
+        """Refuse the problem if its losses are not scale-invariant."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +111,7 @@ class ScaleInvarianceReport:
         violation: The largest |<x, grad L_xi>|, relative to the largest |x| |grad L_xi|, of all
             trained weights together.
         parameters: What was measured of each parameter, in the order of x.
-        causes: The layers that break joint invariance, with the way out.
+        causes: The layers that break joint invariance, with a hint.
         notes: What else to know: frozen and shared parameters.
     """
 
@@ -132,17 +152,20 @@ class ScaleInvarianceReport:
 
 def _wrapped(text: str) -> list[str]:
     """Lines of at most 80 columns, the first of them with a hyphen."""
-    lines, line = [], "-"
-    for word in text.split():
-        if len(line) + 1 + len(word) > _WIDTH:
-            lines.append(line)
-            line = " "
-        line += f" {word}"
-    return [*lines, line]
+    return textwrap.wrap(
+        text,
+        _WIDTH,
+        initial_indent="- ",
+        subsequent_indent="  ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 @implements("Definition 2.2")
-def scale_invariance_report(problem: Problem, x: Tensor | None = None) -> ScaleInvarianceReport:
+def scale_invariance_report(
+    problem: NetworkProblem, x: Tensor | None = None
+) -> ScaleInvarianceReport:
     """Which weights of a network are scale-invariant, and what breaks it, by measurement.
 
     By Euler's theorem (Lemma 2.5), weights x_g are scale-invariant if <x_g, grad_g L_xi> = 0
@@ -159,24 +182,33 @@ def scale_invariance_report(problem: Problem, x: Tensor | None = None) -> ScaleI
         The report; ``print`` shows it.
 
     Raises:
-        ArgumentError: If the problem was not made from a module.
+        DTypeError, ArgumentError: If the problem is none, or was not made from a module.
         ShapeError: If x is not one point.
         DifferentiationError: If it is the gradient that is wrong, and not the network.
     """
-    whole = require_problem(problem).require_network()
+    if not isinstance(problem, NetworkProblem):
+        raise DTypeError(
+            "the problem is not a Problem",
+            received=kind_of(problem),
+            expected="a Problem, which has a loss and a noise",
+            remedy="Problem.from_module(module, criterion, inputs, targets, noise)",
+        )
+    whole = problem.require_network()
     x = whole.start if x is None else x
-    if check_point(x, problem.dim, values=True).dim() != 1:
+    if check_point(x, whole.weights.dim, values=True).dim() != 1:
         raise ShapeError(
             "the report is made at one point",
             received=str(tuple(x.shape)),
-            expected=f"({problem.dim},)",
+            expected=f"({whole.weights.dim},)",
             remedy="scale_invariance_report(problem, x[i])",
         )
     name = whole.__name__ if problem.name is None else problem.name
-    network = measurement.few_samples(whole)
+    network = whole.few(measurement.SAMPLES)
     points = measurement.points_near(x, measurement.points_needed(network))
     measured = measurement.measure(network, points)
-    violation = max(measured.joint(), _over_all_samples(problem, points[0]) / (measured.size or 1))
+    violation = max(
+        measured.joint(), _over_all_samples(problem.pointwise, points[0]) / (measured.size or 1)
+    )
     if violation > TOLERANCE:
         require_true_derivatives(problem.pointwise, points[0], name)
     breaking = measured.breaking()
@@ -189,7 +221,7 @@ def scale_invariance_report(problem: Problem, x: Tensor | None = None) -> ScaleI
             breaks=bool(breaking[i]),
             has_effect=bool(measured.effect[i] > 0),
         )
-        for i, (name, block) in enumerate(problem.layers.items())
+        for i, (name, block) in enumerate(whole.weights.parameters.items())
     )
     causes = _causes(network, points, breaking) if bool(breaking.any()) else ()
     return ScaleInvarianceReport(
@@ -201,10 +233,30 @@ def scale_invariance_report(problem: Problem, x: Tensor | None = None) -> ScaleI
     )
 
 
-def _over_all_samples(problem: Problem, x: Tensor) -> float:
+def breaking_parameters(problem: NetworkProblem, x: Tensor) -> tuple[tuple[int, ...], str] | None:
+    """Coordinates of the parameters that break scale invariance, and the layers at fault.
+
+    Args:
+        problem: A problem that was made from a module.
+        x: Point (D,).
+
+    Returns:
+        Both, or ``None`` where none are found near x.
+    """
+    report = scale_invariance_report(problem, x)
+    layers = problem.require_network().weights.parameters
+    breaking = [layers[p.name] for p in report.parameters if p.breaks]
+    if not breaking:
+        return None
+    coordinates = tuple(i for block in breaking for i in range(block.start, block.stop))
+    causes = [f"{cause.name} ({cause.kind})" for cause in report.causes]
+    shown = ", ".join(causes or [block.name for block in breaking])
+    return coordinates, f"{shown}; scale_invariance_report(problem) says more"
+
+
+def _over_all_samples(loss: Loss, x: Tensor) -> float:
     """The largest |<x, grad L_xi>| over all samples, by one forward mode."""
-    loss: Pointwise = problem.pointwise
-    if problem.n_samples is None:
+    if loss.n_samples is None:
         return float((loss.gradient(x) @ x).abs())
     return float(loss.sample_derivatives(x, x).abs().max())
 

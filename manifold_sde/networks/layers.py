@@ -4,8 +4,8 @@ None has an eps, an affine parameter or a bias. A group of values without varian
 direction: it is mapped to 0, with derivatives 0. Whether a group is such a one is decided relative
 to its own size, so that the decision is scale-invariant too. A group with a value that is not
 finite is NaN, so that a network that diverged is seen to have. Everything is written in operations
-that ``torch.func`` differentiates correctly four times (:mod:`manifold_sde.elementary` says what it
-does not).
+that ``torch.func`` differentiates correctly four times, unlike those that
+:mod:`manifold_sde.torch_norms` replaces.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from manifold_sde.arguments import integer
+from manifold_sde.arguments import check_integer
 from manifold_sde.errors import ArgumentError, DTypeError, ShapeError
 
+#: Largest size of a layer.
+MOST = 1 << 20
 #: Deviation, in roundings of the size of the values, up to which a group counts as constant.
 _ROUNDINGS = 16.0
 #: Size of values up to which, and down to whose inverse, they are normalised as they are: the ninth
@@ -72,18 +74,6 @@ def standardise(x: Tensor, dims: tuple[int, ...]) -> Tensor:
     return _over_root(centred, variance, (x * x).mean(dims, keepdim=True))
 
 
-def _positive(value: object, name: str) -> int:
-    number = integer(value)
-    if number is None or number < 1:
-        raise ArgumentError(
-            f"{name} is not a number of things",
-            received=repr(value),
-            expected="an integer of at least 1",
-            remedy=f"{name}=1, 2, ...",
-        )
-    return number
-
-
 class LayerNorm(nn.Module):
     """Mean 0 and variance 1 over the last dimensions, for each sample.
 
@@ -105,7 +95,7 @@ class LayerNorm(nn.Module):
     def __init__(self, shape: int | tuple[int, ...]) -> None:
         super().__init__()
         sizes = shape if isinstance(shape, (tuple, list, torch.Size)) else (shape,)
-        self.shape = tuple(_positive(size, "shape") for size in sizes)
+        self.shape = tuple(check_integer("shape", size, 1, MOST) for size in sizes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Values ``(..., *shape)`` -> ``(..., *shape)``.
@@ -144,7 +134,10 @@ class GroupNorm(nn.Module):
 
     def __init__(self, groups: int, channels: int) -> None:
         super().__init__()
-        self.groups, self.channels = _positive(groups, "groups"), _positive(channels, "channels")
+        self.groups, self.channels = (
+            check_integer("groups", groups, 1, MOST),
+            check_integer("channels", channels, 1, MOST),
+        )
         if self.channels % self.groups:
             raise ArgumentError(
                 "the channels do not divide into the groups",
@@ -193,8 +186,8 @@ class GhostBatchNorm(nn.Module):
 
     def __init__(self, size: int | None, channels: int | None = None) -> None:
         super().__init__()
-        self.size = None if size is None else _positive(size, "size")
-        self.channels = None if channels is None else _positive(channels, "channels")
+        self.size = None if size is None else check_integer("size", size, 1, MOST)
+        self.channels = None if channels is None else check_integer("channels", channels, 1, MOST)
         if self.size == 1:
             raise ArgumentError(
                 "a ghost batch of one sample has no statistics",
@@ -213,13 +206,7 @@ class GhostBatchNorm(nn.Module):
             _require_channels(x, self.channels)
         n_samples = x.shape[0]
         size = n_samples if self.size is None else self.size
-        if n_samples == 0 or n_samples % size:
-            raise ShapeError(
-                "the samples do not divide into ghost batches",
-                received=f"{n_samples} samples, in ghost batches of {size}",
-                expected=f"a multiple of {size} samples",
-                remedy="leave samples out, or choose a size that divides their number",
-            )
+        require_ghost_batches(n_samples, size)
         blocks = x.reshape(n_samples // size, size, *x.shape[1:])
         dims = (1, *range(3, blocks.dim()))
         return standardise(blocks, dims).reshape(x.shape)
@@ -281,4 +268,19 @@ def _require_channels(x: Tensor, channels: int) -> None:
             received=str(tuple(x.shape)),
             expected=f"(N, {channels}, ...)",
             remedy="channels is the size of the second dimension",
+        )
+
+
+def require_ghost_batches(n_samples: int, size: int) -> None:
+    """Check that samples divide into ghost batches of a size.
+
+    Raises:
+        ShapeError: If they do not.
+    """
+    if n_samples == 0 or n_samples % size:
+        raise ShapeError(
+            "the samples do not divide into ghost batches",
+            received=f"{n_samples} samples, in ghost batches of {size}",
+            expected=f"a multiple of {size} samples",
+            remedy="leave samples out, or choose a size that divides their number",
         )

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from manifold_sde.elementary import ElementaryFunction
-from manifold_sde.invariance import outside_symmetries
+from manifold_sde.loss import Loss
 from manifold_sde.loss_checks import fixed_directions
 from manifold_sde.networks.function import NetworkFunction
 from manifold_sde.networks.module_checks import RUNNING
-from manifold_sde.pointwise import Pointwise
+from manifold_sde.scale_invariance import outside_symmetries
+from manifold_sde.torch_norms import ElementaryFunction
 
 #: Relative Euler defect above which it is no rounding, in double precision.
 TOLERANCE = 1e-10
 #: Number of sample losses that are looked at.
-_SAMPLES = 8
+SAMPLES = 8
 #: Part of the gradient's size below which a parameter has no effect on the loss.
 _NO_EFFECT = 1e-12
 #: An eps so small that it counts as none, and still keeps a group without variance from NaN.
@@ -84,13 +84,6 @@ def points_near(x: Tensor, count: int) -> Tensor:
     return x + spread
 
 
-def few_samples(network: NetworkFunction) -> NetworkFunction:
-    """The network on a few of its blocks of samples."""
-    if not network.samples or network.n_blocks <= _SAMPLES:
-        return network
-    return network.of_blocks([i * network.n_blocks // _SAMPLES for i in range(_SAMPLES)])
-
-
 def points_needed(network: NetworkFunction) -> int:
     """So many points that the equations for the scalings outnumber the parameters by half."""
     each = network.n_blocks if network.samples else 1
@@ -106,7 +99,7 @@ def measure(network: NetworkFunction, points: Tensor) -> Measured:
     """
     blocks = network.weights.parameters.values()
     n_samples = network.n_blocks if network.samples else None
-    loss = Pointwise(ElementaryFunction(network.losses), network.weights.dim, n_samples)
+    loss = Loss(ElementaryFunction(network.losses), network.weights.dim, n_samples)
     sums, sizes, norms, row_sums, row_sizes = [], [], [], [], []
     for z in points:
         gradients = loss.gradient(z)[None] if n_samples is None else loss.sample_gradients(z)
@@ -171,14 +164,14 @@ def mended(
         statistics: Names of the layers that keep their running statistics.
     """
     keep_eps, keep_statistics = set(eps), set(statistics)
-
-    def change(name: str, module: nn.Module) -> None:
+    other = copy.copy(network)
+    other.module = copy.deepcopy(network.module)
+    for name, module in other.module.named_modules():
         if name not in keep_eps and has_eps(module):
-            module.eps = _TINY  # type: ignore[assignment]
+            module.eps = _TINY
         if name not in keep_statistics and has_fixed_statistics(module):
-            module.training, module.track_running_stats = True, False  # type: ignore[assignment]
-
-    return _changed(network, change)
+            module.training, module.track_running_stats = True, False
+    return other
 
 
 def has_eps(module: nn.Module) -> bool:
@@ -190,11 +183,3 @@ def has_eps(module: nn.Module) -> bool:
 def has_fixed_statistics(module: nn.Module) -> bool:
     """Whether a layer normalises by running statistics, which do not follow the weights."""
     return isinstance(module, RUNNING) and not module.training and module.track_running_stats
-
-
-def _changed(network: NetworkFunction, change: Callable[[str, nn.Module], None]) -> NetworkFunction:
-    other = copy.copy(network)
-    other.module = copy.deepcopy(network.module)
-    for name, module in other.module.named_modules():
-        change(name, module)
-    return other

@@ -9,14 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
-from manifold_sde.arguments import integer
+from manifold_sde.arguments import check_choice, integer
 from manifold_sde.errors import ArgumentError
-from manifold_sde.networks.layers import GhostBatchNorm, GroupNorm, LayerNorm
+from manifold_sde.networks.layers import MOST, GhostBatchNorm, GroupNorm, LayerNorm
 from manifold_sde.paper import implements
-from manifold_sde.philox import seed_key
-
-#: Largest size of a layer.
-MOST_CHANNELS = 1 << 20
+from manifold_sde.rng import seed_key
 
 
 def generator_of(seed: int | torch.Generator) -> torch.Generator:
@@ -46,6 +43,8 @@ def normalisation(kind: str, channels: int, *, groups: int, ghost_size: int | No
     Raises:
         ArgumentError: If there is none of this name, or ghost batches have no size.
     """
+    remedy = 'norm="layer" normalises each sample by itself'
+    kind = check_choice("norm", kind, ("layer", "group", "ghost", "batch"), remedy)
     if kind == "ghost" and ghost_size is None:
         raise ArgumentError(
             "ghost batches need a size",
@@ -53,21 +52,9 @@ def normalisation(kind: str, channels: int, *, groups: int, ghost_size: int | No
             expected="the number of samples in a ghost batch",
             remedy="ghost_size=32, say, for a number of samples that is a multiple of it",
         )
-    match kind:
-        case "layer":
-            return GroupNorm(1, channels)
-        case "group":
-            return GroupNorm(groups, channels)
-        case "ghost":
-            return GhostBatchNorm(ghost_size, channels)
-        case "batch":
-            return GhostBatchNorm(None, channels)
-    raise ArgumentError(
-        "there is no such normalisation",
-        received=repr(kind),
-        expected='"layer", "group", "ghost" or "batch"',
-        remedy='norm="layer" normalises each sample by itself',
-    )
+    if kind in ("ghost", "batch"):
+        return GhostBatchNorm(ghost_size if kind == "ghost" else None, channels)
+    return GroupNorm(groups if kind == "group" else 1, channels)
 
 
 @implements("Assumption 2.3")
@@ -107,7 +94,7 @@ class NormalizedMLP(nn.Module):
     ) -> None:
         super().__init__()
         sizes = [integer(width) or 0 for width in widths] if isinstance(widths, Iterable) else []
-        if len(sizes) < 3 or min(sizes) < 1 or max(sizes) > MOST_CHANNELS:
+        if len(sizes) < 3 or min(sizes) < 1 or max(sizes) > MOST:
             raise ArgumentError(
                 "these are not the widths of a network",
                 received=repr(widths),

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from manifold_sde.arguments import integer, kind_of
-from manifold_sde.elementary import ElementaryFunction
 from manifold_sde.errors import (
     ArgumentError,
     DifferentiationError,
@@ -20,15 +19,16 @@ from manifold_sde.errors import (
     NonFiniteError,
     ShapeError,
 )
-from manifold_sde.loss_checks import first_line, fixed_directions
 from manifold_sde.networks.copies import unchanged
 from manifold_sde.networks.function import NetworkFunction
-from manifold_sde.networks.layers import GhostBatchNorm
+from manifold_sde.networks.layers import GhostBatchNorm, require_ghost_batches
 from manifold_sde.networks.observation import layer_not_finite
 from manifold_sde.networks.randomness import Generators
 from manifold_sde.networks.sample_checks import SAME
 from manifold_sde.noise import LabelNoise, SamplingNoise
 from manifold_sde.noise.base import Noise
+from manifold_sde.remedies import first_line
+from manifold_sde.torch_norms import ElementaryFunction
 
 _DROPOUT = (
     nn.Dropout,
@@ -46,7 +46,7 @@ def check_module(module: object) -> None:
     """Refuse what is no module, is random, or changes its buffers.
 
     Raises:
-        DTypeError, ArgumentError: With the names of the layers and the way out.
+        DTypeError, ArgumentError: With the names of the layers and a hint.
     """
     if not isinstance(module, nn.Module):
         raise DTypeError(
@@ -141,7 +141,7 @@ def check_data(inputs: object, targets: object) -> tuple[tuple[Tensor, ...], Ten
         The inputs as a tuple, and the targets.
 
     Raises:
-        DTypeError, ShapeError, NonFiniteError: With the way out.
+        DTypeError, ShapeError, NonFiniteError: With a hint.
     """
     several = tuple(inputs) if isinstance(inputs, (tuple, list)) and inputs else (inputs,)
     named = [("inputs", value) for value in several] + [("targets", targets)]
@@ -206,13 +206,7 @@ def block_of(module: nn.Module, ghost_size: int | None, n_samples: int) -> int:
             remedy="the same size in all GhostBatchNorm layers; leave ghost_size out",
         )
     block = sizes.pop() if sizes else 1
-    if n_samples % block:
-        raise ShapeError(
-            "the samples do not divide into ghost batches",
-            received=f"{n_samples} samples, in ghost batches of {block}",
-            expected=f"a multiple of {block} samples",
-            remedy="leave samples out, or choose a size that divides their number",
-        )
+    require_ghost_batches(n_samples, block)
     return block
 
 
@@ -227,7 +221,7 @@ def check_forward(function: NetworkFunction, generators: Generators) -> Tensor:
         ArgumentError: If the module raises, is random or changes its buffers.
         DTypeError, ShapeError, NonFiniteError: If its outputs cannot be used.
     """
-    x = fixed_directions(function.weights.dim, 1)[0]
+    x = function.test_point
     constants = function.constants_for(x)
     after = _clones(constants)
     try:
@@ -314,7 +308,7 @@ def coupled(function: NetworkFunction, outputs: Tensor) -> bool:
     count = len(blocks)
     if count < 2:
         return False
-    x = fixed_directions(function.weights.dim, 1)[0]
+    x = function.test_point
     number = torch.arange(count)
     for mask in (number % 2 == 0, number < count // 2):
         for replaced in (mask, ~mask):

@@ -13,10 +13,10 @@ from torch.nn import functional
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from manifold_sde import derivatives
-from manifold_sde.elementary import ElementaryFunction, Recorder
 from manifold_sde.errors import DifferentiationError, DTypeError, ManifoldSDEError
 from manifold_sde.loss_checks import fixed_directions
 from manifold_sde.networks.function import NetworkFunction
+from manifold_sde.torch_norms import ElementaryFunction, Recorder
 
 #: The arguments of the functions that look rows up.
 _LOOKUPS: dict[Any, tuple[str, ...]] = {

@@ -17,13 +17,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from manifold_sde import derivatives
-from manifold_sde.elementary import ElementaryFunction
+from manifold_sde.arguments import describe_bytes
 from manifold_sde.errors import ArgumentError
-from manifold_sde.loss_checks import fixed_directions
-from manifold_sde.memory import describe_bytes
+from manifold_sde.loss import follow
 from manifold_sde.networks.function import NetworkFunction
 from manifold_sde.networks.randomness import Generators
-from manifold_sde.samples import follow
+from manifold_sde.torch_norms import ElementaryFunction
 
 #: Memory of one pass, where the user gives none: fixed, so that results do not depend on the
 #: machine.
@@ -149,7 +148,7 @@ def require_one_pass(usage: Usage, memory: int, blocks: int) -> None:
 
 
 def _most_alive(few: NetworkFunction) -> int:
-    x = fixed_directions(few.weights.dim, 1)[0]
+    x = few.test_point
     constants = {name: value.clone() for name, value in few.constants_for(x).items()}
 
     def loss(z: Tensor) -> Tensor:

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
-from manifold_sde.arguments import integer
+from manifold_sde.arguments import check_integer, integer
 from manifold_sde.errors import ArgumentError
-from manifold_sde.networks.mlp import MOST_CHANNELS, generator_of, initialise, normalisation
+from manifold_sde.networks.layers import MOST
+from manifold_sde.networks.mlp import generator_of, initialise, normalisation
 from manifold_sde.paper import implements
 
 Activation = Callable[[Tensor], Tensor]
@@ -118,13 +119,8 @@ class ScaleInvariantPreResNet(nn.Module):
             )
         sizes = {"width": width, "in_channels": in_channels, "classes": classes}
         for name, size in sizes.items():
-            if not 1 <= (integer(size) or 0) <= MOST_CHANNELS:
-                raise ArgumentError(
-                    f"{name} is not a number of channels",
-                    received=repr(size),
-                    expected=f"an integer from 1 to {MOST_CHANNELS}",
-                    remedy="width=16, in_channels=3 and classes=10 for CIFAR-10",
-                )
+            published = "width=16, in_channels=3 and classes=10 for CIFAR-10"
+            check_integer(name, size, 1, MOST, published)
         generator = generator_of(seed)
 
         def make_norm(channels: int) -> nn.Module:

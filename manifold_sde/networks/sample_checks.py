@@ -12,8 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from manifold_sde import derivatives, loss_checks
-from manifold_sde.elementary import ElementaryFunction
+from manifold_sde import derivatives, loss_checks, remedies
 from manifold_sde.errors import (
     ArgumentError,
     DifferentiationError,
@@ -22,6 +21,7 @@ from manifold_sde.errors import (
 )
 from manifold_sde.networks.function import NetworkFunction
 from manifold_sde.networks.observation import layer_not_finite, observe
+from manifold_sde.torch_norms import ElementaryFunction
 
 #: Relative change of a value that is no rounding.
 SAME = 1e-9
@@ -42,7 +42,7 @@ def check_places(network: NetworkFunction) -> None:
         network: The network; blocks of samples do not act on each other in it.
 
     Raises:
-        ArgumentError: With the way out.
+        ArgumentError: With a hint.
     """
     count = network.n_blocks
     if count < 2:
@@ -93,7 +93,7 @@ def _difference(
     except ManifoldSDEError:
         raise
     except Exception as error:
-        return loss_checks.first_line(error)
+        return remedies.first_line(error)
     if value.shape != whole.shape:
         return f"shape {tuple(value.shape)} in place of {tuple(whole.shape)}"
     off = float((value - whole).abs().max())
@@ -209,7 +209,7 @@ def _derivative(order: int, compute: Callable[[], Tensor]) -> Tensor:
     except (RuntimeError, NotImplementedError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
-        raise loss_checks.not_differentiable(error, order) from error
+        raise remedies.not_differentiable(error, order) from error
 
 
 def _wrong(measured: tuple[float, bool]) -> bool:
@@ -218,7 +218,7 @@ def _wrong(measured: tuple[float, bool]) -> bool:
 
 def _error(network: NetworkFunction, x: Tensor, fault: _Fault, who: str) -> ManifoldSDEError:
     order, off = fault
-    what = "value" if order == 0 else f"{loss_checks.ordinal(order)} derivative"
+    what = "value" if order == 0 else f"{remedies.ordinal(order)} derivative"
     if off != off:
         return NonFiniteError(
             f"the {what} of {'' if who == 'the loss' else 'the loss of '}{who} is not finite",

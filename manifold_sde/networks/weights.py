@@ -11,7 +11,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, nn
 
-from manifold_sde.derivatives import check_point
+from manifold_sde.arguments import check_point
 from manifold_sde.errors import ArgumentError, DTypeError, ShapeError
 
 

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 from torch.func import grad, vmap
 
-from manifold_sde.arguments import integer, real
+from manifold_sde import rng
+from manifold_sde.arguments import check_integer, kind_of
 from manifold_sde.derivatives import jvp
-from manifold_sde.errors import ArgumentError, NoiseError
-from manifold_sde.pointwise import Pointwise
+from manifold_sde.errors import NoiseError
+from manifold_sde.loss import Loss
 
 
 class Noise(ABC):
@@ -22,32 +23,32 @@ class Noise(ABC):
     """
 
     @abstractmethod
-    def bind(self, loss: Pointwise) -> None:
+    def validate(self, loss: Loss) -> None:
         """Check that the noise fits the loss.
 
         Raises:
-            NoiseError: If it does not, with the way out.
+            NoiseError: If it does not, with a hint.
         """
 
     @abstractmethod
-    def n_components(self, loss: Pointwise) -> int:
+    def n_components(self, loss: Loss) -> int:
         """Number m of columns of sigma."""
 
     @abstractmethod
-    def draw_counts(self, loss: Pointwise) -> tuple[int, int]:
+    def draw_counts(self, loss: Loss) -> tuple[int, int]:
         """Numbers of normals and of uniforms that one step of SGD consumes."""
 
     @abstractmethod
-    def product(self, loss: Pointwise, x: Tensor, w: Tensor) -> Tensor:
+    def product(self, loss: Loss, x: Tensor, w: Tensor) -> Tensor:
         """sigma(x) w: (D,), (m,) -> (D,)."""
 
     @abstractmethod
-    def transposed_product(self, loss: Pointwise, x: Tensor, v: Tensor) -> Tensor:
+    def transposed_product(self, loss: Loss, x: Tensor, v: Tensor) -> Tensor:
         """sigma(x)^T v: (D,), (D,) -> (m,)."""
 
     @abstractmethod
     def stochastic_gradient(
-        self, loss: Pointwise, x: Tensor, normals: Tensor, uniforms: Tensor
+        self, loss: Loss, x: Tensor, normals: Tensor, uniforms: Tensor
     ) -> Tensor:
         """Gradient that one step of SGD uses: grad L plus the noise of the step.
 
@@ -61,21 +62,43 @@ class Noise(ABC):
             Tensor (D,) with mean grad L(x) and covariance Sigma(x).
         """
 
-    def factor(self, loss: Pointwise, x: Tensor) -> Tensor:
+    def draw(self, loss: Loss, points: Tensor, seed: int, step: object) -> Tensor:
+        """Noise that a step of SGD adds to the gradient: (n, D) -> (n, D), point i as path i.
+
+        Raises:
+            ArgumentError: If the step is not the number of one.
+        """
+        count = "count the steps from 0, as run_sgd does"
+        number = check_integer("step", step, 0, rng.STEPS - 1, count)
+        if len(points) == 0:
+            return torch.zeros_like(points)
+        paths = torch.arange(len(points), device=points.device)
+        which = rng.seed_key(seed), paths, torch.tensor(number, device=points.device)
+        key, dtype = which[0], points.dtype
+        n_normals, n_uniforms = self.draw_counts(loss)
+        normals = rng.normals(key, rng.STREAM_SGD_NORMAL, *which[1:], n_normals, dtype)
+        uniforms = rng.uniforms(key, rng.STREAM_SGD_UNIFORM, *which[1:], n_uniforms, dtype)
+
+        def noise(z: Tensor, n: Tensor, u: Tensor) -> Tensor:
+            return self.stochastic_gradient(loss, z, n, u) - loss.gradient(z)
+
+        return vmap(noise)(points, normals.T, uniforms.T)
+
+    def factor(self, loss: Loss, x: Tensor) -> Tensor:
         """sigma(x): (D,) -> (D, m)."""
         identity = torch.eye(self.n_components(loss), dtype=x.dtype, device=x.device)
         return vmap(lambda w: self.product(loss, x, w), out_dims=1)(identity)
 
-    def covariance(self, loss: Pointwise, x: Tensor) -> Tensor:
+    def covariance(self, loss: Loss, x: Tensor) -> Tensor:
         """Sigma(x): (D,) -> (D, D)."""
         factor = self.factor(loss, x)
         return factor @ factor.T
 
-    def trace(self, loss: Pointwise, x: Tensor) -> Tensor:
+    def trace(self, loss: Loss, x: Tensor) -> Tensor:
         """V = tr Sigma(x): (D,) -> ()."""
         return self.factor(loss, x).square().sum()
 
-    def correction(self, loss: Pointwise, x: Tensor, projection: Tensor) -> Tensor:
+    def correction(self, loss: Loss, x: Tensor, projection: Tensor) -> Tensor:
         """Sum over j of the derivative of sigma_j along P sigma_j, by JVP.
 
         It is the term of the Stratonovich drift that comes from the noise itself; the projection
@@ -101,7 +124,7 @@ class Noise(ABC):
 class GradientNoise(Noise):
     """A noise whose columns are gradients of functions: its Jacobians are symmetric."""
 
-    def correction(self, loss: Pointwise, x: Tensor, projection: Tensor) -> Tensor:
+    def correction(self, loss: Loss, x: Tensor, projection: Tensor) -> Tensor:
         """Half the gradient of tr(P Sigma(x)) at fixed P: one reverse mode."""
 
         def projected_trace(z: Tensor) -> Tensor:
@@ -118,36 +141,15 @@ def check_noise(noise: object) -> None:
         NoiseError: If it is none.
     """
     if not isinstance(noise, Noise):
-        kind = noise if isinstance(noise, type) else type(noise)
         raise NoiseError(
             "the noise is not a noise model",
-            received=f"the class {kind.__name__}" if kind is noise else kind.__name__,
+            received=kind_of(noise),
             expected="SphericalNoise, SamplingNoise, LabelNoise or CustomNoise",
             remedy="SphericalNoise(0.3), or CustomNoise(factor) for a sigma of your own",
         )
 
 
-def check_scale(scale: object, name: str = "scale") -> float:
-    """Check a noise scale: a positive finite number."""
-    value = real(scale)
-    if not 0.0 < value < float("inf"):
-        raise ArgumentError(
-            f"{name} is not a noise scale",
-            received=repr(scale),
-            expected="a positive finite number",
-            remedy=f"pass {name}=0.3, as in section 6.1; for no noise use gradient flow instead",
-        )
-    return value
-
-
 def check_batch_size(batch_size: object) -> int:
-    """Check a mini-batch size: a positive integer."""
-    value = integer(batch_size)
-    if value is None or not 1 <= value < 2**63:
-        raise ArgumentError(
-            "batch_size is not a mini-batch size",
-            received=repr(batch_size),
-            expected="a positive integer of 64 bits",
-            remedy="pass batch_size=1 for SGD as in (1)",
-        )
-    return value
+    """Check a mini-batch size: a positive integer of 64 bits."""
+    remedy = "SamplingNoise(batch_size=1) draws one sample a step"
+    return check_integer("batch_size", batch_size, 1, 2**63 - 1, remedy)

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from manifold_sde import loss_checks
+from manifold_sde import loss_checks, remedies
 from manifold_sde.derivatives import jvp
 from manifold_sde.errors import NoiseError
+from manifold_sde.loss import Loss
 from manifold_sde.noise.base import Noise
-from manifold_sde.pointwise import Pointwise
 
 
 class CustomNoise(Noise):
@@ -53,7 +53,7 @@ class CustomNoise(Noise):
     def __repr__(self) -> str:
         return f"CustomNoise({getattr(self.function, '__name__', 'factor')})"
 
-    def bind(self, loss: Pointwise) -> None:
+    def validate(self, loss: Loss) -> None:
         """Measure the shape of sigma at one point."""
         point = torch.linspace(0.5, 1.5, loss.dim, dtype=torch.float64)
         try:
@@ -61,7 +61,7 @@ class CustomNoise(Noise):
         except Exception as error:
             raise NoiseError(
                 "the factor of the custom noise raised at a test point",
-                received=loss_checks.first_line(error),
+                received=remedies.first_line(error),
                 expected=f"a function of one float64 vector of shape ({loss.dim},)",
                 remedy="write it for ONE vector, in plain torch, with the dtype of its input",
             ) from error
@@ -110,9 +110,9 @@ class CustomNoise(Noise):
         except (RuntimeError, NotImplementedError) as error:
             raise NoiseError(
                 "the factor of the custom noise cannot be batched or differentiated",
-                received=loss_checks.first_line(error),
+                received=remedies.first_line(error),
                 expected="a factor that torch.func can batch and differentiate",
-                remedy=loss_checks.remedy(str(error)),
+                remedy=remedies.remedy(str(error)),
             ) from error
         if not torch.allclose(values[0], self.function(point), rtol=1e-6, atol=0.0):
             raise NoiseError(
@@ -133,27 +133,27 @@ class CustomNoise(Noise):
                 remedy="no detach(), .data or torch.no_grad() on what depends on x",
             )
 
-    def n_components(self, loss: Pointwise) -> int:
+    def n_components(self, loss: Loss) -> int:
         """m, the number of columns measured when the problem was made."""
         return self._components[loss.dim]
 
-    def draw_counts(self, loss: Pointwise) -> tuple[int, int]:
+    def draw_counts(self, loss: Loss) -> tuple[int, int]:
         """M normals a step."""
         return self.n_components(loss), 0
 
-    def factor(self, loss: Pointwise, x: Tensor) -> Tensor:
+    def factor(self, loss: Loss, x: Tensor) -> Tensor:
         """sigma(x) as the user gives it."""
         return self.function(x)
 
-    def product(self, loss: Pointwise, x: Tensor, w: Tensor) -> Tensor:
+    def product(self, loss: Loss, x: Tensor, w: Tensor) -> Tensor:
         """sigma(x) w."""
         return self.function(x) @ w
 
-    def transposed_product(self, loss: Pointwise, x: Tensor, v: Tensor) -> Tensor:
+    def transposed_product(self, loss: Loss, x: Tensor, v: Tensor) -> Tensor:
         """sigma(x)^T v."""
         return self.function(x).T @ v
 
-    def correction(self, loss: Pointwise, x: Tensor, projection: Tensor) -> Tensor:
+    def correction(self, loss: Loss, x: Tensor, projection: Tensor) -> Tensor:
         """Sum over j of the derivative of sigma_j along P sigma_j, one forward mode a column."""
         directions = (projection @ self.function(x)).T
 
@@ -165,7 +165,7 @@ class CustomNoise(Noise):
         return vmap(column)(directions, indices).sum(0)
 
     def stochastic_gradient(
-        self, loss: Pointwise, x: Tensor, normals: Tensor, uniforms: Tensor
+        self, loss: Loss, x: Tensor, normals: Tensor, uniforms: Tensor
     ) -> Tensor:
         """The gradient plus sigma(x) times the normals of the step."""
         return loss.gradient(x) + self.product(loss, x, normals)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from manifold_sde.arguments import check_positive
 from manifold_sde.errors import NoiseError
-from manifold_sde.noise.base import GradientNoise, check_batch_size, check_scale
+from manifold_sde.loss import LeastSquaresLoss, Loss
+from manifold_sde.noise.base import GradientNoise, check_batch_size
 from manifold_sde.noise.sampling import one_hot_draws
-from manifold_sde.pointwise import LeastSquaresPointwise, Pointwise
 
 
 class LabelNoise(GradientNoise):
@@ -28,15 +29,17 @@ class LabelNoise(GradientNoise):
     """
 
     def __init__(self, scale: float, batch_size: int = 1) -> None:
-        self.scale = check_scale(scale)
+        self.scale = check_positive(
+            "scale", scale, "scale=0.3, as in section 6.1; no noise is gradient flow"
+        )
         self.batch_size = check_batch_size(batch_size)
 
     def __repr__(self) -> str:
         return f"LabelNoise(scale={self.scale:g}, batch_size={self.batch_size})"
 
-    def bind(self, loss: Pointwise) -> None:
+    def validate(self, loss: Loss) -> None:
         """Needs residuals."""
-        if not isinstance(loss, LeastSquaresPointwise):
+        if not isinstance(loss, LeastSquaresLoss):
             raise NoiseError(
                 "label noise is defined for least squares only",
                 received="a loss that is not given by residuals",
@@ -45,23 +48,23 @@ class LabelNoise(GradientNoise):
             )
 
     @staticmethod
-    def _least_squares(loss: Pointwise) -> LeastSquaresPointwise:
-        assert isinstance(loss, LeastSquaresPointwise)
+    def _least_squares(loss: Loss) -> LeastSquaresLoss:
+        assert isinstance(loss, LeastSquaresLoss)
         return loss
 
-    def _size(self, loss: LeastSquaresPointwise) -> float:
+    def _size(self, loss: LeastSquaresLoss) -> float:
         return float((loss.n_samples * self.batch_size) ** 0.5)
 
-    def n_components(self, loss: Pointwise) -> int:
-        """M = Xi + Xi K: drawing the samples, then their labels."""
+    def n_components(self, loss: Loss) -> int:
+        """Number m of columns: Xi for drawing the samples, Xi K for their labels."""
         loss = self._least_squares(loss)
         return loss.n_samples + loss.n_residuals
 
-    def draw_counts(self, loss: Pointwise) -> tuple[int, int]:
+    def draw_counts(self, loss: Loss) -> tuple[int, int]:
         """K normals and a uniform for each draw."""
         return self.batch_size * self._least_squares(loss).n_outputs, self.batch_size
 
-    def product(self, loss: Pointwise, x: Tensor, w: Tensor) -> Tensor:
+    def product(self, loss: Loss, x: Tensor, w: Tensor) -> Tensor:
         """sigma(x) w by one reverse mode."""
         loss = self._least_squares(loss)
         drawn, labels = w[: loss.n_samples], w[loss.n_samples :]
@@ -70,7 +73,7 @@ class LabelNoise(GradientNoise):
         weights = drawing + self.scale * labels
         return loss.residual_transposed_product(x, weights / self._size(loss))
 
-    def transposed_product(self, loss: Pointwise, x: Tensor, v: Tensor) -> Tensor:
+    def transposed_product(self, loss: Loss, x: Tensor, v: Tensor) -> Tensor:
         """sigma(x)^T v by one forward mode."""
         loss = self._least_squares(loss)
         along = loss.residual_product(x, v)
@@ -78,7 +81,7 @@ class LabelNoise(GradientNoise):
         parts = torch.cat([drawn - drawn.mean(), self.scale * along])
         return parts / self._size(loss)
 
-    def factor(self, loss: Pointwise, x: Tensor) -> Tensor:
+    def factor(self, loss: Loss, x: Tensor) -> Tensor:
         """Both blocks from one Jacobian."""
         loss = self._least_squares(loss)
         jacobian = loss.jacobian(x)
@@ -87,7 +90,7 @@ class LabelNoise(GradientNoise):
         return blocks.T / self._size(loss)
 
     def stochastic_gradient(
-        self, loss: Pointwise, x: Tensor, normals: Tensor, uniforms: Tensor
+        self, loss: Loss, x: Tensor, normals: Tensor, uniforms: Tensor
     ) -> Tensor:
         """The gradient on the samples drawn, with their fresh labels."""
         loss = self._least_squares(loss)

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from manifold_sde.arguments import check_flag
 from manifold_sde.errors import NoiseError
+from manifold_sde.loss import Loss
 from manifold_sde.noise.base import GradientNoise, check_batch_size
 from manifold_sde.paper import implements
-from manifold_sde.pointwise import Pointwise
 
 
 @implements("Equation (2)")
@@ -34,7 +34,7 @@ class SamplingNoise(GradientNoise):
         drawn = "" if self.replacement else ", replacement=False"
         return f"SamplingNoise(batch_size={self.batch_size}{drawn})"
 
-    def bind(self, loss: Pointwise) -> None:
+    def validate(self, loss: Loss) -> None:
         """Needs sample losses, and a batch that fits them."""
         if loss.n_samples is None:
             raise NoiseError(
@@ -64,40 +64,40 @@ class SamplingNoise(GradientNoise):
             return 1.0 / self.batch_size
         return (n_samples - self.batch_size) / (self.batch_size * (n_samples - 1))
 
-    def _weight(self, loss: Pointwise) -> float:
+    def _weight(self, loss: Loss) -> float:
         assert loss.n_samples is not None
         return (self.variance_factor(loss.n_samples) / loss.n_samples) ** 0.5
 
-    def n_components(self, loss: Pointwise) -> int:
-        """M = Xi."""
+    def n_components(self, loss: Loss) -> int:
+        """Number m of columns: Xi."""
         assert loss.n_samples is not None
         return loss.n_samples
 
-    def draw_counts(self, loss: Pointwise) -> tuple[int, int]:
+    def draw_counts(self, loss: Loss) -> tuple[int, int]:
         """A uniform for each draw; for each sample where there is no replacement."""
         return 0, self.batch_size if self.replacement else self.n_components(loss)
 
-    def product(self, loss: Pointwise, x: Tensor, w: Tensor) -> Tensor:
+    def product(self, loss: Loss, x: Tensor, w: Tensor) -> Tensor:
         """sigma(x) w by one reverse mode: centring the weights centres the gradients."""
         return loss.weighted_gradient(x, self._weight(loss) * (w - w.mean()))
 
-    def transposed_product(self, loss: Pointwise, x: Tensor, v: Tensor) -> Tensor:
+    def transposed_product(self, loss: Loss, x: Tensor, v: Tensor) -> Tensor:
         """sigma(x)^T v by one forward mode."""
         along = loss.sample_derivatives(x, v)
         return self._weight(loss) * (along - along.mean())
 
-    def factor(self, loss: Pointwise, x: Tensor) -> Tensor:
+    def factor(self, loss: Loss, x: Tensor) -> Tensor:
         """The centred gradients of the samples, as columns."""
         gradients = loss.sample_gradients(x)
         return self._weight(loss) * (gradients - gradients.mean(0)).T
 
     def stochastic_gradient(
-        self, loss: Pointwise, x: Tensor, normals: Tensor, uniforms: Tensor
+        self, loss: Loss, x: Tensor, normals: Tensor, uniforms: Tensor
     ) -> Tensor:
         """The gradient of the mean loss of the samples drawn."""
         return loss.drawn_gradient(x, self._drawn(loss, uniforms))
 
-    def _drawn(self, loss: Pointwise, uniforms: Tensor) -> Tensor:
+    def _drawn(self, loss: Loss, uniforms: Tensor) -> Tensor:
         """Numbers of the samples drawn: (B,)."""
         if self.replacement:
             return draws(uniforms, self.n_components(loss))

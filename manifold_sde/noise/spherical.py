@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from manifold_sde.noise.base import Noise, check_scale
+from manifold_sde.arguments import check_positive
+from manifold_sde.loss import Loss
+from manifold_sde.noise.base import Noise
 from manifold_sde.paper import implements
-from manifold_sde.pointwise import Pointwise
 
 
 @implements("Equation (18)")
@@ -24,42 +25,44 @@ class SphericalNoise(Noise):
     """
 
     def __init__(self, scale: float) -> None:
-        self.scale = check_scale(scale)
+        self.scale = check_positive(
+            "scale", scale, "scale=0.3, as in section 6.1; no noise is gradient flow"
+        )
 
     def __repr__(self) -> str:
         return f"SphericalNoise(scale={self.scale:g})"
 
-    def bind(self, loss: Pointwise) -> None:
+    def validate(self, loss: Loss) -> None:
         """Every loss will do."""
 
-    def n_components(self, loss: Pointwise) -> int:
-        """M = D."""
+    def n_components(self, loss: Loss) -> int:
+        """Number m of columns: D."""
         return loss.dim
 
-    def draw_counts(self, loss: Pointwise) -> tuple[int, int]:
+    def draw_counts(self, loss: Loss) -> tuple[int, int]:
         """D normals a step."""
         return loss.dim, 0
 
-    def product(self, loss: Pointwise, x: Tensor, w: Tensor) -> Tensor:
+    def product(self, loss: Loss, x: Tensor, w: Tensor) -> Tensor:
         """sigma(x) w without the matrix."""
         square = (x * x).sum()
         return (self.scale * square.rsqrt()) * (w - x * ((x * w).sum() / square))
 
-    def transposed_product(self, loss: Pointwise, x: Tensor, v: Tensor) -> Tensor:
+    def transposed_product(self, loss: Loss, x: Tensor, v: Tensor) -> Tensor:
         """Sigma is symmetric."""
         return self.product(loss, x, v)
 
-    def covariance(self, loss: Pointwise, x: Tensor) -> Tensor:
+    def covariance(self, loss: Loss, x: Tensor) -> Tensor:
         """(s / |x|)^2 (I - x x^T / |x|^2), in closed form."""
         square = (x * x).sum()
         identity = torch.eye(loss.dim, dtype=x.dtype, device=x.device)
         return (self.scale**2 / square) * (identity - x[:, None] * x[None, :] / square)
 
-    def trace(self, loss: Pointwise, x: Tensor) -> Tensor:
+    def trace(self, loss: Loss, x: Tensor) -> Tensor:
         """s^2 (D - 1) / |x|^2, in closed form."""
         return self.scale**2 * (loss.dim - 1) / (x * x).sum()
 
-    def correction(self, loss: Pointwise, x: Tensor, projection: Tensor) -> Tensor:
+    def correction(self, loss: Loss, x: Tensor, projection: Tensor) -> Tensor:
         """Closed form; -s^2 (dim Gamma - 1) x / |x|^4 where P projects onto T_x(Gamma)."""
         square = (x * x).sum()
         projected = projection @ x
@@ -70,7 +73,7 @@ class SphericalNoise(Noise):
         return -(self.scale**2 / square**2) * (x * tangential_trace + turned)
 
     def stochastic_gradient(
-        self, loss: Pointwise, x: Tensor, normals: Tensor, uniforms: Tensor
+        self, loss: Loss, x: Tensor, normals: Tensor, uniforms: Tensor
     ) -> Tensor:
         """The gradient of (18)."""
         return loss.gradient(x) + self.product(loss, x, normals)

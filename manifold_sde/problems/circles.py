@@ -8,10 +8,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from manifold_sde.least_squares import LeastSquaresProblem
+from manifold_sde.arguments import check_between
 from manifold_sde.noise import LabelNoise, Noise, SamplingNoise, SphericalNoise
-from manifold_sde.problem import Problem
-from manifold_sde.problems.facts import Circle, Facts, check_between
+from manifold_sde.problem import LeastSquaresProblem, Problem
+from manifold_sde.problems.facts import Circle, Facts
 
 
 class _WeightedCoordinate:

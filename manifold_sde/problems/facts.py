@@ -8,9 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from manifold_sde.arguments import real
-from manifold_sde.errors import ArgumentError
-
 
 @dataclass(frozen=True)
 class Circle:
@@ -80,20 +77,3 @@ class ConstantLogDeterminant:
     def __call__(self, y: Tensor) -> Tensor:
         """Log pdet H at points of Gamma: (..., D) -> (...)."""
         return self.value - 2.0 * self.rank * y.norm(dim=-1).log()
-
-
-def check_between(value: object, low: float, high: float, what: str, remedy: str) -> float:
-    """Check a number of the half-open interval [low, high).
-
-    Raises:
-        ArgumentError: If it is no number, or outside.
-    """
-    number = real(value)
-    if low <= number < high:
-        return number
-    raise ArgumentError(
-        f"{what} is out of range",
-        received=repr(value),
-        expected=f"a number in [{low:g}, {high:g})",
-        remedy=remedy,
-    )

@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from manifold_sde import philox
-from manifold_sde.arguments import integer
+from manifold_sde import rng
+from manifold_sde.arguments import check_between, check_choice, integer
 from manifold_sde.errors import ArgumentError
-from manifold_sde.least_squares import LeastSquaresProblem
 from manifold_sde.noise import Noise, SphericalNoise
 from manifold_sde.paper import implements
-from manifold_sde.problems.facts import Circle, ConstantLogDeterminant, Facts, check_between
+from manifold_sde.problem import LeastSquaresProblem
+from manifold_sde.problems.facts import Circle, ConstantLogDeterminant, Facts
 
 _DESIGNS = ("gaussian", "orthogonal")
 #: Largest dimension of a dense model.
@@ -147,14 +147,8 @@ def normalized_linear(
             expected=f"integers with 1 <= n_samples <= dim - 2, and dim <= {_LARGEST}",
             remedy="section 6.1 has dim=10, n_samples=8",
         )
-    philox.seed_key(seed)
-    if design not in _DESIGNS:
-        raise ArgumentError(
-            "the design is unknown",
-            received=repr(design),
-            expected=" or ".join(repr(d) for d in _DESIGNS),
-            remedy='"gaussian" is the paper\'s',
-        )
+    rng.seed_key(seed)
+    design = check_choice("design", design, _DESIGNS, '"gaussian" is the paper\'s')
     if radius is None and design == "orthogonal":
         radius = 0.8
     if radius is not None:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from manifold_sde.arguments import integer
-from manifold_sde.errors import ArgumentError
-from manifold_sde.least_squares import LeastSquaresProblem
+from manifold_sde.arguments import check_integer
 from manifold_sde.noise import Noise, SphericalNoise
+from manifold_sde.problem import LeastSquaresProblem
 from manifold_sde.problems.facts import Circle, ConstantLogDeterminant, Facts
 
 
@@ -53,14 +52,7 @@ def great_sphere(
         >>> problems.great_sphere().facts.manifold_dim
         2
     """
-    size = integer(dim)
-    if size is None or size < 3:
-        raise ArgumentError(
-            "a great sphere needs more room",
-            received=f"dim={dim!r}",
-            expected="an integer of at least 3",
-            remedy="dim=3 is the great circle",
-        )
+    size = check_integer("dim", dim, 3, 1 << 40, "dim=3 is the great circle")
     problem = LeastSquaresProblem(
         _LastCoordinate(),
         size,

@@ -22,7 +22,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from manifold_sde import philox
+from manifold_sde import rng
 from manifold_sde.arguments import check_flag, check_integer
 from manifold_sde.errors import ArgumentError, ShapeError
 from manifold_sde.solvers.brownian_nodes import (
@@ -110,7 +110,7 @@ class BrownianPath:
         antithetic: bool = False,
         compiled: bool = False,
     ) -> None:
-        self._m = check_integer("n_components", n_components, 1, philox.NODE_COMPONENTS)
+        self._m = check_integer("n_components", n_components, 1, rng.NODE_COMPONENTS)
         self.paths = check_paths(paths, device)
         self.dtype = check_dtype(dtype)
         self.cell = check_cell(cell)
@@ -196,8 +196,8 @@ class BrownianPath:
             ArgumentError: If the intervals do not exist.
         """
         level = check_integer("level", level, 0, DEEPEST)
-        first = check_integer("first", first, 0, philox.STEPS - 1)
-        count = check_integer("count", count, 1, philox.STEPS - first)
+        first = check_integer("first", first, 0, rng.STEPS - 1)
+        count = check_integer("count", count, 1, rng.STEPS - first)
         return self._increments(level, first, count).to(self.dtype, copy=True)
 
     def _pieces(self, a: int, b: int) -> Iterator[Tensor]:
@@ -293,7 +293,7 @@ class BrownianPath:
                 [torch.arange(first, last + 1, device=self.device) for _, first, last in spans]
             )
         drawn = self._nodes.draw(
-            philox.STREAM_SDE, self._m, levels.unsqueeze(-1), positions.unsqueeze(-1)
+            rng.STREAM_SDE, self._m, levels.unsqueeze(-1), positions.unsqueeze(-1)
         )
         return list(drawn.split(counts))
 
@@ -320,14 +320,14 @@ class BrownianPath:
         """
         level, deepest = self._nodes.check_levels(level, max_level)
         position = self._nodes.check_own("position", position, torch.int64)
-        usable = (level >= 0) & (level <= deepest) & (position >= 0) & (position < philox.STEPS)
+        usable = (level >= 0) & (level <= deepest) & (position >= 0) & (position < rng.STEPS)
         steps = torch.arange(deepest, dtype=torch.int64, device=self.device).unsqueeze(-1)
         above = (level - steps).clamp(0, DEEPEST)  # from the interval up to its ancestor
         ancestors = position >> above
         cell = position >> level.clamp(0, DEEPEST)
-        nodes = torch.cat([cell.unsqueeze(0), ancestors]).clamp(0, philox.STEPS - 1)
+        nodes = torch.cat([cell.unsqueeze(0), ancestors]).clamp(0, rng.STEPS - 1)
         levels = torch.arange(deepest + 1, dtype=torch.int64, device=self.device).unsqueeze(-1)
-        noise = self._nodes.each(philox.STREAM_SDE, self._m, levels.expand_as(nodes), nodes)
+        noise = self._nodes.each(rng.STREAM_SDE, self._m, levels.expand_as(nodes), nodes)
         right = ((position >> (above - 1).clamp(min=0)) & 1).bool()
         value = next(noise)
         for j, bridge in enumerate(noise):
@@ -362,10 +362,10 @@ class BrownianPath:
             )
         level, _ = self._nodes.check_levels(level, DEEPEST - 1)
         position = self._nodes.check_own("position", position, torch.int64)
-        usable = (level >= 0) & (level < DEEPEST) & (position >= 0) & (position < philox.STEPS)
+        usable = (level >= 0) & (level < DEEPEST) & (position >= 0) & (position < rng.STEPS)
         nodes = (BRIDGE + level.clamp(0, DEEPEST - 1)).expand_as(position).unsqueeze(0)
-        positions = position.clamp(0, philox.STEPS - 1).unsqueeze(0)
-        bridge = self._nodes.draw(philox.STREAM_SDE, self._m, nodes, positions)[0]
+        positions = position.clamp(0, rng.STEPS - 1).unsqueeze(0)
+        bridge = self._nodes.draw(rng.STREAM_SDE, self._m, nodes, positions)[0]
         value = increment.to(torch.float64)
         left = 0.5 * value + torch.where(usable, bridge, torch.nan)
         return left.to(self.dtype), (value - left).to(self.dtype)
@@ -387,7 +387,7 @@ class BrownianPath:
         level, _ = self._nodes.check_levels(level, DEEPEST)
         position = self._nodes.check_own("position", position, torch.int64)
         part = self._nodes.check_own("part", part, torch.float64)
-        usable = (level >= 0) & (level <= DEEPEST) & (position >= 0) & (position < philox.STEPS)
+        usable = (level >= 0) & (level <= DEEPEST) & (position >= 0) & (position < rng.STEPS)
         usable = usable & (part >= 0) & (part <= 1)
         level = level.clamp(0, DEEPEST)
         length = _TICKS >> level
@@ -426,7 +426,7 @@ class BrownianPath:
         if cells is None:
             require_times(ta, tb, self.start, good_a & good_b, order)
             cells = int(apart.clamp(min=0).max()) if len(apart) else 0
-        cells = check_integer("cells", cells, 0, philox.STEPS - 1)
+        cells = check_integer("cells", cells, 0, rng.STEPS - 1)
         usable = good_a & good_b & order & (apart <= cells)
         zero = torch.zeros_like(within_a)
         total = self._within(cell_b, zero, zero, within_b)
@@ -434,9 +434,9 @@ class BrownianPath:
         for begin in range(0, cells, _CELLS_AT_ONCE):
             steps = torch.arange(begin, min(begin + _CELLS_AT_ONCE, cells), device=self.device)
             steps = steps.unsqueeze(-1)
-            positions = (cell_a + steps).clamp(max=philox.STEPS - 1)
+            positions = (cell_a + steps).clamp(max=rng.STEPS - 1)
             whole = self._nodes.draw(
-                philox.STREAM_SDE, self._m, torch.zeros_like(positions), positions
+                rng.STREAM_SDE, self._m, torch.zeros_like(positions), positions
             )
             inside = (steps < apart).unsqueeze(1)
             total = total + torch.where(inside, whole, 0.0).sum(0)
@@ -450,9 +450,9 @@ class BrownianPath:
         levels = torch.arange(DEEPEST, dtype=torch.int64, device=self.device).unsqueeze(-1)
         path_down = (cell << levels) + (ticks >> (DEEPEST - levels))
         # Far out the deepest positions do not exist; times there have no such bits.
-        nodes = torch.cat([cell.unsqueeze(0), path_down & (philox.STEPS - 1)])
+        nodes = torch.cat([cell.unsqueeze(0), path_down & (rng.STEPS - 1)])
         tree = torch.arange(DEEPEST + 1, dtype=torch.int64, device=self.device).unsqueeze(-1)
-        noise = self._nodes.each(philox.STREAM_SDE, self._m, tree.expand_as(nodes), nodes)
+        noise = self._nodes.each(rng.STREAM_SDE, self._m, tree.expand_as(nodes), nodes)
         value = next(noise)
         total = torch.where(whole & (level == 0), value, 0.0)
         for j, bridge in enumerate(noise):
@@ -479,19 +479,17 @@ class BrownianPath:
         Raises:
             ArgumentError, DTypeError, ShapeError: If an argument cannot be used.
         """
-        count = check_integer("count", count, 1, philox.NODE_COMPONENTS)
+        count = check_integer("count", count, 1, rng.NODE_COMPONENTS)
         level, _ = self._nodes.check_levels(level, DEEPEST)
         if isinstance(position, Tensor):
             position = self._nodes.check_own("position", position, torch.int64)
         else:
-            position = self._nodes.tensor(
-                [check_integer("position", position, 0, philox.STEPS - 1)]
-            )
-        usable = (level >= 0) & (level <= DEEPEST) & (position >= 0) & (position < philox.STEPS)
+            position = self._nodes.tensor([check_integer("position", position, 0, rng.STEPS - 1)])
+        usable = (level >= 0) & (level <= DEEPEST) & (position >= 0) & (position < rng.STEPS)
         levels, positions = torch.broadcast_tensors(
-            level.clamp(0, DEEPEST), position.clamp(0, philox.STEPS - 1)
+            level.clamp(0, DEEPEST), position.clamp(0, rng.STEPS - 1)
         )
         drawn = self._nodes.draw(
-            philox.STREAM_SDE_AUXILIARY, count, levels.unsqueeze(0), positions.unsqueeze(0)
+            rng.STREAM_SDE_AUXILIARY, count, levels.unsqueeze(0), positions.unsqueeze(0)
         )[0]
         return torch.where(usable, drawn, torch.nan).to(self.dtype)

@@ -8,10 +8,9 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from manifold_sde import philox
-from manifold_sde.arguments import check_integer
-from manifold_sde.compiling import compile_function
-from manifold_sde.derivatives import is_known_false
+from manifold_sde import rng
+from manifold_sde.arguments import check_integer, is_known_false
+from manifold_sde.compile import compile_function
 from manifold_sde.errors import ArgumentError, DTypeError, ShapeError
 from manifold_sde.solvers.brownian_times import DEEPEST, check_time
 
@@ -49,7 +48,7 @@ class Nodes:
         self._signs = 1.0 - 2.0 * odd if antithetic else torch.ones_like(odd)
         bridges = [0.5 * math.sqrt(cell * 2.0**-level) for level in range(DEEPEST)]
         self._scales = self.tensor([math.sqrt(cell), *bridges], torch.float64)
-        self._key = tuple(self.tensor(word) for word in philox.seed_key(seed))
+        self._key = tuple(self.tensor(word) for word in rng.seed_key(seed))
 
     def at_once(self, count: int) -> int:
         """How many nodes of so many components are best drawn together; a size of a kernel."""
@@ -79,7 +78,7 @@ class Nodes:
     def _parts(
         self, stream: int, count: int, levels: Tensor, positions: Tensor
     ) -> Iterator[Tensor]:
-        if stream == philox.STREAM_SDE:
+        if stream == rng.STREAM_SDE:
             scales = self._scales[levels]
         else:
             scales = torch.ones_like(levels, dtype=torch.float64)
@@ -105,7 +104,7 @@ class Nodes:
             scales: Tensor,
         ) -> Tensor:
             scale = scales * signs
-            return philox.node_normals((key0, key1), stream, paths, levels, positions, scale, count)
+            return rng.node_normals((key0, key1), stream, paths, levels, positions, scale, count)
 
         shared = (*self._key, self._drawn, self._signs)
         if not self.compiled:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from manifold_sde import philox
+from manifold_sde import rng
 from manifold_sde.arguments import integer
 from manifold_sde.equations import StochasticEquation
 from manifold_sde.errors import ArgumentError
@@ -55,7 +55,7 @@ def request_of(
             remedy="n_paths=10_000",
         )
     start, n, _ = check_starts(sde, y0, count)
-    philox.seed_key(seed)
+    rng.seed_key(seed)
     name, equation = choose(sde, method)
     require_start(sde, equation, start)
     step = check_step(dt, times)

@@ -19,8 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from manifold_sde.arguments import integer
-from manifold_sde.derivatives import check_point
+from manifold_sde.arguments import check_point, integer
 from manifold_sde.errors import ArgumentError, LimitMapError, LostPathsWarning, ShapeError
 from manifold_sde.geometry import Geometry
 from manifold_sde.paper import implements

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from manifold_sde.compiling import check_mode, compiler_available
+from manifold_sde.compile import check_mode, compiler_available
 from manifold_sde.equations import ManifoldEquation, StochasticEquation
 from manifold_sde.loss_checks import fixed_directions
 from manifold_sde.sdes import (

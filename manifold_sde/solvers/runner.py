@@ -16,11 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from manifold_sde import philox
-from manifold_sde.arguments import check_path, integer
-from manifold_sde.compiling import check_mode, compiler_available
+from manifold_sde import rng
+from manifold_sde.arguments import check_path, check_point, integer, require_norms
+from manifold_sde.compile import check_mode, compiler_available
 from manifold_sde.deadline import Progress
-from manifold_sde.derivatives import check_point, require_norms
 from manifold_sde.errors import (
     ArgumentError,
     LostPathsWarning,
@@ -132,7 +131,7 @@ def run_sgd(
     most = check_max_steps(max_steps, MAX_SGD_STEPS)
     refuse_many_steps(kept[-1], most, "predict_sgd, which reaches such counts without SGD")
     require_memory(float(len(kept)) * start.numel(), start.element_size(), "fewer steps to keep")
-    philox.seed_key(seed)
+    rng.seed_key(seed)
     seed = int(seed)
     schedules = (Schedule.of("lr", lr), Schedule.of("weight_decay", weight_decay))
     mode = check_mode(compile)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from manifold_sde import philox
-from manifold_sde.compiling import compile_function
+from manifold_sde import rng
+from manifold_sde.compile import compile_function
 from manifold_sde.problem import Problem
 
 #: Steps whose learning rates are laid out in one table; the uncompiled run draws their noise at
@@ -132,8 +132,8 @@ def _draw(
 ) -> tuple[Tensor, Tensor]:
     """Normals (a, *steps, n) and uniforms (b, *steps, n)."""
     n_normals, n_uniforms = counts
-    normals = philox.normals(key, philox.STREAM_SGD_NORMAL, paths, steps, n_normals, dtype)
-    uniforms = philox.uniforms(key, philox.STREAM_SGD_UNIFORM, paths, steps, n_uniforms, dtype)
+    normals = rng.normals(key, rng.STREAM_SGD_NORMAL, paths, steps, n_normals, dtype)
+    uniforms = rng.uniforms(key, rng.STREAM_SGD_UNIFORM, paths, steps, n_uniforms, dtype)
     return normals, uniforms
 
 
@@ -159,7 +159,7 @@ def advance(
     Yields:
         Numbers of steps just taken, which add up to m.
     """
-    key = philox.seed_key(seed)
+    key = rng.seed_key(seed)
     lrs, decays = tables
     m = len(lrs)
     device = state.x.device

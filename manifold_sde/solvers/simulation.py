@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from manifold_sde import philox
+from manifold_sde import rng
 from manifold_sde.arguments import check_path, integer, kind_of, real
 from manifold_sde.degeneracy import measure_diffusion
 from manifold_sde.equations import ManifoldEquation, StochasticEquation
@@ -144,7 +144,7 @@ def solve(
     require_equation(sde)
     times = check_times(ts)
     start, n, batched = check_starts(sde, y0, n_paths)
-    philox.seed_key(seed)
+    rng.seed_key(seed)
     workers = check_workers(workers, backend)
     if not isinstance(antithetic, bool):
         raise ArgumentError(

@@ -1,8 +1,8 @@
-"""Problems given by SymPy expressions: exact derivatives in torch, and proofs."""
+"""Losses given by SymPy expressions: exact derivatives in torch, and proofs."""
 
 from manifold_sde.symbolic.closed_form import ClosedForm
-from manifold_sde.symbolic.pointwise import SymbolicPointwise
-from manifold_sde.symbolic.problem import SymbolicProblem
+from manifold_sde.symbolic.expressed import expressed_loss
+from manifold_sde.symbolic.loss import SymbolicLoss
 from manifold_sde.symbolic.proofs import Proof
 
-__all__ = ["ClosedForm", "Proof", "SymbolicPointwise", "SymbolicProblem"]
+__all__ = ["ClosedForm", "Proof", "SymbolicLoss", "expressed_loss"]

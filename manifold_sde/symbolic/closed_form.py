@@ -21,7 +21,7 @@ from manifold_sde.symbolic.expressions import (
     random_points,
 )
 from manifold_sde.symbolic.generated import GeneratedFunction, pullback, pushforward, same_batch
-from manifold_sde.symbolic.pointwise import SymbolicPointwise
+from manifold_sde.symbolic.loss import SymbolicLoss
 
 #: Points that are tried, and points in the domain of the closed form that are asked for.
 _TRIED, _NEEDED = 200, 6
@@ -82,7 +82,7 @@ class ClosedForm:
 
         return pullback(contracted, torch.zeros_like(y), torch.ones_like(y[..., 0]))
 
-    def verify(self, loss: SymbolicPointwise, *, rounded: bool = False) -> None:
+    def verify(self, loss: SymbolicLoss, *, rounded: bool = False) -> None:
         """Check that the map is the limit map of the loss's gradient flow.
 
         At random points in its domain, to 60 digits: the gradient vanishes at Phi(x); the loss
@@ -126,7 +126,7 @@ class ClosedForm:
             raise _refused(name, f"a difference of {worst[name]:.2g}")
         self.defects = MappingProxyType(worst)
 
-    def _projection_defect(self, loss: SymbolicPointwise, points: Tensor) -> float:
+    def _projection_defect(self, loss: SymbolicLoss, points: Tensor) -> float:
         y = self.limit_map(points)
         identity = torch.eye(y.shape[-1], dtype=y.dtype)
         jacobian = self.tangent_projection(y.unsqueeze(-2), identity)

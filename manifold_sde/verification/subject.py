@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from manifold_sde.arguments import check_point
 from manifold_sde.deadline import Attempts, shared_property
-from manifold_sde.derivatives import check_point
 from manifold_sde.errors import ArgumentError, LimitMapError, ShapeError
 from manifold_sde.geometry import Geometry
 from manifold_sde.geometry.dense import DENSE_LIMIT

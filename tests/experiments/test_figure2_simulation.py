@@ -225,13 +225,13 @@ def test_without_a_working_compiler_the_runs_are_uncompiled(
     monkeypatch: pytest.MonkeyPatch, tiny: Figure2
 ) -> None:
     """A compiler that is found but fails is noticed, and the settings say what was done."""
-    from manifold_sde import compiling
+    from manifold_sde.compile import compiler
 
     def fail(*_: object) -> None:
         raise RuntimeError("no")
 
-    monkeypatch.setattr(compiling, "_said", set())
-    monkeypatch.setattr(compiling, "trace", fail)
-    monkeypatch.setattr(compiling, "compiler_available", lambda: True)
+    monkeypatch.setattr(compiler, "_said", set())
+    monkeypatch.setattr(compiler, "trace", fail)
+    monkeypatch.setattr(compiler, "compiler_available", lambda: True)
     figure = simulate(dataclasses.replace(TINY, compiled=True))
     assert_same(figure, tiny)

@@ -21,7 +21,7 @@ from manifold_sde import (
     problems,
 )
 from manifold_sde.geometry.matrix_free import HessianSpace, JacobianSpace
-from manifold_sde.samples import SampleFunction
+from manifold_sde.loss import PerSampleFunction
 from manifold_sde.verification.strategies.models import (
     NormalizedNetwork,
     ResidualModel,
@@ -56,7 +56,7 @@ def taught(samples: bool) -> LeastSquaresProblem:
     def residuals(x: Tensor, inputs: Tensor, wanted: Tensor) -> Tensor:
         return two_layers(x, inputs) - wanted
 
-    function: Callable[..., Tensor] = SampleFunction(residuals, INPUTS, targets)
+    function: Callable[..., Tensor] = PerSampleFunction(residuals, INPUTS, targets)
     whole = function if samples else lambda x: residuals(x, INPUTS.to(x), targets.to(x))
     return LeastSquaresProblem(whole, 15, SphericalNoise(0.3), name="taught")
 

@@ -109,7 +109,7 @@ def test_seeds_and_no_global_generator(kind: str) -> None:
     [
         (lambda: NormalizedMLP((64, 10)), "at least three"),
         (lambda: NormalizedMLP((64, 0, 10)), "positive integers"),
-        (lambda: NormalizedMLP((64, 8, 10), norm="instance"), '"layer", "group"'),
+        (lambda: NormalizedMLP((64, 8, 10), norm="instance"), "'layer', 'group'"),
         (lambda: NormalizedMLP((64, 8, 10), norm="ghost"), "ghost_size=32"),
         (lambda: NormalizedMLP((64, 8, 10), seed=-1), "seed"),
         (lambda: ScaleInvariantPreResNet(10), r"6n \+ 2"),

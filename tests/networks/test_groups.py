@@ -7,13 +7,13 @@ import torch
 from torch import nn
 
 from manifold_sde import Geometry, Problem, SamplingNoise, SphericalNoise, errors, problems
-from manifold_sde.invariance import scaling_groups
 from manifold_sde.networks import (
     NormalizedMLP,
     ScaleInvariantPreResNet,
     WeightNorm,
     invariant_groups,
 )
+from manifold_sde.scale_invariance import scaling_groups
 
 GENERATOR = torch.Generator().manual_seed(0)
 ROWS = torch.randn(5, 3, dtype=torch.float64, generator=GENERATOR)

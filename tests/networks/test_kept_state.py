@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
-from manifold_sde import Problem, SamplingNoise, SphericalNoise, errors, philox
+from manifold_sde import Problem, SamplingNoise, SphericalNoise, errors, rng
 from manifold_sde.networks import copies
 from manifold_sde.noise.sampling import draws
 from manifold_sde.solvers import run_sgd
@@ -112,9 +112,9 @@ MADE: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
 
 def drawn(seed: int, step: int, batch_size: int) -> Tensor:
     """The numbers of the samples that a step of path 0 draws."""
-    key, zero = philox.seed_key(seed), torch.zeros(1, dtype=torch.int64)
-    uniforms = philox.uniforms(
-        key, philox.STREAM_SGD_UNIFORM, zero, torch.tensor(step), batch_size, torch.float64
+    key, zero = rng.seed_key(seed), torch.zeros(1, dtype=torch.int64)
+    uniforms = rng.uniforms(
+        key, rng.STREAM_SGD_UNIFORM, zero, torch.tensor(step), batch_size, torch.float64
     )
     return draws(uniforms[:, 0], len(CLASSES))
 

@@ -238,7 +238,7 @@ def test_filters_and_single_precision_out_of_range() -> None:
 
 
 ERRORS: dict[str, tuple[type[Exception], Callable[[], object], str]] = {
-    "size": (errors.ArgumentError, lambda: LayerNorm(0), "positive|number of things"),
+    "size": (errors.ArgumentError, lambda: LayerNorm(0), "not an integer"),
     "shape": (errors.ShapeError, lambda: LayerNorm(5)(normal(2, 6)), "dimensions"),
     "groups": (errors.ArgumentError, lambda: GroupNorm(4, 6), "multiple"),
     "channels": (errors.ShapeError, lambda: GroupNorm(2, 6)(normal(2, 5)), "channels"),

@@ -20,6 +20,7 @@ from manifold_sde import (
     SphericalNoise,
     errors,
 )
+from manifold_sde.loss import LeastSquaresLoss, Loss
 from manifold_sde.loss_checks import derivative_errors, fixed_directions, require_derivatives
 from manifold_sde.networks import (
     GhostBatchNorm,
@@ -28,7 +29,6 @@ from manifold_sde.networks import (
     ScaleInvariantPreResNet,
 )
 from manifold_sde.networks.data import digits
-from manifold_sde.pointwise import LeastSquaresPointwise, Pointwise
 from manifold_sde.solvers import run_sgd
 
 GENERATOR = torch.Generator().manual_seed(7)
@@ -178,20 +178,20 @@ def test_gradients_sample_by_sample_are_those_of_all_losses(which: str) -> None:
     """Samples by themselves against the same from the function of x alone."""
     problem = POINTWISE[which]()
     loss, x = problem.pointwise, problem.vector()
-    assert loss.samples is not None
+    assert loss.per_sample is not None
     assert loss.n_samples is not None
     drawn = torch.tensor([2, 0, 2])
     close = partial(torch.testing.assert_close, rtol=1e-11, atol=1e-13)
-    whole = Pointwise(lambda z: loss.sample_losses(z), loss.dim, loss.n_samples)
-    assert whole.samples is None
+    whole = Loss(lambda z: loss.sample_losses(z), loss.dim, loss.n_samples)
+    assert whole.per_sample is None
     close(loss.sample_gradients(x), whole.sample_gradients(x))
     close(loss.drawn_gradient(x, drawn), whole.drawn_gradient(x, drawn))
     close(loss.drawn_gradient(x, drawn), loss.sample_gradients(x)[drawn].mean(0))
     many = drawn.repeat(20)
     close(loss.drawn_gradient(x, many), loss.sample_gradients(x)[drawn].mean(0))
-    if isinstance(loss, LeastSquaresPointwise):
+    if isinstance(loss, LeastSquaresLoss):
         shape = loss.dim, loss.n_samples, loss.n_outputs
-        squares = LeastSquaresPointwise(lambda z: loss.residuals(z), *shape)
+        squares = LeastSquaresLoss(lambda z: loss.residuals(z), *shape)
         rows = squares.jacobian(x)
         close(loss.jacobian(x), rows)
         k = loss.n_outputs
@@ -340,7 +340,7 @@ def test_kinks_of_relu_are_no_wrong_derivatives() -> None:
     module = ScaleInvariantPreResNet(8, 16, in_channels=1)
     problem = made(module, inputs=data.inputs[:50], targets=data.targets[:50])
     few = problem.require_network().of_blocks([0, 12, 25, 37])
-    loss = Pointwise(few, problem.dim, 4)
+    loss = Loss(few, problem.dim, 4)
     off, _ = derivative_errors(loss, fixed_directions(problem.dim, 1)[0])["gradient"]
     assert off < 1e-8
     require_derivatives(loss, few, "loss")

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from manifold_sde import Geometry, Problem, SamplingNoise, SphericalNoise, errors, problems
+from manifold_sde.loss import LeastSquaresLoss
 from manifold_sde.networks import NormalizedMLP, passes
 from manifold_sde.networks.randomness import Generators
-from manifold_sde.pointwise import LeastSquaresPointwise
 from manifold_sde.solvers import run_sgd
 
 GENERATOR = torch.Generator().manual_seed(12)
@@ -63,7 +63,7 @@ def values(problem: Problem) -> dict[str, Tensor]:
         "traced": make_fx(lambda z: torch.func.vmap(loss.gradient)(z))(batch)(batch),
         "run": run_sgd(problem, x, lr=0.1, weight_decay=0.01, steps=[0, 3], compile=False).ys,
     }
-    if isinstance(loss, LeastSquaresPointwise):
+    if isinstance(loss, LeastSquaresLoss):
         outputs = torch.linspace(-1.0, 2.0, loss.n_residuals, dtype=torch.float64)
         found["residuals"] = loss.residuals(x)
         found["forward"] = loss.residual_product(x, a)
@@ -75,15 +75,15 @@ def values(problem: Problem) -> dict[str, Tensor]:
 @pytest.mark.parametrize("which", KINDS)
 def test_several_passes_give_what_one_gives(which: str) -> None:
     whole, small = KINDS[which]("1 TiB"), KINDS[which](32_000 if "ghost" in which else 22_400)
-    assert whole.pointwise.samples is not None
-    assert small.pointwise.samples is not None
-    assert len(whole.pointwise.samples.passes()) == 1
-    assert len(small.pointwise.samples.passes()) >= 3
+    assert whole.pointwise.per_sample is not None
+    assert small.pointwise.per_sample is not None
+    assert len(whole.pointwise.per_sample.passes()) == 1
+    assert len(small.pointwise.per_sample.passes()) >= 3
     want, got = values(whole), values(small)
     close = functools.partial(torch.testing.assert_close, rtol=1e-11, atol=1e-13)
     for name, value in want.items():
         close(got[name], value, msg=lambda text, name=name: f"{name}: {text}")
-    uneven = [s.stop - s.start for s in small.pointwise.samples.passes()]
+    uneven = [s.stop - s.start for s in small.pointwise.per_sample.passes()]
     assert sum(uneven) == whole.n_samples
 
 
@@ -92,7 +92,7 @@ def test_a_pass_that_is_left_out_is_seen(monkeypatch: pytest.MonkeyPatch) -> Non
     whole, small = KINDS["squares"]("1 TiB"), KINDS["squares"](22_400)
     names, x = ("loss", "gradient", "hessian"), whole.vector()
     want = [getattr(whole, name)(x) for name in names]
-    samples = type(small.pointwise.samples)
+    samples = type(small.pointwise.per_sample)
     monkeypatch.setattr(samples, "passes", lambda self, copies=1: [slice(0, 5), slice(5, 20)])
     for name, value in zip(names, want, strict=True):
         assert float((getattr(small, name)(x) - value).norm()) > 1e-3

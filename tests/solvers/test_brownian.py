@@ -21,8 +21,8 @@ from scipy import stats
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from manifold_sde import errors, philox
-from manifold_sde.compiling import compiler_available
+from manifold_sde import errors, rng
+from manifold_sde.compile import compiler_available
 from manifold_sde.solvers import brownian, brownian_nodes
 from manifold_sde.solvers.brownian import BrownianPath
 
@@ -346,9 +346,9 @@ def assert_auxiliary_independent(path: BrownianPath) -> None:
 
 def assert_not_the_numbers_of_sgd(path: BrownianPath) -> None:
     """Increments of cells and of their eighths, and the normals of SGD's first steps."""
-    key, paths = philox.seed_key(path.seed), torch.arange(4096)
-    sgd = philox.normals(
-        key, philox.STREAM_SGD_NORMAL, paths, torch.arange(4), 4, torch.float64
+    key, paths = rng.seed_key(path.seed), torch.arange(4096)
+    sgd = rng.normals(
+        key, rng.STREAM_SGD_NORMAL, paths, torch.arange(4), 4, torch.float64
     ).transpose(0, 1)
     for level in (0, 3):
         assert_uncorrelated(torch.cat([path.increments(level, 0, 4), sgd]).flatten(1), ALARM / 2)
@@ -401,31 +401,31 @@ def independent_halves(patch: pytest.MonkeyPatch) -> None:
 
 def one_number_at_two_levels(patch: pytest.MonkeyPatch) -> None:
     """Nodes that are told apart by their position alone."""
-    original = philox.node_normals
+    original = rng.node_normals
 
     def node_normals(key: Any, stream: int, paths: Any, level: Any, *rest: Any) -> Tensor:
         return original(key, stream, paths, torch.zeros_like(level), *rest)
 
-    patch.setattr(philox, "node_normals", node_normals)
+    patch.setattr(rng, "node_normals", node_normals)
 
 
 def uniform_numbers(patch: pytest.MonkeyPatch) -> None:
     """The right mean and variance, and a wrong law."""
 
     def box_muller(words: Any, dtype: torch.dtype) -> list[Tensor]:
-        return [math.sqrt(12.0) * (philox._unit_interval(w, dtype) - 0.5) for w in words]
+        return [math.sqrt(12.0) * (rng._unit_interval(w, dtype) - 0.5) for w in words]
 
-    patch.setattr(philox, "_box_muller", box_muller)
+    patch.setattr(rng, "_box_muller", box_muller)
 
 
 def one_stream(patch: pytest.MonkeyPatch) -> None:
     """Auxiliary numbers from the stream of W."""
-    patch.setattr(philox, "STREAM_SDE_AUXILIARY", philox.STREAM_SDE)
+    patch.setattr(rng, "STREAM_SDE_AUXILIARY", rng.STREAM_SDE)
 
 
 def stream_of_sgd(patch: pytest.MonkeyPatch) -> None:
     """W from the stream of SGD."""
-    patch.setattr(philox, "STREAM_SDE", philox.STREAM_SGD_NORMAL)
+    patch.setattr(rng, "STREAM_SDE", rng.STREAM_SGD_NORMAL)
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ def run(**changes: Any) -> Solution:
 
 
 def refused(error: type[ManifoldSDEError], words: str, **changes: Any) -> None:
-    """The run is refused with such an error, all of it narrow, with received, expected, way out."""
+    """The run is refused with such an error, all of it narrow, with received, expected, hint."""
     with pytest.raises(error, match=words) as caught:
         run(**changes)
     assert type(caught.value) is error
@@ -166,7 +166,7 @@ def test_modes_of_compiling(compile: Any) -> None:
 
 @pytest.mark.parametrize("seed", [-1, 1.5, None, 2**64])
 def test_seeds(seed: Any) -> None:
-    refused(ArgumentError, "the seed is not usable", seed=seed)
+    refused(ArgumentError, "seed is not an integer", seed=seed)
 
 
 @pytest.mark.parametrize("workers", [0, -1, 1.0, True, "2"])

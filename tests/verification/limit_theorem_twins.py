@@ -19,8 +19,8 @@ from manifold_sde import (
     LimitingDiffusion,
     Problem,
     TimeScale,
-    philox,
     problems,
+    rng,
 )
 from manifold_sde.equations import StochasticEquation
 from manifold_sde.solvers import run_sgd, sgd_step, solve
@@ -90,8 +90,8 @@ def repeating(*, every: int | None = None, runs: int | None = None) -> Callable[
     def draw(key: Any, paths: Tensor, steps: Tensor, counts: tuple[int, int], dtype: Any) -> Any:
         steps = steps if every is None else steps % every
         paths = paths if runs is None else paths % runs
-        streams = (philox.STREAM_SGD_NORMAL, philox.STREAM_SGD_UNIFORM)
-        kinds = (philox.normals, philox.uniforms)
+        streams = (rng.STREAM_SGD_NORMAL, rng.STREAM_SGD_UNIFORM)
+        kinds = (rng.normals, rng.uniforms)
         return tuple(
             kind(key, stream, paths, steps, count, dtype)
             for kind, stream, count in zip(kinds, streams, counts, strict=True)

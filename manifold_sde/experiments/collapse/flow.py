@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from manifold_sde.geometry import Geometry
-from manifold_sde.pointwise import LeastSquaresPointwise
+from manifold_sde.loss import LeastSquaresLoss
 
 #: Factor from one step to the next.
 _GROWTH = 2.0
@@ -62,7 +62,7 @@ def near_limit(geometry: Geometry, x: Tensor, steps: Sequence[float]) -> Tensor:
         NotOnManifoldError: If some do not arrive; the others are in its ``partial``.
     """
     loss = geometry.problem.pointwise
-    assert isinstance(loss, LeastSquaresPointwise)
+    assert isinstance(loss, LeastSquaresLoss)
     norms = x.norm(dim=1, keepdim=True)
 
     def follow(z: Tensor) -> Tensor:
@@ -97,7 +97,7 @@ class _Linear:
         return result
 
 
-def _linearise(loss: LeastSquaresPointwise, x: Tensor) -> _Linear:
+def _linearise(loss: LeastSquaresLoss, x: Tensor) -> _Linear:
     jacobian = loss.jacobian(x)
     values, vectors = torch.linalg.eigh(jacobian @ jacobian.T / loss.n_samples)
     values = torch.maximum(values, _NONE * values[-1])

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from manifold_sde.compiling import compiler_available
+from manifold_sde.compile import compiler_available
 from manifold_sde.errors import ArgumentError
 from manifold_sde.solvers.archive import versions
 from manifold_sde.time_scale import TimeScale

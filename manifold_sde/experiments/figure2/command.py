@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from manifold_sde.compiling import compiler_available
+from manifold_sde.compile import compiler_available
 from manifold_sde.errors import CompilationWarning
 from manifold_sde.experiments.figure2.comparison import (
     FALSE_ALARM,

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.text import Text
 from torch import Tensor
 
-from manifold_sde.compiling import compiler_available
+from manifold_sde.compile import compiler_available
 from manifold_sde.degeneracy import Degeneracy
 from manifold_sde.errors import (
     ArgumentError,

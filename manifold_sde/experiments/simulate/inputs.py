@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from manifold_sde.derivatives import check_point
+from manifold_sde.arguments import check_point
 from manifold_sde.errors import ArgumentError
 from manifold_sde.experiments.files import read_array
 from manifold_sde.geometry import Geometry

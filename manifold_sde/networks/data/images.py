@@ -8,8 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from manifold_sde.arguments import integer
-from manifold_sde.errors import ArgumentError
+from manifold_sde.arguments import check_integer
 
 
 @dataclass(frozen=True)
@@ -61,13 +60,6 @@ def chosen(
     """
     if wanted is None:
         return torch.arange(available), torch.arange(0)
-    number = integer(wanted)
-    if number is None or not 0 <= number <= available:
-        raise ArgumentError(
-            f"{what} is not a number of images that there are",
-            received=repr(wanted),
-            expected=f"an integer in [0, {available}]",
-            remedy=f"{what}={available} at most",
-        )
+    number = check_integer(what, wanted, 0, available, f"{what}={available} at most")
     order = torch.randperm(available, generator=generator)
     return order[:number], order[number:]

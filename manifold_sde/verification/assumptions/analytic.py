@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from functools import partial
 
 from manifold_sde.noise import CustomNoise
-from manifold_sde.symbolic.problem import SymbolicProblem
 from manifold_sde.verification.assumptions.verdict import assumption
 from manifold_sde.verification.check import Check
 from manifold_sde.verification.effort import Effort
@@ -26,10 +25,10 @@ _WHAT_IT_MEANS = (
 def check_analyticity(subject: Subject, effort: Effort) -> Sequence[Result]:
     """The sample losses are analytic, by SymPy where it sees their expressions."""
     problem = subject.problem
-    if not isinstance(problem, SymbolicProblem):
+    proof = problem.analyticity
+    if proof is None:
         detail = "the loss is a torch function, of which SymPy does not see the inside"
         return [_result("undecided", detail, meaning=_WHAT_IT_MEANS)]
-    proof = problem.analyticity
     if not proof:
         return [_result("undecided", f"no proof: {proof.detail}", meaning=_WHAT_IT_MEANS)]
     if isinstance(problem.noise, CustomNoise):

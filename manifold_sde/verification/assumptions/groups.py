@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from manifold_sde.degeneracy import radial_vectors
-from manifold_sde.invariance import SOLVED_DIM, describe_coordinates
+from manifold_sde.scale_invariance import SOLVED_DIM, describe_coordinates
 from manifold_sde.verification.assumptions.minimisers import curvature, searches
 from manifold_sde.verification.assumptions.movement import descend
 from manifold_sde.verification.assumptions.survey import Survey, show_point

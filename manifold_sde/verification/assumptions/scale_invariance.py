@@ -8,9 +8,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from manifold_sde import invariance, loss_checks
-from manifold_sde.problem import INVARIANCE_TOLERANCE
-from manifold_sde.symbolic.problem import SymbolicProblem
+from manifold_sde import loss_checks
+from manifold_sde.scale_invariance import INVARIANCE_TOLERANCE, euler_defects
 from manifold_sde.verification.assumptions.survey import Survey, show_point
 from manifold_sde.verification.assumptions.verdict import assumption
 from manifold_sde.verification.check import Check
@@ -32,14 +31,14 @@ def check_invariance(subject: Subject, effort: Effort) -> Sequence[Result]:
     problem = subject.problem
     x = subject.cone_points(effort.points)
     fixed = loss_checks.fixed_directions(problem.dim)
-    sums, size = invariance.euler_defects(problem.pointwise, torch.cat([x, fixed]))
+    sums, size = euler_defects(problem.pointwise, torch.cat([x, fixed]))
     defects = sums.abs() / size.clamp(min=1e-300)
     defects = defects.nan_to_num(nan=torch.inf)
     point, sample = divmod(int(defects.argmax()), defects.shape[1])
     worst = float(defects.max())
     where = torch.cat([x, fixed])[point]
     if worst > _LIMIT:
-        culprits = problem.guilty_coordinates(fixed)[1]
+        culprits = problem.offending_coordinates(fixed)[1]
         which = "" if problem.n_samples is None else f" of sample {sample}"
         detail = (
             f"|<x, grad L>| / (|x| |grad L|) = {worst:.2g}{which} at "
@@ -55,7 +54,7 @@ def check_invariance(subject: Subject, effort: Effort) -> Sequence[Result]:
         return [_result(INVARIANCE, "fails", detail, worst, _LIMIT, meaning)]
     losses = "the loss is" if problem.n_samples in (None, 1) else f"{problem.n_samples} losses are"
     detail = f"{losses} constant along rays to {worst:.1g}, at {len(defects)} points"
-    if isinstance(problem, SymbolicProblem):
+    if problem.scale_invariance is not None:
         detail += f"; symbolically {problem.scale_invariance.verdict}"
     return [_result(INVARIANCE, "holds", detail, worst, _LIMIT)]
 

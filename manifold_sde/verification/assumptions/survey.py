@@ -11,8 +11,7 @@ from torch import Tensor
 from manifold_sde.deadline import shared_property
 from manifold_sde.errors import ManifoldSDEError, NotOnManifoldError, RankError
 from manifold_sde.geometry.rank import MIN_GAP, gap_ratios
-from manifold_sde.invariance import SOLVED_DIM, scaling_groups
-from manifold_sde.problem import INVARIANCE_TOLERANCE
+from manifold_sde.scale_invariance import INVARIANCE_TOLERANCE, SOLVED_DIM, scaling_groups
 from manifold_sde.verification.assumptions.movement import wander
 from manifold_sde.verification.effort import Effort
 from manifold_sde.verification.subject import Subject

@@ -9,8 +9,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from manifold_sde.arguments import check_number
-from manifold_sde.derivatives import check_point
+from manifold_sde.arguments import check_number, check_point
 from manifold_sde.errors import ArgumentError
 from manifold_sde.noise import SphericalNoise
 from manifold_sde.problem import Problem

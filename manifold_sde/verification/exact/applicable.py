@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from manifold_sde.derivatives import check_point
+from manifold_sde.arguments import check_point
 from manifold_sde.errors import ArgumentError, ManifoldSDEError
 from manifold_sde.problem import Problem, require_problem
 from manifold_sde.verification.exact.angle_law import AngleLaw

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.integrate import solve_ivp
 from torch import Tensor
 
-from manifold_sde.derivatives import check_point
+from manifold_sde.arguments import check_point
 from manifold_sde.errors import ArgumentError, NotOnManifoldError
 from manifold_sde.problem import Problem
 from manifold_sde.verification.exact.spectral import fourier_cardinals, fourier_nodes

@@ -46,7 +46,7 @@ class Defect:
         manifold_sde.errors.PropertyError: a property does not hold: L(2 x) = L(x)
           received: a relative defect of 0.001
           expected: at most 1e-12, which rounding and truncation can cause
-          way out:  look at the loss, the noise or the code that is compared
+          hint:     look at the loss, the noise or the code that is compared
     """
 
     value: float

@@ -7,10 +7,11 @@ import contextlib
 import torch
 from torch import Tensor
 
-from manifold_sde import invariance, loss_checks
+from manifold_sde import loss_checks
 from manifold_sde.errors import ManifoldSDEError
 from manifold_sde.paper import implements
 from manifold_sde.problem import Problem
+from manifold_sde.scale_invariance import euler_products
 from manifold_sde.verification.check import Check
 from manifold_sde.verification.effort import Effort
 from manifold_sde.verification.properties.defect import (
@@ -38,7 +39,7 @@ def loss_size(problem: Problem, x: Tensor) -> float:
     A computation of the losses to some units of rounding is that far off, at most.
     """
     points = torch.cat([flat_points(x), loss_checks.fixed_directions(problem.dim).to(x)])
-    slopes = invariance.euler_products(problem.pointwise, points)[1]
+    slopes = euler_products(problem.pointwise, points)[1]
     return max(float((_losses(problem, points).abs() + slopes).max()), 1e-300)
 
 
@@ -122,7 +123,7 @@ def euler(problem: Problem | Subject, x: Tensor) -> Defect:
     """
     owner = Subject.of(problem).problem
     points = flat_points(x)
-    terms, _ = invariance.euler_products(owner.pointwise, points)
+    terms, _ = euler_products(owner.pointwise, points)
     first = terms.sum(-1).abs().amax(1) / loss_size(owner, points)
     turned = (owner.hessian(points) @ points[..., None])[..., 0] + owner.gradient(points)
     second = turned.norm(dim=1) * points.norm(dim=1) / _derivative_size(owner, points)

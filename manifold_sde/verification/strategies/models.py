@@ -20,7 +20,7 @@ from torch import Tensor
 from manifold_sde import LeastSquaresProblem, Problem, SamplingNoise, SphericalNoise
 from manifold_sde.noise import Noise
 from manifold_sde.problems import Facts
-from manifold_sde.symbolic import SymbolicProblem
+from manifold_sde.symbolic import expressed_loss
 
 #: Part of the minimiser that the rows of a residual model see; the others leave it free.
 _SEEN = 0.6
@@ -234,7 +234,7 @@ class NormalizedNetwork(_Printed, LeastSquaresProblem):
         self.facts = _facts(network.arrays[2], n_samples)
 
 
-class SymbolicModel(_Printed, SymbolicProblem):
+class SymbolicModel(_Printed, Problem):
     r"""L = ((1 + w u_1)(<c, u> - h))^2 / 2 of the direction u, as a SymPy expression.
 
     Args:
@@ -263,7 +263,9 @@ class SymbolicModel(_Printed, SymbolicProblem):
         along = sum(c * s for c, s in zip(coefficients, symbols, strict=True)) / norm
         factor = 1 + sympy.Rational(str(weight)) * symbols[0] / norm
         loss = (factor * (along - sympy.Rational(str(height)))) ** 2 / 2
-        super().__init__(loss, symbols, noise or SphericalNoise(0.3), rank=1, name="symbolic model")
+        made = expressed_loss(loss, symbols)
+        noise = noise or SphericalNoise(0.3)
+        super().__init__(made, made.dim, noise, rank=1, name="symbolic model")
         c = torch.tensor(coefficients, dtype=torch.float64)
         size = float(c.norm())
         first = torch.zeros_like(c)

@@ -1,14 +1,16 @@
 """A loss of ONE vector with its derivatives: what tracing, noise and geometry see.
 
 A :class:`~manifold_sde.problem.Problem` is what users hold: it takes any batch and checks its
-input. A ``Pointwise`` is the same mathematics without either, composable with ``torch.func``, so
+input. A ``Loss`` is the same mathematics without either, composable with ``torch.func``, so
 that a step of SGD or of a diffusion can be written for one path and compiled for thousands.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import copy
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial, reduce
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,10 +18,96 @@ from torch.func import vjp
 
 from manifold_sde import derivatives
 from manifold_sde.derivatives import jvp
-from manifold_sde.samples import SampleFunction
 
 
-class Pointwise:
+def follow(value: Tensor, x: Tensor) -> Tensor:
+    """A constant in the dtype and on the device of x; whole numbers keep their dtype."""
+    return value.to(x) if value.is_floating_point() else value.to(x.device)
+
+
+def slices(count: int, size: int | None) -> list[slice]:
+    """A number of samples in slices of a size; one slice where it is ``None``."""
+    size = size or max(1, count)
+    return [slice(i, min(i + size, count)) for i in range(0, max(1, count), size)]
+
+
+def joined(values: Callable[[slice], Tensor], passes: Sequence[slice]) -> Tensor:
+    """The values of all samples, from those of passes over some of them.
+
+    Plain tensors are written into one that is there before the second pass: results kept between
+    the buffers of passes hold the allocator from using these again.
+    """
+    first, *others = passes
+    value = values(first)
+    if not others:
+        return value
+    if torch._C._functorch.is_functorch_wrapped_tensor(value) or value.requires_grad:
+        return torch.cat([value, *map(values, others)])
+    result = value.new_empty(others[-1].stop, *value.shape[1:])
+    result[first] = value
+    for which in others:
+        result[which] = values(which)
+    return result
+
+
+class PerSampleFunction:
+    """A function of one vector x (D,) with a value for each sample of some data.
+
+    Samples must not act on each other: the value of a sample is the same alone and among others.
+    Derivatives of single samples are then taken of a single sample.
+
+    Args:
+        function: Function of x and of the data of any number n of samples, (n, ...) each, that
+            returns their values (n, ...).
+        *data: Tensors (Xi, ...) of the samples; they take the dtype (where floating) and the device
+            of x.
+        per_pass: Number of samples evaluated at once; all of them where it is ``None``.
+
+    Attributes:
+        function, data, per_pass: As given.
+
+    Example:
+        >>> import torch
+        >>> inputs = torch.eye(3, dtype=torch.float64)
+        >>> f = PerSampleFunction(lambda x, rows: rows @ x, inputs)
+        >>> x = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
+        >>> f(x), f.one(x, inputs[1])
+        (tensor([1., 2., 3.], dtype=torch.float64), tensor(2., dtype=torch.float64))
+    """
+
+    def __init__(
+        self, function: Callable[..., Tensor], *data: Tensor, per_pass: int | None = None
+    ) -> None:
+        self.function = function
+        self.data = data
+        self.per_pass = per_pass
+        self.__name__ = getattr(function, "__name__", type(function).__name__)
+
+    def of(self, function: Callable[..., Tensor]) -> PerSampleFunction:
+        """Another function of the same data."""
+        other = copy.copy(self)
+        other.function = function
+        return other
+
+    def data_for(self, x: Tensor, which: slice = slice(None)) -> tuple[Tensor, ...]:
+        """The data of some samples in the dtype and on the device of x."""
+        return tuple(follow(d[which], x) for d in self.data)
+
+    def passes(self, copies: int = 1) -> list[slice]:
+        """The samples of each pass, where a pass holds so many copies of what it computes."""
+        return slices(len(self.data[0]), self.per_pass and max(1, self.per_pass // copies))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The values of all samples, pass by pass: (D,) -> (Xi, ...)."""
+        passes = self.passes()
+        return joined(lambda which: self.function(x, *self.data_for(x, which)), passes)
+
+    def one(self, x: Tensor, *sample: Tensor) -> Tensor:
+        """The value of one sample, given its data without the leading dimension: -> (...)."""
+        return self.function(x, *(d[None] for d in sample))[0]
+
+
+class Loss:
     """Loss of one vector x (D,), by automatic differentiation.
 
     Args:
@@ -30,6 +118,12 @@ class Pointwise:
 
     #: Whether every function here accepts leading batch dimensions as it stands.
     batches = False
+    #: Of a symbolic loss: the closed form of Phi, and proofs of what the theory asks for.
+    closed_form: Any = None
+    scale_invariance: Any = None
+    analyticity: Any = None
+    #: The largest |x| |grad L_xi(x)| at fixed directions, once it was measured.
+    gradient_size: float | None = None
 
     def __init__(
         self, function: Callable[[Tensor], Tensor], dim: int, n_samples: int | None
@@ -38,14 +132,14 @@ class Pointwise:
         self.dim = dim
         self.n_samples = n_samples
         #: What single samples compute, where they do not act on each other.
-        self.samples = function if isinstance(function, SampleFunction) else None
+        self.per_sample = function if isinstance(function, PerSampleFunction) else None
 
     @property
     def at_once(self) -> int | None:
         """Number of points whose samples are evaluated at once; ``None`` for no limit."""
-        if self.samples is None or self.samples.per_pass is None:
+        if self.per_sample is None or self.per_sample.per_pass is None:
             return None
-        return max(1, self.samples.per_pass // len(self.samples.data[0]))
+        return max(1, self.per_sample.per_pass // len(self.per_sample.data[0]))
 
     def loss(self, x: Tensor) -> Tensor:
         """L(x), the mean over the samples: (D,) -> ()."""
@@ -73,7 +167,7 @@ class Pointwise:
 
     def _parts(self, copies: int = 1) -> list[Callable[[Tensor], Tensor]]:
         """Functions of x whose sum is L, each of the samples of one pass."""
-        samples = self.samples
+        samples = self.per_sample
         passes = [] if samples is None else samples.passes(copies)
         if len(passes) < 2:
             return [self._mean]
@@ -103,7 +197,7 @@ class Pointwise:
 
         Where there are several passes, the same function of x and of the data of samples is taken.
         """
-        samples = self.samples
+        samples = self.per_sample
         passes = [] if samples is None else samples.passes()
         if samples is None or len(passes) < 2:
             return vjp(function, x)[1](weights)[0]
@@ -120,8 +214,8 @@ class Pointwise:
 
         Where samples do not act on each other, those drawn alone are evaluated.
         """
-        if self.samples is not None and len(drawn) < (self.n_samples or 1):
-            data = [d[drawn.to(d.device)] for d in self.samples.data_for(x)]
+        if self.per_sample is not None and len(drawn) < (self.n_samples or 1):
+            data = [d[drawn.to(d.device)] for d in self.per_sample.data_for(x)]
             return derivatives.gradient(lambda z: self._losses_of(z, *data).mean(), x)
         samples = torch.arange(self.n_samples or 1, device=drawn.device)
         counts = (drawn[:, None] == samples).to(x.dtype).sum(0)
@@ -137,24 +231,24 @@ class Pointwise:
         Where samples do not act on each other, they take Xi passes over one sample; else Xi passes
         over all.
         """
-        if self.samples is not None:
+        if self.per_sample is not None:
 
             def of_one(*sample: Tensor) -> Tensor:
                 own = [d[None] for d in sample]
                 return derivatives.gradient(lambda z: self._losses_of(z, *own)[0], x)
 
-            size = self.samples.per_pass if len(self.samples.passes()) > 1 else None
-            return torch.vmap(of_one, chunk_size=size)(*self.samples.data_for(x))
+            size = self.per_sample.per_pass if len(self.per_sample.passes()) > 1 else None
+            return torch.vmap(of_one, chunk_size=size)(*self.per_sample.data_for(x))
         identity = torch.eye(self.n_samples or 1, dtype=x.dtype, device=x.device)
         return torch.vmap(lambda w: self.weighted_gradient(x, w))(identity)
 
     def _losses_of(self, x: Tensor, *data: Tensor) -> Tensor:
         """Losses of any samples, given their data: (D,) -> (n,)."""
-        assert self.samples is not None
-        return self.samples.function(x, *data)
+        assert self.per_sample is not None
+        return self.per_sample.function(x, *data)
 
 
-class LeastSquaresPointwise(Pointwise):
+class LeastSquaresLoss(Loss):
     """Loss half the mean over samples of squared residuals: its samples are |r_xi|^2 / 2.
 
     Args:
@@ -178,7 +272,9 @@ class LeastSquaresPointwise(Pointwise):
         self.residual_function = residual_function
         self.n_outputs = n_outputs
         self.n_residuals = n_samples * n_outputs
-        self.samples = residual_function if isinstance(residual_function, SampleFunction) else None
+        self.per_sample = (
+            residual_function if isinstance(residual_function, PerSampleFunction) else None
+        )
 
     def residuals(self, x: Tensor) -> Tensor:
         """All residuals, a sample's side by side: (D,) -> (Xi K,)."""
@@ -192,8 +288,8 @@ class LeastSquaresPointwise(Pointwise):
         return 0.5 * self.of_samples(self.residuals(x) ** 2).sum(1)
 
     def _losses_of(self, x: Tensor, *data: Tensor) -> Tensor:
-        assert self.samples is not None
-        residuals = self.samples.function(x, *data)
+        assert self.per_sample is not None
+        residuals = self.per_sample.function(x, *data)
         return 0.5 * residuals.reshape(len(residuals), -1).square().sum(1)
 
     def residual_product(self, x: Tensor, v: Tensor) -> Tensor:
@@ -202,12 +298,12 @@ class LeastSquaresPointwise(Pointwise):
 
     def residual_transposed_product(self, x: Tensor, w: Tensor) -> Tensor:
         """Transposed Jacobian of the residuals times w: (D,), (Xi K,) -> (D,)."""
-        of_samples = self.residuals if self.samples is None else self.samples.function
+        of_samples = self.residuals if self.per_sample is None else self.per_sample.function
         return self._pull(self.residuals, of_samples, x, w)
 
     def rows(self, x: Tensor, first: int, last: int) -> Tensor:
         """Rows of the Jacobian that belong to some samples: (D,) -> ((last - first) K, D)."""
-        samples = self.samples
+        samples = self.per_sample
         if samples is None:
             pull = vjp(self.residuals, x)[1]
             return torch.vmap(lambda w: pull(w)[0])(self._units(x, first, last))
@@ -232,7 +328,7 @@ class LeastSquaresPointwise(Pointwise):
         Returns:
             Tensor (D,).
         """
-        samples, k = self.samples, self.n_outputs
+        samples, k = self.per_sample, self.n_outputs
 
         def slopes(function: Callable[[Tensor], Tensor], z: Tensor, own: Tensor) -> Tensor:
             return torch.vmap(lambda v: jvp(function, (z,), (v,))[1])(own)
@@ -260,7 +356,7 @@ class LeastSquaresPointwise(Pointwise):
 
     def jacobian(self, x: Tensor) -> Tensor:
         """Jacobian of the residuals, one mode for each of the fewer side: (D,) -> (Xi K, D)."""
-        if self.samples is not None and self.n_outputs < self.dim:
+        if self.per_sample is not None and self.n_outputs < self.dim:
             return self.rows(x, 0, self.n_samples)
         size = min(self.n_residuals, self.dim)
         identity = torch.eye(size, dtype=x.dtype, device=x.device)

@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from manifold_sde import torch_algebra
-from manifold_sde.samples import SampleFunction
+from manifold_sde.loss import PerSampleFunction
 
 
 def _normalise(x: Tensor, dims: tuple[int, ...], eps: float) -> Tensor:
@@ -51,7 +51,7 @@ def _per_channel(values: Tensor | None, like: Tensor) -> Tensor | None:
     return None if values is None else values.reshape(-1, *([1] * (like.dim() - 2)))
 
 
-def _functional_batch_norm(
+def _batch_norm(
     input: Tensor,
     running_mean: Tensor | None,
     running_var: Tensor | None,
@@ -71,23 +71,7 @@ def _functional_batch_norm(
     return _scale_and_shift(x, _per_channel(weight, input), _per_channel(bias, input))
 
 
-def _batch_norm(
-    input: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    training: bool,
-    momentum: float,
-    eps: float,
-    cudnn_enabled: bool,
-) -> Tensor:
-    return _functional_batch_norm(
-        input, running_mean, running_var, weight, bias, training, momentum, eps
-    )
-
-
-def _functional_instance_norm(
+def _instance_norm(
     input: Tensor,
     running_mean: Tensor | None = None,
     running_var: Tensor | None = None,
@@ -98,27 +82,19 @@ def _functional_instance_norm(
     eps: float = 1e-5,
 ) -> Tensor:
     if not use_input_stats:
-        return _functional_batch_norm(
-            input, running_mean, running_var, weight, bias, False, momentum, eps
-        )
+        return _batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
     x = _normalise(input, tuple(range(2, input.dim())), eps)
     return _scale_and_shift(x, _per_channel(weight, input), _per_channel(bias, input))
 
 
-def _instance_norm(
-    input: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    use_input_stats: bool,
-    momentum: float,
-    eps: float,
-    cudnn_enabled: bool,
-) -> Tensor:
-    return _functional_instance_norm(
-        input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps
-    )
+def _torch_order(norm: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A normalisation of ``functional`` with its arguments in the order of that of ``torch``."""
+
+    def ordered(input, weight, bias, running_mean, running_var, *rest, **named):  # type: ignore[no-untyped-def]
+        named.pop("cudnn_enabled", None)
+        return norm(input, running_mean, running_var, weight, bias, *rest[:3], **named)
+
+    return ordered
 
 
 def _mse_loss(input: Tensor, target: Tensor, *old: Any, **keywords: Any) -> Tensor:
@@ -141,10 +117,10 @@ _REPLACEMENTS: dict[Any, Callable[..., Any]] = {
     **torch_algebra.REPLACEMENTS,
     functional.layer_norm: _layer_norm,
     torch.layer_norm: _layer_norm,
-    functional.batch_norm: _functional_batch_norm,
-    torch.batch_norm: _batch_norm,
-    functional.instance_norm: _functional_instance_norm,
-    torch.instance_norm: _instance_norm,
+    functional.batch_norm: _batch_norm,
+    torch.batch_norm: _torch_order(_batch_norm),
+    functional.instance_norm: _instance_norm,
+    torch.instance_norm: _torch_order(_instance_norm),
     torch._weight_norm: _weight_norm,
 }
 
@@ -170,7 +146,16 @@ WRONG_OPERATIONS = {
 }
 
 
-class Recorder(TorchFunctionMode):
+class _Replacer(TorchFunctionMode):
+    """Replaces what has a replacement."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        return _REPLACEMENTS.get(func, func)(*args, **(kwargs or {}))
+
+
+class Recorder(_Replacer):
     """Replaces what has a replacement, and notes which functions are called."""
 
     def __init__(self) -> None:
@@ -181,16 +166,7 @@ class Recorder(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         self.called[func] = None
-        return _REPLACEMENTS.get(func, func)(*args, **(kwargs or {}))
-
-
-class _Replacer(TorchFunctionMode):
-    """Replaces what has a replacement."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        return _REPLACEMENTS.get(func, func)(*args, **(kwargs or {}))
+        return super().__torch_function__(func, types, args, kwargs)
 
 
 class ElementaryFunction:
@@ -234,7 +210,7 @@ def elementary(function: Callable[..., Tensor], *arguments: Tensor) -> Callable[
         True
     """
     if any(f in _REPLACEMENTS for f in functions_called(function, *arguments)):
-        if isinstance(function, SampleFunction):
+        if isinstance(function, PerSampleFunction):
             return function.of(ElementaryFunction(function.function))
         return ElementaryFunction(function)
     return function

@@ -9,23 +9,30 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from manifold_sde import loss_checks, philox
-from manifold_sde.errors import DifferentiationError
-from manifold_sde.pointwise import Pointwise
+from manifold_sde import rng
+from manifold_sde.arguments import check_point
+from manifold_sde.errors import DifferentiationError, ScaleInvarianceError, ShapeError
+from manifold_sde.loss import Loss
+from manifold_sde.loss_checks import fixed_directions, what_is_wrong
 
+#: Largest violation of scale invariance that counts as rounding, by dtype of the point.
+INVARIANCE_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 #: Largest dimension in which the coordinates that break scale invariance are solved for.
 SOLVED_DIM = 512
 #: Numbers in the gradients of all samples, at all points, that are held at once.
 _AT_ONCE = 2**24
 #: Relative Euler defect below which a scaling counts as a symmetry, above rounding.
 _SYMMETRY = {torch.float64: 1e-11, torch.float32: 1e-5}
+#: Entries of sigma above which its products with a few vectors are looked at instead.
+_MOST_NUMBERS = 1 << 20
+_PROBES = 8
 #: Relative step along a ray.
 _ALONG = 1e-3
-#: Part of 1/D from which on two coordinates belong to the same group of scalings.
+#: Part of 1/D above which two coordinates belong to the same group of scalings.
 _TOGETHER = 0.1
 
 
-def euler_products(loss: Pointwise, points: Tensor) -> tuple[Tensor, Tensor]:
+def euler_products(loss: Loss, points: Tensor) -> tuple[Tensor, Tensor]:
     """The terms of Euler's theorem, and the size that their sum is measured against.
 
     Args:
@@ -45,7 +52,7 @@ def euler_products(loss: Pointwise, points: Tensor) -> tuple[Tensor, Tensor]:
     return terms, size
 
 
-def euler_defects(loss: Pointwise, points: Tensor) -> tuple[Tensor, Tensor]:
+def euler_defects(loss: Loss, points: Tensor) -> tuple[Tensor, Tensor]:
     """The sums of Euler's theorem, and the size that they are measured against.
 
     Where the gradients of all samples do not fit into memory together, the sums come from forward
@@ -70,7 +77,7 @@ def euler_defects(loss: Pointwise, points: Tensor) -> tuple[Tensor, Tensor]:
     sums = torch.stack([loss.sample_derivatives(z, z) for z in points])
     paths = torch.arange(2, device=points.device)
     zero = torch.zeros((), dtype=torch.int64, device=points.device)
-    normals = philox.normals((0x5EED, 2), 0, paths, zero, n_samples, points.dtype).T
+    normals = rng.normals((0x5EED, 2), 0, paths, zero, n_samples, points.dtype).T
     squares = [
         torch.stack([loss.weighted_gradient(z, w).square().sum() for w in normals]).mean()
         for z in points
@@ -79,7 +86,77 @@ def euler_defects(loss: Pointwise, points: Tensor) -> tuple[Tensor, Tensor]:
     return sums, sizes.max()
 
 
-def require_true_derivatives(loss: Pointwise, x: Tensor, name: str) -> None:
+def points_to_measure(x: Tensor | None, dim: int) -> Tensor:
+    """The points (n, D) to measure at: those given, or fixed random directions.
+
+    Raises:
+        ShapeError, DTypeError, NonFiniteError, ZeroVectorError: If there are none, or not usable.
+    """
+    points = fixed_directions(dim) if x is None else check_point(x, dim, values=True)
+    if points.numel() == 0:
+        raise ShapeError(
+            "there is no point to measure at",
+            received=str(tuple(points.shape)),
+            expected=f"at least one point, (..., {dim})",
+            remedy="leave x out for fixed random directions",
+        )
+    return points.reshape(-1, dim)
+
+
+def relative_defects(loss: Loss, points: Tensor) -> Tensor:
+    """Euler's sums at points (n, D), relative to the largest |x| |grad L_xi(x)|: (n, Xi or 1).
+
+    The largest is that over the points and fixed directions: at minimisers alone there would be
+    nothing but rounding to compare with.
+    """
+    sums, size = euler_defects(loss, points)
+    if loss.gradient_size is None:
+        loss.gradient_size = float(euler_defects(loss, fixed_directions(loss.dim))[1])
+    largest = size.clamp(min=loss.gradient_size)
+    return sums / torch.where(largest > 0, largest, 1.0)
+
+
+def require_constant_along_rays(
+    loss: Loss,
+    points: Tensor,
+    tolerance: float | None,
+    name: str,
+    offending: Callable[[Tensor], tuple[tuple[int, ...], str]],
+) -> None:
+    """Refuse a loss that is not constant along the rays through points.
+
+    Args:
+        loss: The loss.
+        points: Points (n, D).
+        tolerance: Largest violation allowed; ``None`` for rounding level of the dtype.
+        name: What the loss is called in messages.
+        offending: The coordinates at fault, and what they are in words, from the points.
+
+    Raises:
+        ScaleInvarianceError: With the violation measured and the coordinates that cause it.
+        DifferentiationError: If it is the gradient that is wrong, and not the loss.
+    """
+    defects = relative_defects(loss, points)
+    violation = float(defects.abs().max())
+    if tolerance is None:
+        tolerance = INVARIANCE_TOLERANCE.get(points.dtype, 1e-2)
+    if violation <= tolerance:
+        return
+    worst = points[int(defects.abs().amax(1).argmax())]
+    require_true_derivatives(loss, worst, repr(name))
+    coordinates, description = offending(points)
+    raise ScaleInvarianceError(
+        f"the loss of {name!r} is not scale-invariant (Definition 2.2)",
+        violation=violation,
+        coordinates=coordinates,
+        received=f"|<x, grad L>| / (|x| |grad L|) = {violation:.3g}, caused by " + description,
+        expected=f"at most {tolerance:.1g}: each sample loss is constant along rays",
+        remedy="normalise what these coordinates feed (no bias, no affine parameters, no eps "
+        "in the normalisation, a frozen last layer), or take them out of x",
+    )
+
+
+def require_true_derivatives(loss: Loss, x: Tensor, name: str) -> None:
     """Refuse a loss that changes otherwise along the ray through x than its derivatives say.
 
     Args:
@@ -101,11 +178,11 @@ def require_true_derivatives(loss: Pointwise, x: Tensor, name: str) -> None:
             f"the first derivative of the loss of {name} is not the derivative of what it computes",
             received=f"<x, grad L> = {float(sums[worst]):.3g}, where L changes by {change:.3g}",
             expected="the change of the loss along the ray through x",
-            remedy=loss_checks.what_is_wrong(1, loss.function, x),
+            remedy=what_is_wrong(1, loss.function, x),
         )
 
 
-def guilty_coordinates(loss: Pointwise, points: Tensor) -> tuple[int, ...]:
+def offending_coordinates(loss: Loss, points: Tensor) -> tuple[int, ...]:
     """Coordinates whose scaling breaks the scale invariance of a loss.
 
     Scaling x_i by exp(c_i t) leaves the loss alone if and only if sum_i c_i x_i d_i L(x) = 0 at
@@ -144,14 +221,14 @@ def outside_symmetries(values: Tensor, basis: Tensor, level: float) -> Tensor:
     return off > 0.1 * off.max()
 
 
-def _scalings(loss: Pointwise, points: Tensor) -> tuple[Tensor, Tensor]:
+def _scalings(loss: Loss, points: Tensor) -> tuple[Tensor, Tensor]:
     """Scalings c of the coordinates, (D, D) as rows, by how much they change the loss (D,)."""
     dim = loss.dim
     rows_each = loss.n_samples or 1
     count = -(-2 * dim // rows_each) + 4
     paths = torch.arange(count, device=points.device)
     zero = torch.zeros((), dtype=torch.int64, device=points.device)
-    noise = philox.normals((0x5EED, 1), 0, paths, zero, dim, points.dtype).T
+    noise = rng.normals((0x5EED, 1), 0, paths, zero, dim, points.dtype).T
     chosen = points[torch.arange(count, device=points.device) % len(points)]
     scale = chosen.norm(dim=1, keepdim=True) / math.sqrt(dim)
     terms, size = euler_products(loss, chosen * (1.0 + 0.3 * noise) + 0.3 * scale * noise)
@@ -161,7 +238,7 @@ def _scalings(loss: Pointwise, points: Tensor) -> tuple[Tensor, Tensor]:
     return values, basis
 
 
-def scaling_groups(loss: Pointwise, points: Tensor) -> tuple[tuple[int, ...], ...]:
+def scaling_groups(loss: Loss, points: Tensor) -> tuple[tuple[int, ...], ...]:
     """The groups of coordinates under whose separate scaling a loss does not change.
 
     A scale-invariant loss has one group, all coordinates, unless it is invariant under scaling
@@ -192,7 +269,7 @@ def scaling_groups(loss: Pointwise, points: Tensor) -> tuple[tuple[int, ...], ..
     return tuple(groups)
 
 
-def _dependent_coordinates(loss: Pointwise, points: Tensor) -> tuple[int, ...]:
+def _dependent_coordinates(loss: Loss, points: Tensor) -> tuple[int, ...]:
     """Coordinates on which <x, grad L(x)> depends most, by |x_i d_i <x, grad L>|."""
 
     def dependence(z: Tensor) -> Tensor:
@@ -225,28 +302,43 @@ def describe_coordinates(coordinates: tuple[int, ...], dim: int) -> str:
     return f"{noun} {', '.join(shown[:8])}{more}"
 
 
-def noise_violations(factor: Callable[[Tensor], Tensor], points: Tensor) -> dict[str, float]:
+def noise_violations(
+    factor: Callable[[Tensor], Tensor],
+    product: Callable[[Tensor, Tensor], Tensor],
+    n_noise: int,
+    points: Tensor,
+) -> dict[str, float]:
     """How far sigma is from degree -1 and from sigma^T x = 0, relative to its size.
 
     Args:
-        factor: sigma at points, or its products with a few vectors: (n, D) -> (n, D, k).
+        factor: sigma at points: (n, D) -> (n, D, m).
+        product: sigma at points times vectors: (n, D), (n, m) -> (n, D).
+        n_noise: Number m of columns of sigma.
         points: Points (n, D).
 
     Returns:
         The largest relative violation of each, by the names "degree" and "radial".
     """
-    fixed = loss_checks.fixed_directions(points.shape[1]).to(points)
-    here, norms = factor(points), points.norm(dim=1)
+
+    def columns(x: Tensor) -> Tensor:
+        """sigma(x), or its products with a few fixed vectors where it is large: (n, D, k)."""
+        if x.shape[1] * n_noise <= _MOST_NUMBERS:
+            return factor(x)
+        probes = fixed_directions(n_noise, _PROBES).to(x)
+        return torch.stack([product(x, probe.expand(len(x), -1)) for probe in probes], dim=-1)
+
+    fixed = fixed_directions(points.shape[1]).to(points)
+    here, norms = columns(points), points.norm(dim=1)
 
     def scaled_size(z: Tensor, sigma: Tensor) -> Tensor:
         return z.norm(dim=1) * sigma.flatten(1).norm(dim=1)
 
     # |x| |sigma(x)| has degree 0: where sigma vanishes at the points, it is compared with its size
     # elsewhere.
-    reference = scaled_size(fixed, factor(fixed)).max()
+    reference = scaled_size(fixed, columns(fixed)).max()
     size = scaled_size(points, here).clamp(min=float(1e-3 * reference))
     size = torch.where(size > 0, size, 1.0)
-    changes = [(a * factor(a * points) - here).flatten(1).norm(dim=1) for a in (0.5, 2.0)]
+    changes = [(a * columns(a * points) - here).flatten(1).norm(dim=1) for a in (0.5, 2.0)]
     radial = torch.einsum("bdm,bd->bm", here, points).norm(dim=1)
     return {
         "degree": max(float((change * norms / size).max()) for change in changes),

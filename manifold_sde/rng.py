@@ -16,8 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from manifold_sde.arguments import integer
-from manifold_sde.errors import ArgumentError
+from manifold_sde.arguments import check_integer
 
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
@@ -45,14 +44,7 @@ def seed_key(seed: int) -> tuple[int, int]:
     Raises:
         ArgumentError: If the seed is not an integer in [0, 2^64).
     """
-    value = integer(seed)
-    if value is None or not 0 <= value < 2**64:
-        raise ArgumentError(
-            "the seed is not usable",
-            received=repr(seed),
-            expected="an integer in [0, 2**64)",
-            remedy="pass seed=0, 1, 2, ...",
-        )
+    value = check_integer("seed", seed, 0, 2**64 - 1, "pass seed=0, 1, 2, ...")
     return value & _MASK, value >> 32
 
 
@@ -156,7 +148,7 @@ def normals(
     count: int,
     dtype: torch.dtype,
 ) -> Tensor:
-    """Independent standard normals by Box and Muller from 32-bit uniforms.
+    """Independent standard normals by Box–Muller from 32-bit uniforms.
 
     The arguments are those of :func:`uniforms`. The largest value that can occur is 6.8 in double
     and 5.8 in single precision; the mass beyond it is 1e-11 and 8e-9.

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import vmap
 
-from manifold_sde import Problem, SamplingNoise, compiling, errors, problems
-from manifold_sde.compiling import compile_function
+from manifold_sde import Problem, SamplingNoise, errors, problems
+from manifold_sde.compile import compile_function, compiler
 
 GENERATOR = torch.Generator().manual_seed(2)
 A = torch.randn(3, 5, dtype=torch.float64, generator=GENERATOR)
@@ -27,10 +27,10 @@ def products(a: Tensor, b: Tensor) -> tuple[Tensor, ...]:
 @pytest.fixture
 def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A process that has said nothing yet and does not know its compiler."""
-    monkeypatch.setattr(compiling, "_said", set())
-    compiling._compiler.cache_clear()
+    monkeypatch.setattr(compiler, "_said", set())
+    compiler._compiler.cache_clear()
     yield
-    compiling._compiler.cache_clear()
+    compiler._compiler.cache_clear()
 
 
 @pytest.mark.compile
@@ -82,12 +82,12 @@ def test_compiled_derivatives_and_noise_of_a_problem() -> None:
 
 
 def test_traced_functions_give_the_same() -> None:
-    graph = compiling.trace(products, (A, B))
+    graph = compiler.trace(products, (A, B))
     for got, want in zip(graph(A + 1.0, B), products(A + 1.0, B), strict=True):
         torch.testing.assert_close(got, want)
     p = problems.varying_circle()
     x = torch.randn(4, 3, dtype=torch.float64, generator=GENERATOR)
-    graph = compiling.trace(vmap(p.pointwise.hessian), (x,))
+    graph = compiler.trace(vmap(p.pointwise.hessian), (x,))
     torch.testing.assert_close(graph(2.0 * x), p.hessian(2.0 * x))
 
 
@@ -97,8 +97,8 @@ def test_traced_functions_give_the_same() -> None:
 @pytest.mark.usefixtures("fresh")
 def test_without_a_compiler_it_is_said_once_and_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CXX", raising=False)
-    monkeypatch.setattr(compiling.shutil, "which", lambda name: None)
-    assert not compiling.compiler_available()
+    monkeypatch.setattr(compiler.shutil, "which", lambda name: None)
+    assert not compiler.compiler_available()
     with pytest.warns(errors.CompilationWarning, match=r"install g\+\+") as said:
         function = compile_function(products, (A, B))
     assert len(said) == 1
@@ -130,11 +130,11 @@ def test_which_compiler_is_used(
         monkeypatch.delenv("CXX", raising=False)
     else:
         monkeypatch.setenv("CXX", environment)
-    monkeypatch.setattr(compiling.shutil, "which", lambda name: name if name in there else None)
-    assert compiling.compiler_available() is (found is not None)
-    config = compiling.importlib.import_module("torch._inductor.config")
+    monkeypatch.setattr(compiler.shutil, "which", lambda name: name if name in there else None)
+    assert compiler.compiler_available() is (found is not None)
+    config = compiler.importlib.import_module("torch._inductor.config")
     before = config.cpp.cxx
-    with compiling._inductor_options():
+    with compiler._inductor_options():
         assert config.cpp.cxx == (before if found is None else (None, found))
     assert config.cpp.cxx == before
 
@@ -146,7 +146,7 @@ def cannot_be_traced(x: Tensor) -> Tensor:
 
 @pytest.mark.usefixtures("fresh")
 def test_what_cannot_be_traced_runs_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiling, "compiler_available", lambda: True)
+    monkeypatch.setattr(compiler, "compiler_available", lambda: True)
     with pytest.warns(errors.CompilationWarning, match="runs uncompiled: RuntimeError"):
         function = compile_function(cannot_be_traced, (A,))
     assert function is cannot_be_traced
@@ -157,8 +157,8 @@ def test_a_compiler_that_fails_is_said_once(monkeypatch: pytest.MonkeyPatch) -> 
     def fail(*_: Any) -> None:
         raise OSError("the compiler is broken\nand says much more")
 
-    monkeypatch.setattr(compiling, "compiler_available", lambda: True)
-    monkeypatch.setattr(compiling, "_compile_graph", fail)
+    monkeypatch.setattr(compiler, "compiler_available", lambda: True)
+    monkeypatch.setattr(compiler, "_compile_graph", fail)
     with pytest.warns(errors.CompilationWarning, match="OSError: the compiler is broken$") as said:
         functions = [compile_function(products, (A, B)) for _ in range(3)]
     assert len(said) == 1
@@ -170,13 +170,13 @@ def test_a_compiler_that_fails_is_said_once(monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.usefixtures("fresh")
 def test_messages_that_differ_are_each_said_once() -> None:
     with pytest.warns(errors.CompilationWarning) as said:
-        list(map(compiling.say_once, ("one", "two", "one", "two")))
+        list(map(compiler.say_once, ("one", "two", "one", "two")))
     assert [str(w.message) for w in said] == ["one", "two"]
 
 
 def test_modes() -> None:
-    assert [compiling.check_mode(m) for m in (True, False, "auto")] == [True, False, "auto"]
+    assert [compiler.check_mode(m) for m in (True, False, "auto")] == [True, False, "auto"]
     for mode in ("yes", 2, None, "AUTO"):
         with pytest.raises(errors.ArgumentError, match="auto") as caught:
-            compiling.check_mode(mode)
+            compiler.check_mode(mode)
         assert caught.value.received == repr(mode)

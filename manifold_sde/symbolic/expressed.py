@@ -1,4 +1,4 @@
-"""Problems given by SymPy expressions."""
+"""Losses given by SymPy expressions."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ import sympy
 import torch
 
 from manifold_sde.errors import SymbolicError
-from manifold_sde.noise import Noise
 from manifold_sde.paper import implements
-from manifold_sde.problem import Problem
 from manifold_sde.symbolic.analyticity import prove_analyticity
 from manifold_sde.symbolic.closed_form import ClosedForm
 from manifold_sde.symbolic.expressions import (
@@ -20,39 +18,27 @@ from manifold_sde.symbolic.expressions import (
     real_symbols,
     short,
 )
-from manifold_sde.symbolic.pointwise import SymbolicPointwise
-from manifold_sde.symbolic.proofs import Proof, all_of, prove_scale_invariance
+from manifold_sde.symbolic.loss import SymbolicLoss
+from manifold_sde.symbolic.proofs import all_of, prove_scale_invariance
 
 
 @implements("Assumption 2.3")
-class SymbolicProblem(Problem):
-    r"""A loss given by SymPy expressions, with exact derivatives and proofs of its properties.
+def expressed_loss(
+    losses: object, symbols: Sequence[sympy.Symbol], limit_map: object = None
+) -> SymbolicLoss:
+    r"""The loss that SymPy expressions give, with exact derivatives and proofs of its properties.
 
-    Torch code is generated for the losses, and differentiated by ``torch.func``; it runs on batches
-    as it stands. Floating-point numbers in the expressions stand for the rational numbers that they
-    are.
+    Floating-point numbers in the expressions stand for the rational numbers that they are.
 
     Args:
         losses: One expression, or the Xi sample losses, whose mean is the loss L.
         symbols: The coordinates x_1, ..., x_D, in order.
-        noise: The gradient noise.
         limit_map: Closed form of the limit map Phi of gradient flow, D expressions.
-        rank: Rank M of the Hessian on the manifold of minimisers, where it is known.
-        name: Name used in messages and figures.
-
-    Attributes:
-        scale_invariance: :class:`Proof` that each loss is scale-invariant; undecided where SymPy
-            does not find a proof and no point refutes it.
-        analyticity: :class:`Proof` that each loss is analytic on R^D without the origin.
-        closed_form: :class:`ClosedForm` of Phi, or ``None``.
-        expressions: The sample losses, in real symbols of the given names.
-        symbols: These symbols.
 
     Raises:
         SymbolicError: If the expressions are malformed, cannot be written in torch, or
             ``limit_map`` is not the limit map.
         ScaleInvarianceError: If a loss is not scale-invariant.
-        NoiseError: If the noise does not fit the loss.
 
     Example:
         >>> import sympy, torch
@@ -71,54 +57,39 @@ class SymbolicProblem(Problem):
         >>> problem.closed_form.limit_map(torch.tensor([3.0, 0.0, 4.0], dtype=torch.float64))
         tensor([5., 0., 0.], dtype=torch.float64)
     """
-
-    pointwise: SymbolicPointwise
-
-    def __init__(
-        self,
-        losses: sympy.Expr | Sequence[sympy.Expr],
-        symbols: Sequence[sympy.Symbol],
-        noise: Noise,
-        *,
-        limit_map: Sequence[sympy.Expr] | None = None,
-        rank: int | None = None,
-        name: str | None = None,
-    ) -> None:
-        given = check_symbols(symbols)
-        listed, scalar = _list_losses(losses)
-        expressions = check_expressions(listed, given, "the loss" if scalar else "sample loss")
-        images = None if limit_map is None else _list_images(limit_map, len(given))
-        phi = None if images is None else check_expressions(images, given, "limit_map entry")
-        self.symbols = real_symbols(given)
-        self.expressions = tuple(expressions)
-        pointwise = SymbolicPointwise(expressions, self.symbols, scalar)
-        _require_finite(pointwise, listed)
-        self._setup(pointwise, noise, rank, name or "symbolic loss")
-        rounded = [sympy.sympify(e).has(sympy.Float) for e in (*listed, *(images or []))]
-        self.scale_invariance: Proof = all_of(
-            [
-                prove_scale_invariance(
-                    expression,
-                    self.symbols,
-                    "the loss" if scalar else f"sample loss {i}",
-                    rounded=rounded[i],
-                    shown=sympy.sympify(listed[i]),
-                )
-                for i, expression in enumerate(expressions)
-            ],
-            "sample loss",
-        )
-        self.analyticity: Proof = prove_analyticity(expressions, self.symbols)
-        self.closed_form: ClosedForm | None = None
-        if phi is not None:
-            self.closed_form = ClosedForm(phi, self.symbols)
-            self.closed_form.verify(pointwise, rounded=any(rounded))
+    given = check_symbols(symbols)
+    listed, scalar = _list_losses(losses)
+    expressions = check_expressions(listed, given, "the loss" if scalar else "sample loss")
+    images = None if limit_map is None else _list_images(limit_map, len(given))
+    phi = None if images is None else check_expressions(images, given, "limit_map entry")
+    real = real_symbols(given)
+    loss = SymbolicLoss(expressions, real, scalar)
+    _require_finite(loss, listed)
+    rounded = [sympy.sympify(e).has(sympy.Float) for e in (*listed, *(images or []))]
+    loss.scale_invariance = all_of(
+        [
+            prove_scale_invariance(
+                expression,
+                real,
+                "the loss" if scalar else f"sample loss {i}",
+                rounded=rounded[i],
+                shown=sympy.sympify(listed[i]),
+            )
+            for i, expression in enumerate(expressions)
+        ],
+        "sample loss",
+    )
+    loss.analyticity = prove_analyticity(expressions, real)
+    if phi is not None:
+        loss.closed_form = ClosedForm(phi, real)
+        loss.closed_form.verify(loss, rounded=any(rounded))
+    return loss
 
 
-def _require_finite(pointwise: SymbolicPointwise, listed: Sequence[object]) -> None:
+def _require_finite(loss: SymbolicLoss, listed: Sequence[object]) -> None:
     """Refuse losses that are not real and finite almost everywhere."""
-    points = [[float(c) for c in p] for p in random_points(pointwise.dim, 16, seed=1)]
-    values = pointwise.code(torch.tensor(points, dtype=torch.float64))
+    points = [[float(c) for c in p] for p in random_points(loss.dim, 16, seed=1)]
+    values = loss.code(torch.tensor(points, dtype=torch.float64))
     bad = ~torch.isfinite(values)
     if bool(bad.any()):
         index = int(bad.any(0).nonzero()[0])

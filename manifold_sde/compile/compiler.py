@@ -22,8 +22,9 @@ from torch import Tensor
 from torch.func import vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from manifold_sde.errors import ArgumentError, CompilationWarning
-from manifold_sde.paths_last import LARGEST_PRODUCT, paths_last
+from manifold_sde.arguments import check_choice
+from manifold_sde.compile.batch_last import PRODUCTS, batch_last, product
+from manifold_sde.errors import CompilationWarning
 
 _UNROLL_REDUCTIONS = 16
 #: Points on which compiled code is compared with the function it was made of, and how far from the
@@ -61,32 +62,9 @@ def say_once(message: str) -> None:
 
 def check_mode(compiled: object) -> bool | str:
     """Check the user's choice of compiling: True, False or "auto"."""
-    if compiled is True or compiled is False or compiled == "auto":
-        return compiled
-    raise ArgumentError(
-        "compile is not a mode of compiling",
-        received=repr(compiled),
-        expected='True, False or "auto"',
-        remedy='leave it at "auto": long runs are compiled if there is a compiler',
-    )
-
-
-def _matrix_matrix(a: Tensor, b: Tensor) -> Tensor:
-    if a.shape[1] > LARGEST_PRODUCT:
-        return NotImplemented
-    return (a.unsqueeze(-1) * b.unsqueeze(0)).sum(1)
-
-
-def _matrix_vector(a: Tensor, b: Tensor) -> Tensor:
-    if a.shape[1] > LARGEST_PRODUCT:
-        return NotImplemented
-    return (a * b).sum(1)
-
-
-def _batched_matrix(a: Tensor, b: Tensor) -> Tensor:
-    if a.shape[2] > LARGEST_PRODUCT:
-        return NotImplemented
-    return (a.unsqueeze(-1) * b.unsqueeze(1)).sum(2)
+    remedy = 'leave it at "auto": long runs are compiled if there is a compiler'
+    mode: bool | str = check_choice("compile", compiled, (True, False, "auto"), remedy)
+    return mode
 
 
 def _stored(operation: Any) -> Callable[..., Any]:
@@ -113,9 +91,7 @@ _WRITING = (
     torch.ops.aten.scatter_reduce.two,
 )
 _DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
-    torch.ops.aten.mm.default: _matrix_matrix,
-    torch.ops.aten.mv.default: _matrix_vector,
-    torch.ops.aten.bmm.default: _batched_matrix,
+    **{packet.default: functools.partial(product, packet) for packet in PRODUCTS},
     **{operation: _stored(operation) for operation in _WRITING},
 }
 
@@ -197,7 +173,7 @@ def compile_function(
                 graph.recompile()
             constants = _lift_constants(graph)
             with _inductor_options(), warnings.catch_warnings():
-                # torch warns of its own use of itself.
+                # torch warns of how it uses itself.
                 warnings.simplefilter("ignore")
                 code = _compile_graph(graph, [*constants, *arguments])
 
@@ -234,16 +210,16 @@ def compile_batched(function: Kernel, arguments: tuple[Tensor, ...]) -> Kernel:
         or, with a :class:`CompilationWarning` said once, ``vmap`` of the function.
     """
     trials = _Trials(vmap(function, in_dims=-1, out_dims=-1), arguments, _COMPARED)
-    batched = _paths_last(function, arguments, trials) or trials.reference
+    batched = _batch_last(function, arguments, trials) or trials.reference
     return compile_function(batched, arguments, trials=trials)
 
 
-def _paths_last(function: Kernel, arguments: tuple[Tensor, ...], trials: _Trials) -> Kernel | None:
+def _batch_last(function: Kernel, arguments: tuple[Tensor, ...], trials: _Trials) -> Kernel | None:
     """The function with the points last, if that gives what ``vmap`` gives."""
     try:
         decompositions = importlib.import_module("torch._inductor.decomposition")
         with torch.no_grad():
-            last = paths_last(function, arguments, decompositions.select_decomp_table())
+            last = batch_last(function, arguments, decompositions.select_decomp_table())
             return last if trials.agree_with(last) else None
     except Exception:
         # Whatever is wrong here, vmap says it, or does it.

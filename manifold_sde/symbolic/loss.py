@@ -1,20 +1,19 @@
-"""The loss of a symbolic problem, its value in generated torch code."""
+"""A loss given by SymPy expressions, its value in generated torch code."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import sympy
 import torch
 from torch import Tensor
 from torch.func import vjp, vmap
 
-from manifold_sde.pointwise import Pointwise
+from manifold_sde.loss import Loss
 from manifold_sde.symbolic.generated import GeneratedFunction, pullback, pushforward, same_batch
 
 
-class SymbolicPointwise(Pointwise):
+class SymbolicLoss(Loss):
     """Loss of one vector from SymPy expressions.
 
     Every function takes any leading batch, the batches of several arguments being broadcast.
@@ -26,6 +25,10 @@ class SymbolicPointwise(Pointwise):
 
     Attributes:
         code: The generated function of the expressions.
+        scale_invariance: :class:`Proof` that each loss is scale-invariant; undecided where SymPy
+            does not find a proof and no point refutes it.
+        analyticity: :class:`Proof` that each loss is analytic on R^D without the origin.
+        closed_form: :class:`ClosedForm` of Phi, or ``None``.
     """
 
     batches = True
@@ -35,10 +38,6 @@ class SymbolicPointwise(Pointwise):
     ) -> None:
         self.code = GeneratedFunction(expressions, symbols)
         super().__init__(self._value, len(symbols), None if scalar else len(expressions))
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        scalar = self.n_samples is None
-        return type(self), (self.code.expressions, self.code.symbols, scalar)
 
     def _value(self, x: Tensor) -> Tensor:
         values = self.code(x)

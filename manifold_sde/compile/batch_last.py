@@ -29,14 +29,15 @@ aten, prims = torch.ops.aten, torch.ops.prims
 #: it fuses with its neighbours instead of calling a library for a few numbers.
 LARGEST_PRODUCT = 32
 
-_PRODUCTS = {aten.mm, aten.mv, aten.bmm}
+#: Products of matrices and vectors.
+PRODUCTS = (aten.mm, aten.mv, aten.bmm)
 
 
 class Unsupported(Exception):
     """An operation has no rule."""
 
 
-def paths_last(
+def batch_last(
     function: Callable[..., Any], arguments: tuple[Tensor, ...], decompositions: dict[Any, Any]
 ) -> Callable[..., Any]:
     """A function of one point for points in the last dimension.
@@ -55,7 +56,7 @@ def paths_last(
     kept = {
         target: rule
         for target, rule in decompositions.items()
-        if getattr(target, "overloadpacket", None) not in _PRODUCTS
+        if getattr(target, "overloadpacket", None) not in PRODUCTS
     }
 
     def plain(*inputs):  # type: ignore[no-untyped-def]
@@ -72,10 +73,10 @@ def paths_last(
     graph = make_fx(functionalize(graph), decomposition_table=kept)(*point)
     graph.graph.eliminate_dead_code()
     graph.recompile()
-    return lambda *inputs: _PathsLast(graph, inputs[0].shape[-1]).run(*inputs)
+    return lambda *inputs: _BatchLast(graph, inputs[0].shape[-1]).run(*inputs)
 
 
-class _PathsLast(Interpreter):
+class _BatchLast(Interpreter):
     """Runs the graph of one point on n points.
 
     Tensors that depend on the point have a last dimension more than in the graph; the others are
@@ -122,9 +123,12 @@ class _PathsLast(Interpreter):
             ]
             return target(*first, **kwargs)  # type: ignore[operator]
         self.batched.add(node)
-        if packet in _PRODUCTS:
+        if packet in PRODUCTS:
             left, right = (self._factor(b, a) for a, b in zip(args, nodes, strict=True))
-            return _product(packet, left, right)
+            result = product(packet, left, right)
+            if result is NotImplemented:
+                raise Unsupported("a product over many numbers")
+            return result
         if packet is aten.copy:
             shape = args[0].shape[:-1] if nodes[0] in self.batched else args[0].shape
             return self._aligned(nodes[1], args[1]).expand(*shape, self.n)
@@ -177,16 +181,17 @@ def _in_memory(value: Tensor) -> Tensor:
     return value.as_strided(value.shape, value.stride())
 
 
-def _product(packet: Any, left: Tensor, right: Tensor) -> Tensor:
-    """Product of matrices (or a matrix and a vector) that have the points last."""
-    inner = left.shape[2] if packet is aten.bmm else left.shape[1]
-    if inner > LARGEST_PRODUCT:
-        raise Unsupported(f"a product over {inner} numbers")
+def product(packet: Any, left: Tensor, right: Tensor) -> Tensor:
+    """Product of matrices (or a matrix and a vector), multiplied out and added up.
+
+    They may have the points last. Not implemented for a large inner dimension.
+    """
+    axis = 2 if packet is aten.bmm else 1
+    if left.shape[axis] > LARGEST_PRODUCT:
+        return NotImplemented
     if packet is aten.mv:
         return (left * right).sum(1)
-    if packet is aten.mm:
-        return (left.unsqueeze(2) * right.unsqueeze(0)).sum(1)
-    return (left.unsqueeze(3) * right.unsqueeze(1)).sum(2)
+    return (left.unsqueeze(axis + 1) * right.unsqueeze(axis - 1)).sum(axis)
 
 
 def _quotient(a: Any, b: Tensor) -> Tensor:
@@ -230,10 +235,6 @@ class _Call:
     keywords: dict[str, Any]
 
 
-def _same(call: _Call) -> Tensor:
-    return call.x
-
-
 def _reduction(call: _Call) -> Any:
     f, x = call.operation, call.x
     if f is aten.prod.default or (call.rank == 0 and f.overloadpacket in (aten.var, aten.var_mean)):
@@ -263,30 +264,9 @@ def _extreme(call: _Call) -> Tensor:
     return extreme(call.x, list(range(call.rank))) if call.rank else call.x
 
 
-def _reshape(call: _Call) -> Tensor:
-    return call.x.reshape(*call.rest[0], call.n)
-
-
 def _expand(call: _Call) -> Tensor:
     new = len(call.rest[0]) - call.rank
     return call.x.reshape(*([1] * new), *call.x.shape).expand(*call.rest[0], call.n)
-
-
-def _permute(call: _Call) -> Tensor:
-    return call.x.permute(*(_dim(d, call.rank) for d in call.rest[0]), call.rank)
-
-
-def _transpose(call: _Call) -> Tensor:
-    first, second = (_dim(d, call.rank) for d in call.rest)
-    return call.x.transpose(first, second)
-
-
-def _matrix_transpose(call: _Call) -> Tensor:
-    return call.x.transpose(0, 1) if call.rank == 2 else call.x
-
-
-def _unsqueeze(call: _Call) -> Tensor:
-    return call.x.unsqueeze(_dim(call.rest[0], call.rank + 1))
 
 
 def _squeeze(call: _Call) -> Tensor:
@@ -299,14 +279,6 @@ def _split(call: _Call) -> Any:
     return call.operation(call.x, call.rest[0], _dim(dim, call.rank))
 
 
-def _flip(call: _Call) -> Tensor:
-    return call.x.flip(_dims(call.rest[0], call.rank))
-
-
-def _index(call: _Call) -> Tensor:
-    return call.operation(call.x, *call.rest)
-
-
 def _diagonal(call: _Call) -> Tensor:
     given = dict(enumerate(call.rest))
     first, second = _dim(given.get(1, 0), call.rank), _dim(given.get(2, 1), call.rank)
@@ -314,15 +286,11 @@ def _diagonal(call: _Call) -> Tensor:
     return diagonal.transpose(-1, -2)
 
 
-def _pad(call: _Call) -> Tensor:
-    return call.operation(call.x, [0, 0, *call.rest[0]], *call.rest[1:])
-
-
 _RULES: dict[Any, Callable[[_Call], Any]] = {
-    aten.alias: _same,
-    aten.clone: _same,
-    aten.detach: _same,
-    aten.contiguous: _same,
+    aten.alias: lambda c: c.x,
+    aten.clone: lambda c: c.x,
+    aten.detach: lambda c: c.x,
+    aten.contiguous: lambda c: c.x,
     aten.sum: _reduction,
     aten.mean: _reduction,
     aten.amax: _reduction,
@@ -334,24 +302,24 @@ _RULES: dict[Any, Callable[[_Call], Any]] = {
     aten.min: _extreme,
     aten.cumsum: _along,
     aten.cumprod: _along,
-    aten.index: _index,
-    prims.rev: _flip,
-    aten.view: _reshape,
-    aten.reshape: _reshape,
-    aten._unsafe_view: _reshape,
+    aten.index: lambda c: c.operation(c.x, *c.rest),
+    prims.rev: lambda c: c.x.flip(_dims(c.rest[0], c.rank)),
+    aten.view: lambda c: c.x.reshape(*c.rest[0], c.n),
+    aten.reshape: lambda c: c.x.reshape(*c.rest[0], c.n),
+    aten._unsafe_view: lambda c: c.x.reshape(*c.rest[0], c.n),
     aten.expand: _expand,
-    aten.permute: _permute,
-    aten.transpose: _transpose,
-    aten.t: _matrix_transpose,
-    aten.unsqueeze: _unsqueeze,
+    aten.permute: lambda c: c.x.permute(*(_dim(d, c.rank) for d in c.rest[0]), c.rank),
+    aten.transpose: lambda c: c.x.transpose(*(_dim(d, c.rank) for d in c.rest)),
+    aten.t: lambda c: c.x.transpose(0, 1) if c.rank == 2 else c.x,
+    aten.unsqueeze: lambda c: c.x.unsqueeze(_dim(c.rest[0], c.rank + 1)),
     aten.squeeze: _squeeze,
     aten.slice: _along,
     aten.select: _along,
     aten.split: _split,
     aten.split_with_sizes: _split,
-    aten.flip: _flip,
+    aten.flip: lambda c: c.x.flip(_dims(c.rest[0], c.rank)),
     aten.diagonal: _diagonal,
-    aten.constant_pad_nd: _pad,
+    aten.constant_pad_nd: lambda c: c.operation(c.x, [0, 0, *c.rest[0]], *c.rest[1:]),
 }
 
 #: Operations entry by entry that torch does not mark as such.
