@@ -151,26 +151,36 @@ class Loss:
 
     def gradient(self, x: Tensor) -> Tensor:
         """The gradient of L: (D,) -> (D,)."""
-        return _sum(derivatives.gradient(part, x) for part in self._parts())
+        return self._derivative(derivatives.gradient, x)
 
     def hessian_product(self, x: Tensor, v: Tensor) -> Tensor:
         """The Hessian of L times v: (D,), (D,) -> (D,)."""
-        return _sum(derivatives.hessian_product(part, x, v) for part in self._parts(2))
+        return self._derivative(derivatives.hessian_product, x, v, copies=2)
 
     def hessian(self, x: Tensor) -> Tensor:
         """The Hessian of L: (D,) -> (D, D)."""
-        return _sum(derivatives.hessian(part, x) for part in self._parts(self.dim))
+        return self._derivative(derivatives.hessian, x, copies=self.dim)
 
     def third_derivative(self, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
         """Second directional derivative of the gradient, along a and b: (D,) each -> (D,)."""
-        return _sum(derivatives.third_derivative(part, x, a, b) for part in self._parts(4))
+        return self._derivative(derivatives.third_derivative, x, a, b, copies=4)
+
+    def _derivative(
+        self, derivative: Callable[..., Tensor], *arguments: Tensor, copies: int = 1
+    ) -> Tensor:
+        """A derivative of L, pass by pass, where a pass holds so many copies of what it makes."""
+        first, *others = self._parts(copies)
+        total = derivative(first, *arguments)
+        for part in others:
+            total = total + derivative(part, *arguments)
+        return total
 
     def _parts(self, copies: int = 1) -> list[Callable[[Tensor], Tensor]]:
         """Functions of x whose sum is L, each of the samples of one pass."""
         samples = self.per_sample
         passes = [] if samples is None else samples.passes(copies)
         if len(passes) < 2:
-            return [self._mean]
+            return [self.function if self.n_samples is None else self._mean]
 
         def part(which: slice, x: Tensor) -> Tensor:
             assert samples is not None
@@ -179,8 +189,7 @@ class Loss:
         return [partial(part, which) for which in passes]
 
     def _mean(self, x: Tensor) -> Tensor:
-        value = self.function(x)
-        return value if self.n_samples is None else value.mean()
+        return self.function(x).mean()
 
     def weighted_gradient(self, x: Tensor, weights: Tensor) -> Tensor:
         """Sum of weights_xi times the gradient of L_xi, one reverse mode: (D,), (Xi,) -> (D,)."""
