@@ -9,6 +9,13 @@ from matplotlib.figure import Figure
 
 from manifold_sde.errors import ArgumentError
 
+#: The colours of Okabe and Ito, which the colour-blind tell apart, in the order of first use.
+VERMILION, BLUE, GREEN, PURPLE, ORANGE, SKY = COLORS = (
+    *("#D55E00", "#0072B2", "#009E73"),
+    *("#CC79A7", "#E69F00", "#56B4E9"),
+)
+GREY = "0.45"
+
 
 def axes_of(ax: Axes | None, size: tuple[float, float]) -> Axes:
     """The axes to draw in, or new ones of a size in inches.
@@ -36,3 +43,8 @@ def plot_band(
         x, middle - half_width, middle + half_width, color=style["color"], alpha=alpha, linewidth=0
     )
     ax.plot(x, middle, **style)
+
+
+def new_figure(size: tuple[float, float], options: dict[str, Any]) -> Figure:
+    """A figure of a size in inches, with options of ``matplotlib.figure.Figure``."""
+    return Figure(**{"figsize": size, "layout": "constrained", **options})

@@ -19,11 +19,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from manifold_sde.errors import ArgumentError
-
-Array = NDArray[np.float64]
+from manifold_sde.experiments.experiment import Array
 
 #: A variation of less than so many times its noise is none to speak of.
 _SIGNAL = 3.0

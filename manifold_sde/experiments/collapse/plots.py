@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,8 @@ from manifold_sde.errors import ArgumentError
 from manifold_sde.experiments.collapse.comparison import Row, in_per_cent, measure
 from manifold_sde.experiments.collapse.network import FUNCTIONS
 from manifold_sde.experiments.collapse.simulation import AXES, CollapseData, Ensemble
-from manifold_sde.experiments.drawing import axes_of, plot_band
+from manifold_sde.experiments.drawing import COLORS, axes_of, new_figure, plot_band
 
-#: Okabe and Ito's colours, which the colour-blind tell apart, in the order of the rates.
-COLORS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _LABELS = {
     "steps": "steps $k$",
     "lr_steps": r"$\eta k$",
@@ -107,28 +106,18 @@ def _annotate(ax: Axes, row: Row) -> None:
 def plot_collapse(data: CollapseData, rows: list[Row] | None = None, **kwargs: Any) -> Figure:
     """The whole figure: a row for each test function, a column for each axis.
 
-    Args:
-        data: The data.
-        rows: The measure, if it is known already.
-        **kwargs: Passed on to ``matplotlib.figure.Figure``.
-
-    Returns:
-        The figure; ``savefig`` writes it.
+    ``rows`` is the measure, if it is known already.
     """
     rows = measure(data) if rows is None else rows
     found = {(row.function, row.axis): row for row in rows}
-    canvas = Figure(**{"figsize": (11.0, 11.5), "layout": "constrained", **kwargs})
+    canvas = new_figure((11.0, 11.5), kwargs)
     grid = canvas.subplots(len(FUNCTIONS), len(AXES), sharey="row", sharex="col", squeeze=False)
-    for line, function in zip(grid, FUNCTIONS, strict=True):
-        for axis, ax in zip(AXES, line, strict=True):
-            plot_curves(data, function, axis, ax)
-            if function != list(FUNCTIONS)[-1]:
-                ax.set_xlabel("")
-            if ax is not line[0]:
-                ax.set_ylabel("")
-    for line, function in zip(grid, FUNCTIONS, strict=True):
-        for axis, ax in zip(AXES, line, strict=True):
-            _annotate(ax, found[function, axis])
+    panels = list(zip(itertools.product(FUNCTIONS, AXES), grid.flat, strict=True))
+    for (function, axis), ax in panels:
+        plot_curves(data, function, axis, ax)
+        ax.label_outer()
+    for panel, ax in panels:
+        _annotate(ax, found[panel])
     settings = data.settings
     canvas.suptitle(
         f"SGD on a network ({'-'.join(map(str, settings.widths))}, D = {data.dim}) and "
@@ -143,12 +132,9 @@ def plot_collapse(data: CollapseData, rows: list[Row] | None = None, **kwargs: A
 def _legend(data: CollapseData) -> list[Line2D]:
     handles = [
         Line2D(
-            [],
-            [],
-            color=COLORS[index % len(COLORS)],
-            label=rf"SGD, $\eta={run.lr:g}$, $\lambda={run.weight_decay:g}$",
+            [], [], color=color, label=rf"SGD, $\eta={run.lr:g}$, $\lambda={run.weight_decay:g}$"
         )
-        for index, run in enumerate(data.runs)
+        for run, color in zip(data.runs, itertools.cycle(COLORS), strict=False)
     ]
     diffusion = Line2D([], [], color="black", linestyle="--", label="diffusion, in its clock $u$")
     return [*handles, diffusion]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +16,11 @@ from torch import Tensor
 
 from manifold_sde.compiling import compiler_available
 from manifold_sde.degeneracy import Degeneracy
-from manifold_sde.errors import (
-    ArgumentError,
-    ManifoldSDEWarning,
-    NoDiffusionWarning,
-)
-from manifold_sde.experiments.files import output_of, save_figure
-from manifold_sde.experiments.loading import load_problem, make_known_to_workers
-from manifold_sde.experiments.simulate.inputs import (
-    at_batch_size,
-    load_start,
-    numbers,
-)
+from manifold_sde.errors import ManifoldSDEWarning, NoDiffusionWarning
+from manifold_sde.experiments.experiment import print_files, save_figure
+from manifold_sde.experiments.problem_file import load_problem, make_known_to_workers, output_of
 from manifold_sde.experiments.simulate.plots import plot_law
+from manifold_sde.experiments.simulate.settings import Settings, at_batch_size, load_start
 from manifold_sde.experiments.simulate.summary import Row, law_table, summarize
 from manifold_sde.geometry import Geometry
 from manifold_sde.problem import Problem
@@ -47,73 +38,6 @@ PATHS = 1000
 _DRAWN = 9
 #: Clock times trace at the start from which on kernels are compiled: some 200 steps.
 _LONG = 3.0
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What is asked for; the attributes are the options of the command."""
-
-    target: str
-    lr: float | None = None
-    weight_decay: float | None = None
-    steps: str | None = None
-    ratio: float | None = None
-    times: str | None = None
-    x0: Path | None = None
-    norm: float | None = None
-    paths: int | None = None
-    batch_size: int | None = None
-    seed: int = 0
-    dt: float | None = None
-    rtol: float | None = None
-    workers: int | None = None
-    checkpoint: Path | None = None
-    output: Path | None = None
-    compare_sgd: bool = False
-
-    @property
-    def in_steps(self) -> bool:
-        """Whether moments are steps of SGD, and not times of (8).
-
-        Raises:
-            ArgumentError: If it is neither or both.
-        """
-        sgd = (self.lr, self.weight_decay, self.steps)
-        own = (self.ratio, self.times)
-        for wanted, others in ((sgd, own), (own, sgd)):
-            if None not in wanted and all(value is None for value in others):
-                if wanted is own and self.compare_sgd:
-                    break
-                return wanted is sgd
-        names = ("lr", "weight_decay", "steps", "ratio", "times")
-        given = [f"--{n.replace('_', '-')}" for n in names if getattr(self, n) is not None]
-        given += ["--compare-sgd"] if self.compare_sgd else []
-        raise ArgumentError(
-            "what to simulate is not clear",
-            received=", ".join(given) or "none of the options below",
-            expected="--lr, --weight-decay and --steps for the weights of SGD; or --ratio and "
-            "--times for (8) in its own time, where there is no SGD to compare with",
-            remedy="--lr 0.01 --weight-decay 0.05 --steps 1000,5000, or --ratio 0.5 --times "
-            "0.5,1 for (13)",
-        )
-
-    @property
-    def moments(self) -> list[Any]:
-        """The step counts or times asked for.
-
-        Raises:
-            ArgumentError: If they are none.
-        """
-        if self.in_steps:
-            return numbers("--steps", self.steps or "", int)
-        return numbers("--times", self.times or "", float)
-
-    @property
-    def rates(self) -> tuple[float, float]:
-        """Learning rate and weight decay, where moments are steps."""
-        assert self.lr is not None
-        assert self.weight_decay is not None
-        return self.lr, self.weight_decay
 
 
 def simulate_law(settings: Settings, console: Console, notes: Console) -> list[Path]:
@@ -159,8 +83,7 @@ def simulate_law(settings: Settings, console: Console, notes: Console) -> list[P
     figure = plot_law(rows, found, *_labels(settings, problem))
     save_figure(figure, files[-1], dpi=150)
     _conclude(settings, rows, found, asked, law, console)
-    for file in files:
-        console.print(Text(str(file)), soft_wrap=True)
+    print_files(console, files)
     return files
 
 

@@ -11,7 +11,7 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from manifold_sde.experiments.printing import plain_table
+from manifold_sde.experiments.experiment import plain_table
 from manifold_sde.geometry import Geometry
 from manifold_sde.problem import Problem
 from manifold_sde.solvers.lost_paths import check_average, remedy_of

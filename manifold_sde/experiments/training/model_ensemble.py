@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable, Sequence
 
@@ -19,7 +20,7 @@ from manifold_sde.paper import implements
 EVALUATED = 500
 
 
-class Fleet:
+class ModelEnsemble:
     """K networks of one architecture, whose gradients are computed together.
 
     Each has its own trained weights, a row of x (K, D), and its own frozen ones. Small networks
@@ -110,10 +111,9 @@ class Fleet:
             loss += losses.reshape(len(x), -1).sum(-1)
         return right / len(targets), loss / len(targets)
 
-    def subset(self, rows: Sequence[int]) -> Fleet:
-        """The fleet of some of the networks, each as often as it is named."""
-        other = object.__new__(Fleet)
-        other.__dict__ = dict(self.__dict__)
+    def subset(self, rows: Sequence[int]) -> ModelEnsemble:
+        """Some of the networks, each as often as it is named."""
+        other = copy.copy(self)
         index = torch.as_tensor(list(rows), device=self.start.device)
         other.start = self.start[index]
         other.frozen = {name: value[index] for name, value in self.frozen.items()}
