@@ -18,16 +18,9 @@ _ROUNDING = 1e-9
 
 
 def describe_problem(problem: Problem, seed: int = 0) -> list[tuple[str, str]]:
-    """What a problem is: names and values, in the order to be shown.
+    """What a problem is: pairs of a name and what was found, in the order to be shown.
 
     Where the problem knows no minimiser, gradient flow from random directions looks for one.
-
-    Args:
-        problem: The problem.
-        seed: Seed of the directions.
-
-    Returns:
-        Pairs of a name and what was found.
     """
     samples = "one loss, no samples" if problem.n_samples is None else str(problem.n_samples)
     rows = [

@@ -202,15 +202,10 @@ def split_arrays(arrays: dict[str, Array], prefix: str, number: int) -> dict[str
 
 
 def require_finite(blown: int, runs: str, remedy: str) -> None:
-    """Refuse runs of SGD whose weights are not finite.
-
-    Args:
-        blown: Number of such runs.
-        runs: All runs, in words.
-        remedy: The way out.
+    """Refuse runs of SGD, described in words, some of which blew up.
 
     Raises:
-        NonFiniteError: If there are such runs.
+        NonFiniteError: If their number is not 0.
     """
     if blown:
         raise NonFiniteError(

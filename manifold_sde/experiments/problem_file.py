@@ -22,16 +22,10 @@ _EXPECTED = "FILE.py:NAME, where NAME is a Problem or a function that makes one"
 
 
 def load_problem(target: str) -> Problem:
-    """Load a problem from a Python file.
+    """Load the problem "FILE.py:NAME".
 
     The file is run as a module, with its folder on the path, so that it may import what lies
     beside it.
-
-    Args:
-        target: "FILE.py:NAME".
-
-    Returns:
-        The problem.
 
     Raises:
         ArgumentError: If there is no such file or name, the file cannot be run, or the name is
@@ -75,9 +69,6 @@ def make_known_to_workers(target: str) -> None:
     """Let processes that are started from now on have the problem of a file that was loaded.
 
     The file's own functions travel by value; what lies beside it is imported by its name.
-
-    Args:
-        target: "FILE.py:NAME", which was loaded.
 
     Raises:
         MissingDependencyError: If cloudpickle is not installed.
@@ -179,10 +170,7 @@ def _beside(path: Path) -> str:
 
 
 def read_array(file: Path) -> Tensor:
-    """The weights of the option --x0, in double precision.
-
-    Args:
-        file: A file .npy, or .pt with one tensor.
+    """The weights of the option --x0, a file .npy or .pt, in double precision.
 
     Raises:
         ArgumentError: If it is not there or cannot be read.
@@ -213,12 +201,7 @@ def read_array(file: Path) -> Tensor:
 def output_of(file: Path | None, command: str, target: str, suffix: str) -> Path:
     """Where a command writes, checked before anything is computed; no folder is made yet.
 
-    Args:
-        file: The file of the option --output, or ``None`` for one that bears the problem's name,
-            so that those of several problems lie side by side.
-        command: The command, with which that name begins.
-        target: The problem, "FILE.py:NAME".
-        suffix: The ending that it must have.
+    Without --output, a file that bears the names of command and problem.
 
     Raises:
         ArgumentError: If it cannot be written there.

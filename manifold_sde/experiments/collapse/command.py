@@ -24,28 +24,9 @@ from manifold_sde.experiments.experiment import GOING_ON, Findings, held_results
 
 
 def make_collapse(
-    settings: Settings,
-    out: Path,
-    console: Console,
-    *,
-    full: bool = False,
-    restart: bool = False,
+    settings: Settings, out: Path, console: Console, *, full: bool = False, restart: bool = False
 ) -> list[Path]:
-    """Run SGD and the diffusion, write the files, and print what was found.
-
-    Args:
-        settings: What to run.
-        out: Folder to write to; made if it is not there.
-        console: Where to print.
-        full: Whether this is the full form, which names the files.
-        restart: Whether to discard what an interrupted run left behind.
-
-    Returns:
-        The files written: PNG, PDF, data, two tables and a description.
-
-    Raises:
-        ManifoldSDEError: If the runs fail.
-    """
+    """Run SGD and the diffusion, write the files to a folder, and print what was found."""
     if not compiler_available():
         settings = dataclasses.replace(settings, compiled=False)
     name = "collapse" if full else "collapse_quick"

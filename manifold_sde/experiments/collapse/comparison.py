@@ -24,12 +24,7 @@ from manifold_sde.experiments.collapse.simulation import AXES, CollapseData, Ens
 from manifold_sde.experiments.experiment import Array, plain_table
 
 #: The axes in words.
-AXIS_NAMES = {
-    "steps": "k",
-    "lr_steps": "ηk",
-    "lr_decay_steps": "ηλk",
-    "clock": "u",
-}
+AXIS_NAMES = {"steps": "k", "lr_steps": "ηk", "lr_decay_steps": "ηλk", "clock": "u"}
 #: Positions of the common grid.
 _POINTS = 40
 #: Standard errors from which on one axis counts as better than another.

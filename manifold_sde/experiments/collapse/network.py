@@ -83,13 +83,10 @@ class Task:
         return right.to(point.dtype).mean()
 
     def onto_manifold(self, x: Tensor) -> tuple[Tensor, int]:
-        """Phi of weights of SGD (n, D), to plotting accuracy; by the limit map where that fails.
-
-        Returns:
-            Points (n, D), and how many of them are by the limit map.
+        """Phi of weights of SGD (n, D), to plotting accuracy, and how many needed the limit map.
 
         Raises:
-            LimitMapError: If neither arrives.
+            LimitMapError: If the limit map does not arrive either.
         """
         try:
             return near_limit(self.geometry, x, self.flow), 0

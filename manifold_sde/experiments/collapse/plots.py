@@ -41,18 +41,10 @@ def plot_curves(
     row: Row | None = None,
     **kwargs: Any,
 ) -> Axes:
-    """Mean curves of one test function on one axis, and of the diffusion if it is the clock.
+    """Plot mean curves of a test function on an axis, and the diffusion's if it is the clock.
 
-    Args:
-        data: The data.
-        function: Name of a test function, a key of ``FUNCTIONS``.
-        axis: "steps", "lr_steps", "lr_decay_steps" or "clock".
-        ax: Axes to draw in; by default new ones.
-        row: The measure, written into the panel; the end of the common range is marked.
-        **kwargs: Passed on to ``plot``.
-
-    Returns:
-        The axes; bands are two standard errors wide on either side.
+    Bands are two standard errors wide on either side. A row of the measure is written into the
+    panel, and the end of its common range is marked.
 
     Raises:
         ArgumentError: If there is no such function or axis.
@@ -79,12 +71,7 @@ def plot_curves(
 
 
 def _draw(
-    run: Ensemble,
-    function: str,
-    axis: str,
-    ax: Axes,
-    style: dict[str, Any],
-    alpha: float = 0.18,
+    run: Ensemble, function: str, axis: str, ax: Axes, style: dict[str, Any], alpha: float = 0.18
 ) -> None:
     positions = run.positions(axis)
     where = positions.mean(1) if positions.ndim == 2 else positions

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 import warnings
 from collections.abc import Callable
@@ -179,11 +180,13 @@ def simulate(
     """
     settings = settings or Settings.quick()
     task = make_task(settings)
-    where = None if folder is None else Path(folder)
     ensembles = []
     for index in range(len(settings.rates) + 1):
         begun = time.monotonic()
-        ensembles.append(_ensemble(settings, task, index, where, progress))
+        run = _sgd if index < len(settings.rates) else _diffusion
+        path = None if folder is None else ensemble_path(settings, index, Path(folder))
+        make = functools.partial(run, settings, task, index, progress)
+        ensembles.append(Ensemble.kept(path, make))
         if done is not None:
             done(label(settings, index), time.monotonic() - begun)
     *runs, diffusion = ensembles
@@ -203,18 +206,8 @@ def ensemble_path(settings: Settings, index: int, folder: Path) -> Path:
     return folder / f"ensemble{index}-{settings.key()}.npz"
 
 
-def _ensemble(
-    settings: Settings, task: Task, index: int, folder: Path | None, progress: bool
-) -> Ensemble:
-    run = _sgd if index < len(settings.rates) else _diffusion
-    return Ensemble.kept(
-        None if folder is None else ensemble_path(settings, index, folder),
-        lambda checkpoint: run(settings, task, index, checkpoint, progress),
-    )
-
-
 def _sgd(
-    settings: Settings, task: Task, index: int, checkpoint: Path | None, progress: bool
+    settings: Settings, task: Task, index: int, progress: bool, checkpoint: Path | None
 ) -> Ensemble:
     lr, weight_decay = settings.rates[index]
     name = label(settings, index)
@@ -255,7 +248,7 @@ def _sgd(
 
 
 def _diffusion(
-    settings: Settings, task: Task, index: int, checkpoint: Path | None, progress: bool
+    settings: Settings, task: Task, index: int, progress: bool, checkpoint: Path | None
 ) -> Ensemble:
     name = label(settings, index)
     with warnings.catch_warnings():

@@ -19,38 +19,27 @@ from manifold_sde.experiments.figure2.comparison import (
 )
 from manifold_sde.experiments.figure2.plots import plot_figure2
 from manifold_sde.experiments.figure2.settings import Settings
-from manifold_sde.experiments.figure2.simulation import Figure2, simulate, simulate_in_processes
+from manifold_sde.experiments.figure2.simulation import Figure2, simulate
 
 
 def make_figure2(
     settings: Settings, out: Path, console: Console, *, jobs: int = 2, restart: bool = False
 ) -> list[Path]:
-    """Run Figure 2, write its files, and print what was found.
-
-    Args:
-        settings: What to run.
-        out: Folder to write to; made if it is not there.
-        console: Where to print.
-        jobs: 1 runs the designs one after the other in this process, more in two processes.
-        restart: Whether to discard what an interrupted run left behind.
-
-    Returns:
-        The files written: PNG, PDF, data and table.
-
-    Raises:
-        ManifoldSDEError: If the runs fail.
-    """
+    """Run Figure 2, write its files to a folder, and print what was found."""
     if settings.compiled and not compiler_available():
         settings = settings.without_compiler()
     name = "figure2" if settings.step_limit is None else "figure2_quick"
     with held_results(out, name, restart=restart) as unfinished:
         _announce(settings, unfinished, console)
-        if jobs == 1:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", CompilationWarning)
-                figure = simulate(settings, folder=unfinished, progress=console.is_terminal)
-        else:
-            figure = simulate_in_processes(settings, unfinished, console)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", CompilationWarning)
+            figure = simulate(
+                settings,
+                folder=unfinished,
+                progress=console.is_terminal,
+                jobs=jobs,
+                console=console,
+            )
         if settings.compiled and not figure.settings.compiled:
             console.print(
                 "The C++ compiler failed: the runs are uncompiled, and the quick form shorter."

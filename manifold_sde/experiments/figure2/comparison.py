@@ -72,16 +72,10 @@ class Comparison:
 
 
 def compare(figure: Figure2) -> list[Comparison]:
-    """Compare every ensemble with the limit's law, at the times of the settings.
+    """Compare every ensemble with the limit's law, at the times of the settings it reached.
 
     The law is known exactly, so its own sampling error does not blur the test, as it would in a
     test of two samples.
-
-    Args:
-        figure: The data.
-
-    Returns:
-        One row for each design, learning rate and time that was reached.
     """
     rows = []
     for run in figure.runs:

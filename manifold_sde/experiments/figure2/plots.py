@@ -46,8 +46,7 @@ def plot_boxes(figure: Figure2, ax: Axes | None = None, **kwargs: Any) -> Axes:
         run = figure.run("gaussian", lr)
         for column, product in enumerate(products):
             box = ax.inset_axes(
-                (product - width / 2, level - 0.47 * gap, width, 0.94 * gap),
-                transform=ax.transData,
+                (product - width / 2, level - 0.47 * gap, width, 0.94 * gap), transform=ax.transData
             )
             points = run.boxes[column] if run and column < len(run.boxes) else None
             _draw_box(box, points, figure.laws["gaussian"].radius, extent, COLORS[row % 6], kwargs)

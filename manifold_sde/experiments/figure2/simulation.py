@@ -113,17 +113,18 @@ def simulate(
     *,
     folder: str | Path | None = None,
     progress: bool = False,
+    jobs: int = 1,
+    console: Console | None = None,
 ) -> Figure2:
-    """Run SGD for Figure 2, one ensemble after the other in this process.
+    """Run SGD for Figure 2.
 
     Args:
         settings: What to run; by default the quick form.
         folder: Where ensembles and checkpoints are kept, so that a run that is stopped goes on
             from there with the same bits; ``None`` keeps nothing.
         progress: Whether to show a progress bar for each ensemble.
-
-    Returns:
-        The data of the figure.
+        jobs: 1 runs all in this process, more run each design in one of its own, with a folder.
+        console: Where these processes show their progress.
 
     Raises:
         NonFiniteError: If runs blew up.
@@ -139,29 +140,15 @@ def simulate(
     settings = settings or Settings.quick()
     where = None if folder is None else Path(folder)
     runs: list[Run] = []
-    for design in DESIGNS:
-        settings, found = run_design(settings, design, where, progress)
-        runs += found
-    return _collected(settings, runs)
-
-
-def simulate_in_processes(settings: Settings, folder: Path, console: Console) -> Figure2:
-    """Run SGD for Figure 2, each design in a process, to the bit as :func:`simulate`.
-
-    Args:
-        settings: What to run.
-        folder: Where ensembles and checkpoints are kept.
-        console: Where progress is shown.
-
-    Raises:
-        ManifoldSDEError: What a process raised, or that one died.
-    """
-    tasks = {name: functools.partial(run_design, settings, name, folder, True) for name in DESIGNS}
-    found = run_tasks(tasks, console, jobs=len(DESIGNS))
-    return _collected(found[DESIGNS[-1]][0], [run for _, runs in found.values() for run in runs])
-
-
-def _collected(settings: Settings, runs: list[Run]) -> Figure2:
+    if jobs > 1:
+        tasks = {d: functools.partial(run_design, settings, d, where, True) for d in DESIGNS}
+        results = list(run_tasks(tasks, console or Console(), jobs=jobs).values())
+        settings = results[-1][0]
+        runs = [run for _, found in results for run in found]
+    else:
+        for design in DESIGNS:
+            settings, found = run_design(settings, design, where, progress)
+            runs += found
     laws, conditions = {}, {}
     for design in DESIGNS:
         problem = settings.problem(design)
@@ -178,17 +165,9 @@ def run_design(
     progress: bool = False,
     note: Note | None = None,
 ) -> tuple[Settings, list[Run]]:
-    """Run the ensembles of one design.
+    """Run the ensembles of one design, with a line to ``note`` after each.
 
-    Args:
-        settings: What to run.
-        design: The design.
-        folder: Where ensembles and checkpoints are kept, or ``None``.
-        progress: Whether to show progress bars.
-        note: Called with a line about each ensemble.
-
-    Returns:
-        The settings, without compiling where that failed, and the ensembles.
+    Returns the settings, without compiling where that failed, and the ensembles.
     """
     problem = settings.problem(design)
     if settings.compiled and not _compiles(settings, problem):
@@ -210,11 +189,7 @@ def run_path(settings: Settings, plan: Plan, folder: Path) -> Path:
 
 
 def _run(
-    settings: Settings,
-    problem: NormalizedLinear,
-    plan: Plan,
-    folder: Path | None,
-    progress: bool,
+    settings: Settings, problem: NormalizedLinear, plan: Plan, folder: Path | None, progress: bool
 ) -> Run:
     def make(checkpoint: Path | None) -> Run:
         solution = run_sgd(
@@ -251,12 +226,7 @@ def _extract(settings: Settings, problem: NormalizedLinear, plan: Plan, solution
     records = plan.records
     coarse = sorted({*records[::2], *plan.law_steps})
     boxes = solution.ys[[row[k] for k in plan.box_steps], : settings.runs]
-    return Run(
-        plan,
-        circle.plane_coordinates(boxes).numpy(),
-        unwrapped(records),
-        unwrapped(coarse),
-    )
+    return Run(plan, circle.plane_coordinates(boxes).numpy(), unwrapped(records), unwrapped(coarse))
 
 
 def _compiles(settings: Settings, problem: NormalizedLinear) -> bool:

@@ -41,19 +41,7 @@ _LONG = 3.0
 
 
 def simulate_law(settings: Settings, console: Console, notes: Console) -> list[Path]:
-    """Simulate the law, write its files, and print what was found.
-
-    Args:
-        settings: What is asked for.
-        console: Where results are printed.
-        notes: Where progress and warnings are printed.
-
-    Returns:
-        The files written: the solution, the figure, and SGD's solution if it was run.
-
-    Raises:
-        ManifoldSDEError: If an argument cannot be used, or the simulation fails.
-    """
+    """Simulate the law, write its files, and print what was found; warnings go to ``notes``."""
     steps = settings.in_steps
     if steps:
         TimeScale(*settings.rates)

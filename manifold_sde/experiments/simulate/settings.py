@@ -106,12 +106,7 @@ class Settings(ExperimentSettings):
 
 
 def numbers(option: str, text: str, kind: type[int] | type[float]) -> list[Any]:
-    """Numbers with commas between them, increasing.
-
-    Args:
-        option: Name of the option, for messages.
-        text: What was given, such as "1000,5000".
-        kind: ``int`` or ``float``.
+    """Read increasing numbers with commas between them, such as "1000,5000", of an option.
 
     Raises:
         ArgumentError: If they are none, do not increase, or are below 0.
@@ -133,13 +128,10 @@ def numbers(option: str, text: str, kind: type[int] | type[float]) -> list[Any]:
 
 
 def load_start(problem: Problem, file: Path | None, norm: float | None) -> Tensor:
-    """The weights at step 0, in double precision: (D,), or (B, D) for B starts.
+    """The weights at step 0, in double precision and scaled to a norm: (D,), or (B, D).
 
-    Args:
-        problem: The problem.
-        file: A file .npy or .pt, or ``None`` for the minimiser that the problem knows, or else
-            that gradient flow finds: that of ``info`` and ``verify``.
-        norm: Norm to which they are scaled, or ``None``.
+    Without a file they are the minimiser that the problem knows, or else that gradient flow finds:
+    that of ``info`` and ``verify``.
 
     Raises:
         ArgumentError: If there is no start, or it cannot be used.

@@ -14,7 +14,7 @@ from manifold_sde.experiments.training.analysis import decay_table, rows, senten
 from manifold_sde.experiments.training.plots import plot_figure1, plot_figure3
 from manifold_sde.experiments.training.record import TrainingRun
 from manifold_sde.experiments.training.settings import Settings
-from manifold_sde.experiments.training.simulation import train, train_in_processes
+from manifold_sde.experiments.training.simulation import train
 
 _DRAW = {1: plot_figure1, 3: plot_figure3}
 
@@ -28,25 +28,8 @@ def make_figure(
     jobs: int = 2,
     restart: bool = False,
 ) -> list[Path]:
-    """Make Figure 1 or 3, from the saved runs if they are there, and print what was found.
-
-    Args:
-        number: 1 or 3.
-        settings: What to train.
-        out: Folder to write to; made if it is not there.
-        console: Where to print.
-        jobs: Number of processes; 1 trains one group of runs after the other in this process.
-        restart: Whether to discard saved runs, and what an interrupted training left behind.
-
-    Returns:
-        The files written: PNG, PDF, table and description; and the data of both figures.
-
-    Raises:
-        ManifoldSDEError: If the data are not there or the runs fail.
-    """
-    suffix = ("_cifar10" if settings.data == "cifar10" else "") + (
-        "_quick" if settings.form == "quick" else ""
-    )
+    """Make Figure 1 or 3, from the saved runs if they are there, and print what was found."""
+    suffix = "_cifar10" * (settings.data == "cifar10") + "_quick" * (settings.form == "quick")
     data = out / f"training{suffix}.npz"
     run = None if restart else TrainingRun.saved(data, settings)
     if run is None:
@@ -56,7 +39,11 @@ def make_figure(
         console.print(f"[bold]Figure {number}[/bold], {form}: section 6.2, decay of the rate")
         console.print(Text(_setting(settings)))
         if run is None:
-            run = _trained(settings, unfinished, console, jobs)
+            keys = (settings.key(), settings.training_key())
+            if any(any(unfinished.glob(f"*{key}*")) for key in keys):
+                console.print(GOING_ON)
+            show = console.is_terminal
+            run = train(settings, folder=unfinished, progress=show, jobs=jobs, console=console)
             run.save(data)
         else:
             console.print("Both figures come from the same runs, which are there: drawn from")
@@ -68,11 +55,7 @@ def make_figure(
 
 
 def require(settings: Settings) -> None:
-    """Check that data, network and device are there, before anything is made.
-
-    Raises:
-        MissingDependencyError, DataFileError, ArgumentError: If one is not.
-    """
+    """Refuse settings whose data, network or device are not there, before anything is made."""
     settings.images()
     settings.network(settings.seed)
     try:
@@ -84,15 +67,6 @@ def require(settings: Settings) -> None:
             expected="a device of this machine's torch",
             remedy="--device cpu, or a torch that is built for the device",
         ) from error
-
-
-def _trained(settings: Settings, unfinished: Path, console: Console, jobs: int) -> TrainingRun:
-    keys = (settings.key(), settings.training_key())
-    if any(any(unfinished.glob(f"*{key}*")) for key in keys):
-        console.print(GOING_ON)
-    if jobs == 1 or len(settings.groups) == 1:
-        return train(settings, folder=unfinished, progress=console.is_terminal)
-    return train_in_processes(settings, unfinished, console, jobs)
 
 
 def findings(number: int, run: TrainingRun) -> Findings:

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from manifold_sde.experiments.experiment import Array, SavedData
 from manifold_sde.experiments.training.settings import Settings
 from manifold_sde.solvers.archive import read_archive
@@ -63,10 +61,3 @@ class TrainingRun(SavedData):
             return None
         run = cls.load(path)
         return run if run.settings.seeds == settings.seeds else None
-
-    @classmethod
-    def joined(cls, settings: Settings, parts: list[TrainingRun]) -> TrainingRun:
-        """The runs of several groups as those of these settings."""
-        arrays = [part.arrays() for part in parts]
-        whole = {name: np.concatenate([part[name] for part in arrays]) for name in arrays[0]}
-        return cls(settings, parts[0].steps_per_epoch, **whole)

@@ -16,12 +16,7 @@ from tqdm import tqdm
 
 from manifold_sde.experiments.experiment import Array, discard, require_finite
 from manifold_sde.experiments.processes import Note, run_tasks
-from manifold_sde.experiments.training.model_ensemble import (
-    ModelEnsemble,
-    augmented,
-    batches,
-    step,
-)
+from manifold_sde.experiments.training.model_ensemble import ModelEnsemble, augmented, batches, step
 from manifold_sde.experiments.training.record import TrainingRun
 from manifold_sde.experiments.training.settings import Settings
 from manifold_sde.paper import implements
@@ -44,17 +39,18 @@ def train(
     *,
     folder: str | Path | None = None,
     progress: bool = False,
+    jobs: int = 1,
+    console: Console | None = None,
 ) -> TrainingRun:
-    """Train for Figures 1 and 3, one group of runs after the other in this process.
+    """Train for Figures 1 and 3, in groups of runs.
 
     Args:
         settings: What to train; by default the quick form.
         folder: Where finished parts and checkpoints are kept, so that a run that is stopped goes on
             from there with the same bits; ``None`` keeps nothing.
         progress: Whether to show progress bars.
-
-    Returns:
-        The data of the figures.
+        jobs: 1 trains in this process, more train the groups in so many processes, with a folder.
+        console: Where these processes show their progress.
 
     Raises:
         NonFiniteError: If runs blew up.
@@ -65,29 +61,17 @@ def train(
     """
     settings = settings or Settings.quick()
     where = None if folder is None else Path(folder)
-    parts = [train_group(settings, seeds, where, progress) for seeds in settings.groups]
-    return TrainingRun.joined(settings, parts)
-
-
-def train_in_processes(
-    settings: Settings, folder: Path, console: Console, jobs: int
-) -> TrainingRun:
-    """Train for Figures 1 and 3, the groups side by side, to the bit as :func:`train`.
-
-    Args:
-        settings: What to train.
-        folder: Where finished parts and checkpoints are kept.
-        console: Where progress is shown.
-        jobs: Number of processes.
-
-    Raises:
-        ManifoldSDEError: What a process raised, or that one died.
-    """
-    tasks = {
-        _label(seeds): functools.partial(train_group, settings, seeds, folder, True)
-        for seeds in settings.groups
-    }
-    return TrainingRun.joined(settings, list(run_tasks(tasks, console, jobs=jobs).values()))
+    if jobs > 1 and len(settings.groups) > 1:
+        tasks = {
+            _label(seeds): functools.partial(train_group, settings, seeds, where, True)
+            for seeds in settings.groups
+        }
+        parts = list(run_tasks(tasks, console or Console(), jobs=jobs).values())
+    else:
+        parts = [train_group(settings, seeds, where, progress) for seeds in settings.groups]
+    arrays = [part.arrays() for part in parts]
+    whole = {name: np.concatenate([part[name] for part in arrays]) for name in arrays[0]}
+    return TrainingRun(settings, parts[0].steps_per_epoch, **whole)
 
 
 def _label(seeds: Sequence[int]) -> str:
@@ -101,18 +85,7 @@ def train_group(
     progress: bool = False,
     note: Note | None = None,
 ) -> TrainingRun:
-    """Train the runs of some seeds in lockstep, and continue each from its times of decay.
-
-    Args:
-        settings: What to train.
-        seeds: Seeds of the runs.
-        folder: Where finished parts and checkpoints are kept, or ``None``.
-        progress: Whether to show progress bars.
-        note: Called with a line about each part.
-
-    Returns:
-        The data of these runs.
-    """
+    """Train the runs of some seeds in lockstep, and continue each from its times of decay."""
     label = _label(seeds)
     group = _Group(settings, seeds, folder, progress, label)
 
