@@ -120,7 +120,7 @@ class Problem(Sources):
                 expected=f"an integer M in [1, {dim - 1}] (Assumption 2.1)",
                 remedy="leave rank out: it is then found by the spectral gap",
             )
-        noise.bind(pointwise)
+        noise.validate(pointwise)
         self.pointwise = pointwise
         self.dim = dim
         self.n_samples = pointwise.n_samples

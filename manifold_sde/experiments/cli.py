@@ -51,15 +51,6 @@ Out = Annotated[Path, typer.Option(metavar="DIR", help="Folder for the files.")]
 Restart = Annotated[
     bool, typer.Option("--restart", help="Start anew, not from where a run was stopped.")
 ]
-TrainAnew = Annotated[
-    bool, typer.Option("--restart", help="Train anew, whatever is saved or was stopped.")
-]
-Jobs = Annotated[int, typer.Option(min=1, metavar="N", help="Processes, of one thread each.")]
-FewJobs = Annotated[
-    int, typer.Option(min=1, max=2, metavar="N", help="Processes: one, or one for each design.")
-]
-Seed = Annotated[int, typer.Option(min=0, metavar="N", help="Seed of all that is drawn.")]
-Digits = Annotated[bool, typer.Option("--full", help="More and longer runs on the digits.")]
 
 
 class _Commands(TyperGroup):
@@ -118,7 +109,9 @@ def figure2(
         bool, typer.Option("--full", help="All steps of every learning rate, more runs compared.")
     ] = False,
     out: Out = _RESULTS,
-    jobs: FewJobs = 2,
+    jobs: Annotated[
+        int, typer.Option(min=1, max=2, metavar="N", help="Processes: one, or one for each design.")
+    ] = 2,
     restart: Restart = False,
     **changes: Any,
 ) -> None:
@@ -134,53 +127,52 @@ def figure2(
         make_figure2(form(**changes), out, Console(), jobs=jobs, restart=restart)
 
 
-@figure.command("1")
-@with_options(training_experiment.Settings, after="out")
-def figure1(
-    full: Digits = False,
-    out: Out = _RESULTS,
-    jobs: Jobs = 2,
-    restart: TrainAnew = False,
-    **changes: Any,
-) -> None:
+def _add_training_figure(number: int, text: str) -> None:
+    """Add Figure 1 or 3, whose options are the same, with a text for its help."""
+
+    @with_options(training_experiment.Settings, after="out")
+    def command(
+        full: Annotated[
+            bool, typer.Option("--full", help="More and longer runs on the digits.")
+        ] = False,
+        out: Out = _RESULTS,
+        jobs: Annotated[
+            int, typer.Option(min=1, metavar="N", help="Processes, of one thread each.")
+        ] = 2,
+        restart: Annotated[
+            bool, typer.Option("--restart", help="Train anew, whatever is saved or was stopped.")
+        ] = False,
+        **changes: Any,
+    ) -> None:
+        form: Any = training_experiment.Settings if full else training_experiment.Settings.quick
+        if changes["data"] == "cifar10":
+            form, changes = training_experiment.Settings.published, {"data_dir": None} | changes
+        one_thread()
+        with resumable():
+            make_figure(number, form(**changes), out, Console(), jobs=jobs, restart=restart)
+
+    command.__doc__ = text
+    figure.command(str(number))(command)
+
+
+_add_training_figure(
+    1,
     """Figure 1: accuracies over epochs, and test accuracy after decay, beside the norm.
 
-    Section 6.2 in small: SGD with weight decay trains a scale-invariant PreResNet on scikit-learn's
-    digits. With --data cifar10 --data-dir DIR, the paper's own setting. Writes PNG, PDF, a table,
-    the data and a description. A run that was stopped goes on where it was; Figure 3 uses the same
-    runs.
-    """
-    _make_training_figure(1, full, out, jobs, restart, changes)
-
-
-@figure.command("3")
-@with_options(training_experiment.Settings, after="out")
-def figure3(
-    full: Digits = False,
-    out: Out = _RESULTS,
-    jobs: Jobs = 2,
-    restart: TrainAnew = False,
-    **changes: Any,
-) -> None:
+Section 6.2 in small: SGD with weight decay trains a scale-invariant PreResNet on scikit-learn's
+digits. With --data cifar10 --data-dir DIR, the paper's own setting. Writes PNG, PDF, a table, the
+data and a description. A run that was stopped goes on where it was; Figure 3 uses the same runs.
+""",
+)
+_add_training_figure(
+    3,
     """Figure 3: test accuracy of Φ(x_t) over the time of the decay, and the norm with (10).
 
-    The runs are those of Figure 1, and are made if they are not there. After the decay, SGD at a
-    small learning rate stands for gradient flow, which leads to Φ(x_t). Writes PNG, PDF, a table,
-    the data and a description. A run that was stopped goes on where it was.
-    """
-    _make_training_figure(3, full, out, jobs, restart, changes)
-
-
-def _make_training_figure(
-    number: int, full: bool, out: Path, jobs: int, restart: bool, changes: dict[str, Any]
-) -> None:
-    form: Any = training_experiment.Settings if full else training_experiment.Settings.quick
-    if changes["data"] == "cifar10":
-        changes = {"data_dir": None, **changes}
-        form = training_experiment.Settings.published
-    one_thread()
-    with resumable():
-        make_figure(number, form(**changes), out, Console(), jobs=jobs, restart=restart)
+The runs are those of Figure 1, and are made if they are not there. After the decay, SGD at a small
+learning rate stands for gradient flow, which leads to Φ(x_t). Writes PNG, PDF, a table, the data
+and a description. A run that was stopped goes on where it was.
+""",
+)
 
 
 @app.command()
@@ -245,7 +237,7 @@ def verify(
             show_default="60; quick alone",
         ),
     ] = None,
-    seed: Seed = 0,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of all that is drawn.")] = 0,
     x0: Annotated[
         Path | None,
         typer.Option(

@@ -1,4 +1,4 @@
-"""What a problem says of itself."""
+"""What is known of a problem in closed form."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ class Circle:
     radius: float
 
     def plane_coordinates(self, x: Tensor) -> Tensor:
-        """Coordinates of the direction of x in the plane: (..., D) -> (..., 2)."""
+        """Return the coordinates of the direction of x in the plane: (..., D) -> (..., 2)."""
         direction = x / x.norm(dim=-1, keepdim=True)
         return direction @ self.basis.to(x).mT
 
     def angle(self, x: Tensor) -> Tensor:
-        """Angle of x in (-pi, pi], measured from the first direction: (..., D) -> (...)."""
+        """Return the angle of x in (-pi, pi], from the first direction: (..., D) -> (...)."""
         plane = self.plane_coordinates(x)
         return torch.atan2(plane[..., 1], plane[..., 0])
 
     def point(self, angle: Tensor) -> Tensor:
-        """Unit vector at an angle: (...) -> (..., D)."""
+        """Return the unit vector at an angle: (...) -> (..., D)."""
         plane = torch.stack([torch.cos(angle), torch.sin(angle)], dim=-1)
         return self.center.to(angle) + self.radius * plane @ self.basis.to(angle)
 
@@ -78,16 +78,12 @@ class ConstantLogDeterminant:
     rank: int
 
     def __call__(self, y: Tensor) -> Tensor:
-        """Log pdet H at points of Gamma: (..., D) -> (...)."""
+        """Return log pdet H at points of Gamma: (..., D) -> (...)."""
         return self.value - 2.0 * self.rank * y.norm(dim=-1).log()
 
 
 def check_between(value: object, low: float, high: float, what: str, remedy: str) -> float:
-    """Check a number of the half-open interval [low, high).
-
-    Raises:
-        ArgumentError: If it is no number, or outside.
-    """
+    """Return a number of the half-open interval [low, high), or raise an ArgumentError."""
     number = real(value)
     if low <= number < high:
         return number

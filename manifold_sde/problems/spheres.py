@@ -32,7 +32,7 @@ class _MeridianFlow:
 def great_sphere(
     dim: int = 4, noise_scale: float = 0.3, *, noise: Noise | None = None
 ) -> LeastSquaresProblem:
-    r"""L = (x_D / |x|)^2 / 2, whose Gamma_1 is the great sphere x_D = 0 of dimension D - 2.
+    """L = (x_D / |x|)^2 / 2, whose Gamma_1 is the great sphere x_D = 0 of dimension D - 2.
 
     In the clock u the direction is a Brownian motion of variance s^2 on that sphere, so that a
     spherical harmonic of degree l decays like exp(-l (l + D - 3) s^2 u / 2).
@@ -40,10 +40,7 @@ def great_sphere(
     Args:
         dim: Dimension D, at least 3; 4 makes Gamma_1 a 2-sphere, 3 a circle.
         noise_scale: Scale of the noise (18).
-        noise: Another noise in place of (18).
-
-    Returns:
-        The problem, with everything about it known.
+        noise: Replaces the noise (18).
 
     Raises:
         ArgumentError: If dim is below 3.
@@ -56,7 +53,7 @@ def great_sphere(
     size = integer(dim)
     if size is None or size < 3:
         raise ArgumentError(
-            "a great sphere needs more room",
+            "the dimension is too small for a great sphere",
             received=f"dim={dim!r}",
             expected="an integer of at least 3",
             remedy="dim=3 is the great circle",
@@ -88,10 +85,7 @@ def great_circle(noise_scale: float = 0.3, *, noise: Noise | None = None) -> Lea
 
     Args:
         noise_scale: Scale of the noise (18).
-        noise: Another noise in place of (18).
-
-    Returns:
-        The problem, with everything about it known.
+        noise: Replaces the noise (18).
 
     Example:
         >>> from manifold_sde import problems

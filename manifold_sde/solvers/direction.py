@@ -213,7 +213,7 @@ class DirectionSolution(Solution):
         if isinstance(noise, SamplingNoise):
             assert n is not None
             other = SamplingNoise(batch_size, replacement=noise.replacement)
-            other.bind(problem.pointwise)
+            other.validate(problem.pointwise)
             return other.variance_factor(n) / noise.variance_factor(n)
         if isinstance(noise, LabelNoise):
             return noise.batch_size / batch_size

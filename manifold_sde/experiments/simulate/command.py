@@ -51,101 +51,65 @@ def simulate_law(settings: Settings, console: Console, notes: Console) -> list[P
     if settings.workers is not None:
         make_known_to_workers(settings.target)
     x0 = load_start(problem, settings.x0, settings.norm)
+    files = [output]
     with _told(notes):
-        sde = LimitingDiffusion(problem)
-        y0 = on_manifold(sde, x0.reshape(-1, problem.dim)).reshape(x0.shape)
+        y0 = on_manifold(LimitingDiffusion(problem), x0.reshape(-1, problem.dim)).reshape(x0.shape)
         state = Degeneracy.of(problem, y0.reshape(-1, problem.dim)[0])
         _announce(problem, x0, y0, state, console)
-        run = _Run(settings, problem, x0, y0, state.noise_rank > 0, notes.is_terminal)
-        moments = _drawn(asked, steps)
-        law = run.in_steps(moments) if steps else run.in_time(moments)
+        options = _options(settings, problem, y0, state.noise_rank > 0)
+        bar, moments = notes.is_terminal, _drawn(asked, steps)
+        options["progress"] = "law" if bar else False
+        if settings.ratio is None:
+            law = predict_sgd(problem, y0, *settings.rates, moments, **options)
+        else:
+            law = solve(FixedRatioDiffusion(problem, settings.ratio), y0, moments, **options)
         law.save(output)
-        files = [output]
-        sgd = run.sgd(asked) if settings.compare_sgd else None
-        if sgd is not None:
+        rows, found = summarize(problem, law), []
+        if settings.compare_sgd:
+            shared: dict[str, Any] = {name: options[name] for name in ("n_paths", "seed")}
+            shared["progress"] = "SGD" if bar else False
+            sgd = run_sgd(problem, x0, *settings.rates, asked, **shared)
             files.append(output.with_name(f"{output.stem}_sgd.npz"))
             sgd.save(files[-1])
-        rows = summarize(problem, law)
-        found = [] if sgd is None else summarize(problem, sgd.limit(Geometry(problem)))
+            found = summarize(problem, sgd.limit(Geometry(problem)))
     files.append(output.with_suffix(".png"))
-    figure = plot_law(rows, found, *_labels(settings, problem))
-    save_figure(figure, files[-1], dpi=150)
+    save_figure(plot_law(rows, found, *_labels(settings, problem)), files[-1], dpi=150)
     _conclude(settings, rows, found, asked, law, console)
     print_files(console, files)
     return files
 
 
-class _Run:
-    """The simulations of one call."""
-
-    def __init__(
-        self,
-        settings: Settings,
-        problem: Problem,
-        x0: Tensor,
-        y0: Tensor,
-        diffuses: bool,
-        progress: bool,
-    ) -> None:
-        self.settings = settings
-        self.problem = problem
-        self.x0 = x0
-        self.y0 = y0
-        self.progress = progress
+def _options(settings: Settings, problem: Problem, y0: Tensor, diffuses: bool) -> dict[str, Any]:
+    """How the law is simulated."""
+    paths = settings.paths
+    if y0.dim() == 1:
         # A flow without noise along the manifold is the same for all paths.
-        self.paths = settings.paths
-        if x0.dim() == 1:
-            self.paths = (settings.paths or PATHS) if diffuses else None
-        n = self.paths or len(x0.reshape(-1, problem.dim))
-        workers = settings.workers
-        size = CHUNK if workers is None else min(CHUNK, -(-n // workers))
-        self.options: dict[str, Any] = {
-            "n_paths": self.paths,
-            "dt": settings.dt,
-            "rtol": settings.rtol,
-            "seed": settings.seed,
-            "progress": "law" if progress else False,
-            "checkpoint": settings.checkpoint,
-            "workers": workers,
-            "chunk_size": size,
-            "compile": True if self._long() and compiler_available() else "auto",
-        }
+        paths = (paths or PATHS) if diffuses else None
+    n = paths or len(y0.reshape(-1, problem.dim))
+    workers = settings.workers
+    return {
+        "n_paths": paths,
+        "dt": settings.dt,
+        "rtol": settings.rtol,
+        "seed": settings.seed,
+        "checkpoint": settings.checkpoint,
+        "workers": workers,
+        "chunk_size": CHUNK if workers is None else min(CHUNK, -(-n // workers)),
+        "compile": True if _long(settings, problem, y0) and compiler_available() else "auto",
+    }
 
-    def _long(self) -> bool:
-        """Whether the clock asks for so many steps that compiling them is sooner done."""
-        s = self.settings
-        asked = s.moments[-1]
-        if s.in_steps:
-            log_time = torch.tensor(float(TimeScale(*s.rates).log_accumulated(asked)))
-        else:
-            assert s.ratio is not None
-            log_time = log_time_at_zero_ratio(torch.tensor(float(asked)), s.ratio)
-        start = self.y0.reshape(-1, self.problem.dim)[:1]
-        trace = self.problem.noise_trace(start / start.norm())
-        clock = clock_at(log_time - 4.0 * start.norm().log(), trace)
-        return bool((trace * clock > _LONG).all())
 
-    def in_steps(self, steps: Sequence[int]) -> Solution:
-        """The law of SGD's weights after these steps."""
-        return predict_sgd(self.problem, self.y0, *self.settings.rates, steps, **self.options)
-
-    def in_time(self, times: Sequence[float]) -> Solution:
-        """Solution of (8) in its own time."""
-        assert self.settings.ratio is not None
-        sde = FixedRatioDiffusion(self.problem, self.settings.ratio)
-        return solve(sde, self.y0, times, **self.options)
-
-    def sgd(self, steps: Sequence[int]) -> Solution:
-        """SGD itself, from the start that was given."""
-        return run_sgd(
-            self.problem,
-            self.x0,
-            *self.settings.rates,
-            steps,
-            n_paths=self.paths,
-            seed=self.settings.seed,
-            progress="SGD" if self.progress else False,
-        )
+def _long(settings: Settings, problem: Problem, y0: Tensor) -> bool:
+    """Whether the clock asks for so many steps that compiling them is sooner done."""
+    asked = settings.moments[-1]
+    if settings.ratio is None:
+        log_time = torch.tensor(float(TimeScale(*settings.rates).log_accumulated(asked)))
+    else:
+        log_time = log_time_at_zero_ratio(torch.tensor(float(asked)), settings.ratio)
+    start = y0.reshape(-1, problem.dim)[:1]
+    trace = problem.noise_trace(start / start.norm())
+    clock = clock_at(log_time - 4.0 * start.norm().log(), trace)
+    return bool((trace * clock > _LONG).all())
 
 
 @contextmanager
