@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import Progress, TextColumn
 from rich.text import Text
 
-from manifold_sde.errors import ManifoldSDEError
+from manifold_sde.errors import ManifoldSDEError, Terminated
 from manifold_sde.solvers.stopping import terminable
 
 Note = Callable[[str], None]
@@ -97,8 +97,8 @@ def run_tasks(
                 remedy="the same command goes on from where it stopped; --jobs 1 needs less memory",
             ) from error
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-            if any(not future.done() for future in futures.values()):
+            if not all(future.done() for future in futures.values()):
+                pool.shutdown(wait=False, cancel_futures=True)
                 _end([p for p in multiprocessing.active_children() if p not in others])
 
 
@@ -108,6 +108,7 @@ def _end(processes: Sequence[Any]) -> None:
     for process in processes:
         process.join(_PATIENCE)
         process.kill()
+        process.join()
 
 
 _messages: Any = None
@@ -131,10 +132,12 @@ def _end_with_parent() -> None:
 
 
 def _work(name: str, task: Callable[[Note], T]) -> T:
-    """Run a task in a worker process; SIGTERM leaves it as an exception."""
+    """Run a task in a worker process; SIGTERM leaves it as an exception, and ends the process."""
     with terminable(), contextlib.redirect_stderr(_Relay(name)):
         try:
             return task(lambda text: _messages.put(("", text)))
+        except Terminated:
+            os._exit(1)
         finally:
             _messages.put((name, ""))
 
