@@ -59,19 +59,9 @@ def option(
         kind: Type of the option where it is not the field's.
         **limits: Limits ``min`` and ``max``.
     """
-    declared = OptionOfField(flag, shown, convert, kind, {"metavar": metavar, **limits})
-    return dataclasses.field(default=default, metadata={"option": declared})
-
-
-@dataclass(frozen=True)
-class OptionOfField:
-    """What :func:`option` declares of a field; ``extras`` are for typer."""
-
-    flag: str | None
-    shown: str | bool | None
-    convert: Callable[[Any], Any] | None
-    kind: Any
-    extras: Mapping[str, Any]
+    declared = {"flag": flag, "shown": shown, "convert": convert, "kind": kind}
+    extras = {"metavar": metavar, **limits}
+    return dataclasses.field(default=default, metadata={"option": declared, "extras": extras})
 
 
 @dataclass(frozen=True)

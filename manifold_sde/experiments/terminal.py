@@ -19,7 +19,7 @@ import typer
 from rich.console import Console
 
 from manifold_sde.errors import Terminated
-from manifold_sde.experiments.experiment import ExperimentSettings, OptionOfField
+from manifold_sde.experiments.experiment import ExperimentSettings
 from manifold_sde.solvers.stopping import terminable
 
 #: Exit status of wrong arguments, of everything else that fails, of a verification that the budget
@@ -48,21 +48,16 @@ def with_options(
     """
     kinds = get_type_hints(settings)
     helps = _helps(settings)
-    declared: dict[str, OptionOfField] = {
-        field.name: field.metadata["option"]
-        for field in dataclasses.fields(settings)
-        if "option" in field.metadata
-    }
-    defaults = {field.name: field.default for field in dataclasses.fields(settings)}
+    declared = {f.name: f for f in dataclasses.fields(settings) if "option" in f.metadata}
 
-    def parameter(name: str, option: OptionOfField) -> inspect.Parameter:
-        kind, default = option.kind or kinds[name], defaults[name]
-        extras = dict(option.extras)
-        if option.shown is not None:
-            kind, default, extras["show_default"] = kind | None, None, option.shown
-        flags = [] if option.flag is None else [option.flag]
-        annotation: Any = Annotated[kind, typer.Option(*flags, help=helps[name], **extras)]
-        return inspect.Parameter(name, _KIND, default=default, annotation=annotation)
+    def parameter(field: dataclasses.Field[Any]) -> inspect.Parameter:
+        option, extras = field.metadata["option"], dict(field.metadata["extras"])
+        kind, default = option["kind"] or kinds[field.name], field.default
+        if option["shown"] is not None:
+            kind, default, extras["show_default"] = kind | None, None, option["shown"]
+        flags = [] if option["flag"] is None else [option["flag"]]
+        annotation: Any = Annotated[kind, typer.Option(*flags, help=helps[field.name], **extras)]
+        return inspect.Parameter(field.name, _KIND, default=default, annotation=annotation)
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         parameters: list[inspect.Parameter] = []
@@ -71,17 +66,17 @@ def with_options(
             if own.kind is not own.VAR_KEYWORD:
                 parameters.append(own)
             if own.name == after:
-                for name, option in declared.items():
-                    switch = "/" in (option.flag or "")
-                    (last if switch else parameters).append(parameter(name, option))
+                for field in declared.values():
+                    switch = "/" in (field.metadata["option"]["flag"] or "")
+                    (last if switch else parameters).append(parameter(field))
         parameters += last
 
         @functools.wraps(command)
         def run(**given: Any) -> None:
-            for name, option in declared.items():
-                value = given.pop(name)
+            for name, field in declared.items():
+                value, convert = given.pop(name), field.metadata["option"]["convert"]
                 if value is not None and value != []:
-                    given[name] = value if option.convert is None else option.convert(value)
+                    given[name] = value if convert is None else convert(value)
             command(**given)
 
         run.__annotations__ = {p.name: p.annotation for p in parameters}

@@ -22,9 +22,8 @@ from manifold_sde.experiments.training.plots import (
     plot_limit_accuracy,
     plot_norm,
 )
-from manifold_sde.experiments.training.record import TrainingRun
 from manifold_sde.experiments.training.settings import Settings
-from manifold_sde.experiments.training.simulation import train
+from manifold_sde.experiments.training.simulation import TrainingRun, train
 
 __all__ = [
     "Mean",

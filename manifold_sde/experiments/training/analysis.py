@@ -9,7 +9,7 @@ from rich.table import Table
 from scipy import stats
 
 from manifold_sde.experiments.experiment import Array, plain_table
-from manifold_sde.experiments.training.record import TrainingRun
+from manifold_sde.experiments.training.simulation import TrainingRun
 from manifold_sde.paper import implements
 
 #: How near to its late mean an accuracy, and a norm, count as being on their plateau.

@@ -31,7 +31,7 @@ from manifold_sde.experiments.training.analysis import (
     at_full_training_accuracy,
     norm_curves,
 )
-from manifold_sde.experiments.training.record import TrainingRun
+from manifold_sde.experiments.training.simulation import TrainingRun
 
 _TRAIN, _TEST, _DECAYED, _NORM = ORANGE, BLUE, VERMILION, GREEN
 _SIZE = (5.5, 4.0)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,10 +15,14 @@ from rich.console import Console
 from torch import Tensor
 from tqdm import tqdm
 
-from manifold_sde.experiments.experiment import Array, discard, require_finite
+from manifold_sde.experiments.experiment import (
+    Array,
+    SavedData,
+    discard,
+    require_finite,
+)
 from manifold_sde.experiments.processes import Note, run_tasks
 from manifold_sde.experiments.training.model_ensemble import ModelEnsemble, augmented, batches, step
-from manifold_sde.experiments.training.record import TrainingRun
 from manifold_sde.experiments.training.settings import Settings
 from manifold_sde.paper import implements
 from manifold_sde.solvers.archive import complete, read_archive, write_archive
@@ -31,6 +36,58 @@ _TRAINING, _BRANCH, _MEASUREMENT = 0, 1, 2
 
 #: What the batches of a run are drawn from: its seed, what they are for, and the time of decay.
 Key = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class TrainingRun(SavedData):
+    """All that Figures 1 and 3 are drawn from; R runs.
+
+    Traces are those at norm 1: |x|^2 times what is measured at x.
+
+    Attributes:
+        settings: What was trained.
+        steps_per_epoch: Number of steps of an epoch.
+        train_accuracy, test_accuracy, train_loss: Before a decay, at the epochs
+            ``settings.records`` (R, records).
+        trace: Trace of the covariance of the gradient of a batch at these epochs (R, records).
+        mean_square: |x|^2 times the square of the full gradient there (R, records).
+        norm: |x| at the start of each epoch and at the end (R, epochs + 1).
+        square: Mean of |x|^2 |g|^2 over the steps of each epoch, g the gradient of the step's batch
+            (R, epochs).
+        branch_train, branch_test: Accuracies after a decay at the epochs ``settings.decay_times``,
+            at the epochs ``settings.branch_records`` after it (R, times, branch records).
+        branch_norm: |x| at the end of each branch (R, times).
+    """
+
+    KIND = "training of figures 1 and 3"
+
+    settings: Settings
+    steps_per_epoch: int
+    train_accuracy: Array
+    test_accuracy: Array
+    train_loss: Array
+    norm: Array
+    square: Array
+    trace: Array
+    mean_square: Array
+    branch_train: Array
+    branch_test: Array
+    branch_norm: Array
+
+    def header(self) -> dict[str, Any]:
+        """What is not an array, and the key of the settings."""
+        return {**super().header(), "key": self.settings.key()}
+
+    @classmethod
+    def saved(cls, path: Path, settings: Settings) -> TrainingRun | None:
+        """The runs in a file, if they are those of these settings and versions."""
+        if not path.is_file():
+            return None
+        header, _ = read_archive(path, cls.KIND)
+        if header.get("key") != settings.key():
+            return None
+        run = cls.load(path)
+        return run if run.settings.seeds == settings.seeds else None
 
 
 @implements("Figure 1", "Figure 3")
