@@ -1,4 +1,4 @@
-"""What the experiments share: settings, saved data, worker processes, and the files of results."""
+"""What the experiments share: settings, saved data, and the files of results."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def option(
     kind: Any = None,
     **limits: Any,
 ) -> Any:
-    """A field of settings that is also an option of the command.
+    """Declare a field of settings that is also an option of the command.
 
     The option's help is the first sentence about the field in the docstring of the settings.
 
@@ -75,11 +75,7 @@ class ExperimentSettings:
 
     @classmethod
     def quick(cls, **changes: Any) -> Self:
-        """The quick form.
-
-        Args:
-            **changes: Other fields, as in the class.
-        """
+        """Return the quick form, with other fields changed."""
         return cls(**{**cls.QUICK, **changes})
 
     def require(
@@ -95,7 +91,7 @@ class ExperimentSettings:
             raise ArgumentError(problem, received=shown, expected=expected, remedy=remedy)
 
     def key(self, *left_out: str) -> str:
-        """A short name of what the numbers depend on: versions, and settings but for some."""
+        """Return a short hash of the versions and of all settings but some."""
         names = {*left_out, *self.NOT_IN_KEY}
         fields = {k: v for k, v in dataclasses.asdict(self).items() if k not in names}
         text = json.dumps([fields, versions()], sort_keys=True)
@@ -111,17 +107,17 @@ class SavedData:
     KIND: ClassVar[str]
 
     def header(self) -> dict[str, Any]:
-        """The fields that are not arrays, in the form that JSON has."""
+        """Return the fields that are not arrays, in the form that JSON has."""
         fields = vars(self).items()
         return {name: _plain(v) for name, v in fields if not isinstance(v, np.ndarray)}
 
     def arrays(self) -> dict[str, Array]:
-        """The arrays by name."""
+        """Return the arrays by name."""
         return {name: v for name, v in vars(self).items() if isinstance(v, np.ndarray)}
 
     @classmethod
     def restored(cls, header: dict[str, Any], arrays: dict[str, Array]) -> Self:
-        """The data of a header and arrays."""
+        """Return the data of a header and arrays."""
         kinds = get_type_hints(cls)
         fields = {k: restored(kinds[k], v) for k, v in header.items() if k in kinds}
         return cls(**fields, **arrays)
@@ -145,12 +141,9 @@ class SavedData:
 
     @classmethod
     def kept(cls, path: Path | None, make: Callable[[Path | None], Self]) -> Self:
-        """Data that are made once: loaded if they are there, else made and saved.
+        """Load data if they are there, or else make and save them; without a path, only make them.
 
-        Args:
-            path: Their file, or ``None`` to keep nothing.
-            make: Makes the data, with a checkpoint at the path that it is given, which is removed
-                once the data are saved.
+        ``make`` is given the path of a checkpoint, which is removed once the data are saved.
         """
         if path is None:
             return make(None)
@@ -164,7 +157,7 @@ class SavedData:
 
 
 def restored(kind: Any, value: Any) -> Any:
-    """A value that JSON held: dataclasses are dictionaries there, and tuples are lists."""
+    """Convert a value from JSON, where dataclasses are dictionaries, and tuples are lists."""
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
         return kind(**{name: _tuples(part) for name, part in value.items()})
     return value
@@ -180,13 +173,13 @@ def _tuples(value: Any) -> Any:
 
 
 def joined_arrays(parts: Sequence[SavedData], prefix: str) -> dict[str, Array]:
-    """The arrays of several data under one roof, their names behind a prefix with a number."""
+    """Return the arrays of several data, their names behind a prefix with the part's number."""
     named = ((prefix.format(i), part.arrays()) for i, part in enumerate(parts))
     return {front + name: array for front, own in named for name, array in own.items()}
 
 
 def split_arrays(arrays: dict[str, Array], prefix: str, number: int) -> dict[str, Array]:
-    """The arrays of one of the parts of :func:`joined_arrays`."""
+    """Return the arrays of one of the parts of :func:`joined_arrays`."""
     front = prefix.format(number)
     return {k.removeprefix(front): a for k, a in arrays.items() if k.startswith(front)}
 
@@ -219,7 +212,7 @@ def discard(path: Path) -> None:
 
 @contextlib.contextmanager
 def held_results(out: Path, name: str, *, restart: bool = False) -> Iterator[Path]:
-    """The folder for what is unfinished of some results, for this command alone.
+    """Hold the folder for what is unfinished of some results, for this command alone.
 
     Args:
         out: Folder of the results; made if it is not there.
@@ -328,7 +321,7 @@ def write_csv(path: Path, names: Sequence[str], rows: Sequence[Mapping[str, Any]
 
 
 def plain_table(title: str, *caption: str) -> Table:
-    """A table of 80 columns without columns yet, its title and the lines of its caption left."""
+    """Return a table without columns yet, its title and the lines of its caption on the left."""
     return Table(
         title=title,
         caption="\n".join(caption) or None,

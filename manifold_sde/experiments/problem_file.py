@@ -18,8 +18,6 @@ from torch import Tensor
 from manifold_sde.errors import ArgumentError, ManifoldSDEError, MissingDependencyError
 from manifold_sde.problem import Problem
 
-_EXPECTED = "FILE.py:NAME, where NAME is a Problem or a function that makes one"
-
 
 def load_problem(target: str) -> Problem:
     """Load the problem "FILE.py:NAME".
@@ -33,36 +31,33 @@ def load_problem(target: str) -> Problem:
     """
     file, colon, name = target.rpartition(":")
     if not colon or not file or not name.isidentifier():
-        raise ArgumentError(
-            "the problem is not named by a file and a name in it",
-            received=repr(target),
-            expected=_EXPECTED,
-            remedy="for example my_problem.py:problem",
-        )
+        problem = "the problem is not named by a file and a name in it"
+        raise _unusable(problem, repr(target), "for example my_problem.py:problem")
     path = Path(file)
     if not path.is_file():
-        raise ArgumentError(
-            "there is no such file",
-            received=file if not path.is_dir() else f"{file}, a folder",
-            expected=_EXPECTED,
-            remedy=_beside(path),
-        )
+        received = f"{file}, a folder" if path.is_dir() else file
+        raise _unusable("there is no such file", received, _beside(path))
     if path.suffix != ".py":
-        raise ArgumentError(
-            "the file is not a Python file",
-            received=file,
-            expected=_EXPECTED,
-            remedy="give the file the ending .py",
-        )
+        raise _unusable("the file is not a Python file", file, "give the file the ending .py")
     module = _run(path)
     if not hasattr(module, name):
-        raise ArgumentError(
-            f"the file has no {name!r}",
-            received=target,
-            expected=_EXPECTED,
-            remedy=_names(module, name),
-        )
-    return _problem(getattr(module, name), path, target, module)
+        raise _unusable(f"the file has no {name!r}", target, _names(module, name))
+    value = getattr(module, name)
+    if callable(value) and not isinstance(value, (Problem, type)):
+        try:
+            value = value()
+        except Exception as error:
+            remedy = "a function that makes a problem is called without arguments"
+            raise _failed(error, path, f"the function {target} raised", remedy) from error
+    if not isinstance(value, Problem):
+        received = repr(value) if isinstance(value, type) else type(value).__name__
+        raise _unusable(f"{target} is not a problem", received, _names(module, ""))
+    return value
+
+
+def _unusable(problem: str, received: str, remedy: str) -> ArgumentError:
+    expected = "FILE.py:NAME, where NAME is a Problem or a function that makes one"
+    return ArgumentError(problem, received=received, expected=expected, remedy=remedy)
 
 
 def make_known_to_workers(target: str) -> None:
@@ -109,23 +104,6 @@ def _run(path: Path) -> ModuleType:
     return module
 
 
-def _problem(value: Any, path: Path, target: str, module: ModuleType) -> Problem:
-    if callable(value) and not isinstance(value, (Problem, type)):
-        try:
-            value = value()
-        except Exception as error:
-            remedy = "a function that makes a problem is called without arguments"
-            raise _failed(error, path, f"the function {target} raised", remedy) from error
-    if not isinstance(value, Problem):
-        raise ArgumentError(
-            f"{target} is not a problem",
-            received=type(value).__name__ if not isinstance(value, type) else repr(value),
-            expected=_EXPECTED,
-            remedy=_names(module, ""),
-        )
-    return value
-
-
 def _failed(error: Exception, path: Path, what: str, remedy: str) -> ManifoldSDEError:
     """The error of a user's file, with the line in it."""
     here = path.resolve()
@@ -135,19 +113,13 @@ def _failed(error: Exception, path: Path, what: str, remedy: str) -> ManifoldSDE
         lines.append(error.lineno)
     where = f"line {lines[-1]} of {path}" if lines else str(path)
     if isinstance(error, ManifoldSDEError):
-        return ArgumentError(
-            f"{what}: {error.problem}",
-            received=f"{error.received}, in {where}",
-            expected=error.expected,
-            remedy=error.remedy,
-        )
-    first = str(error).splitlines()[0] if str(error) else ""
-    return ArgumentError(
-        what,
-        received=f"{type(error).__name__} in {where}: {first}",
-        expected="a file that Python can run by itself",
-        remedy=remedy,
-    )
+        what, remedy, expected = f"{what}: {error.problem}", error.remedy, error.expected
+        received = f"{error.received}, in {where}"
+    else:
+        first = str(error).splitlines()[0] if str(error) else ""
+        received = f"{type(error).__name__} in {where}: {first}"
+        expected = "a file that Python can run by itself"
+    return ArgumentError(what, received=received, expected=expected, remedy=remedy)
 
 
 def _names(module: ModuleType, wanted: str) -> str:
@@ -175,12 +147,12 @@ def read_array(file: Path) -> Tensor:
     Raises:
         ArgumentError: If it is not there or cannot be read.
     """
-    remedy = "numpy.save(FILE, x0) or torch.save(x0, FILE), with x0 the weights as one vector"
-    expected = "a file .npy or .pt with one array of numbers"
+    way = {
+        "expected": "a file .npy or .pt with one array of numbers",
+        "remedy": "numpy.save(FILE, x0) or torch.save(x0, FILE), with x0 the weights as one vector",
+    }
     if not file.is_file():
-        raise ArgumentError(
-            "there is no such file", received=f"--x0 {file}", expected=expected, remedy=remedy
-        )
+        raise ArgumentError("there is no such file", received=f"--x0 {file}", **way)
     try:
         if file.suffix == ".npy":
             found: Any = torch.from_numpy(np.load(file, allow_pickle=False))
@@ -189,13 +161,9 @@ def read_array(file: Path) -> Tensor:
         return torch.as_tensor(found).detach().to(torch.float64)
     except Exception as error:
         # Whatever a damaged or a foreign file makes the readers raise.
-        lines = str(error).splitlines() or [""]
-        raise ArgumentError(
-            "the start cannot be read",
-            received=f"--x0 {file}: {type(error).__name__}: {lines[0][:80]}",
-            expected=expected,
-            remedy=remedy,
-        ) from error
+        first = (str(error).splitlines() or [""])[0][:80]
+        received = f"--x0 {file}: {type(error).__name__}: {first}"
+        raise ArgumentError("the start cannot be read", received=received, **way) from error
 
 
 def output_of(file: Path | None, command: str, target: str, suffix: str) -> Path:

@@ -42,7 +42,7 @@ def with_options(
     """Give a command the options that its settings declare, as ``**changes`` of the settings.
 
     Args:
-        settings: The settings; the fields that were not asked for are left out of the changes.
+        settings: The settings; fields whose option is absent are left out of the changes.
         after: Parameter of the command after which its settings' options are listed. An option
             that switches (``--this/--not-this``) is listed last.
     """

@@ -123,8 +123,8 @@ def simulate(
         folder: Where ensembles and checkpoints are kept, so that a run that is stopped goes on
             from there with the same bits; ``None`` keeps nothing.
         progress: Whether to show a progress bar for each ensemble.
-        jobs: 1 runs all in this process, more run each design in one of its own, with a folder.
-        console: Where these processes show their progress.
+        jobs: 1 runs all in this process, 2 run each design in a worker process, with a folder.
+        console: Where worker processes show their progress.
 
     Raises:
         NonFiniteError: If runs blew up.

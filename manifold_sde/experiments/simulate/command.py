@@ -32,9 +32,9 @@ from manifold_sde.solvers.simulation import CHUNK, solve
 from manifold_sde.solvers.solution import Solution
 from manifold_sde.time_scale import TimeScale
 
-#: Paths from one start, where their number is left to us.
+#: Default number of paths from one start.
 PATHS = 1000
-#: Moments that the figure shows beside those asked for.
+#: Moments that the figure shows beside those of the settings.
 _DRAWN = 9
 #: Clock times trace at the start from which on kernels are compiled: some 200 steps.
 _LONG = 3.0
@@ -127,7 +127,7 @@ def _told(notes: Console) -> Iterator[None]:
 
 
 def _drawn(asked: Sequence[Any], whole: bool) -> list[Any]:
-    """The moments of the figure: those asked for, the start, and some between."""
+    """The moments of the figure: those of the settings, the start, and some between."""
     between = np.linspace(0.0, asked[-1], _DRAWN)
     if whole:
         return sorted({*asked, *(round(t) for t in between.tolist())})

@@ -1,4 +1,4 @@
-"""What ``manifold-sde simulate`` is asked for, and the problem and start that this names."""
+"""The settings of ``manifold-sde simulate``, and the start and the noise that they name."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from manifold_sde.verification import Subject
 
 @dataclass(frozen=True)
 class Settings(ExperimentSettings):
-    """What is asked for.
+    """What is simulated.
 
     Args:
         target: The problem, "FILE.py:NAME".
@@ -88,7 +88,7 @@ class Settings(ExperimentSettings):
 
     @property
     def moments(self) -> list[Any]:
-        """The step counts or times asked for.
+        """The step counts or times.
 
         Raises:
             ArgumentError: If they are none.

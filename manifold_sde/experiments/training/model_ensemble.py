@@ -1,4 +1,4 @@
-"""Networks of one architecture that are trained side by side, each on batches of its own."""
+"""Networks of one architecture that are trained side by side, each on its own batches."""
 
 from __future__ import annotations
 

@@ -106,8 +106,8 @@ def train(
         folder: Where finished parts and checkpoints are kept, so that a run that is stopped goes on
             from there with the same bits; ``None`` keeps nothing.
         progress: Whether to show progress bars.
-        jobs: 1 trains in this process, more train the groups in so many processes, with a folder.
-        console: Where these processes show their progress.
+        jobs: 1 trains in this process, more train in so many worker processes, with a folder.
+        console: Where worker processes show their progress.
 
     Raises:
         NonFiniteError: If runs blew up.
