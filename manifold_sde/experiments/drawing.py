@@ -6,6 +6,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from manifold_sde.errors import ArgumentError
 
@@ -48,3 +49,8 @@ def plot_band(
 def new_figure(size: tuple[float, float], options: dict[str, Any]) -> Figure:
     """A figure of a size in inches, with options of ``matplotlib.figure.Figure``."""
     return Figure(**{"figsize": size, "layout": "constrained", **options})
+
+
+def legend_below(canvas: Figure, handles: list[Line2D], columns: int) -> None:
+    """Add a legend without a frame below all axes of a figure."""
+    canvas.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False)

@@ -239,7 +239,7 @@ def test_shifts_move_and_mirror() -> None:
 
 
 def test_shifts_are_drawn_anew_in_each_epoch_and_run() -> None:
-    group = simulation._Group(tiny(shift=1, mirror=True), [0, 1], None, False, "runs")
+    group = simulation._Group(tiny(shift=1, mirror=True), [0, 1])
     first, second = (group._shifts([(0, 0, 0), (1, 0, 0)], epoch) for epoch in (0, 1))
     assert first is not None
     assert second is not None
@@ -249,7 +249,7 @@ def test_shifts_are_drawn_anew_in_each_epoch_and_run() -> None:
     values = first.reshape(-1, 3).T.tolist()
     assert [set(v) for v in values] == [{0, 1, 2}, {0, 1, 2}, {0, 1}]
     assert group._shifts([(0, 0, 0)], 0) is not None
-    assert simulation._Group(tiny(), [0], None, False, "runs")._shifts([(0, 0, 0)], 0) is None
+    assert simulation._Group(tiny(), [0])._shifts([(0, 0, 0)], 0) is None
     assert bool((group.fill == group.models.images.inputs.min()).all())
 
 

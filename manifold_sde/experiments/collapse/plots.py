@@ -14,7 +14,7 @@ from manifold_sde.errors import ArgumentError
 from manifold_sde.experiments.collapse.comparison import Row, in_per_cent, measure
 from manifold_sde.experiments.collapse.network import FUNCTIONS
 from manifold_sde.experiments.collapse.simulation import AXES, CollapseData, Ensemble
-from manifold_sde.experiments.drawing import COLORS, axes_of, new_figure, plot_band
+from manifold_sde.experiments.drawing import COLORS, axes_of, legend_below, new_figure, plot_band
 
 _LABELS = {
     "steps": "steps $k$",
@@ -62,9 +62,7 @@ def plot_curves(
     if axis == "clock":
         style = {"color": "black", "linestyle": "--", "linewidth": 1.3, "zorder": 5}
         _draw(data.diffusion, function, axis, ax, {**style, **kwargs}, alpha=0.10)
-    ax.set_xlim(left=0.0)
-    ax.set_xlabel(_LABELS[axis])
-    ax.set_ylabel(_FUNCTION_LABELS[function])
+    ax.set(xlim=(0.0, None), xlabel=_LABELS[axis], ylabel=_FUNCTION_LABELS[function])
     if row is not None:
         _annotate(ax, row)
     return ax
@@ -110,18 +108,11 @@ def plot_collapse(data: CollapseData, rows: list[Row] | None = None, **kwargs: A
         f"SGD on a network ({'-'.join(map(str, settings.widths))}, D = {data.dim}) and "
         f"{settings.n_samples} digits: means over {settings.paths} runs, bands of 2 standard errors"
     )
-    canvas.legend(
-        handles=_legend(data), loc="outside lower center", ncols=min(3, len(data.runs) + 1)
-    ).set_frame_on(False)
+    handles = []
+    for run, color in zip(data.runs, itertools.cycle(COLORS), strict=False):
+        label = rf"SGD, $\eta={run.lr:g}$, $\lambda={run.weight_decay:g}$"
+        handles.append(Line2D([], [], color=color, label=label))
+    label = "diffusion, in its clock $u$"
+    handles.append(Line2D([], [], color="black", linestyle="--", label=label))
+    legend_below(canvas, handles, min(3, len(handles)))
     return canvas
-
-
-def _legend(data: CollapseData) -> list[Line2D]:
-    handles = [
-        Line2D(
-            [], [], color=color, label=rf"SGD, $\eta={run.lr:g}$, $\lambda={run.weight_decay:g}$"
-        )
-        for run, color in zip(data.runs, itertools.cycle(COLORS), strict=False)
-    ]
-    diffusion = Line2D([], [], color="black", linestyle="--", label="diffusion, in its clock $u$")
-    return [*handles, diffusion]

@@ -54,11 +54,9 @@ def plot_accuracies(run: TrainingRun, ax: Axes | None = None, **kwargs: Any) -> 
         ax.plot(epochs, after.value, color=_DECAYED, linewidth=0.9, label=label)
         ax.plot(time, after.value[0], ".", color=_DECAYED, markersize=4)
         label = ""
-    ax.set_xlim(0, settings.epochs + settings.decay_epochs)
-    ax.set_ylim(_least(run), 1.005)
+    ax.set(xlabel="epoch", xlim=(0, settings.epochs + settings.decay_epochs))
+    ax.set(ylabel="accuracy", ylim=(_least(run), 1.005))
     ax.yaxis.set_major_formatter(PercentFormatter(1.0))
-    ax.set_xlabel("epoch")
-    ax.set_ylabel("accuracy")
     ax.legend(loc="lower right", frameon=False, fontsize="small")
     ax.set_title(
         rf"SGD at $\eta={settings.lr:g}$, $\lambda={settings.weight_decay:g}$, "
@@ -102,12 +100,9 @@ def plot_limit_accuracy(run: TrainingRun, ax: Axes | None = None, **kwargs: Any)
     _curve(ax, times, run.test_accuracy[:, at], color=_TEST, label=label)
     label = rf"after {settings.decay_epochs} epochs at {settings.decay_lr:g}, for $\Phi(x_t)$"
     _dots(ax, times, after_decay(run), **{"label": label, "linestyle": "-", **kwargs})
-    _mark_mixing(run, ax)
-    ax.set_xscale("log")
-    ax.xaxis.set_major_formatter("{x:g}")
-    ax.set_ylim(_least(run), None)
+    _show_log_epochs(run, ax)
+    ax.set(ylabel="test accuracy", ylim=(_least(run), None))
     ax.yaxis.set_major_formatter(PercentFormatter(1.0))
-    ax.set_ylabel("test accuracy")
     ax.legend(loc="lower right", frameon=False, fontsize="small")
     return ax
 
@@ -124,19 +119,19 @@ def plot_norm(run: TrainingRun, ax: Axes | None = None, **kwargs: Any) -> Axes:
         (curves.varying, ":", "norm equation, trace measured along the run"),
     ):
         ax.plot(epochs, curve.mean(0)[1:], style, color="black", linewidth=1.2, label=label)
-    _mark_mixing(run, ax)
-    ax.set_xscale("log")
-    ax.xaxis.set_major_formatter("{x:g}")
-    low = min(float(values.mean(0).min()) for values in (curves.measured, curves.varying))
-    high = max(float(values.mean(0).max()) for values in (curves.measured, curves.varying))
+    _show_log_epochs(run, ax)
+    means = np.stack([curves.measured.mean(0), curves.varying.mean(0)])
+    low, high = float(means.min()), float(means.max())
+    ax.set(xlabel="epoch of the decay", ylabel=r"$\Vert x\Vert$ before decay")
     ax.set_ylim(low - 0.6 * (high - low), high + 0.15 * (high - low))
-    ax.set_xlabel("epoch of the decay")
-    ax.set_ylabel(r"$\Vert x\Vert$ before decay")
     ax.legend(loc="lower left", frameon=False, fontsize="small")
     return ax
 
 
-def _mark_mixing(run: TrainingRun, ax: Axes) -> None:
+def _show_log_epochs(run: TrainingRun, ax: Axes) -> None:
+    """Show epochs on a logarithmic scale, with a mark at 1 / (lr wd)."""
+    ax.set_xscale("log")
+    ax.xaxis.set_major_formatter("{x:g}")
     settings = run.settings
     mixing = 1 / (settings.lr * settings.weight_decay * run.steps_per_epoch)
     ax.axvline(mixing, color=GREY, linewidth=0.8, zorder=0.5)

@@ -143,8 +143,8 @@ def train_group(
     note: Note | None = None,
 ) -> TrainingRun:
     """Train the runs of some seeds in lockstep, and continue each from its times of decay."""
-    label = _label(seeds)
-    group = _Group(settings, seeds, folder, progress, label)
+    group = _Group(settings, seeds, folder, progress)
+    label = group.label
 
     def timed(part: Callable[[], dict[str, Array]], words: str) -> dict[str, Array]:
         begun = time.monotonic()
@@ -175,26 +175,23 @@ class _State:
     kept: dict[str, Array] = field(default_factory=dict)
 
 
+@dataclass
 class _Group:
     """Some runs in lockstep: their training, and the branches after it."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        seeds: Sequence[int],
-        folder: Path | None,
-        progress: bool,
-        label: str,
-    ) -> None:
-        self.settings = settings
-        self.seeds = list(seeds)
-        self.folder = folder
-        self.progress = progress
-        self.label = label
-        self.models = ModelEnsemble(settings.network, seeds, settings.images(), settings.device)
+    settings: Settings
+    seeds: Sequence[int]
+    folder: Path | None = None
+    progress: bool = False
+
+    def __post_init__(self) -> None:
+        settings = self.settings
+        self.label = _label(self.seeds)
+        images = settings.images()
+        self.models = ModelEnsemble(settings.network, self.seeds, images, settings.device)
+        self.per_epoch = len(images.inputs) // settings.batch_size
         # Black, which images are shifted over.
         self.fill = self.models.images.inputs.amin((0, 2, 3))
-        self.per_epoch = len(self.models.images.inputs) // settings.batch_size
 
     # Before the decay.
 
