@@ -15,15 +15,10 @@ from typer.core import TyperGroup
 
 from manifold_sde import __version__
 from manifold_sde.errors import ArgumentError, ManifoldSDEError
-from manifold_sde.experiments import collapse as collapse_experiment
-from manifold_sde.experiments import figure2 as figure2_experiment
-from manifold_sde.experiments import training as training_experiment
-from manifold_sde.experiments.collapse.command import make_collapse
-from manifold_sde.experiments.description import describe_problem, description_table
-from manifold_sde.experiments.figure2.command import make_figure2
-from manifold_sde.experiments.problem_file import load_problem, output_of, read_array
-from manifold_sde.experiments.simulate.command import simulate_law
-from manifold_sde.experiments.simulate.settings import Settings as SimulationSettings
+from manifold_sde.experiments.settings.collapse import Settings as CollapseSettings
+from manifold_sde.experiments.settings.figure2 import Settings as Figure2Settings
+from manifold_sde.experiments.settings.simulate import Settings as SimulationSettings
+from manifold_sde.experiments.settings.training import Settings as TrainingSettings
 from manifold_sde.experiments.terminal import (
     FAILURE,
     INTERRUPTED,
@@ -36,11 +31,6 @@ from manifold_sde.experiments.terminal import (
     stopping,
     with_options,
 )
-from manifold_sde.experiments.training.command import make_figure
-from manifold_sde.verification import Report
-from manifold_sde.verification import check_assumptions as check_assumptions_of
-from manifold_sde.verification.report import Rows
-from manifold_sde.verification.suite import verify as verify_all
 
 _RESULTS = Path("results")
 
@@ -103,7 +93,7 @@ def _options(
 
 
 @figure.command("2")
-@with_options(figure2_experiment.Settings, after="out")
+@with_options(Figure2Settings, after="out")
 def figure2(
     full: Annotated[
         bool, typer.Option("--full", help="All steps of every learning rate, more runs compared.")
@@ -121,7 +111,9 @@ def figure2(
     at the paper's setting and at a well-conditioned one. Writes PNG, PDF, the data and a table.
     A run that was stopped goes on where it was.
     """
-    form = figure2_experiment.Settings if full else figure2_experiment.Settings.quick
+    from manifold_sde.experiments.figure2.command import make_figure2
+
+    form = Figure2Settings if full else Figure2Settings.quick
     one_thread()
     with resumable():
         make_figure2(form(**changes), out, Console(), jobs=jobs, restart=restart)
@@ -130,7 +122,7 @@ def figure2(
 def _add_training_figure(number: int, text: str) -> None:
     """Add Figure 1 or 3, whose options are the same, with a text for its help."""
 
-    @with_options(training_experiment.Settings, after="out")
+    @with_options(TrainingSettings, after="out")
     def command(
         full: Annotated[
             bool, typer.Option("--full", help="More and longer runs on the digits.")
@@ -144,9 +136,11 @@ def _add_training_figure(number: int, text: str) -> None:
         ] = False,
         **changes: Any,
     ) -> None:
-        form: Any = training_experiment.Settings if full else training_experiment.Settings.quick
+        from manifold_sde.experiments.training.command import make_figure
+
+        form: Any = TrainingSettings if full else TrainingSettings.quick
         if changes["data"] == "cifar10":
-            form, changes = training_experiment.Settings.published, {"data_dir": None} | changes
+            form, changes = TrainingSettings.published, {"data_dir": None} | changes
         one_thread()
         with resumable():
             make_figure(number, form(**changes), out, Console(), jobs=jobs, restart=restart)
@@ -176,7 +170,7 @@ and a description. A run that was stopped goes on where it was.
 
 
 @app.command()
-@with_options(collapse_experiment.Settings, after="out")
+@with_options(CollapseSettings, after="out")
 def collapse(
     full: Annotated[
         bool, typer.Option("--full", help="More runs and snapshots, twice the way.")
@@ -190,7 +184,9 @@ def collapse(
     SGD on a network at several learning rates and weight decays, and the diffusion beside it.
     Writes a figure, the data, tables and a description. A run that was stopped goes on.
     """
-    form = collapse_experiment.Settings if full else collapse_experiment.Settings.quick
+    from manifold_sde.experiments.collapse.command import make_collapse
+
+    form = CollapseSettings if full else CollapseSettings.quick
     if "paths" in changes:
         changes["diffusion_paths"] = changes["paths"]
     one_thread()
@@ -206,6 +202,9 @@ def info(
     ] = 0,
 ) -> None:
     """What a problem is: its size, its noise, its minimisers, and whether it is scale-invariant."""
+    from manifold_sde.experiments.description import describe_problem, description_table
+    from manifold_sde.experiments.problem_file import load_problem
+
     Console().print(description_table(describe_problem(load_problem(problem), seed)))
 
 
@@ -217,6 +216,8 @@ def simulate(problem: Problem, **changes: Any) -> None:
     Prints norm, log pdet H and spread of the direction after each number of steps, and writes the
     paths and a figure.
     """
+    from manifold_sde.experiments.simulate.command import simulate_law
+
     settings = SimulationSettings(problem, **changes)
     one_thread()
     with contextlib.nullcontext() if settings.checkpoint is None else resumable(""):
@@ -264,13 +265,17 @@ def verify(
     verdicts. The exit status is 0 if nothing failed, 1 if something did, 3 if nothing did and the
     budget left out some checks, and 130 after Ctrl-C, which ends with the report of what is done.
     """
+    from manifold_sde.experiments.problem_file import load_problem, output_of, read_array
+    from manifold_sde.verification import Report, check_assumptions
+    from manifold_sde.verification.report import Rows
+    from manifold_sde.verification.suite import verify as check_all
+
     one_thread()
     loaded = load_problem(problem)
     page = output_of(output, "verify", problem, ".html")
     x_init = None if x0 is None else read_array(x0)
-    make, title = (
-        (check_assumptions_of, "Assumptions") if assumptions else (verify_all, "Verification")
-    )
+    make = check_assumptions if assumptions else check_all
+    title = "Assumptions" if assumptions else "Verification"
     rows = Rows(sys.stdout, Report(repr(loaded), (), title, seed, effort).head)
     report = make(loaded, x_init=x_init, seed=seed, effort=effort, budget=budget, progress=rows)
     report.save(page)

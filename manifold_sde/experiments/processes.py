@@ -8,9 +8,10 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, wait
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait as wait_for
 from typing import Any, TypeVar
@@ -77,17 +78,22 @@ def run_tasks(
             else:
                 console.print(Text(text))
 
+    finished: list[Future[T]] = []
     with screen, ProcessPoolExecutor(jobs, context, _start, (messages,)) as pool:
         try:
             with _environment(_WORKER_ENVIRONMENT):
                 for name, task in tasks.items():
                     futures[name] = pool.submit(_work, name, task)
-            waiting = set(futures.values())
-            while waiting:
-                done, waiting = wait(waiting, timeout=_POLL_SECONDS)
+                    futures[name].add_done_callback(finished.append)
+            seen = 0
+            # Not by wait(...), whose locks stay taken where a signal raises an exception inside.
+            while seen < len(tasks):
+                time.sleep(_POLL_SECONDS)
+                done = finished[seen:]
                 show()
                 for future in done:
                     future.result()
+                seen += len(done)
             return {name: future.result() for name, future in futures.items()}
         except BrokenProcessPool as error:
             raise ManifoldSDEError(

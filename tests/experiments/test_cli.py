@@ -88,7 +88,7 @@ def test_other_errors_have_status_1(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise ManifoldSDEError("it failed", remedy="another day")
 
-    monkeypatch.setattr("manifold_sde.experiments.cli.load_problem", fail)
+    monkeypatch.setattr("manifold_sde.experiments.problem_file.load_problem", fail)
     done = call("info", "a.py:b")
     assert done.exit_code == 1
     assert "Error: it failed" in done.stderr
@@ -117,7 +117,7 @@ def test_sigterm_ends_in_order_with_status_143(
         finally:
             ended.append("in order")
 
-    name = "figure2.command.simulate" if resumable else "cli.load_problem"
+    name = "figure2.command.simulate" if resumable else "problem_file.load_problem"
     monkeypatch.setattr(f"manifold_sde.experiments.{name}", stop)
     command = [*TINY, "--out", str(tmp_path), "--jobs", "1", "--no-compile"]
     done = call(*(command if resumable else ["info", "a.py:b"]))

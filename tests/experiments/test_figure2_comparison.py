@@ -17,7 +17,7 @@ from manifold_sde.experiments.figure2.comparison import (
     ratio_curve,
     verdicts,
 )
-from manifold_sde.experiments.figure2.settings import DESIGNS
+from manifold_sde.experiments.settings.figure2 import DESIGNS
 from manifold_sde.verification.exact import AngleLaw
 
 SETTINGS = Settings.quick(law_runs=240)

@@ -18,9 +18,9 @@ from manifold_sde.experiments.collapse.comparison import (
     verdicts,
 )
 from manifold_sde.experiments.collapse.plots import plot_collapse
-from manifold_sde.experiments.collapse.settings import Settings
 from manifold_sde.experiments.collapse.simulation import CollapseData, simulate
 from manifold_sde.experiments.experiment import GOING_ON, Findings, held_results
+from manifold_sde.experiments.settings.collapse import Settings
 
 
 def make_collapse(

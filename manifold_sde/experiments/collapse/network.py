@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from manifold_sde.errors import ArgumentError, LimitMapError, PartialError
 from manifold_sde.experiments.collapse.flow import flow_steps, near_limit
-from manifold_sde.experiments.collapse.settings import PIXELS, Settings
 from manifold_sde.experiments.experiment import Array
+from manifold_sde.experiments.settings.collapse import PIXELS, Settings
 from manifold_sde.geometry import Geometry
 from manifold_sde.networks import NormalizedMLP
 from manifold_sde.networks.data import digits

@@ -18,7 +18,6 @@ from tqdm import tqdm
 
 from manifold_sde.errors import ArgumentError, LostPathsWarning
 from manifold_sde.experiments.collapse.network import FUNCTIONS, SHARPNESS, Task, make_task
-from manifold_sde.experiments.collapse.settings import Settings
 from manifold_sde.experiments.experiment import (
     Array,
     SavedData,
@@ -27,6 +26,7 @@ from manifold_sde.experiments.experiment import (
     restored,
     split_arrays,
 )
+from manifold_sde.experiments.settings.collapse import Settings
 from manifold_sde.paper import implements
 from manifold_sde.sdes import DirectionDiffusion
 from manifold_sde.solvers import run_sgd, solve

@@ -18,8 +18,8 @@ from manifold_sde.experiments.figure2.comparison import (
     verdicts,
 )
 from manifold_sde.experiments.figure2.plots import plot_figure2
-from manifold_sde.experiments.figure2.settings import Settings
 from manifold_sde.experiments.figure2.simulation import Figure2, simulate
+from manifold_sde.experiments.settings.figure2 import Settings
 
 
 def make_figure2(

@@ -12,8 +12,8 @@ from rich.table import Table
 from scipy.special import ndtr
 
 from manifold_sde.experiments.experiment import Array, plain_table
-from manifold_sde.experiments.figure2.settings import DESIGNS, Plan
 from manifold_sde.experiments.figure2.simulation import Figure2, Run
+from manifold_sde.experiments.settings.figure2 import DESIGNS, Plan
 from manifold_sde.verification.exact import WrappedNormal
 from manifold_sde.verification.statistics import (
     VarianceRatio,

@@ -25,8 +25,8 @@ from manifold_sde.experiments.drawing import (
     plot_band,
 )
 from manifold_sde.experiments.figure2.comparison import Comparison, compare, limit_law, ratio_curve
-from manifold_sde.experiments.figure2.settings import DESIGNS
 from manifold_sde.experiments.figure2.simulation import Figure2
+from manifold_sde.experiments.settings.figure2 import DESIGNS
 from manifold_sde.verification.exact.wrapped_normal import wrap
 
 _BINS = 24

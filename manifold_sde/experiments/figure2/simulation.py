@@ -23,8 +23,8 @@ from manifold_sde.experiments.experiment import (
     restored,
     split_arrays,
 )
-from manifold_sde.experiments.figure2.settings import DESIGNS, Plan, Settings
 from manifold_sde.experiments.processes import Note, run_tasks
+from manifold_sde.experiments.settings.figure2 import DESIGNS, Plan, Settings
 from manifold_sde.paper import implements
 from manifold_sde.problems import NormalizedLinear
 from manifold_sde.solvers import Solution, run_sgd

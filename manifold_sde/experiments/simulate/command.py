@@ -16,13 +16,20 @@ from torch import Tensor
 
 from manifold_sde.compiling import compiler_available
 from manifold_sde.degeneracy import Degeneracy
-from manifold_sde.errors import ManifoldSDEWarning, NoDiffusionWarning
+from manifold_sde.derivatives import check_point
+from manifold_sde.errors import ArgumentError, ManifoldSDEWarning, NoDiffusionWarning
 from manifold_sde.experiments.experiment import print_files, save_figure
-from manifold_sde.experiments.problem_file import load_problem, make_known_to_workers, output_of
+from manifold_sde.experiments.problem_file import (
+    load_problem,
+    make_known_to_workers,
+    output_of,
+    read_array,
+)
+from manifold_sde.experiments.settings.simulate import Settings
 from manifold_sde.experiments.simulate.plots import plot_law
-from manifold_sde.experiments.simulate.settings import Settings, at_batch_size, load_start
 from manifold_sde.experiments.simulate.summary import Row, law_table, summarize
 from manifold_sde.geometry import Geometry
+from manifold_sde.noise import LabelNoise, SamplingNoise, SphericalNoise
 from manifold_sde.problem import Problem
 from manifold_sde.sdes import FixedRatioDiffusion, LimitingDiffusion
 from manifold_sde.solvers.bookkeeping import clock_at, log_time_at_zero_ratio
@@ -31,6 +38,7 @@ from manifold_sde.solvers.runner import run_sgd
 from manifold_sde.solvers.simulation import CHUNK, solve
 from manifold_sde.solvers.solution import Solution
 from manifold_sde.time_scale import TimeScale
+from manifold_sde.verification import Subject
 
 #: Default number of paths from one start.
 PATHS = 1000
@@ -77,6 +85,70 @@ def simulate_law(settings: Settings, console: Console, notes: Console) -> list[P
     _conclude(settings, rows, found, asked, law, console)
     print_files(console, files)
     return files
+
+
+def load_start(problem: Problem, file: Path | None, norm: float | None) -> Tensor:
+    """The weights at step 0, in double precision and scaled to a norm: (D,), or (B, D).
+
+    Without a file they are the minimiser that the problem knows, or else that gradient flow finds:
+    that of ``info`` and ``verify``.
+
+    Raises:
+        ArgumentError: If there is no start, or it cannot be used.
+    """
+    if file is None:
+        try:
+            x = Subject(problem, Geometry(problem)).find_minimizer().clone()
+        except ArgumentError as error:
+            raise ArgumentError(
+                error.problem,
+                received=error.received,
+                expected=f"the weights at step 0, a file with a vector of {problem.dim} numbers",
+                remedy="--x0 x0.npy, written by numpy.save, or --x0 x0.pt, by torch.save; they "
+                "need not be a minimiser: gradient flow leads from them to one",
+            ) from error
+    else:
+        x = check_point(read_array(file), problem.dim, name="--x0")
+        if x.dim() > 2:
+            raise ArgumentError(
+                "--x0 holds too many dimensions",
+                received=f"shape {tuple(x.shape)}",
+                expected=f"({problem.dim},), or (B, {problem.dim}) for B starts",
+                remedy=f"x0.reshape(-1, {problem.dim})",
+            )
+    if norm is None:
+        return x
+    if not 0 < norm < float("inf"):
+        raise ArgumentError(
+            "--norm is not the norm of weights",
+            received=f"{norm:g}",
+            expected="a positive number",
+            remedy="leave it out for the norm of the start",
+        )
+    return norm * x / x.norm(dim=-1, keepdim=True)
+
+
+def at_batch_size(problem: Problem, batch_size: int | None) -> Problem:
+    """The problem with the noise of another batch size; that of (18) counts as one sample's.
+
+    Raises:
+        ArgumentError, NoiseError: If its noise has no batches, or not of this size.
+    """
+    if batch_size is None:
+        return problem
+    noise = problem.noise
+    if isinstance(noise, SamplingNoise):
+        return problem.with_noise(SamplingNoise(batch_size, replacement=noise.replacement))
+    if isinstance(noise, LabelNoise):
+        return problem.with_noise(LabelNoise(noise.scale, batch_size))
+    if isinstance(noise, SphericalNoise):
+        return problem.with_noise(SphericalNoise(noise.scale / batch_size**0.5))
+    raise ArgumentError(
+        "the noise of the problem has no batch size",
+        received=f"--batch-size {batch_size} with {noise!r}",
+        expected="SamplingNoise, LabelNoise or SphericalNoise",
+        remedy="divide the factor of the noise by the root of the batch size, in the file",
+    )
 
 
 def _options(settings: Settings, problem: Problem, y0: Tensor, diffuses: bool) -> dict[str, Any]:

@@ -10,9 +10,9 @@ from rich.text import Text
 
 from manifold_sde.errors import ArgumentError
 from manifold_sde.experiments.experiment import GOING_ON, Findings, held_results
+from manifold_sde.experiments.settings.training import Settings
 from manifold_sde.experiments.training.analysis import decay_table, rows, sentences
 from manifold_sde.experiments.training.plots import plot_figure1, plot_figure3
-from manifold_sde.experiments.training.settings import Settings
 from manifold_sde.experiments.training.simulation import TrainingRun, train
 
 _DRAW = {1: plot_figure1, 3: plot_figure3}

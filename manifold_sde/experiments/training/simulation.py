@@ -22,8 +22,8 @@ from manifold_sde.experiments.experiment import (
     require_finite,
 )
 from manifold_sde.experiments.processes import Note, run_tasks
+from manifold_sde.experiments.settings.training import Settings
 from manifold_sde.experiments.training.model_ensemble import ModelEnsemble, augmented, batches, step
-from manifold_sde.experiments.training.settings import Settings
 from manifold_sde.paper import implements
 from manifold_sde.solvers.archive import complete, read_archive, write_archive
 

@@ -1,4 +1,4 @@
-"""The settings of ``manifold-sde simulate``, and the start and the noise that they name."""
+"""The settings of ``manifold-sde simulate``."""
 
 from __future__ import annotations
 
@@ -7,16 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
-from manifold_sde.derivatives import check_point
 from manifold_sde.errors import ArgumentError
 from manifold_sde.experiments.experiment import ExperimentSettings, option
-from manifold_sde.experiments.problem_file import read_array
-from manifold_sde.geometry import Geometry
-from manifold_sde.noise import LabelNoise, SamplingNoise, SphericalNoise
-from manifold_sde.problem import Problem
-from manifold_sde.verification import Subject
 
 
 @dataclass(frozen=True)
@@ -125,67 +117,3 @@ def numbers(option: str, text: str, kind: type[int] | type[float]) -> list[Any]:
             remedy=f"{option} " + ("1000,5000" if kind is int else "0.1,0.5"),
         )
     return found
-
-
-def load_start(problem: Problem, file: Path | None, norm: float | None) -> Tensor:
-    """The weights at step 0, in double precision and scaled to a norm: (D,), or (B, D).
-
-    Without a file they are the minimiser that the problem knows, or else that gradient flow finds:
-    that of ``info`` and ``verify``.
-
-    Raises:
-        ArgumentError: If there is no start, or it cannot be used.
-    """
-    if file is None:
-        try:
-            x = Subject(problem, Geometry(problem)).find_minimizer().clone()
-        except ArgumentError as error:
-            raise ArgumentError(
-                error.problem,
-                received=error.received,
-                expected=f"the weights at step 0, a file with a vector of {problem.dim} numbers",
-                remedy="--x0 x0.npy, written by numpy.save, or --x0 x0.pt, by torch.save; they "
-                "need not be a minimiser: gradient flow leads from them to one",
-            ) from error
-    else:
-        x = check_point(read_array(file), problem.dim, name="--x0")
-        if x.dim() > 2:
-            raise ArgumentError(
-                "--x0 holds too many dimensions",
-                received=f"shape {tuple(x.shape)}",
-                expected=f"({problem.dim},), or (B, {problem.dim}) for B starts",
-                remedy=f"x0.reshape(-1, {problem.dim})",
-            )
-    if norm is None:
-        return x
-    if not 0 < norm < float("inf"):
-        raise ArgumentError(
-            "--norm is not the norm of weights",
-            received=f"{norm:g}",
-            expected="a positive number",
-            remedy="leave it out for the norm of the start",
-        )
-    return norm * x / x.norm(dim=-1, keepdim=True)
-
-
-def at_batch_size(problem: Problem, batch_size: int | None) -> Problem:
-    """The problem with the noise of another batch size; that of (18) counts as one sample's.
-
-    Raises:
-        ArgumentError, NoiseError: If its noise has no batches, or not of this size.
-    """
-    if batch_size is None:
-        return problem
-    noise = problem.noise
-    if isinstance(noise, SamplingNoise):
-        return problem.with_noise(SamplingNoise(batch_size, replacement=noise.replacement))
-    if isinstance(noise, LabelNoise):
-        return problem.with_noise(LabelNoise(noise.scale, batch_size))
-    if isinstance(noise, SphericalNoise):
-        return problem.with_noise(SphericalNoise(noise.scale / batch_size**0.5))
-    raise ArgumentError(
-        "the noise of the problem has no batch size",
-        received=f"--batch-size {batch_size} with {noise!r}",
-        expected="SamplingNoise, LabelNoise or SphericalNoise",
-        remedy="divide the factor of the noise by the root of the batch size, in the file",
-    )
