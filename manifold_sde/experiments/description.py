@@ -18,16 +18,9 @@ _ROUNDING = 1e-9
 
 
 def describe_problem(problem: Problem, seed: int = 0) -> list[tuple[str, str]]:
-    """What a problem is: names and values, in the order to be shown.
+    """What a problem is: pairs of a name and what was found, in the order to be shown.
 
     Where the problem knows no minimiser, gradient flow from random directions looks for one.
-
-    Args:
-        problem: The problem.
-        seed: Seed of the directions.
-
-    Returns:
-        Pairs of a name and what was found.
     """
     samples = "one loss, no samples" if problem.n_samples is None else str(problem.n_samples)
     rows = [
@@ -36,9 +29,13 @@ def describe_problem(problem: Problem, seed: int = 0) -> list[tuple[str, str]]:
         ("sample losses", samples),
         ("noise", repr(problem.noise)),
     ]
-    invariant, found = _scale_invariance(problem)
-    rows.append(("scale invariance", found))
-    rows += _noise(problem)
+    violation = float(problem.scale_invariance_violation())
+    invariant, found = True, _holds(violation)
+    try:
+        problem.require_scale_invariance()
+    except ManifoldSDEError as error:
+        invariant, found = False, f"FAILS: {error.received}"
+    rows += [("scale invariance", found), *_noise(problem)]
     y, where = _minimizer(problem, seed)
     rows.append(("minimiser", where))
     if y is not None:
@@ -46,15 +43,6 @@ def describe_problem(problem: Problem, seed: int = 0) -> list[tuple[str, str]]:
     if problem.facts is not None:
         rows.append(("known of it", problem.facts.statement))
     return rows
-
-
-def _scale_invariance(problem: Problem) -> tuple[bool, str]:
-    violation = float(problem.scale_invariance_violation())
-    try:
-        problem.require_scale_invariance()
-    except ManifoldSDEError as error:
-        return False, f"FAILS: {error.received}"
-    return True, _holds(violation)
 
 
 def _holds(violation: float) -> str:
@@ -67,13 +55,11 @@ def _noise(problem: Problem) -> list[tuple[str, str]]:
     except ManifoldSDEError as error:
         return [("noise, measured", f"FAILS: {error.problem}: {error.received}")]
     names = {"degree": "σ(ax) = σ(x)/a", "radial": "σ(x)ᵀx = 0"}
-    return [
-        (
-            names[kind],
-            _holds(value) if value <= _ROUNDING else f"FAILS: relative violation {value:.3g}",
-        )
-        for kind, value in violations.items()
-    ]
+
+    def found(value: float) -> str:
+        return _holds(value) if value <= _ROUNDING else f"FAILS: relative violation {value:.3g}"
+
+    return [(names[kind], found(value)) for kind, value in violations.items()]
 
 
 def _minimizer(problem: Problem, seed: int) -> tuple[Tensor | None, str]:
@@ -104,24 +90,17 @@ def _geometry(problem: Problem, y: Tensor, invariant: bool) -> list[tuple[str, s
             ("spectral gap", f"factor {gap:.3g} to the eigenvalues that count as 0"),
         ]
         # Without scale invariance the minimisers are no cone, and have no slice of unit norm.
-        dims = (
-            ("dim of Γ₁", problem.dim - rank - 1) if invariant else ("dim of Γ", problem.dim - rank)
-        )
-        rows.append((dims[0], str(dims[1])))
+        name = "dim of Γ₁" if invariant else "dim of Γ"
+        rows.append((name, str(problem.dim - rank - invariant)))
     trace = float(problem.noise_trace(y)) * float(y.norm()) ** 2
     empty = ": no noise, so no drift and no diffusion" if trace < _ROUNDING else ""
     rows.append(("tr Σ at norm 1", f"{trace:.4g}{empty}"))
     if invariant and rank is not None and not empty:
-        rows.append(("noise along Γ", _along(problem, y, rank)))
+        share = float(noise_along(problem, y[None] / y.norm(), rank))
+        problem.noise_along = share
+        none = "none: no diffusion, but a deterministic flow or a standstill"
+        rows.append(("noise along Γ", none if share <= NO_PART else f"{share:.3g} of tr Σ"))
     return rows
-
-
-def _along(problem: Problem, y: Tensor, rank: int) -> str:
-    share = float(noise_along(problem, y[None] / y.norm(), rank))
-    problem.noise_along = share
-    if share <= NO_PART:
-        return "none: no diffusion, but a deterministic flow or a standstill"
-    return f"{share:.3g} of tr Σ"
 
 
 def description_table(rows: list[tuple[str, str]]) -> Table:

@@ -6,8 +6,16 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from manifold_sde.errors import ArgumentError
+
+#: The colours of Okabe and Ito, which the colour-blind tell apart, in the order of first use.
+VERMILION, BLUE, GREEN, PURPLE, ORANGE, SKY = COLORS = (
+    *("#D55E00", "#0072B2", "#009E73"),
+    *("#CC79A7", "#E69F00", "#56B4E9"),
+)
+GREY = "0.45"
 
 
 def axes_of(ax: Axes | None, size: tuple[float, float]) -> Axes:
@@ -36,3 +44,13 @@ def plot_band(
         x, middle - half_width, middle + half_width, color=style["color"], alpha=alpha, linewidth=0
     )
     ax.plot(x, middle, **style)
+
+
+def new_figure(size: tuple[float, float], options: dict[str, Any]) -> Figure:
+    """A figure of a size in inches, with options of ``matplotlib.figure.Figure``."""
+    return Figure(**{"figsize": size, "layout": "constrained", **options})
+
+
+def legend_below(canvas: Figure, handles: list[Line2D], columns: int) -> None:
+    """Add a legend without a frame below all axes of a figure."""
+    canvas.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False)

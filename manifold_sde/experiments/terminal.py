@@ -1,20 +1,25 @@
-"""How the command line prints and ends: letters, exit statuses, errors, and interrupts."""
+"""How the command line prints and ends, and the options of commands that settings declare."""
 
 from __future__ import annotations
 
 import codecs
 import contextlib
+import dataclasses
+import functools
+import inspect
 import io
+import re
 import sys
 import unicodedata
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Annotated
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any, get_type_hints
 
+import torch
 import typer
 from rich.console import Console
 
 from manifold_sde.errors import Terminated
+from manifold_sde.experiments.experiment import ExperimentSettings
 from manifold_sde.solvers.stopping import terminable
 
 #: Exit status of wrong arguments, of everything else that fails, of a verification that the budget
@@ -25,13 +30,70 @@ USAGE, FAILURE, PARTIAL, INTERRUPTED, TERMINATED = 2, 1, 3, 130, 143
 _SPELLED = {"±": "+-", "•": "*", "…": "...", "×": "x", "√": "sqrt", "→": "->", "—": "-", "–": "-"}
 _SPELLED |= {"²": "^2", "⁴": "^4", "⁻": "^-", "₁": "_1", "ᵀ": "^T", "∇": "grad ", "∂": "d"}
 
-Out = Annotated[Path, typer.Option(metavar="DIR", help="Folder for the files.")]
-Restart = Annotated[
-    bool, typer.Option("--restart", help="Start anew, not from where a run was stopped.")
-]
-Compile = Annotated[
-    bool, typer.Option(help="Compile the step of SGD, where there is a C++ compiler.")
-]
+
+# Options.
+
+_KIND = inspect.Parameter.POSITIONAL_OR_KEYWORD
+
+
+def with_options(
+    settings: type[ExperimentSettings], after: str
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the options that its settings declare, as ``**changes`` of the settings.
+
+    Args:
+        settings: The settings; fields whose option is absent are left out of the changes.
+        after: Parameter of the command after which its settings' options are listed. An option
+            that switches (``--this/--not-this``) is listed last.
+    """
+    kinds = get_type_hints(settings)
+    helps = _helps(settings)
+    declared = {f.name: f for f in dataclasses.fields(settings) if "option" in f.metadata}
+
+    def parameter(field: dataclasses.Field[Any]) -> inspect.Parameter:
+        option, extras = field.metadata["option"], dict(field.metadata["extras"])
+        kind, default = option["kind"] or kinds[field.name], field.default
+        if option["shown"] is not None:
+            kind, default, extras["show_default"] = kind | None, None, option["shown"]
+        flags = [] if option["flag"] is None else [option["flag"]]
+        annotation: Any = Annotated[kind, typer.Option(*flags, help=helps[field.name], **extras)]
+        return inspect.Parameter(field.name, _KIND, default=default, annotation=annotation)
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        parameters: list[inspect.Parameter] = []
+        last: list[inspect.Parameter] = []
+        for own in inspect.signature(command, eval_str=True).parameters.values():
+            if own.kind is not own.VAR_KEYWORD:
+                parameters.append(own)
+            if own.name == after:
+                for field in declared.values():
+                    switch = "/" in (field.metadata["option"]["flag"] or "")
+                    (last if switch else parameters).append(parameter(field))
+        parameters += last
+
+        @functools.wraps(command)
+        def run(**given: Any) -> None:
+            for name, field in declared.items():
+                value, convert = given.pop(name), field.metadata["option"]["convert"]
+                if value is not None and value != []:
+                    given[name] = value if convert is None else convert(value)
+            command(**given)
+
+        run.__annotations__ = {p.name: p.annotation for p in parameters}
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        return run
+
+    return decorate
+
+
+def _helps(settings: type[ExperimentSettings]) -> dict[str, str]:
+    """The first sentence about each field in the docstring of settings."""
+    text = inspect.getdoc(settings) or ""
+    found = re.findall(r"^    (\w+): ((?:.+\n?)(?: {8}.+\n?)*)", text, re.MULTILINE)
+    return {name: re.split(r"(?<=\.)\s", " ".join(words.split()))[0] for name, words in found}
+
+
+# Signs.
 
 
 def print_in_any_encoding() -> None:
@@ -66,6 +128,9 @@ def _letters(sign: str) -> str:
     return plain or "?"
 
 
+# Ends.
+
+
 def errors() -> Console:
     """The console of the error stream."""
     return Console(stderr=True, highlight=False)
@@ -73,8 +138,6 @@ def errors() -> Console:
 
 def one_thread() -> None:
     """More threads make the small operations here slower."""
-    import torch
-
     torch.set_num_threads(1)
 
 

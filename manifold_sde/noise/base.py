@@ -22,45 +22,38 @@ class Noise(ABC):
     A noise holds no data of the problem: the loss is handed in.
     """
 
-    @abstractmethod
-    def validate(self, loss: Loss) -> None:
+    def validate(self, loss: Loss) -> None:  # noqa: B027  (most losses will do)
         """Check that the noise fits the loss.
 
         Raises:
-            NoiseError: If it does not, with a hint.
+            NoiseError: If it does not.
         """
 
     @abstractmethod
     def n_components(self, loss: Loss) -> int:
-        """Number m of columns of sigma."""
+        """Return the number m of columns of sigma."""
 
-    @abstractmethod
     def draw_counts(self, loss: Loss) -> tuple[int, int]:
-        """Numbers of normals and of uniforms that one step of SGD consumes."""
+        """Return how many normals and uniforms one step of SGD consumes, by default m and 0."""
+        return self.n_components(loss), 0
 
     @abstractmethod
     def product(self, loss: Loss, x: Tensor, w: Tensor) -> Tensor:
-        """sigma(x) w: (D,), (m,) -> (D,)."""
+        """Return sigma(x) w: (D,), (m,) -> (D,)."""
 
     @abstractmethod
     def transposed_product(self, loss: Loss, x: Tensor, v: Tensor) -> Tensor:
-        """sigma(x)^T v: (D,), (D,) -> (m,)."""
+        """Return sigma(x)^T v: (D,), (D,) -> (m,)."""
 
-    @abstractmethod
     def stochastic_gradient(
         self, loss: Loss, x: Tensor, normals: Tensor, uniforms: Tensor
     ) -> Tensor:
-        """Gradient that one step of SGD uses: grad L plus the noise of the step.
+        """Return the gradient (D,) of one step of SGD, with mean grad L(x) and covariance Sigma(x).
 
-        Args:
-            loss: The loss.
-            x: Point (D,).
-            normals: Standard normals, as many as :meth:`draw_counts` says.
-            uniforms: Uniforms on (0, 1), likewise.
-
-        Returns:
-            Tensor (D,) with mean grad L(x) and covariance Sigma(x).
+        It consumes as many standard normals, and uniforms on (0, 1), as :meth:`draw_counts` says.
+        By default it is the gradient plus sigma(x) times the normals.
         """
+        return loss.gradient(x) + self.product(loss, x, normals)
 
     def draw(self, loss: Loss, points: Tensor, seed: int, step: object) -> Tensor:
         """Noise that a step of SGD adds to the gradient: (n, D) -> (n, D), point i as path i.
@@ -85,32 +78,24 @@ class Noise(ABC):
         return vmap(noise)(points, normals.T, uniforms.T)
 
     def factor(self, loss: Loss, x: Tensor) -> Tensor:
-        """sigma(x): (D,) -> (D, m)."""
+        """Return sigma(x): (D,) -> (D, m)."""
         identity = torch.eye(self.n_components(loss), dtype=x.dtype, device=x.device)
         return vmap(lambda w: self.product(loss, x, w), out_dims=1)(identity)
 
     def covariance(self, loss: Loss, x: Tensor) -> Tensor:
-        """Sigma(x): (D,) -> (D, D)."""
+        """Return Sigma(x): (D,) -> (D, D)."""
         factor = self.factor(loss, x)
         return factor @ factor.T
 
     def trace(self, loss: Loss, x: Tensor) -> Tensor:
-        """V = tr Sigma(x): (D,) -> ()."""
+        """Return V = tr Sigma(x): (D,) -> ()."""
         return self.factor(loss, x).square().sum()
 
     def correction(self, loss: Loss, x: Tensor, projection: Tensor) -> Tensor:
-        """Sum over j of the derivative of sigma_j along P sigma_j, by JVP.
+        """Return the sum over j of the derivative of sigma_j along P sigma_j: (D,) -> (D,).
 
-        It is the term of the Stratonovich drift that comes from the noise itself; the projection
-        is held fixed.
-
-        Args:
-            loss: The loss.
-            x: Point (D,).
-            projection: Symmetric matrix P (D, D).
-
-        Returns:
-            Tensor (D,).
+        It is the term of the Stratonovich drift that comes from the noise itself. The symmetric
+        matrix ``projection`` is P (D, D), held fixed.
         """
         identity = torch.eye(self.n_components(loss), dtype=x.dtype, device=x.device)
 
@@ -125,7 +110,7 @@ class GradientNoise(Noise):
     """A noise whose columns are gradients of functions: its Jacobians are symmetric."""
 
     def correction(self, loss: Loss, x: Tensor, projection: Tensor) -> Tensor:
-        """Half the gradient of tr(P Sigma(x)) at fixed P: one reverse mode."""
+        """Return half the gradient of tr(P Sigma(x)) at fixed P, by one reverse pass."""
 
         def projected_trace(z: Tensor) -> Tensor:
             factor = self.factor(loss, z)
@@ -135,11 +120,7 @@ class GradientNoise(Noise):
 
 
 def check_noise(noise: object) -> None:
-    """Check that this is a noise model.
-
-    Raises:
-        NoiseError: If it is none.
-    """
+    """Refuse what is not a noise model, by a NoiseError."""
     if not isinstance(noise, Noise):
         raise NoiseError(
             "the noise is not a noise model",

@@ -16,11 +16,11 @@ from manifold_sde.noise.base import Noise
 
 
 class CustomNoise(Noise):
-    r"""Gaussian noise sigma(x) w, w ~ N(0, I_m), with a factor of the user's.
+    """Gaussian noise sigma(x) w, w ~ N(0, I_m), with a factor that the user gives.
 
-    The theory asks two things of sigma: degree -1, sigma(a x) = sigma(x) / a, without which there
-    is no intrinsic clock; and sigma(x)^T x = 0, without which the norm equation holds only in
-    mean. Both are measured by ``Problem.noise_violations`` and asked for where they are needed.
+    The theory needs two properties of sigma: degree -1, sigma(a x) = sigma(x) / a, without which
+    there is no intrinsic clock; and sigma(x)^T x = 0, without which the norm equation holds only in
+    mean. ``Problem.noise_violations`` measures both, and what needs them requires them.
 
     Args:
         factor: Function of one vector (D,) that returns sigma(x), (D, m), in plain torch.
@@ -134,27 +134,23 @@ class CustomNoise(Noise):
             )
 
     def n_components(self, loss: Loss) -> int:
-        """m, the number of columns measured when the problem was made."""
+        """Return m, the number of columns measured when the problem was made."""
         return self._components[loss.dim]
 
-    def draw_counts(self, loss: Loss) -> tuple[int, int]:
-        """M normals a step."""
-        return self.n_components(loss), 0
-
     def factor(self, loss: Loss, x: Tensor) -> Tensor:
-        """sigma(x) as the user gives it."""
+        """Return sigma(x) as the user gives it."""
         return self.function(x)
 
     def product(self, loss: Loss, x: Tensor, w: Tensor) -> Tensor:
-        """sigma(x) w."""
+        """Return sigma(x) w."""
         return self.function(x) @ w
 
     def transposed_product(self, loss: Loss, x: Tensor, v: Tensor) -> Tensor:
-        """sigma(x)^T v."""
+        """Return sigma(x)^T v."""
         return self.function(x).T @ v
 
     def correction(self, loss: Loss, x: Tensor, projection: Tensor) -> Tensor:
-        """Sum over j of the derivative of sigma_j along P sigma_j, one forward mode a column."""
+        """Return the sum over j of d sigma_j [P sigma_j], by one forward pass a column."""
         directions = (projection @ self.function(x)).T
 
         def column(direction: Tensor, index: Tensor) -> Tensor:
@@ -163,9 +159,3 @@ class CustomNoise(Noise):
 
         indices = torch.arange(directions.shape[0], device=x.device)
         return vmap(column)(directions, indices).sum(0)
-
-    def stochastic_gradient(
-        self, loss: Loss, x: Tensor, normals: Tensor, uniforms: Tensor
-    ) -> Tensor:
-        """The gradient plus sigma(x) times the normals of the step."""
-        return loss.gradient(x) + self.product(loss, x, normals)

@@ -13,7 +13,7 @@ from manifold_sde.noise.sampling import one_hot_draws
 
 
 class LabelNoise(GradientNoise):
-    r"""SGD on least squares whose labels get fresh Gaussian noise at every draw.
+    """Noise of SGD on least squares whose labels get fresh Gaussian noise at every draw.
 
     A step draws B samples with replacement and follows the mean of
     ``(r_xi + eps) grad r_xi`` with eps ~ N(0, s^2), summed over a sample's K outputs. Where the
@@ -38,7 +38,7 @@ class LabelNoise(GradientNoise):
         return f"LabelNoise(scale={self.scale:g}, batch_size={self.batch_size})"
 
     def validate(self, loss: Loss) -> None:
-        """Needs residuals."""
+        """Require a loss that is given by residuals."""
         if not isinstance(loss, LeastSquaresLoss):
             raise NoiseError(
                 "label noise is defined for least squares only",
@@ -56,16 +56,16 @@ class LabelNoise(GradientNoise):
         return float((loss.n_samples * self.batch_size) ** 0.5)
 
     def n_components(self, loss: Loss) -> int:
-        """Number m of columns: Xi for drawing the samples, Xi K for their labels."""
+        """Return m = Xi + Xi K, for drawing the samples and for their labels."""
         loss = self._least_squares(loss)
         return loss.n_samples + loss.n_residuals
 
     def draw_counts(self, loss: Loss) -> tuple[int, int]:
-        """K normals and a uniform for each draw."""
+        """Return K normals and one uniform for each draw."""
         return self.batch_size * self._least_squares(loss).n_outputs, self.batch_size
 
     def product(self, loss: Loss, x: Tensor, w: Tensor) -> Tensor:
-        """sigma(x) w by one reverse mode."""
+        """Return sigma(x) w, by one reverse pass."""
         loss = self._least_squares(loss)
         drawn, labels = w[: loss.n_samples], w[loss.n_samples :]
         residuals = loss.of_samples(loss.residuals(x))
@@ -74,7 +74,7 @@ class LabelNoise(GradientNoise):
         return loss.residual_transposed_product(x, weights / self._size(loss))
 
     def transposed_product(self, loss: Loss, x: Tensor, v: Tensor) -> Tensor:
-        """sigma(x)^T v by one forward mode."""
+        """Return sigma(x)^T v, by one forward pass."""
         loss = self._least_squares(loss)
         along = loss.residual_product(x, v)
         drawn = loss.of_samples(loss.residuals(x) * along).sum(1)
@@ -82,7 +82,7 @@ class LabelNoise(GradientNoise):
         return parts / self._size(loss)
 
     def factor(self, loss: Loss, x: Tensor) -> Tensor:
-        """Both blocks from one Jacobian."""
+        """Return both blocks, from one Jacobian."""
         loss = self._least_squares(loss)
         jacobian = loss.jacobian(x)
         gradients = loss.of_samples(loss.residuals(x)[:, None] * jacobian).sum(1)
@@ -92,7 +92,7 @@ class LabelNoise(GradientNoise):
     def stochastic_gradient(
         self, loss: Loss, x: Tensor, normals: Tensor, uniforms: Tensor
     ) -> Tensor:
-        """The gradient on the samples drawn, with their fresh labels."""
+        """Return the gradient on the samples drawn, with their fresh labels."""
         loss = self._least_squares(loss)
         draws = one_hot_draws(uniforms, loss.n_samples)
         residuals = loss.of_samples(loss.residuals(x))

@@ -14,7 +14,7 @@ from manifold_sde.paper import implements
 
 @implements("Equation (2)")
 class SamplingNoise(GradientNoise):
-    r"""Noise of drawing the samples, sigma_xi = (grad L_xi - grad L) / sqrt(Xi).
+    """Noise of drawing the samples, sigma_xi = (grad L_xi - grad L) / sqrt(Xi).
 
     A batch of B samples divides the covariance: by B when it is drawn with replacement, as in
     (2), and multiplies it by (Xi - B) / (B (Xi - 1)) when it is drawn without.
@@ -35,7 +35,7 @@ class SamplingNoise(GradientNoise):
         return f"SamplingNoise(batch_size={self.batch_size}{drawn})"
 
     def validate(self, loss: Loss) -> None:
-        """Needs sample losses, and a batch that fits them."""
+        """Require the losses of samples, and a batch that fits them."""
         if loss.n_samples is None:
             raise NoiseError(
                 "sampling noise needs the losses of the samples",
@@ -59,7 +59,7 @@ class SamplingNoise(GradientNoise):
             )
 
     def variance_factor(self, n_samples: int) -> float:
-        """The factor kappa that the batch puts before the covariance of one sample."""
+        """Return the factor kappa by which a batch multiplies the covariance of one sample."""
         if self.replacement:
             return 1.0 / self.batch_size
         return (n_samples - self.batch_size) / (self.batch_size * (n_samples - 1))
@@ -69,49 +69,49 @@ class SamplingNoise(GradientNoise):
         return (self.variance_factor(loss.n_samples) / loss.n_samples) ** 0.5
 
     def n_components(self, loss: Loss) -> int:
-        """Number m of columns: Xi."""
+        """Return m = Xi."""
         assert loss.n_samples is not None
         return loss.n_samples
 
     def draw_counts(self, loss: Loss) -> tuple[int, int]:
-        """A uniform for each draw; for each sample where there is no replacement."""
+        """Return one uniform for each draw, or for each sample without replacement."""
         return 0, self.batch_size if self.replacement else self.n_components(loss)
 
     def product(self, loss: Loss, x: Tensor, w: Tensor) -> Tensor:
-        """sigma(x) w by one reverse mode: centring the weights centres the gradients."""
+        """Return sigma(x) w, by one reverse pass: centring the weights centres the gradients."""
         return loss.weighted_gradient(x, self._weight(loss) * (w - w.mean()))
 
     def transposed_product(self, loss: Loss, x: Tensor, v: Tensor) -> Tensor:
-        """sigma(x)^T v by one forward mode."""
+        """Return sigma(x)^T v, by one forward pass."""
         along = loss.sample_derivatives(x, v)
         return self._weight(loss) * (along - along.mean())
 
     def factor(self, loss: Loss, x: Tensor) -> Tensor:
-        """The centred gradients of the samples, as columns."""
+        """Return the centred gradients of the samples, as columns."""
         gradients = loss.sample_gradients(x)
         return self._weight(loss) * (gradients - gradients.mean(0)).T
 
     def stochastic_gradient(
         self, loss: Loss, x: Tensor, normals: Tensor, uniforms: Tensor
     ) -> Tensor:
-        """The gradient of the mean loss of the samples drawn."""
+        """Return the gradient of the mean loss of the samples drawn."""
         return loss.drawn_gradient(x, self._drawn(loss, uniforms))
 
     def _drawn(self, loss: Loss, uniforms: Tensor) -> Tensor:
-        """Numbers of the samples drawn: (B,)."""
+        """The numbers of the samples drawn, (B,)."""
         if self.replacement:
             return draws(uniforms, self.n_components(loss))
-        # The samples with the smallest uniforms; by rank, so that ties never make a larger batch.
+        # Those with the smallest uniforms; by rank, so that ties never make a larger batch.
         return uniforms.argsort(stable=True)[: self.batch_size]
 
 
 def draws(uniforms: Tensor, n_samples: int) -> Tensor:
-    """Which of n_samples each uniform on (0, 1) draws: (B,) -> (B,), whole numbers."""
+    """Return which of n_samples each uniform on (0, 1) draws: (B,) -> integers (B,)."""
     return (uniforms * n_samples).floor().clamp(max=n_samples - 1).to(torch.int64)
 
 
 def one_hot_draws(uniforms: Tensor, n_samples: int) -> Tensor:
-    """Which sample each uniform draws, as rows of ones and zeros: (B,) -> (B, Xi)."""
+    """Return which sample each uniform draws, as rows of ones and zeros: (B,) -> (B, Xi)."""
     drawn = (uniforms * n_samples).floor().clamp(max=n_samples - 1)
     index = torch.arange(n_samples, dtype=uniforms.dtype, device=uniforms.device)
     return (drawn[:, None] == index).to(uniforms.dtype)

@@ -13,7 +13,7 @@ from manifold_sde.paper import implements
 
 @implements("Equation (18)")
 class SphericalNoise(Noise):
-    r"""Isotropic noise on the sphere, sigma(x) = (s / |x|) (I - x x^T / |x|^2).
+    """Isotropic noise on the sphere, sigma(x) = (s / |x|) (I - x x^T / |x|^2).
 
     It is what adding ``<x / |x|, eps>`` with eps ~ N(0, s^2 I) to the loss does to the gradient.
     Its covariance is Sigma = (s / |x|)^2 (I - x x^T / |x|^2) and tr Sigma = s^2 (D - 1) / |x|^2.
@@ -32,38 +32,31 @@ class SphericalNoise(Noise):
     def __repr__(self) -> str:
         return f"SphericalNoise(scale={self.scale:g})"
 
-    def validate(self, loss: Loss) -> None:
-        """Every loss will do."""
-
     def n_components(self, loss: Loss) -> int:
-        """Number m of columns: D."""
+        """Return m = D."""
         return loss.dim
 
-    def draw_counts(self, loss: Loss) -> tuple[int, int]:
-        """D normals a step."""
-        return loss.dim, 0
-
     def product(self, loss: Loss, x: Tensor, w: Tensor) -> Tensor:
-        """sigma(x) w without the matrix."""
+        """Return sigma(x) w, without the matrix."""
         square = (x * x).sum()
         return (self.scale * square.rsqrt()) * (w - x * ((x * w).sum() / square))
 
     def transposed_product(self, loss: Loss, x: Tensor, v: Tensor) -> Tensor:
-        """Sigma is symmetric."""
+        """Return sigma(x) v, as sigma is symmetric."""
         return self.product(loss, x, v)
 
     def covariance(self, loss: Loss, x: Tensor) -> Tensor:
-        """(s / |x|)^2 (I - x x^T / |x|^2), in closed form."""
+        """Return (s / |x|)^2 (I - x x^T / |x|^2)."""
         square = (x * x).sum()
         identity = torch.eye(loss.dim, dtype=x.dtype, device=x.device)
         return (self.scale**2 / square) * (identity - x[:, None] * x[None, :] / square)
 
     def trace(self, loss: Loss, x: Tensor) -> Tensor:
-        """s^2 (D - 1) / |x|^2, in closed form."""
+        """Return s^2 (D - 1) / |x|^2."""
         return self.scale**2 * (loss.dim - 1) / (x * x).sum()
 
     def correction(self, loss: Loss, x: Tensor, projection: Tensor) -> Tensor:
-        """Closed form; -s^2 (dim Gamma - 1) x / |x|^4 where P projects onto T_x(Gamma)."""
+        """Return the closed form, -s^2 (dim Gamma - 1) x / |x|^4 for P onto T_x(Gamma)."""
         square = (x * x).sum()
         projected = projection @ x
         radial = (x * projected).sum() / square
@@ -71,9 +64,3 @@ class SphericalNoise(Noise):
         # sigma^T P x and P sigma^T x = 0 enter through the derivative of 1 / |x| and of x x^T.
         turned = projected - x * radial
         return -(self.scale**2 / square**2) * (x * tangential_trace + turned)
-
-    def stochastic_gradient(
-        self, loss: Loss, x: Tensor, normals: Tensor, uniforms: Tensor
-    ) -> Tensor:
-        """The gradient of (18)."""
-        return loss.gradient(x) + self.product(loss, x, normals)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -14,34 +14,35 @@ from manifold_sde.problem import LeastSquaresProblem, Problem
 from manifold_sde.problems.facts import Circle, Facts
 
 
+@dataclass(frozen=True)
 class _WeightedCoordinate:
     """The residual (1 + a x_1 / |x|) x_3 / |x|, as a picklable function of one vector."""
 
     __name__ = "weighted_coordinate"
-
-    def __init__(self, amplitude: float) -> None:
-        self.amplitude = amplitude
+    amplitude: float
 
     def __call__(self, x: Tensor) -> Tensor:
         direction = x / x.norm()
         return (1.0 + self.amplitude * direction[:1]) * direction[2:]
 
 
+@dataclass(frozen=True)
 class _WeightedLogDeterminant:
-    """2 log(1 + a cos theta) - 2 log |y|, at points y of Gamma."""
+    """2 log(r (1 + a u_1)) - 2 log |y|, at points y = |y| u of Gamma."""
 
-    def __init__(self, amplitude: float) -> None:
-        self.amplitude = amplitude
+    amplitude: float
+    radius: float = 1.0
 
     def __call__(self, y: Tensor) -> Tensor:
         norm = y.norm(dim=-1)
-        return 2.0 * torch.log1p(self.amplitude * y[..., 0] / norm) - 2.0 * norm.log()
+        varying = torch.log1p(self.amplitude * y[..., 0] / norm)
+        return 2.0 * (varying + math.log(self.radius)) - 2.0 * norm.log()
 
 
 def varying_circle(
     amplitude: float = 0.5, noise_scale: float = 0.3, *, noise: Noise | None = None
 ) -> LeastSquaresProblem:
-    r"""L = ((1 + a x_1/|x|) x_3/|x|)^2 / 2 in R^3: Gamma_1 is x_3 = 0, with varying curvature.
+    """L = ((1 + a x_1/|x|) x_3/|x|)^2 / 2 in R^3: Gamma_1 is x_3 = 0, with varying curvature.
 
     At the angle theta on Gamma_1, H has the one nonzero eigenvalue (1 + a cos theta)^2. With the
     noise (18), pi has the density proportional to pdet(H)^{-1/2} = 1 / (1 + a cos theta): the
@@ -50,10 +51,7 @@ def varying_circle(
     Args:
         amplitude: The amplitude a, in [0, 1).
         noise_scale: Scale of the noise (18).
-        noise: Another noise in place of (18).
-
-    Returns:
-        The problem.
+        noise: Replaces the noise (18).
 
     Raises:
         ArgumentError: If the amplitude is out of range.
@@ -91,7 +89,7 @@ def varying_circle(
 def label_noise_circle(
     amplitude: float = 0.5, label_scale: float = 0.3, batch_size: int = 1
 ) -> LeastSquaresProblem:
-    r"""The circle of varying curvature with label noise: a flow towards small tr H, no diffusion.
+    """The circle of varying curvature with label noise: a flow towards small tr H, no diffusion.
 
     With kappa = s^2 / B the angle follows theta' = (kappa / 2) a sin theta (1 + a cos theta) in
     the clock u, that is -(kappa / 4) times the gradient of tr H = (1 + a cos theta)^2: it comes to
@@ -101,9 +99,6 @@ def label_noise_circle(
         amplitude: The amplitude a, in [0, 1).
         label_scale: Standard deviation s of the labels' noise.
         batch_size: Number B of samples a step.
-
-    Returns:
-        The problem.
 
     Raises:
         ArgumentError: If a parameter is out of range.
@@ -123,15 +118,14 @@ def label_noise_circle(
     return problem
 
 
+@dataclass(frozen=True)
 class _TiltedSamples:
     """Four sample losses that differ from ((1 + a u_1) (u_3 - h))^2 / 2 by the tilts +-b g_j."""
 
     __name__ = "tilted_samples"
-
-    def __init__(self, amplitude: float, tilt: float, height: float) -> None:
-        self.amplitude = amplitude
-        self.tilt = tilt
-        self.height = height
+    amplitude: float
+    tilt: float
+    height: float
 
     def __call__(self, x: Tensor) -> Tensor:
         u = x / x.norm()
@@ -140,23 +134,10 @@ class _TiltedSamples:
         return torch.cat([common + tilts, common - tilts])
 
 
-class _TiltedLogDeterminant:
-    """2 log(r (1 + a u_1)) - 2 log |y|, at points y = |y| u of Gamma."""
-
-    def __init__(self, amplitude: float, radius: float) -> None:
-        self.amplitude = amplitude
-        self.radius = radius
-
-    def __call__(self, y: Tensor) -> Tensor:
-        norm = y.norm(dim=-1)
-        varying = torch.log1p(self.amplitude * y[..., 0] / norm)
-        return 2.0 * (varying + math.log(self.radius)) - 2.0 * norm.log()
-
-
 def mixed_noise_circle(
     amplitude: float = 0.5, tilt: float = 0.3, height: float = 0.6, *, noise: Noise | None = None
 ) -> Problem:
-    r"""A small circle in R^3 with sampling noise that has everything: the test for solvers.
+    """A small circle in R^3 whose sampling noise makes every term matter: the test for solvers.
 
     With u = x/|x|, the four sample losses are ((1 + a u_1)(u_3 - h))^2 / 2 with +-b u_1 and
     +-b (u_2 + u_1 u_3) added. Their mean is minimal on the circle u_3 = h, where the samples are
@@ -173,10 +154,7 @@ def mixed_noise_circle(
         tilt: The size b of the tilts, positive.
         height: The height h of the circle, in [0, 1); its radius is sqrt(1 - h^2). At 0 the circle
             is a great one, and the mixed term of the drift vanishes.
-        noise: Another noise in place of that of drawing the samples.
-
-    Returns:
-        The problem.
+        noise: Replaces the sampling noise.
 
     Raises:
         ArgumentError: If a parameter is out of range.
@@ -212,6 +190,6 @@ def mixed_noise_circle(
         "eigenvalue r^2 (1 + a r cos theta)^2; the sampling noise does not vanish there, its "
         "tangent and normal parts are correlated, and pi is neither uniform nor reversible",
         circle=Circle(center, identity[:2], radius),
-        log_pseudo_determinant=_TiltedLogDeterminant(a, radius),
+        log_pseudo_determinant=_WeightedLogDeterminant(a, radius),
     )
     return problem

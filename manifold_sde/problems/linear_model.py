@@ -112,6 +112,8 @@ def normalized_linear(
 ) -> NormalizedLinear:
     """The normalised linear model F_z(x) = <x / |x|, z>, fitted by least squares.
 
+    The ``minimizer`` of the problem is x*, of norm 1.
+
     Args:
         dim: Dimension D.
         n_samples: Number N of inputs, at most D - 2; D - 2 makes Gamma_1 a circle.
@@ -123,10 +125,7 @@ def normalized_linear(
             norm sqrt(N): the well-conditioned design, near its limit at practical learning rates.
         radius: Radius of Gamma_1; by default that of a uniformly random minimiser for the
             Gaussian design, where radius^2 is Beta((D-N)/2, N/2), and 0.8 for the orthogonal one.
-        noise: Another noise in place of (18).
-
-    Returns:
-        The problem; ``.minimizer`` is x*, of norm 1.
+        noise: Replaces the noise (18).
 
     Raises:
         ArgumentError: If the sizes, the design or the radius are out of range.

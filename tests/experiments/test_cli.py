@@ -14,8 +14,8 @@ from typer.testing import CliRunner, Result
 import manifold_sde
 from manifold_sde.errors import ManifoldSDEError
 from manifold_sde.experiments import cli
+from manifold_sde.experiments.experiment import held_results
 from manifold_sde.experiments.figure2 import Figure2
-from manifold_sde.experiments.files import held_results
 from manifold_sde.experiments.terminal import print_in_any_encoding
 
 TINY = ["figure", "2", "--lr", "0.01", "--until", "0.03", "--runs", "4", "--law-runs", "8"]
@@ -88,7 +88,7 @@ def test_other_errors_have_status_1(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise ManifoldSDEError("it failed", remedy="another day")
 
-    monkeypatch.setattr("manifold_sde.experiments.loading.load_problem", fail)
+    monkeypatch.setattr("manifold_sde.experiments.problem_file.load_problem", fail)
     done = call("info", "a.py:b")
     assert done.exit_code == 1
     assert "Error: it failed" in done.stderr
@@ -117,7 +117,7 @@ def test_sigterm_ends_in_order_with_status_143(
         finally:
             ended.append("in order")
 
-    name = "figure2.command.simulate" if resumable else "loading.load_problem"
+    name = "figure2.command.simulate" if resumable else "problem_file.load_problem"
     monkeypatch.setattr(f"manifold_sde.experiments.{name}", stop)
     command = [*TINY, "--out", str(tmp_path), "--jobs", "1", "--no-compile"]
     done = call(*(command if resumable else ["info", "a.py:b"]))

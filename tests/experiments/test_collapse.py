@@ -24,8 +24,8 @@ from manifold_sde.experiments.collapse import (
     verdicts,
 )
 from manifold_sde.experiments.collapse.network import FUNCTIONS, SHARPNESS, make_task
-from manifold_sde.experiments.collapse.settings import read_rates
 from manifold_sde.experiments.collapse.simulation import AXES, ensemble_path
+from manifold_sde.experiments.settings.collapse import read_rates
 from manifold_sde.solvers import run_sgd
 
 TINY = Settings(

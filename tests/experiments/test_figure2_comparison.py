@@ -8,15 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from manifold_sde.experiments.experiment import write_csv
 from manifold_sde.experiments.figure2 import Comparison, Figure2, Run, Settings, compare
+from manifold_sde.experiments.figure2.command import findings
 from manifold_sde.experiments.figure2.comparison import (
     FALSE_ALARM,
     limit_law,
     ratio_curve,
     verdicts,
-    write_table,
 )
-from manifold_sde.experiments.figure2.settings import DESIGNS
+from manifold_sde.experiments.settings.figure2 import DESIGNS
 from manifold_sde.verification.exact import AngleLaw
 
 SETTINGS = Settings.quick(law_runs=240)
@@ -132,9 +133,11 @@ def test_limit_law_is_that_of_the_whole_step() -> None:
 
 
 def test_table_is_read_back(tmp_path: Path) -> None:
-    rows = compare(drawn(0))
-    write_table(rows, tmp_path / "table.csv")
+    figure = drawn(0)
+    rows = compare(figure)
+    found = findings(figure)
+    write_csv(tmp_path / "table.csv", *found.csv[".csv"])
     with (tmp_path / "table.csv").open(encoding="utf-8") as file:
-        found = list(csv.DictReader(file))
-    assert list(found[0]) == [field.name for field in dataclasses.fields(Comparison)]
-    assert [float(row["variance_ratio"]) for row in found] == [row.variance_ratio for row in rows]
+        read = list(csv.DictReader(file))
+    assert list(read[0]) == [field.name for field in dataclasses.fields(Comparison)]
+    assert [float(row["variance_ratio"]) for row in read] == [row.variance_ratio for row in rows]

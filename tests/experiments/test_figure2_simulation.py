@@ -13,10 +13,10 @@ import torch
 
 from manifold_sde import Geometry, TimeScale
 from manifold_sde.errors import ArgumentError, CheckpointError, NonFiniteError
+from manifold_sde.experiments.experiment import discard
 from manifold_sde.experiments.figure2 import Figure2, Settings, simulate
-from manifold_sde.experiments.figure2.settings import DESIGNS
 from manifold_sde.experiments.figure2.simulation import run_design, run_path
-from manifold_sde.experiments.files import discard
+from manifold_sde.experiments.settings.figure2 import DESIGNS
 from manifold_sde.solvers import run_sgd
 
 TINY = Settings(lrs=(0.02, 0.01), runs=3, law_runs=8, horizon=0.05, columns=4, compiled=False)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from manifold_sde.errors import ArgumentError
-from manifold_sde.experiments.loading import load_problem
+from manifold_sde.experiments.problem_file import load_problem
 
 GOOD = """
 from beside import SCALE

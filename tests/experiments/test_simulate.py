@@ -15,8 +15,8 @@ from manifold_sde import CustomNoise, DirectionDiffusion, Geometry, SamplingNois
 from manifold_sde.errors import ArgumentError, LostPathsError, LostPathsWarning
 from manifold_sde.experiments import cli
 from manifold_sde.experiments.description import describe_problem
-from manifold_sde.experiments.loading import load_problem
-from manifold_sde.experiments.simulate.inputs import at_batch_size
+from manifold_sde.experiments.problem_file import load_problem
+from manifold_sde.experiments.simulate.command import at_batch_size
 from manifold_sde.experiments.simulate.plots import plot_law
 from manifold_sde.experiments.simulate.summary import law_table, measured, summarize
 from manifold_sde.solvers import DirectionSolution, Solution, predict_sgd, run_sgd, solve

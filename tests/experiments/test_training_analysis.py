@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from manifold_sde.experiments.experiment import write_csv
 from manifold_sde.experiments.training import (
     Settings,
     TrainingRun,
@@ -20,8 +21,8 @@ from manifold_sde.experiments.training import (
 from manifold_sde.experiments.training.analysis import (
     at_full_training_accuracy,
     rows,
-    write_table,
 )
+from manifold_sde.experiments.training.command import findings
 from tests.experiments.test_training_simulation import tiny
 
 STEPS = 10
@@ -153,7 +154,7 @@ def test_full_training_accuracy_is_taken_where_it_is_first_reached() -> None:
 def test_table_has_a_row_for_each_decay(tmp_path: Path) -> None:
     run = drawn()
     path = tmp_path / "table.csv"
-    write_table(run, path)
+    write_csv(path, *findings(1, run).csv[".csv"])
     with path.open(encoding="utf-8") as file:
         read = list(csv.DictReader(file))
     assert [int(row["epoch"]) for row in read] == run.settings.decay_times

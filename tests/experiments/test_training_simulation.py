@@ -11,7 +11,7 @@ from torch import nn
 from manifold_sde import Problem, SamplingNoise
 from manifold_sde.errors import ArgumentError, CheckpointError, DataFileError, NonFiniteError
 from manifold_sde.experiments.training import Settings, TrainingRun, simulation, train
-from manifold_sde.experiments.training.fleet import Fleet, augmented, batches
+from manifold_sde.experiments.training.model_ensemble import ModelEnsemble, augmented, batches
 from tests.networks.test_data import write
 
 TINY: dict[str, Any] = {
@@ -239,7 +239,7 @@ def test_shifts_move_and_mirror() -> None:
 
 
 def test_shifts_are_drawn_anew_in_each_epoch_and_run() -> None:
-    group = simulation._Group(tiny(shift=1, mirror=True), [0, 1], None, False, "runs")
+    group = simulation._Group(tiny(shift=1, mirror=True), [0, 1])
     first, second = (group._shifts([(0, 0, 0), (1, 0, 0)], epoch) for epoch in (0, 1))
     assert first is not None
     assert second is not None
@@ -249,8 +249,8 @@ def test_shifts_are_drawn_anew_in_each_epoch_and_run() -> None:
     values = first.reshape(-1, 3).T.tolist()
     assert [set(v) for v in values] == [{0, 1, 2}, {0, 1, 2}, {0, 1}]
     assert group._shifts([(0, 0, 0)], 0) is not None
-    assert simulation._Group(tiny(), [0], None, False, "runs")._shifts([(0, 0, 0)], 0) is None
-    assert bool((group.fill == group.fleet.images.inputs.min()).all())
+    assert simulation._Group(tiny(), [0])._shifts([(0, 0, 0)], 0) is None
+    assert bool((group.fill == group.models.images.inputs.min()).all())
 
 
 def test_published_setting_runs_on_a_folder_of_cifar10(tmp_path: Path) -> None:
@@ -266,12 +266,12 @@ def test_published_setting_runs_on_a_folder_of_cifar10(tmp_path: Path) -> None:
         train(Settings.published(str(tmp_path / "nothing")))
 
 
-def test_fleet_of_some_networks(run: TrainingRun) -> None:
+def test_an_ensemble_of_some_networks(run: TrainingRun) -> None:
     settings = run.settings
-    fleet = Fleet(settings.network, [0, 1], settings.images())
-    twice = fleet.subset([1, 1, 0])
-    inputs = fleet.images.inputs[:10]
-    batch = inputs.expand(3, *inputs.shape), fleet.images.targets[:10].expand(3, -1)
+    models = ModelEnsemble(settings.network, [0, 1], settings.images())
+    twice = models.subset([1, 1, 0])
+    inputs = models.images.inputs[:10]
+    batch = inputs.expand(3, *inputs.shape), models.images.targets[:10].expand(3, -1)
     losses, gradients = twice.gradients(twice.start, *batch)
     assert losses.shape == (3,)
     assert torch.equal(gradients[0], gradients[1])

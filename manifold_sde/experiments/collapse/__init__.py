@@ -13,8 +13,8 @@ from manifold_sde.experiments.collapse.curve_statistics import (
     distance,
 )
 from manifold_sde.experiments.collapse.plots import plot_collapse, plot_curves
-from manifold_sde.experiments.collapse.settings import Settings
 from manifold_sde.experiments.collapse.simulation import CollapseData, Ensemble, simulate
+from manifold_sde.experiments.settings.collapse import Settings
 
 __all__ = [
     "Collapse",

@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.table import Table
 from scipy.special import ndtri
 
 from manifold_sde.experiments.collapse.curve_statistics import (
-    Array,
     Collapse,
     Distance,
     collapse,
@@ -22,15 +21,10 @@ from manifold_sde.experiments.collapse.curve_statistics import (
 )
 from manifold_sde.experiments.collapse.network import FUNCTIONS
 from manifold_sde.experiments.collapse.simulation import AXES, CollapseData, Ensemble
-from manifold_sde.experiments.files import write_csv
+from manifold_sde.experiments.experiment import Array, plain_table
 
 #: The axes in words.
-AXIS_NAMES = {
-    "steps": "k",
-    "lr_steps": "ηk",
-    "lr_decay_steps": "ηλk",
-    "clock": "u",
-}
+AXIS_NAMES = {"steps": "k", "lr_steps": "ηk", "lr_decay_steps": "ηλk", "clock": "u"}
 #: Positions of the common grid.
 _POINTS = 40
 #: Standard errors from which on one axis counts as better than another.
@@ -109,20 +103,12 @@ def distances(data: CollapseData) -> list[DistanceRow]:
     return rows
 
 
-def write_tables(
-    rows: Sequence[Row], apart: Sequence[DistanceRow], files: tuple[Path, Path]
-) -> None:
-    """Write both tables as CSV."""
-    _write(files[0], rows)
-    _write(files[1], apart)
-
-
-def _write(path: Path, rows: Sequence[Row | DistanceRow]) -> None:
-    flat: list[dict[str, Any]] = []
-    for row in rows:
-        fields = {name: value for name, value in vars(row).items() if name != "result"}
-        flat.append({**fields, **vars(row.result)})
-    write_csv(path, flat, list(flat[0]))
+def flat(rows: Sequence[Row | DistanceRow]) -> list[dict[str, Any]]:
+    """Rows for a table, with the fields of their results."""
+    return [
+        {name: v for name, v in vars(row).items() if name != "result"} | vars(row.result)
+        for row in rows
+    ]
 
 
 def verdicts(data: CollapseData, rows: Sequence[Row], apart: Sequence[DistanceRow]) -> list[str]:
@@ -214,3 +200,27 @@ def _accuracy(data: CollapseData) -> str:
     if data.diffusion.lost:
         text += f"; {data.diffusion.lost} paths of the diffusion were lost and are left out"
     return text + "."
+
+
+def collapse_table(rows: Sequence[Row]) -> Table:
+    """The measure as a table of 80 columns."""
+    table = plain_table(
+        "Unexplained: per cent of the curves' variation that is between the curves",
+        "0 is a collapse onto one curve; what chance adds is subtracted",
+        "± standard error by bootstrap over paths",
+        "smallest share: of the norm of the weights, that one of the layers has",
+        "chance: p-value that all runs have one law on the axis u",
+    )
+    table.add_column("test function", no_wrap=True)
+    for name in (*AXIS_NAMES.values(), "chance"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for function, words in FUNCTIONS.items():
+        found = {row.axis: row.result for row in rows if row.function == function}
+        cells = []
+        for axis in AXES:
+            lost = math.isnan(found[axis].unexplained)
+            cells.append("no signal" if lost else in_per_cent(found[axis]).replace(" ", ""))
+        p = found["clock"].p_value
+        shown = "-" if math.isnan(p) else f"{p:.2g}"
+        table.add_row(words.removesuffix(" of a layer's norm"), *cells, shown)
+    return table

@@ -19,11 +19,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from manifold_sde.errors import ArgumentError
-
-Array = NDArray[np.float64]
+from manifold_sde.experiments.experiment import Array
 
 #: A variation of less than so many times its noise is none to speak of.
 _SIGNAL = 3.0
@@ -71,15 +69,7 @@ class Distance:
 
 
 def on_grid(positions: Array, values: Array, grid: Array) -> Array:
-    """Each path as a function of its position on an axis, linear between snapshots.
-
-    Args:
-        positions: Positions at the snapshots, (K,) for all paths or (K, n).
-        values: Values (K, n).
-        grid: Positions asked for, (G,), within those of every path.
-
-    Returns:
-        Array (n, G).
+    """Interpolate paths (K, n), linearly in their positions (K,) or (K, n), at a grid: (n, G).
 
     Raises:
         ArgumentError: If the grid goes beyond a path.
@@ -101,12 +91,7 @@ def on_grid(positions: Array, values: Array, grid: Array) -> Array:
 
 
 def common_grid(positions: Sequence[Array], points: int) -> Array:
-    """Equally spaced positions that all curves reach, without the first, where all agree.
-
-    Args:
-        positions: Positions of each ensemble at its snapshots, (K,) or (K, n).
-        points: Number of positions.
-    """
+    """Equally spaced positions that all curves reach, without the first, where all agree."""
     start = max(float(np.max(p[0])) for p in positions)
     end = min(float(np.min(p[-1])) for p in positions)
     return np.linspace(start, end, points + 1)[1:]
@@ -115,16 +100,7 @@ def common_grid(positions: Sequence[Array], points: int) -> Array:
 def collapse(
     curves: Sequence[Array], *, resamples: int = 400, permutations: int = 999, seed: int = 0
 ) -> Collapse:
-    """Measure the collapse of ensembles of independent paths on a common grid.
-
-    Args:
-        curves: Paths of each ensemble at the positions of the grid, (n_s, G).
-        resamples: Resamplings of the paths behind the standard error.
-        permutations: Permutations behind the p-value.
-        seed: Seed of both.
-
-    Returns:
-        The measure.
+    """Measure the collapse of ensembles of independent paths (n_s, G) on a common grid.
 
     Raises:
         ArgumentError: If there are fewer than two ensembles, or an ensemble has one path.
@@ -165,9 +141,7 @@ def _variations(
 ) -> tuple[Array, Array, tuple[Array, Array]]:
     """Variation between curves, their whole variation, and what noise adds to each: (B,) each.
 
-    Args:
-        curves: Paths (n_s, G).
-        weights: Weights of the paths (B, n_s), rows of sum 1.
+    The paths (n_s, G) have weights (B, n_s), rows of sum 1.
     """
     count = len(curves)
     means, errors, overall = [], [], []
@@ -206,12 +180,7 @@ def _permutation_p(
 
 
 def distance(paths: Array, reference: Array) -> Distance:
-    """Distance of an ensemble's mean curve from that of a reference, both with their noise.
-
-    Args:
-        paths: Paths (n, G).
-        reference: Independent paths (m, G) on the same grid.
-    """
+    """Distance of the mean of paths (n, G) from that of independent ones (m, G), with the noise."""
     average, other = paths.mean(1), reference.mean(1)
     difference = float(average.mean() - other.mean())
     error = math.sqrt(average.var(ddof=1) / len(average) + other.var(ddof=1) / len(other))

@@ -33,11 +33,7 @@ _AT_ONCE = 8
 
 
 def flow_steps(fastest: float, slowest: float) -> list[float]:
-    """Steps in flow time from the fastest direction to the slowest.
-
-    Args:
-        fastest: Largest eigenvalue of H.
-        slowest: Its smallest one that is not 0.
+    """Steps in flow time from the largest eigenvalue of H to its smallest that is not 0.
 
     Example:
         >>> flow_steps(1.0, 0.1)
@@ -48,15 +44,9 @@ def flow_steps(fastest: float, slowest: float) -> list[float]:
 
 
 def near_limit(geometry: Geometry, x: Tensor, steps: Sequence[float]) -> Tensor:
-    """Points of the manifold near Phi(x).
+    """Points (n, D) of the manifold near Phi(x), for a scale-invariant least-squares problem.
 
-    Args:
-        geometry: Geometry of a scale-invariant least-squares problem.
-        x: Weights (n, D), near the manifold; of any norm.
-        steps: Steps of the flow at norm 1.
-
-    Returns:
-        Tensor (n, D), of the norms of x.
+    The weights x (n, D) are near the manifold, of any norm; ``steps`` are those at norm 1.
 
     Raises:
         NotOnManifoldError: If some do not arrive; the others are in its ``partial``.

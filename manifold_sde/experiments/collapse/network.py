@@ -5,22 +5,19 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from manifold_sde.errors import ArgumentError, LimitMapError, PartialError
 from manifold_sde.experiments.collapse.flow import flow_steps, near_limit
-from manifold_sde.experiments.collapse.settings import PIXELS, Settings
+from manifold_sde.experiments.experiment import Array
+from manifold_sde.experiments.settings.collapse import PIXELS, Settings
 from manifold_sde.geometry import Geometry
 from manifold_sde.networks import NormalizedMLP
 from manifold_sde.networks.data import digits
 from manifold_sde.noise import SphericalNoise
 from manifold_sde.problem import Problem
 from manifold_sde.solvers.step_sizes import STABLE
-
-Array = NDArray[np.float64]
 
 #: Test functions, and how they are called in words.
 FUNCTIONS = {
@@ -86,13 +83,10 @@ class Task:
         return right.to(point.dtype).mean()
 
     def onto_manifold(self, x: Tensor) -> tuple[Tensor, int]:
-        """Phi of weights of SGD (n, D), to plotting accuracy; by the limit map where that fails.
-
-        Returns:
-            Points (n, D), and how many of them are by the limit map.
+        """Phi of weights of SGD (n, D), to plotting accuracy, and how many needed the limit map.
 
         Raises:
-            LimitMapError: If neither arrives.
+            LimitMapError: If the limit map does not arrive either.
         """
         try:
             return near_limit(self.geometry, x, self.flow), 0

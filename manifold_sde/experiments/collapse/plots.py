@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,8 @@ from manifold_sde.errors import ArgumentError
 from manifold_sde.experiments.collapse.comparison import Row, in_per_cent, measure
 from manifold_sde.experiments.collapse.network import FUNCTIONS
 from manifold_sde.experiments.collapse.simulation import AXES, CollapseData, Ensemble
-from manifold_sde.experiments.drawing import axes_of, plot_band
+from manifold_sde.experiments.drawing import COLORS, axes_of, legend_below, new_figure, plot_band
 
-#: Okabe and Ito's colours, which the colour-blind tell apart, in the order of the rates.
-COLORS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _LABELS = {
     "steps": "steps $k$",
     "lr_steps": r"$\eta k$",
@@ -42,18 +41,10 @@ def plot_curves(
     row: Row | None = None,
     **kwargs: Any,
 ) -> Axes:
-    """Mean curves of one test function on one axis, and of the diffusion if it is the clock.
+    """Plot mean curves of a test function on an axis, and the diffusion's if it is the clock.
 
-    Args:
-        data: The data.
-        function: Name of a test function, a key of ``FUNCTIONS``.
-        axis: "steps", "lr_steps", "lr_decay_steps" or "clock".
-        ax: Axes to draw in; by default new ones.
-        row: The measure, written into the panel; the end of the common range is marked.
-        **kwargs: Passed on to ``plot``.
-
-    Returns:
-        The axes; bands are two standard errors wide on either side.
+    Bands are two standard errors wide on either side. A row of the measure is written into the
+    panel, and the end of its common range is marked.
 
     Raises:
         ArgumentError: If there is no such function or axis.
@@ -71,21 +62,14 @@ def plot_curves(
     if axis == "clock":
         style = {"color": "black", "linestyle": "--", "linewidth": 1.3, "zorder": 5}
         _draw(data.diffusion, function, axis, ax, {**style, **kwargs}, alpha=0.10)
-    ax.set_xlim(left=0.0)
-    ax.set_xlabel(_LABELS[axis])
-    ax.set_ylabel(_FUNCTION_LABELS[function])
+    ax.set(xlim=(0.0, None), xlabel=_LABELS[axis], ylabel=_FUNCTION_LABELS[function])
     if row is not None:
         _annotate(ax, row)
     return ax
 
 
 def _draw(
-    run: Ensemble,
-    function: str,
-    axis: str,
-    ax: Axes,
-    style: dict[str, Any],
-    alpha: float = 0.18,
+    run: Ensemble, function: str, axis: str, ax: Axes, style: dict[str, Any], alpha: float = 0.18
 ) -> None:
     positions = run.positions(axis)
     where = positions.mean(1) if positions.ndim == 2 else positions
@@ -107,48 +91,28 @@ def _annotate(ax: Axes, row: Row) -> None:
 def plot_collapse(data: CollapseData, rows: list[Row] | None = None, **kwargs: Any) -> Figure:
     """The whole figure: a row for each test function, a column for each axis.
 
-    Args:
-        data: The data.
-        rows: The measure, if it is known already.
-        **kwargs: Passed on to ``matplotlib.figure.Figure``.
-
-    Returns:
-        The figure; ``savefig`` writes it.
+    ``rows`` is the measure, if it is known already.
     """
     rows = measure(data) if rows is None else rows
     found = {(row.function, row.axis): row for row in rows}
-    canvas = Figure(**{"figsize": (11.0, 11.5), "layout": "constrained", **kwargs})
+    canvas = new_figure((11.0, 11.5), kwargs)
     grid = canvas.subplots(len(FUNCTIONS), len(AXES), sharey="row", sharex="col", squeeze=False)
-    for line, function in zip(grid, FUNCTIONS, strict=True):
-        for axis, ax in zip(AXES, line, strict=True):
-            plot_curves(data, function, axis, ax)
-            if function != list(FUNCTIONS)[-1]:
-                ax.set_xlabel("")
-            if ax is not line[0]:
-                ax.set_ylabel("")
-    for line, function in zip(grid, FUNCTIONS, strict=True):
-        for axis, ax in zip(AXES, line, strict=True):
-            _annotate(ax, found[function, axis])
+    panels = list(zip(itertools.product(FUNCTIONS, AXES), grid.flat, strict=True))
+    for (function, axis), ax in panels:
+        plot_curves(data, function, axis, ax)
+        ax.label_outer()
+    for panel, ax in panels:
+        _annotate(ax, found[panel])
     settings = data.settings
     canvas.suptitle(
         f"SGD on a network ({'-'.join(map(str, settings.widths))}, D = {data.dim}) and "
         f"{settings.n_samples} digits: means over {settings.paths} runs, bands of 2 standard errors"
     )
-    canvas.legend(
-        handles=_legend(data), loc="outside lower center", ncols=min(3, len(data.runs) + 1)
-    ).set_frame_on(False)
+    handles = []
+    for run, color in zip(data.runs, itertools.cycle(COLORS), strict=False):
+        label = rf"SGD, $\eta={run.lr:g}$, $\lambda={run.weight_decay:g}$"
+        handles.append(Line2D([], [], color=color, label=label))
+    label = "diffusion, in its clock $u$"
+    handles.append(Line2D([], [], color="black", linestyle="--", label=label))
+    legend_below(canvas, handles, min(3, len(handles)))
     return canvas
-
-
-def _legend(data: CollapseData) -> list[Line2D]:
-    handles = [
-        Line2D(
-            [],
-            [],
-            color=COLORS[index % len(COLORS)],
-            label=rf"SGD, $\eta={run.lr:g}$, $\lambda={run.weight_decay:g}$",
-        )
-        for index, run in enumerate(data.runs)
-    ]
-    diffusion = Line2D([], [], color="black", linestyle="--", label="diffusion, in its clock $u$")
-    return [*handles, diffusion]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 import warnings
 from collections.abc import Callable
@@ -12,35 +13,32 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from manifold_sde.errors import (
-    ArgumentError,
-    LostPathsWarning,
-    NonFiniteError,
-)
+from manifold_sde.errors import ArgumentError, LostPathsWarning
 from manifold_sde.experiments.collapse.network import FUNCTIONS, SHARPNESS, Task, make_task
-from manifold_sde.experiments.collapse.settings import Settings
-from manifold_sde.experiments.files import discard
+from manifold_sde.experiments.experiment import (
+    Array,
+    SavedData,
+    joined_arrays,
+    require_finite,
+    restored,
+    split_arrays,
+)
+from manifold_sde.experiments.settings.collapse import Settings
 from manifold_sde.paper import implements
 from manifold_sde.sdes import DirectionDiffusion
 from manifold_sde.solvers import run_sgd, solve
-from manifold_sde.solvers.archive import complete, read_archive, versions, write_archive
 from manifold_sde.solvers.lost_paths import check_average
 
-Array = NDArray[np.float64]
-
-_ANEW = "make the figure anew, with --restart"
-_ENSEMBLE, _COLLAPSE = "ensemble of the collapse", "collapse"
+_PREFIX = "{}/"
 #: Axes on which the curves are laid out.
 AXES = ("steps", "lr_steps", "lr_decay_steps", "clock")
-_ARRAYS = ("steps", "clock", "distances")
 
 
 @dataclass(frozen=True)
-class Ensemble:
+class Ensemble(SavedData):
     """What is kept of an ensemble of paths, at K snapshots of n paths.
 
     Attributes:
@@ -56,6 +54,8 @@ class Ensemble:
             runs, where the limit map takes the place of few steps of the flow.
         lost: Paths of the diffusion that were lost, and are left out.
     """
+
+    KIND = "ensemble of the collapse"
 
     lr: float | None
     weight_decay: float | None
@@ -92,37 +92,23 @@ class Ensemble:
         """Largest step times the largest eigenvalue of H, both as seen."""
         return self.largest_step * float(self.values[SHARPNESS].max())
 
-    def save(self, path: Path) -> None:
-        """Write to a file of its own."""
-        write_archive(path, _ENSEMBLE, self.header(), self.arrays())
-
-    @classmethod
-    def load(cls, path: Path) -> Ensemble:
-        """Read what :meth:`save` wrote."""
-        header, arrays = read_archive(path, _ENSEMBLE)
-        with complete(path, "an ensemble as this version writes it", _ANEW):
-            return cls.restored(header, arrays)
-
     def header(self) -> dict[str, Any]:
         """What is not an array."""
-        names = ("lr", "weight_decay", "by_limit_map", "limit_errors", "lost")
-        return {name: getattr(self, name) for name in names}
+        return {name: value for name, value in super().header().items() if name != "values"}
 
     def arrays(self) -> dict[str, Array]:
         """The arrays by name."""
-        own = {name: getattr(self, name) for name in _ARRAYS}
-        return {**own, **{f"value_{name}": value for name, value in self.values.items()}}
+        return super().arrays() | {f"value_{name}": v for name, v in self.values.items()}
 
     @classmethod
     def restored(cls, header: dict[str, Any], arrays: dict[str, Array]) -> Ensemble:
         """The ensemble of a header and arrays."""
-        values = {name: arrays[f"value_{name}"] for name in (*FUNCTIONS, SHARPNESS)}
-        fields: dict[str, Any] = {**header, **{name: arrays[name] for name in _ARRAYS}}
-        return cls(**fields, values=values)
+        values = {name: arrays.pop(f"value_{name}") for name in (*FUNCTIONS, SHARPNESS)}
+        return super().restored({**header, "values": values}, arrays)
 
 
 @dataclass(frozen=True)
-class CollapseData:
+class CollapseData(SavedData):
     """All that the figure is drawn from.
 
     Attributes:
@@ -130,53 +116,38 @@ class CollapseData:
         runs: SGD, an ensemble for each pair of rates, in the order of the settings.
         diffusion: The direction diffusion, simulated in its clock.
         dim, rank: Number of weights, and rank of the Hessian.
-        seconds: Time that this process spent on each ensemble, 0 for those taken up.
     """
+
+    KIND = "collapse"
 
     settings: Settings
     runs: tuple[Ensemble, ...]
     diffusion: Ensemble
     dim: int
     rank: int
-    seconds: tuple[float, ...] = ()
 
-    def save(self, path: str | Path) -> None:
-        """Write everything to one file, with the versions that it was made with."""
-        ensembles = (*self.runs, self.diffusion)
-        header = {
+    def header(self) -> dict[str, Any]:
+        """What is not an array."""
+        return {
             "settings": dataclasses.asdict(self.settings),
-            "ensembles": [e.header() for e in ensembles],
+            "ensembles": [ensemble.header() for ensemble in (*self.runs, self.diffusion)],
             "dim": self.dim,
             "rank": self.rank,
-            "versions": versions(),
         }
-        arrays = {
-            f"{i}/{name}": a for i, e in enumerate(ensembles) for name, a in e.arrays().items()
-        }
-        write_archive(path, _COLLAPSE, header, arrays)
+
+    def arrays(self) -> dict[str, Array]:
+        """The arrays of all ensembles."""
+        return joined_arrays((*self.runs, self.diffusion), _PREFIX)
 
     @classmethod
-    def load(cls, path: str | Path) -> CollapseData:
-        """Read what :meth:`save` wrote.
-
-        Raises:
-            CheckpointError: If the file is missing, corrupted, or holds something else.
-        """
-        header, arrays = read_archive(path, _COLLAPSE)
-        with complete(path, "what CollapseData.save of this version wrote", _ANEW):
-            fields = header["settings"]
-            fields["rates"] = tuple(tuple(pair) for pair in fields["rates"])
-            fields["widths"] = tuple(fields["widths"])
-            found = [
-                Ensemble.restored(
-                    own,
-                    {k.split("/")[1]: a for k, a in arrays.items() if k.startswith(f"{i}/")},
-                )
-                for i, own in enumerate(header["ensembles"])
-            ]
-            return cls(
-                Settings(**fields), tuple(found[:-1]), found[-1], header["dim"], header["rank"]
-            )
+    def restored(cls, header: dict[str, Any], arrays: dict[str, Array]) -> CollapseData:
+        """The data of a header and arrays."""
+        *runs, diffusion = (
+            Ensemble.restored(own, split_arrays(arrays, _PREFIX, i))
+            for i, own in enumerate(header["ensembles"])
+        )
+        settings = restored(Settings, header["settings"])
+        return cls(settings, tuple(runs), diffusion, header["dim"], header["rank"])
 
 
 @implements("Theorem 4.4")
@@ -209,22 +180,17 @@ def simulate(
     """
     settings = settings or Settings.quick()
     task = make_task(settings)
-    where = None if folder is None else Path(folder)
-    ensembles, seconds = [], []
+    ensembles = []
     for index in range(len(settings.rates) + 1):
         begun = time.monotonic()
-        ensembles.append(_ensemble(settings, task, index, where, progress))
-        seconds.append(time.monotonic() - begun)
+        run = _sgd if index < len(settings.rates) else _diffusion
+        path = None if folder is None else ensemble_path(settings, index, Path(folder))
+        make = functools.partial(run, settings, task, index, progress)
+        ensembles.append(Ensemble.kept(path, make))
         if done is not None:
-            done(label(settings, index), seconds[-1])
-    return CollapseData(
-        settings,
-        tuple(ensembles[:-1]),
-        ensembles[-1],
-        task.problem.dim,
-        task.rank,
-        tuple(seconds),
-    )
+            done(label(settings, index), time.monotonic() - begun)
+    *runs, diffusion = ensembles
+    return CollapseData(settings, tuple(runs), diffusion, task.problem.dim, task.rank)
 
 
 def label(settings: Settings, index: int) -> str:
@@ -240,25 +206,8 @@ def ensemble_path(settings: Settings, index: int, folder: Path) -> Path:
     return folder / f"ensemble{index}-{settings.key()}.npz"
 
 
-def _ensemble(
-    settings: Settings, task: Task, index: int, folder: Path | None, progress: bool
-) -> Ensemble:
-    path = None if folder is None else ensemble_path(settings, index, folder)
-    if path is not None and path.exists():
-        return Ensemble.load(path)
-    checkpoint = None if path is None else path.with_suffix(".ckpt")
-    run = _sgd if index < len(settings.rates) else _diffusion
-    ensemble = run(settings, task, index, checkpoint, progress)
-    if path is not None and checkpoint is not None:
-        ensemble.save(path)
-        if checkpoint.is_dir():
-            discard(checkpoint)
-        checkpoint.unlink(missing_ok=True)
-    return ensemble
-
-
 def _sgd(
-    settings: Settings, task: Task, index: int, checkpoint: Path | None, progress: bool
+    settings: Settings, task: Task, index: int, progress: bool, checkpoint: Path | None
 ) -> Ensemble:
     lr, weight_decay = settings.rates[index]
     name = label(settings, index)
@@ -274,14 +223,11 @@ def _sgd(
         progress=name if progress else False,
         checkpoint=checkpoint,
     )
-    blown = solution.stats["non_finite_paths"]
-    if blown:
-        raise NonFiniteError(
-            "runs of SGD blew up",
-            received=f"{blown} of {settings.paths} runs, {name}",
-            expected="finite weights",
-            remedy="smaller rates, or a smaller head_scale: a smaller curvature",
-        )
+    require_finite(
+        solution.stats["non_finite_paths"],
+        f"{settings.paths} runs, {name}",
+        "smaller rates, or a smaller head_scale: a smaller curvature",
+    )
     points, failed = [solution.ys[0]], 0  # the start is on the manifold
     for x in tqdm(solution.ys[1:], desc=f"{name}: onto Γ", disable=not progress, leave=False):
         y, count = task.onto_manifold(x)
@@ -302,7 +248,7 @@ def _sgd(
 
 
 def _diffusion(
-    settings: Settings, task: Task, index: int, checkpoint: Path | None, progress: bool
+    settings: Settings, task: Task, index: int, progress: bool, checkpoint: Path | None
 ) -> Ensemble:
     name = label(settings, index)
     with warnings.catch_warnings():

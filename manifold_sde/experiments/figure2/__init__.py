@@ -12,8 +12,8 @@ from manifold_sde.experiments.figure2.plots import (
     plot_figure2,
     plot_variance_ratio,
 )
-from manifold_sde.experiments.figure2.settings import Settings
 from manifold_sde.experiments.figure2.simulation import Figure2, Run, simulate
+from manifold_sde.experiments.settings.figure2 import Settings
 
 __all__ = [
     "Comparison",

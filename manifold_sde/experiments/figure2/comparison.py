@@ -6,15 +6,14 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
+from rich.table import Table
 from scipy.special import ndtr
 
-from manifold_sde.experiments.figure2.settings import DESIGNS, Plan
+from manifold_sde.experiments.experiment import Array, plain_table
 from manifold_sde.experiments.figure2.simulation import Figure2, Run
-from manifold_sde.experiments.files import write_csv
+from manifold_sde.experiments.settings.figure2 import DESIGNS, Plan
 from manifold_sde.verification.exact import WrappedNormal
 from manifold_sde.verification.statistics import (
     VarianceRatio,
@@ -73,16 +72,10 @@ class Comparison:
 
 
 def compare(figure: Figure2) -> list[Comparison]:
-    """Compare every ensemble with the limit's law, at the times of the settings.
+    """Compare every ensemble with the limit's law, at the times of the settings it reached.
 
     The law is known exactly, so its own sampling error does not blur the test, as it would in a
     test of two samples.
-
-    Args:
-        figure: The data.
-
-    Returns:
-        One row for each design, learning rate and time that was reached.
     """
     rows = []
     for run in figure.runs:
@@ -105,7 +98,7 @@ def limit_law(figure: Figure2, plan: Plan, index: int) -> WrappedNormal:
     return law.at_steps(plan.lr, figure.settings.weight_decay, plan.law_steps[index])
 
 
-def ratio_curve(figure: Figure2, run: Run) -> tuple[NDArray[np.float64], list[VarianceRatio]]:
+def ratio_curve(figure: Figure2, run: Run) -> tuple[Array, list[VarianceRatio]]:
     """Variance ratio of the unwrapped angle at all times of an ensemble."""
     ratios = [
         variance_ratio(angles, limit_law(figure, run.plan, i).variance)
@@ -135,12 +128,6 @@ def _compare(run: Run, index: int, law: WrappedNormal) -> Comparison:
         p_variance=ratio.p_value,
         p_angle=watson_test(angles, law.cdf).p_value,
     )
-
-
-def write_table(rows: Sequence[Comparison], path: Path) -> None:
-    """Write the rows as CSV."""
-    names = [field.name for field in dataclasses.fields(Comparison)]
-    write_csv(path, [dataclasses.asdict(row) for row in rows], names)
 
 
 def verdicts(rows: Sequence[Comparison]) -> list[str]:
@@ -174,3 +161,33 @@ def _verdict(row: Comparison) -> str:
             f"({row.limit_beyond:.1%} in the limit)"
         )
     return text + "."
+
+
+def comparison_table(rows: Sequence[Comparison]) -> Table:
+    """The comparison as a table of 80 columns."""
+    table = plain_table(
+        "The angle of SGD against the exact law of the limit",
+        "variance: of the unwrapped angle, divided by the limit's",
+        "kurtosis: of the unwrapped angle, 3 in the limit",
+        "> π: runs more than half a turn from the start, and as many in the limit",
+        "p: Watson's test of the angle on the circle",
+        f"differs: by variance or p, with a false alarm rate of {FALSE_ALARM:g} for the table",
+    )
+    table.add_column("inputs", no_wrap=True)
+    for name in ("η", "T", "variance", "kurtosis", "> π", "limit", "p"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("differs", no_wrap=True)
+    for i, row in enumerate(rows):
+        table.add_row(
+            row.design,
+            f"{row.lr:g}",
+            f"{row.T:g}",
+            f"{row.variance_ratio:.2f} ± {row.standard_error:.2f}",
+            f"{row.kurtosis:.1f}",
+            f"{row.beyond:.1%}",
+            f"{row.limit_beyond:.1%}",
+            f"{row.p_angle:.1g}" if row.p_angle < 0.01 else f"{row.p_angle:.2f}",
+            "yes" if row.differs else "-",
+            end_section=i + 1 == len(rows) or rows[i + 1].design != row.design,
+        )
+    return table

@@ -1,4 +1,8 @@
-"""Figure 2 drawn: the boxes of the paper, and the laws below them."""
+"""Figure 2 drawn: the boxes of the paper, and the laws below them.
+
+Every ``plot_*`` draws in ``ax``, by default in new axes, and returns it; keyword arguments go to
+the function of matplotlib that draws what is named first.
+"""
 
 from __future__ import annotations
 
@@ -12,15 +16,19 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Circle
 
-from manifold_sde.experiments.drawing import axes_of, plot_band
+from manifold_sde.experiments.drawing import (
+    COLORS,
+    GREY,
+    axes_of,
+    legend_below,
+    new_figure,
+    plot_band,
+)
 from manifold_sde.experiments.figure2.comparison import Comparison, compare, limit_law, ratio_curve
-from manifold_sde.experiments.figure2.settings import DESIGNS
-from manifold_sde.experiments.figure2.simulation import Figure2, Run
+from manifold_sde.experiments.figure2.simulation import Figure2
+from manifold_sde.experiments.settings.figure2 import DESIGNS
 from manifold_sde.verification.exact.wrapped_normal import wrap
 
-#: Okabe and Ito's colours, which the colour-blind tell apart, from the largest learning rate on.
-COLORS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_GREY = "0.45"
 _BINS = 24
 _TITLES = {
     "gaussian": "Gaussian inputs (the paper's)",
@@ -29,16 +37,7 @@ _TITLES = {
 
 
 def plot_boxes(figure: Figure2, ax: Axes | None = None, **kwargs: Any) -> Axes:
-    """The boxes of Figure 2: runs projected on the solution plane, over (lr times steps, log10 lr).
-
-    Args:
-        figure: The data.
-        ax: Axes to draw in; by default new ones.
-        **kwargs: Passed on to ``scatter``.
-
-    Returns:
-        The axes, with one inset for each box.
-    """
+    """Scatter the runs of each box of Figure 2 in the plane, at (lr times steps, log10 lr)."""
     ax = axes_of(ax, (11.0, 3.8))
     settings = figure.settings
     products = settings.column_products()
@@ -54,14 +53,13 @@ def plot_boxes(figure: Figure2, ax: Axes | None = None, **kwargs: Any) -> Axes:
         run = figure.run("gaussian", lr)
         for column, product in enumerate(products):
             box = ax.inset_axes(
-                (product - width / 2, level - 0.47 * gap, width, 0.94 * gap),
-                transform=ax.transData,
+                (product - width / 2, level - 0.47 * gap, width, 0.94 * gap), transform=ax.transData
             )
             points = run.boxes[column] if run and column < len(run.boxes) else None
-            _draw_box(box, points, figure.laws["gaussian"].radius, extent, COLORS[row % 6], kwargs)
+            style = {"color": COLORS[row % 6], **kwargs}
+            _draw_box(box, points, figure.laws["gaussian"].radius, extent, style)
         _say_what_is_left_out(ax, products, level, 0 if run is None else len(run.boxes))
-    ax.set_xlabel(r"learning rate × number of steps, $\eta k$")
-    ax.set_ylabel(r"$\log_{10}\eta$")
+    ax.set(xlabel=r"learning rate × number of steps, $\eta k$", ylabel=r"$\log_{10}\eta$")
     ax.set_yticks(levels, [f"${level:.3g}$" for level in levels])
     ax.set_title(
         rf"Runs of SGD on the plane of minimisers, {settings.runs} a box; "
@@ -84,15 +82,9 @@ def _draw_constant_times(figure: Figure2, ax: Axes) -> None:
         if labelled + room < products[-1] <= ax.get_xlim()[1]:
             labelled = products[-1]
             label = f"$T={T:g}$" if T == 0 else f"{T:.4g}"
-            ax.annotate(
-                label,
-                (products[-1], high),
-                xytext=(0, 2),
-                textcoords="offset points",
-                ha="center",
-                color=_GREY,
-                fontsize="small",
-            )
+            style: dict[str, Any] = {"ha": "center", "color": GREY, "fontsize": "small"}
+            at = (products[-1], high)
+            ax.annotate(label, at, xytext=(0, 2), textcoords="offset points", **style)
 
 
 def _shown_times(horizon: float) -> list[float]:
@@ -114,83 +106,59 @@ def _extent(figure: Figure2) -> float:
 
 
 def _draw_box(
-    box: Axes,
-    points: np.ndarray | None,
-    radius: float,
-    extent: float,
-    color: str,
-    kwargs: dict[str, Any],
+    box: Axes, points: np.ndarray | None, radius: float, extent: float, style: dict[str, Any]
 ) -> None:
     box.set_aspect("equal")
     box.set(xlim=(-extent, extent), ylim=(-extent, extent), xticks=[], yticks=[])
     box.patch.set_alpha(0.0)
     for spine in box.spines.values():
         spine.set_visible(False)
-    style = "-" if points is not None else ":"
-    face = "white" if points is not None else "none"
+    line, face = (":", "none") if points is None else ("-", "white")
     box.add_patch(Circle((0, 0), radius, facecolor=face, alpha=0.6, edgecolor="none", zorder=0.5))
-    box.add_patch(
-        Circle((0, 0), radius, fill=False, edgecolor=_GREY, linewidth=0.6, linestyle=style)
-    )
+    edge = {"edgecolor": GREY, "linewidth": 0.6, "linestyle": line}
+    box.add_patch(Circle((0, 0), radius, fill=False, **edge))
     if points is not None:
-        options = {"s": 7.0, "color": color, "alpha": 0.75, "linewidths": 0.0, **kwargs}
+        options = {"s": 7.0, "alpha": 0.75, "linewidths": 0.0, **style}
         box.scatter(points[:, 0], points[:, 1], zorder=2, clip_on=False, **options)
 
 
 def _say_what_is_left_out(ax: Axes, products: list[float], level: float, done: int) -> None:
     if done < len(products):
-        ax.text(
-            (products[done] + products[-1]) / 2,
-            level,
-            "not run in the quick form: --full runs it",
-            ha="center",
-            va="center",
-            color=_GREY,
-            fontsize="small",
-            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 2},
-            zorder=10,
-        )
+        middle = (products[done] + products[-1]) / 2
+        text = "not run in the quick form: --full runs it"
+        style: dict[str, Any] = {"ha": "center", "va": "center", "color": GREY, "fontsize": "small"}
+        frame = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 2}
+        ax.text(middle, level, text, bbox=frame, zorder=10, **style)
 
 
 def plot_angle_law(
     figure: Figure2, design: str, lr: float, ax: Axes | None = None, **kwargs: Any
 ) -> Axes:
-    """Angles of SGD at the last time compared, as a histogram, and the limit's density.
+    """Draw a histogram of SGD's angles at the last time compared, and the limit's density.
 
-    Args:
-        figure: The data.
-        design: "gaussian" or "orthogonal".
-        lr: The learning rate.
-        ax: Axes to draw in; by default new ones.
-        **kwargs: Passed on to ``hist``.
-
-    Returns:
-        The axes.
+    ``design`` is "gaussian" or "orthogonal".
     """
     ax = axes_of(ax, (4.0, 3.0))
     run = figure.run(design, lr)
     T = figure.settings.law_times[-1]
-    ax.set_xlim(-math.pi, math.pi)
+    ax.set(xlabel="angle", xlim=(-math.pi, math.pi))
     ax.set_xticks([-math.pi, 0, math.pi], ["$-\\pi$", "0", "$\\pi$"])
-    ax.set_xlabel("angle")
     ax.set_title(rf"$\eta={_power(lr)}$", fontsize="medium")
-    index = _index(run, T)
-    if run is None or index is None:
+    if run is None or T not in run.plan.law_times:
         ax.text(0.5, 0.5, "not run in\nthe quick form", transform=ax.transAxes, ha="center")
         ax.set_yticks([])
         return ax
+    index = run.plan.law_times.index(T)
     law = limit_law(figure, run.plan, index)
     options = {"color": _color(figure, lr), "alpha": 0.45, "density": True, **kwargs}
-    heights, _, _ = ax.hist(
-        wrap(run.angles[index]), bins=_BINS, range=(-math.pi, math.pi), **options
-    )
+    angles = wrap(run.angles[index])
+    heights, _, _ = ax.hist(angles, bins=_BINS, range=(-math.pi, math.pi), **options)
     grid = np.linspace(-math.pi, math.pi, 401)
     ax.plot(grid, law.density(grid), color="black", linewidth=1.3)
     ax.set_ylim(0, 1.7 * max(float(law.density(law.mean)), float(np.max(heights))))
-    row = next(
-        row for row in compare(figure) if (row.design, row.lr) == (design, lr) and T == row.T
-    )
-    ax.text(0.04, 0.96, _caption(row), transform=ax.transAxes, va="top", fontsize="small")
+    rows = {(row.design, row.lr, row.T): row for row in compare(figure)}
+    caption = _caption(rows[design, lr, T])
+    ax.text(0.04, 0.96, caption, transform=ax.transAxes, va="top", fontsize="small")
     return ax
 
 
@@ -203,16 +171,9 @@ def _caption(row: Comparison) -> str:
 def plot_variance_ratio(
     figure: Figure2, design: str, ax: Axes | None = None, **kwargs: Any
 ) -> Axes:
-    """Variance of SGD's unwrapped angle divided by the limit's, over time.
+    """Plot the variance of SGD's unwrapped angle divided by the limit's, over time.
 
-    Args:
-        figure: The data.
-        design: "gaussian" or "orthogonal".
-        ax: Axes to draw in; by default new ones.
-        **kwargs: Passed on to ``plot``.
-
-    Returns:
-        The axes; bands are two standard errors wide on either side.
+    Bands are two standard errors wide on either side.
     """
     ax = axes_of(ax, (4.0, 3.0))
     for lr in sorted(figure.settings.lrs, reverse=True):
@@ -226,25 +187,15 @@ def plot_variance_ratio(
         style = {"color": color, "label": rf"$\eta={_power(lr)}$", **kwargs}
         plot_band(ax, times, value, 2 * error, style, alpha=0.15)
     ax.axhline(1.0, color="black", linewidth=1.3, zorder=0.5)
-    ax.set_xlim(0, figure.settings.law_times[-1])
-    ax.set_ylim(bottom=0.0)
-    ax.set_xlabel("time $T$")
-    ax.set_ylabel("SGD / limit")
+    ax.set(xlabel="time $T$", xlim=(0, figure.settings.law_times[-1]))
+    ax.set(ylabel="SGD / limit", ylim=(0.0, None))
     return ax
 
 
 def plot_figure2(figure: Figure2, **kwargs: Any) -> Figure:
-    """The whole figure: boxes above, and below them the laws at both designs.
-
-    Args:
-        figure: The data.
-        **kwargs: Passed on to ``matplotlib.figure.Figure``.
-
-    Returns:
-        The figure; ``savefig`` writes it.
-    """
+    """The whole figure: boxes above, and below them the laws at both designs."""
     lrs = sorted(figure.settings.lrs, reverse=True)
-    canvas = Figure(**{"figsize": (11.0, 9.6), "layout": "constrained", **kwargs})
+    canvas = new_figure((11.0, 9.6), kwargs)
     parts: Any = canvas.subfigures(3, 1, height_ratios=[4.2, 2.6, 2.6], hspace=0.02)
     plot_boxes(figure, parts[0].subplots())
     for design, part in zip(DESIGNS, parts[1:], strict=True):
@@ -263,22 +214,14 @@ def plot_figure2(figure: Figure2, **kwargs: Any) -> Figure:
         axes[0].set_ylabel(f"density at $T={figure.settings.law_times[-1]:g}$")
         plot_variance_ratio(figure, design, axes[-1])
         axes[-1].set_title("variance of the unwrapped angle", fontsize="medium")
-    canvas.legend(
-        handles=_legend(figure, lrs), loc="outside lower center", ncols=len(lrs) + 1, frameon=False
-    )
-    return canvas
-
-
-def _legend(figure: Figure2, lrs: list[float]) -> list[Line2D]:
+    style: dict[str, Any] = {"linewidth": 4, "alpha": 0.7}
     handles = [
-        Line2D([], [], color=_color(figure, lr), linewidth=4, alpha=0.7, label=_legend_text(lr))
+        Line2D([], [], color=_color(figure, lr), label=rf"SGD, $\eta={_power(lr)}$", **style)
         for lr in lrs
     ]
-    return [*handles, Line2D([], [], color="black", label="limit of small learning rates")]
-
-
-def _legend_text(lr: float) -> str:
-    return rf"SGD, $\eta={_power(lr)}$"
+    handles.append(Line2D([], [], color="black", label="limit of small learning rates"))
+    legend_below(canvas, handles, len(handles))
+    return canvas
 
 
 def _power(lr: float) -> str:
@@ -289,7 +232,3 @@ def _power(lr: float) -> str:
 
 def _color(figure: Figure2, lr: float) -> str:
     return COLORS[sorted(figure.settings.lrs, reverse=True).index(lr) % len(COLORS)]
-
-
-def _index(run: Run | None, T: float) -> int | None:
-    return run.plan.law_times.index(T) if run is not None and T in run.plan.law_times else None

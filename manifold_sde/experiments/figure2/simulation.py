@@ -3,34 +3,38 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from rich.console import Console
 
-from manifold_sde.errors import CompilationWarning, NonFiniteError
-from manifold_sde.experiments.figure2.settings import DESIGNS, Plan, Settings
+from manifold_sde.errors import CompilationWarning
+from manifold_sde.experiments.experiment import (
+    Array,
+    SavedData,
+    joined_arrays,
+    require_finite,
+    restored,
+    split_arrays,
+)
+from manifold_sde.experiments.processes import Note, run_tasks
+from manifold_sde.experiments.settings.figure2 import DESIGNS, Plan, Settings
 from manifold_sde.paper import implements
 from manifold_sde.problems import NormalizedLinear
 from manifold_sde.solvers import Solution, run_sgd
-from manifold_sde.solvers.archive import complete, read_archive, versions, write_archive
 from manifold_sde.verification.exact import AngleLaw
 
-Array = NDArray[np.float64]
-
-_ANEW = "make the figure anew, with --restart"
-_RUN = "ensemble of figure 2"
-_FIGURE = "figure 2"
+_PREFIX = "run{}_"
 
 
 @dataclass(frozen=True)
-class Run:
+class Run(SavedData):
     """What is kept of an ensemble of runs.
 
     The angle is that of the direction x/|x| in the plane of the circle. It is also the angle of
@@ -45,38 +49,16 @@ class Run:
             windings was in doubt.
     """
 
+    KIND = "ensemble of figure 2"
+
     plan: Plan
     boxes: Array
     angles: Array
     coarse_angles: Array
 
-    def save(self, path: Path) -> None:
-        """Write to a file of its own."""
-        write_archive(path, _RUN, {"plan": dataclasses.asdict(self.plan)}, self.arrays())
-
-    @classmethod
-    def load(cls, path: Path) -> Run:
-        """Read what :meth:`save` wrote."""
-        header, arrays = read_archive(path, _RUN)
-        with complete(path, "runs as this version writes them", _ANEW):
-            return cls(_plan(header["plan"]), **{name: arrays[name] for name in _array_names()})
-
-    def arrays(self) -> dict[str, Array]:
-        """The arrays by name."""
-        return {
-            "boxes": self.boxes,
-            "angles": self.angles,
-            "coarse_angles": self.coarse_angles,
-        }
-
-
-def _plan(fields: dict[str, Any]) -> Plan:
-    plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
-    return Plan(**plain)
-
 
 @dataclass(frozen=True)
-class Figure2:
+class Figure2(SavedData):
     """All that Figure 2 is drawn from.
 
     Attributes:
@@ -85,6 +67,8 @@ class Figure2:
         laws: For each design the exact law of the limit.
         conditions: For each design the condition number of H on its range.
     """
+
+    KIND = "figure 2"
 
     settings: Settings
     runs: tuple[Run, ...]
@@ -96,46 +80,31 @@ class Figure2:
         found = [r for r in self.runs if (r.plan.design, r.plan.lr) == (design, lr)]
         return found[0] if found else None
 
-    def save(self, path: str | Path) -> None:
-        """Write everything to one file, with the versions that it was made with."""
-        arrays = {
-            f"run{i}_{name}": value
-            for i, run in enumerate(self.runs)
-            for name, value in run.arrays().items()
-        }
-        header = {
+    def header(self) -> dict[str, Any]:
+        """What is not an array."""
+        return {
             "settings": dataclasses.asdict(self.settings),
             "plans": [dataclasses.asdict(run.plan) for run in self.runs],
             "laws": {name: dataclasses.asdict(law) for name, law in self.laws.items()},
             "conditions": self.conditions,
-            "versions": versions(),
         }
-        write_archive(path, _FIGURE, header, arrays)
+
+    def arrays(self) -> dict[str, Array]:
+        """The arrays of all ensembles."""
+        return joined_arrays(self.runs, _PREFIX)
 
     @classmethod
-    def load(cls, path: str | Path) -> Figure2:
-        """Read what :meth:`save` wrote.
-
-        Raises:
-            CheckpointError: If the file is missing, corrupted, or holds something else.
-        """
-        header, arrays = read_archive(path, _FIGURE)
-        with complete(path, "what Figure2.save of this version wrote", _ANEW):
-            fields = header["settings"]
-            runs = [
-                Run(_plan(plan), **{n: arrays[f"run{i}_{n}"] for n in _array_names()})
+    def restored(cls, header: dict[str, Any], arrays: dict[str, Array]) -> Figure2:
+        """The data of a header and arrays."""
+        return cls(
+            restored(Settings, header["settings"]),
+            tuple(
+                Run.restored({"plan": plan}, split_arrays(arrays, _PREFIX, i))
                 for i, plan in enumerate(header["plans"])
-            ]
-            return cls(
-                Settings(**{**fields, "lrs": tuple(fields["lrs"])}),
-                tuple(runs),
-                {name: AngleLaw(**law) for name, law in header["laws"].items()},
-                header["conditions"],
-            )
-
-
-def _array_names() -> tuple[str, ...]:
-    return tuple(f.name for f in dataclasses.fields(Run) if f.name != "plan")
+            ),
+            {name: AngleLaw(**law) for name, law in header["laws"].items()},
+            header["conditions"],
+        )
 
 
 @implements("Figure 2")
@@ -144,17 +113,18 @@ def simulate(
     *,
     folder: str | Path | None = None,
     progress: bool = False,
+    jobs: int = 1,
+    console: Console | None = None,
 ) -> Figure2:
-    """Run SGD for Figure 2, one ensemble after the other in this process.
+    """Run SGD for Figure 2.
 
     Args:
         settings: What to run; by default the quick form.
         folder: Where ensembles and checkpoints are kept, so that a run that is stopped goes on
             from there with the same bits; ``None`` keeps nothing.
         progress: Whether to show a progress bar for each ensemble.
-
-    Returns:
-        The data of the figure.
+        jobs: 1 runs all in this process, 2 run each design in a worker process, with a folder.
+        console: Where worker processes show their progress.
 
     Raises:
         NonFiniteError: If runs blew up.
@@ -170,14 +140,15 @@ def simulate(
     settings = settings or Settings.quick()
     where = None if folder is None else Path(folder)
     runs: list[Run] = []
-    for design in DESIGNS:
-        settings, found = run_design(settings, design, where, progress)
-        runs += found
-    return collect(settings, runs)
-
-
-def collect(settings: Settings, runs: list[Run]) -> Figure2:
-    """The data of the figure from its ensembles."""
+    if jobs > 1:
+        tasks = {d: functools.partial(run_design, settings, d, where, True) for d in DESIGNS}
+        results = list(run_tasks(tasks, console or Console(), jobs=jobs).values())
+        settings = results[-1][0]
+        runs = [run for _, found in results for run in found]
+    else:
+        for design in DESIGNS:
+            settings, found = run_design(settings, design, where, progress)
+            runs += found
     laws, conditions = {}, {}
     for design in DESIGNS:
         problem = settings.problem(design)
@@ -192,19 +163,11 @@ def run_design(
     design: str,
     folder: Path | None,
     progress: bool = False,
-    done: Callable[[Plan, float], None] | None = None,
+    note: Note | None = None,
 ) -> tuple[Settings, list[Run]]:
-    """Run the ensembles of one design.
+    """Run the ensembles of one design, with a line to ``note`` after each.
 
-    Args:
-        settings: What to run.
-        design: The design.
-        folder: Where ensembles and checkpoints are kept, or ``None``.
-        progress: Whether to show progress bars.
-        done: Called with each plan and the seconds that it took.
-
-    Returns:
-        The settings, without compiling where that failed, and the ensembles.
+    Returns the settings, without compiling where that failed, and the ensembles.
     """
     problem = settings.problem(design)
     if settings.compiled and not _compiles(settings, problem):
@@ -213,8 +176,9 @@ def run_design(
     for plan in settings.plans(design):
         begun = time.monotonic()
         runs.append(_run(settings, problem, plan, folder, progress))
-        if done is not None:
-            done(plan, time.monotonic() - begun)
+        if note is not None:
+            size = f"{plan.n_paths} runs of {plan.kept[-1]:,} steps"
+            note(f"{plan.label}: {size}, {time.monotonic() - begun:.0f} s")
     return settings, runs
 
 
@@ -225,44 +189,32 @@ def run_path(settings: Settings, plan: Plan, folder: Path) -> Path:
 
 
 def _run(
-    settings: Settings,
-    problem: NormalizedLinear,
-    plan: Plan,
-    folder: Path | None,
-    progress: bool,
+    settings: Settings, problem: NormalizedLinear, plan: Plan, folder: Path | None, progress: bool
 ) -> Run:
-    path = None if folder is None else run_path(settings, plan, folder)
-    if path is not None and path.exists():
-        return Run.load(path)
-    checkpoint = None if path is None else path.with_suffix(".ckpt")
-    solution = run_sgd(
-        problem,
-        problem.minimizer,
-        plan.lr,
-        settings.weight_decay,
-        plan.kept,
-        n_paths=plan.n_paths,
-        seed=settings.noise_seed(plan.design),
-        compile=settings.compiled,
-        progress=plan.label if progress else False,
-        checkpoint=checkpoint,
-    )
-    run = _extract(settings, problem, plan, solution)
-    if path is not None and checkpoint is not None:
-        run.save(path)
-        checkpoint.unlink(missing_ok=True)
-    return run
+    def make(checkpoint: Path | None) -> Run:
+        solution = run_sgd(
+            problem,
+            problem.minimizer,
+            plan.lr,
+            settings.weight_decay,
+            plan.kept,
+            n_paths=plan.n_paths,
+            seed=settings.noise_seed(plan.design),
+            compile=settings.compiled,
+            progress=plan.label if progress else False,
+            checkpoint=checkpoint,
+        )
+        return _extract(settings, problem, plan, solution)
+
+    return Run.kept(None if folder is None else run_path(settings, plan, folder), make)
 
 
 def _extract(settings: Settings, problem: NormalizedLinear, plan: Plan, solution: Solution) -> Run:
-    blown = solution.stats["non_finite_paths"]
-    if blown:
-        raise NonFiniteError(
-            "runs of SGD blew up",
-            received=f"{blown} of {plan.n_paths} runs at learning rate {plan.lr:g}",
-            expected="finite weights",
-            remedy="a smaller learning rate; the theory needs it to be small",
-        )
+    require_finite(
+        solution.stats["non_finite_paths"],
+        f"{plan.n_paths} runs at learning rate {plan.lr:g}",
+        "a smaller learning rate; the theory needs it to be small",
+    )
     circle = problem.facts.circle
     row = {int(k): i for i, k in enumerate(solution.ts)}
 
@@ -274,12 +226,7 @@ def _extract(settings: Settings, problem: NormalizedLinear, plan: Plan, solution
     records = plan.records
     coarse = sorted({*records[::2], *plan.law_steps})
     boxes = solution.ys[[row[k] for k in plan.box_steps], : settings.runs]
-    return Run(
-        plan,
-        circle.plane_coordinates(boxes).numpy(),
-        unwrapped(records),
-        unwrapped(coarse),
-    )
+    return Run(plan, circle.plane_coordinates(boxes).numpy(), unwrapped(records), unwrapped(coarse))
 
 
 def _compiles(settings: Settings, problem: NormalizedLinear) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +14,22 @@ from rich.console import Console
 from rich.text import Text
 from torch import Tensor
 
+from manifold_sde.arguments import check_point
 from manifold_sde.compile import compiler_available
 from manifold_sde.degeneracy import Degeneracy
-from manifold_sde.errors import (
-    ArgumentError,
-    ManifoldSDEWarning,
-    NoDiffusionWarning,
+from manifold_sde.errors import ArgumentError, ManifoldSDEWarning, NoDiffusionWarning
+from manifold_sde.experiments.experiment import print_files, save_figure
+from manifold_sde.experiments.problem_file import (
+    load_problem,
+    make_known_to_workers,
+    output_of,
+    read_array,
 )
-from manifold_sde.experiments.files import output_of, save_figure
-from manifold_sde.experiments.loading import load_problem, make_known_to_workers
-from manifold_sde.experiments.simulate.inputs import (
-    at_batch_size,
-    load_start,
-    numbers,
-)
+from manifold_sde.experiments.settings.simulate import Settings
 from manifold_sde.experiments.simulate.plots import plot_law
 from manifold_sde.experiments.simulate.summary import Row, law_table, summarize
 from manifold_sde.geometry import Geometry
+from manifold_sde.noise import LabelNoise, SamplingNoise, SphericalNoise
 from manifold_sde.problem import Problem
 from manifold_sde.sdes import FixedRatioDiffusion, LimitingDiffusion
 from manifold_sde.solvers.bookkeeping import clock_at, log_time_at_zero_ratio
@@ -40,96 +38,18 @@ from manifold_sde.solvers.runner import run_sgd
 from manifold_sde.solvers.simulation import CHUNK, solve
 from manifold_sde.solvers.solution import Solution
 from manifold_sde.time_scale import TimeScale
+from manifold_sde.verification import Subject
 
-#: Paths from one start, where their number is left to us.
+#: Default number of paths from one start.
 PATHS = 1000
-#: Moments that the figure shows beside those asked for.
+#: Moments that the figure shows beside those of the settings.
 _DRAWN = 9
 #: Clock times trace at the start from which on kernels are compiled: some 200 steps.
 _LONG = 3.0
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What is asked for; the attributes are the options of the command."""
-
-    target: str
-    lr: float | None = None
-    weight_decay: float | None = None
-    steps: str | None = None
-    ratio: float | None = None
-    times: str | None = None
-    x0: Path | None = None
-    norm: float | None = None
-    paths: int | None = None
-    batch_size: int | None = None
-    seed: int = 0
-    dt: float | None = None
-    rtol: float | None = None
-    workers: int | None = None
-    checkpoint: Path | None = None
-    output: Path | None = None
-    compare_sgd: bool = False
-
-    @property
-    def in_steps(self) -> bool:
-        """Whether moments are steps of SGD, and not times of (8).
-
-        Raises:
-            ArgumentError: If it is neither or both.
-        """
-        sgd = (self.lr, self.weight_decay, self.steps)
-        own = (self.ratio, self.times)
-        for wanted, others in ((sgd, own), (own, sgd)):
-            if None not in wanted and all(value is None for value in others):
-                if wanted is own and self.compare_sgd:
-                    break
-                return wanted is sgd
-        names = ("lr", "weight_decay", "steps", "ratio", "times")
-        given = [f"--{n.replace('_', '-')}" for n in names if getattr(self, n) is not None]
-        given += ["--compare-sgd"] if self.compare_sgd else []
-        raise ArgumentError(
-            "what to simulate is not clear",
-            received=", ".join(given) or "none of the options below",
-            expected="--lr, --weight-decay and --steps for the weights of SGD; or --ratio and "
-            "--times for (8) in its own time, where there is no SGD to compare with",
-            remedy="--lr 0.01 --weight-decay 0.05 --steps 1000,5000, or --ratio 0.5 --times "
-            "0.5,1 for (13)",
-        )
-
-    @property
-    def moments(self) -> list[Any]:
-        """The step counts or times asked for.
-
-        Raises:
-            ArgumentError: If they are none.
-        """
-        if self.in_steps:
-            return numbers("--steps", self.steps or "", int)
-        return numbers("--times", self.times or "", float)
-
-    @property
-    def rates(self) -> tuple[float, float]:
-        """Learning rate and weight decay, where moments are steps."""
-        assert self.lr is not None
-        assert self.weight_decay is not None
-        return self.lr, self.weight_decay
-
-
 def simulate_law(settings: Settings, console: Console, notes: Console) -> list[Path]:
-    """Simulate the law, write its files, and print what was found.
-
-    Args:
-        settings: What is asked for.
-        console: Where results are printed.
-        notes: Where progress and warnings are printed.
-
-    Returns:
-        The files written: the solution, the figure, and SGD's solution if it was run.
-
-    Raises:
-        ManifoldSDEError: If an argument cannot be used, or the simulation fails.
-    """
+    """Simulate the law, write its files, and print what was found; warnings go to ``notes``."""
     steps = settings.in_steps
     if steps:
         TimeScale(*settings.rates)
@@ -139,102 +59,129 @@ def simulate_law(settings: Settings, console: Console, notes: Console) -> list[P
     if settings.workers is not None:
         make_known_to_workers(settings.target)
     x0 = load_start(problem, settings.x0, settings.norm)
+    files = [output]
     with _told(notes):
-        sde = LimitingDiffusion(problem)
-        y0 = on_manifold(sde, x0.reshape(-1, problem.dim)).reshape(x0.shape)
+        y0 = on_manifold(LimitingDiffusion(problem), x0.reshape(-1, problem.dim)).reshape(x0.shape)
         state = Degeneracy.of(problem, y0.reshape(-1, problem.dim)[0])
         _announce(problem, x0, y0, state, console)
-        run = _Run(settings, problem, x0, y0, state.noise_rank > 0, notes.is_terminal)
-        moments = _drawn(asked, steps)
-        law = run.in_steps(moments) if steps else run.in_time(moments)
+        options = _options(settings, problem, y0, state.noise_rank > 0)
+        bar, moments = notes.is_terminal, _drawn(asked, steps)
+        options["progress"] = "law" if bar else False
+        if settings.ratio is None:
+            law = predict_sgd(problem, y0, *settings.rates, moments, **options)
+        else:
+            law = solve(FixedRatioDiffusion(problem, settings.ratio), y0, moments, **options)
         law.save(output)
-        files = [output]
-        sgd = run.sgd(asked) if settings.compare_sgd else None
-        if sgd is not None:
+        rows, found = summarize(problem, law), []
+        if settings.compare_sgd:
+            shared: dict[str, Any] = {name: options[name] for name in ("n_paths", "seed")}
+            shared["progress"] = "SGD" if bar else False
+            sgd = run_sgd(problem, x0, *settings.rates, asked, **shared)
             files.append(output.with_name(f"{output.stem}_sgd.npz"))
             sgd.save(files[-1])
-        rows = summarize(problem, law)
-        found = [] if sgd is None else summarize(problem, sgd.limit(Geometry(problem)))
+            found = summarize(problem, sgd.limit(Geometry(problem)))
     files.append(output.with_suffix(".png"))
-    figure = plot_law(rows, found, *_labels(settings, problem))
-    save_figure(figure, files[-1], dpi=150)
+    save_figure(plot_law(rows, found, *_labels(settings, problem)), files[-1], dpi=150)
     _conclude(settings, rows, found, asked, law, console)
-    for file in files:
-        console.print(Text(str(file)), soft_wrap=True)
+    print_files(console, files)
     return files
 
 
-class _Run:
-    """The simulations of one call."""
+def load_start(problem: Problem, file: Path | None, norm: float | None) -> Tensor:
+    """The weights at step 0, in double precision and scaled to a norm: (D,), or (B, D).
 
-    def __init__(
-        self,
-        settings: Settings,
-        problem: Problem,
-        x0: Tensor,
-        y0: Tensor,
-        diffuses: bool,
-        progress: bool,
-    ) -> None:
-        self.settings = settings
-        self.problem = problem
-        self.x0 = x0
-        self.y0 = y0
-        self.progress = progress
-        # A flow without noise along the manifold is the same for all paths.
-        self.paths = settings.paths
-        if x0.dim() == 1:
-            self.paths = (settings.paths or PATHS) if diffuses else None
-        n = self.paths or len(x0.reshape(-1, problem.dim))
-        workers = settings.workers
-        size = CHUNK if workers is None else min(CHUNK, -(-n // workers))
-        self.options: dict[str, Any] = {
-            "n_paths": self.paths,
-            "dt": settings.dt,
-            "rtol": settings.rtol,
-            "seed": settings.seed,
-            "progress": "law" if progress else False,
-            "checkpoint": settings.checkpoint,
-            "workers": workers,
-            "chunk_size": size,
-            "compile": True if self._long() and compiler_available() else "auto",
-        }
+    Without a file they are the minimiser that the problem knows, or else that gradient flow finds:
+    that of ``info`` and ``verify``.
 
-    def _long(self) -> bool:
-        """Whether the clock asks for so many steps that compiling them is sooner done."""
-        s = self.settings
-        asked = s.moments[-1]
-        if s.in_steps:
-            log_time = torch.tensor(float(TimeScale(*s.rates).log_accumulated(asked)))
-        else:
-            assert s.ratio is not None
-            log_time = log_time_at_zero_ratio(torch.tensor(float(asked)), s.ratio)
-        start = self.y0.reshape(-1, self.problem.dim)[:1]
-        trace = self.problem.noise_trace(start / start.norm())
-        clock = clock_at(log_time - 4.0 * start.norm().log(), trace)
-        return bool((trace * clock > _LONG).all())
-
-    def in_steps(self, steps: Sequence[int]) -> Solution:
-        """The law of SGD's weights after these steps."""
-        return predict_sgd(self.problem, self.y0, *self.settings.rates, steps, **self.options)
-
-    def in_time(self, times: Sequence[float]) -> Solution:
-        """Solution of (8) in its own time."""
-        assert self.settings.ratio is not None
-        sde = FixedRatioDiffusion(self.problem, self.settings.ratio)
-        return solve(sde, self.y0, times, **self.options)
-
-    def sgd(self, steps: Sequence[int]) -> Solution:
-        """SGD itself, from the start that was given."""
-        return run_sgd(
-            self.problem,
-            self.x0,
-            *self.settings.rates,
-            steps,
-            n_paths=self.paths,
-            seed=self.settings.seed,
-            progress="SGD" if self.progress else False,
+    Raises:
+        ArgumentError: If there is no start, or it cannot be used.
+    """
+    if file is None:
+        try:
+            x = Subject(problem, Geometry(problem)).find_minimizer().clone()
+        except ArgumentError as error:
+            raise ArgumentError(
+                error.problem,
+                received=error.received,
+                expected=f"the weights at step 0, a file with a vector of {problem.dim} numbers",
+                remedy="--x0 x0.npy, written by numpy.save, or --x0 x0.pt, by torch.save; they "
+                "need not be a minimiser: gradient flow leads from them to one",
+            ) from error
+    else:
+        x = check_point(read_array(file), problem.dim, name="--x0")
+        if x.dim() > 2:
+            raise ArgumentError(
+                "--x0 holds too many dimensions",
+                received=f"shape {tuple(x.shape)}",
+                expected=f"({problem.dim},), or (B, {problem.dim}) for B starts",
+                remedy=f"x0.reshape(-1, {problem.dim})",
+            )
+    if norm is None:
+        return x
+    if not 0 < norm < float("inf"):
+        raise ArgumentError(
+            "--norm is not the norm of weights",
+            received=f"{norm:g}",
+            expected="a positive number",
+            remedy="leave it out for the norm of the start",
         )
+    return norm * x / x.norm(dim=-1, keepdim=True)
+
+
+def at_batch_size(problem: Problem, batch_size: int | None) -> Problem:
+    """The problem with the noise of another batch size; that of (18) counts as one sample's.
+
+    Raises:
+        ArgumentError, NoiseError: If its noise has no batches, or not of this size.
+    """
+    if batch_size is None:
+        return problem
+    noise = problem.noise
+    if isinstance(noise, SamplingNoise):
+        return problem.with_noise(SamplingNoise(batch_size, replacement=noise.replacement))
+    if isinstance(noise, LabelNoise):
+        return problem.with_noise(LabelNoise(noise.scale, batch_size))
+    if isinstance(noise, SphericalNoise):
+        return problem.with_noise(SphericalNoise(noise.scale / batch_size**0.5))
+    raise ArgumentError(
+        "the noise of the problem has no batch size",
+        received=f"--batch-size {batch_size} with {noise!r}",
+        expected="SamplingNoise, LabelNoise or SphericalNoise",
+        remedy="divide the factor of the noise by the root of the batch size, in the file",
+    )
+
+
+def _options(settings: Settings, problem: Problem, y0: Tensor, diffuses: bool) -> dict[str, Any]:
+    """How the law is simulated."""
+    paths = settings.paths
+    if y0.dim() == 1:
+        # A flow without noise along the manifold is the same for all paths.
+        paths = (paths or PATHS) if diffuses else None
+    n = paths or len(y0.reshape(-1, problem.dim))
+    workers = settings.workers
+    return {
+        "n_paths": paths,
+        "dt": settings.dt,
+        "rtol": settings.rtol,
+        "seed": settings.seed,
+        "checkpoint": settings.checkpoint,
+        "workers": workers,
+        "chunk_size": CHUNK if workers is None else min(CHUNK, -(-n // workers)),
+        "compile": True if _long(settings, problem, y0) and compiler_available() else "auto",
+    }
+
+
+def _long(settings: Settings, problem: Problem, y0: Tensor) -> bool:
+    """Whether the clock asks for so many steps that compiling them is sooner done."""
+    asked = settings.moments[-1]
+    if settings.ratio is None:
+        log_time = torch.tensor(float(TimeScale(*settings.rates).log_accumulated(asked)))
+    else:
+        log_time = log_time_at_zero_ratio(torch.tensor(float(asked)), settings.ratio)
+    start = y0.reshape(-1, problem.dim)[:1]
+    trace = problem.noise_trace(start / start.norm())
+    clock = clock_at(log_time - 4.0 * start.norm().log(), trace)
+    return bool((trace * clock > _LONG).all())
 
 
 @contextmanager
@@ -252,7 +199,7 @@ def _told(notes: Console) -> Iterator[None]:
 
 
 def _drawn(asked: Sequence[Any], whole: bool) -> list[Any]:
-    """The moments of the figure: those asked for, the start, and some between."""
+    """The moments of the figure: those of the settings, the start, and some between."""
     between = np.linspace(0.0, asked[-1], _DRAWN)
     if whole:
         return sorted({*asked, *(round(t) for t in between.tolist())})

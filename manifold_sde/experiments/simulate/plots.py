@@ -1,34 +1,29 @@
-"""The predicted law drawn: norm and spread of the direction, with SGD beside them."""
+"""The predicted law drawn: norm and spread of the direction, with SGD beside them.
+
+Both panels draw the rows of the law, and those of SGD if there are any, in ``ax``, by default in
+new axes, and return it; keyword arguments go to ``plot``.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from manifold_sde.experiments.drawing import BLUE, VERMILION, axes_of, new_figure
 from manifold_sde.experiments.simulate.summary import QUANTILES, Row
 
-#: Okabe and Ito's blue and vermilion.
-_LAW, _SGD = "#0072B2", "#D55E00"
+_LAW, _SGD = BLUE, VERMILION
 
 
 def plot_norm(
     law: Sequence[Row], sgd: Sequence[Row] = (), ax: Axes | None = None, **kwargs: Any
 ) -> Axes:
-    """Mean and quantiles of the norm.
-
-    Args:
-        law: What is predicted.
-        sgd: The same of SGD, or nothing.
-        ax: Axes to draw in; by default new ones.
-        **kwargs: Passed on to ``plot``.
-
-    Returns:
-        The axes.
-    """
-    ax = ax or Figure(figsize=(5.0, 3.6), layout="constrained").subplots()
+    """Mean and quantiles of the norm."""
+    ax = axes_of(ax, (5.0, 3.6))
     x = [row.moment for row in law]
     low, high = zip(*(row.quantiles for row in law), strict=True)
     several = law[-1].paths > 1
@@ -39,14 +34,11 @@ def plot_norm(
     ax.plot(x, [row.norm[0] for row in law], **options)
     if sgd:
         at = [row.moment for row in sgd]
-        mean = [row.norm[0] for row in sgd]
-        bars = (
-            [m - row.quantiles[0] for m, row in zip(mean, sgd, strict=True)],
-            [row.quantiles[1] - m for m, row in zip(mean, sgd, strict=True)],
-        )
-        style: dict[str, Any] = {"fmt": "o", "markersize": 4, "capsize": 3, "linewidth": 1}
+        mean = np.array([row.norm[0] for row in sgd])
+        ends = np.array([row.quantiles for row in sgd]).T
         # A mean can lie outside the quantiles by rounding where all norms are equal.
-        sizes = [[max(0.0, b) for b in side] for side in bars]
+        sizes = np.maximum(0.0, [mean - ends[0], ends[1] - mean])
+        style: dict[str, Any] = {"fmt": "o", "markersize": 4, "capsize": 3, "linewidth": 1}
         ax.errorbar(at, mean, yerr=sizes, color=_SGD, label="SGD: the same", **style)
     ax.set_ylabel(r"norm of the weights, $\|x\|$")
     ax.legend(frameon=False)
@@ -56,18 +48,8 @@ def plot_norm(
 def plot_spread(
     law: Sequence[Row], sgd: Sequence[Row] = (), ax: Axes | None = None, **kwargs: Any
 ) -> Axes:
-    """Spread of the direction, 1 - |mean direction|: 0 for one point, 1 for the whole sphere.
-
-    Args:
-        law: What is predicted.
-        sgd: The same of SGD, or nothing.
-        ax: Axes to draw in; by default new ones.
-        **kwargs: Passed on to ``plot``.
-
-    Returns:
-        The axes.
-    """
-    ax = ax or Figure(figsize=(5.0, 3.6), layout="constrained").subplots()
+    """Spread of the direction, 1 - |mean direction|: 0 for one point, 1 for the whole sphere."""
+    ax = axes_of(ax, (5.0, 3.6))
     options = {"color": _LAW, "label": "predicted", **kwargs}
     ax.plot([row.moment for row in law], [row.spread for row in law], **options)
     if sgd:
@@ -82,18 +64,11 @@ def plot_spread(
 def plot_law(law: Sequence[Row], sgd: Sequence[Row], title: str, xlabel: str) -> Figure:
     """Norm and spread beside each other; the spread only where there are several paths.
 
-    Args:
-        law: What is predicted.
-        sgd: The same of SGD, or nothing.
-        title: Title.
-        xlabel: What the moments are.
-
-    Returns:
-        The figure; ``savefig`` writes it.
+    ``xlabel`` says what the moments are.
     """
     several = law[-1].paths > 1
     panels = 2 if several else 1
-    figure = Figure(figsize=(5.0 * panels, 3.8), layout="constrained")
+    figure = new_figure((5.0 * panels, 3.8), {})
     axes = figure.subplots(1, panels, squeeze=False)[0]
     plot_norm(law, sgd, axes[0])
     if several:

@@ -11,7 +11,7 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from manifold_sde.experiments.printing import plain_table
+from manifold_sde.experiments.experiment import plain_table
 from manifold_sde.geometry import Geometry
 from manifold_sde.problem import Problem
 from manifold_sde.solvers.lost_paths import check_average, remedy_of
@@ -50,11 +50,7 @@ class Row:
 
 
 def summarize(problem: Problem, solution: Solution) -> list[Row]:
-    """The law at each moment of a solution.
-
-    Args:
-        problem: The problem.
-        solution: Paths (K, n, D), or one (K, D); on the manifold.
+    """The law at each moment of a solution on the manifold, of paths (K, n, D), or one (K, D).
 
     Raises:
         LostPathsError: If more than one path in a hundred was lost.
@@ -113,14 +109,7 @@ def _moments(solution: Solution, values: Tensor) -> list[tuple[float, float]]:
 def law_table(
     title: str, rows: Sequence[Row], first: str, times: Sequence[float] | None = None
 ) -> Table:
-    """Rows as a table.
-
-    Args:
-        title: Title.
-        rows: The rows.
-        first: What the moments are.
-        times: T of (12) at each, or ``None``.
-    """
+    """Rows as a table; ``first`` says what the moments are, ``times`` are T of (12) at each."""
     table = plain_table(title)
     known = rows[0].log_pseudo_determinant is not None
     heads = [first, *(["T"] if times is not None else []), "clock u", "norm"]

@@ -5,6 +5,7 @@ small learning rate, to where gradient flow would lead, and the test accuracy th
 Both figures come from the same runs.
 """
 
+from manifold_sde.experiments.settings.training import Settings
 from manifold_sde.experiments.training.analysis import (
     Mean,
     NormCurves,
@@ -22,9 +23,7 @@ from manifold_sde.experiments.training.plots import (
     plot_limit_accuracy,
     plot_norm,
 )
-from manifold_sde.experiments.training.record import TrainingRun
-from manifold_sde.experiments.training.settings import Settings
-from manifold_sde.experiments.training.simulation import train
+from manifold_sde.experiments.training.simulation import TrainingRun, train
 
 __all__ = [
     "Mean",

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
+from rich.table import Table
 from scipy import stats
 
-from manifold_sde.experiments.files import write_csv
-from manifold_sde.experiments.training.record import Array, TrainingRun
+from manifold_sde.experiments.experiment import Array, plain_table
+from manifold_sde.experiments.training.simulation import TrainingRun
 from manifold_sde.paper import implements
 
 #: How near to its late mean an accuracy, and a norm, count as being on their plateau.
@@ -295,14 +295,10 @@ def _about_norm(found: Summary) -> str:
     ratio = found.norm_ratio
     error = "" if np.isnan(ratio.standard_error) else f" ± {ratio.standard_error:.3f}"
     low, high = found.trace_range
-    near = abs(ratio.value - 1) <= _NORM_NEAR
-    verdict = (
-        "The norm is at the equilibrium of (10)"
-        if near
-        else ("The norm is not at the equilibrium of (10)")
-    )
+    at = "at" if abs(ratio.value - 1) <= _NORM_NEAR else "not at"
     return (
-        f"{verdict}: over the last quarter it is {ratio.value:.3f}{error} of it. In the second "
+        f"The norm is {at} the equilibrium of (10): over the last quarter it is "
+        f"{ratio.value:.3f}{error} of it. In the second "
         f"half the trace of the noise varies from {low:.2f} to {high:.2f} of its mean; with the "
         f"trace along the run the norm equation is off by at most {found.varying_error:.1%}. Of "
         f"|g|² {found.gradient_share:.0%} is the full gradient, which (10) leaves out; with it the "
@@ -339,7 +335,22 @@ def rows(run: TrainingRun) -> list[dict[str, float]]:
     return table
 
 
-def write_table(run: TrainingRun, path: Path) -> None:
-    """Write the table as CSV."""
-    table = rows(run)
-    write_csv(path, table, list(table[0]))
+def decay_table(run: TrainingRun) -> Table:
+    """Accuracies in per cent and norms at the times of decay, as a table of 80 columns."""
+    mixing = summarise(run).mixing_epochs
+    table = plain_table(
+        "Test accuracy and norm by the epoch of the decay",
+        f"ηλk: steps k in units of 1/(ηλ), which are {mixing:.3g} epochs",
+        "before, after: test accuracy around the decay, in per cent",
+        "(10): the norm with the trace's mean over the second half",
+    )
+    for name in ("epoch", "ηλk", "train", "before", "after", "norm", "(10)"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows(run):
+        cells = [f"{row['epoch']:.0f}", f"{row['lr_wd_steps']:.2f}"]
+        for name in ("train_before", "test_before", "test_after"):
+            error = row[f"{name}_se"]
+            spread = "" if np.isnan(error) else f" ± {100 * error:.1f}"
+            cells.append(f"{100 * row[name]:.1f}{spread}")
+        table.add_row(*cells, f"{row['norm']:.2f}", f"{row['norm_equation10']:.2f}")
+    return table

@@ -1,4 +1,9 @@
-"""Figures 1 and 3 drawn."""
+"""Figures 1 and 3 drawn.
+
+Every ``plot_*`` draws in ``ax``, by default in new axes, and returns it; keyword arguments go to
+the function of matplotlib that is named. Bands and bars are a standard error over runs wide on
+either side.
+"""
 
 from __future__ import annotations
 
@@ -9,32 +14,31 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from manifold_sde.experiments.drawing import axes_of, plot_band
+from manifold_sde.experiments.drawing import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    VERMILION,
+    axes_of,
+    new_figure,
+    plot_band,
+)
+from manifold_sde.experiments.experiment import Array
 from manifold_sde.experiments.training.analysis import (
     Mean,
     after_decay,
     at_full_training_accuracy,
     norm_curves,
 )
-from manifold_sde.experiments.training.record import Array, TrainingRun
+from manifold_sde.experiments.training.simulation import TrainingRun
 
-#: Okabe and Ito's colours, which the colour-blind tell apart.
-_TRAIN, _TEST, _DECAYED, _NORM = "#E69F00", "#0072B2", "#D55E00", "#009E73"
-_GREY = "0.45"
+_TRAIN, _TEST, _DECAYED, _NORM = ORANGE, BLUE, VERMILION, GREEN
 _SIZE = (5.5, 4.0)
 
 
 def plot_accuracies(run: TrainingRun, ax: Axes | None = None, **kwargs: Any) -> Axes:
-    """Figure 1a: accuracies over epochs before a decay, and how some decays change them.
-
-    Args:
-        run: The runs.
-        ax: Axes to draw in; by default new ones.
-        **kwargs: Passed on to ``plot``, for the curves before a decay.
-
-    Returns:
-        The axes; bands are a standard error over runs wide on either side.
-    """
+    """Figure 1a: accuracies over epochs before a decay (``plot``), and how decays change them."""
     ax = axes_of(ax, _SIZE)
     settings = run.settings
     records = np.array(settings.records)
@@ -46,20 +50,13 @@ def plot_accuracies(run: TrainingRun, ax: Axes | None = None, **kwargs: Any) -> 
     label = "test, after a decay"
     for i, time in enumerate(settings.decay_times):
         after = Mean.of(run.branch_test[:, i])
-        ax.plot(
-            time + np.array(settings.branch_records),
-            after.value,
-            color=_DECAYED,
-            linewidth=0.9,
-            label=label,
-        )
+        epochs = time + np.array(settings.branch_records)
+        ax.plot(epochs, after.value, color=_DECAYED, linewidth=0.9, label=label)
         ax.plot(time, after.value[0], ".", color=_DECAYED, markersize=4)
         label = ""
-    ax.set_xlim(0, settings.epochs + settings.decay_epochs)
-    ax.set_ylim(_least(run), 1.005)
+    ax.set(xlabel="epoch", xlim=(0, settings.epochs + settings.decay_epochs))
+    ax.set(ylabel="accuracy", ylim=(_least(run), 1.005))
     ax.yaxis.set_major_formatter(PercentFormatter(1.0))
-    ax.set_xlabel("epoch")
-    ax.set_ylabel("accuracy")
     ax.legend(loc="lower right", frameon=False, fontsize="small")
     ax.set_title(
         rf"SGD at $\eta={settings.lr:g}$, $\lambda={settings.weight_decay:g}$, "
@@ -70,17 +67,10 @@ def plot_accuracies(run: TrainingRun, ax: Axes | None = None, **kwargs: Any) -> 
 
 
 def plot_decay_and_norm(run: TrainingRun, ax: Axes | None = None, **kwargs: Any) -> Axes:
-    """Figure 1b: test accuracy after decay, and the norm before it, over the time of the decay.
+    """Figure 1b: test accuracy after decay (``errorbar``), and the norm before it, by its time.
 
-    The test accuracy is that at full training accuracy, where it is reached.
-
-    Args:
-        run: The runs.
-        ax: Axes to draw in; by default new ones.
-        **kwargs: Passed on to ``errorbar``.
-
-    Returns:
-        The axes of the accuracy; those of the norm share its epochs.
+    The test accuracy is that at full training accuracy, where it is reached. Returns the axes of
+    the accuracy; those of the norm share its epochs.
     """
     ax = axes_of(ax, _SIZE)
     settings = run.settings
@@ -101,16 +91,7 @@ def plot_decay_and_norm(run: TrainingRun, ax: Axes | None = None, **kwargs: Any)
 
 
 def plot_limit_accuracy(run: TrainingRun, ax: Axes | None = None, **kwargs: Any) -> Axes:
-    """Figure 3: test accuracy at the end of each branch, which stands for that of Phi(x).
-
-    Args:
-        run: The runs.
-        ax: Axes to draw in; by default new ones.
-        **kwargs: Passed on to ``errorbar``.
-
-    Returns:
-        The axes, with epochs on a logarithmic scale.
-    """
+    """Figure 3: test accuracy at the end of each branch (``errorbar``), for that of Phi(x)."""
     ax = axes_of(ax, _SIZE)
     settings = run.settings
     times = np.array(settings.decay_times)
@@ -119,27 +100,15 @@ def plot_limit_accuracy(run: TrainingRun, ax: Axes | None = None, **kwargs: Any)
     _curve(ax, times, run.test_accuracy[:, at], color=_TEST, label=label)
     label = rf"after {settings.decay_epochs} epochs at {settings.decay_lr:g}, for $\Phi(x_t)$"
     _dots(ax, times, after_decay(run), **{"label": label, "linestyle": "-", **kwargs})
-    _mark_mixing(run, ax)
-    ax.set_xscale("log")
-    ax.xaxis.set_major_formatter("{x:g}")
-    ax.set_ylim(_least(run), None)
+    _show_log_epochs(run, ax)
+    ax.set(ylabel="test accuracy", ylim=(_least(run), None))
     ax.yaxis.set_major_formatter(PercentFormatter(1.0))
-    ax.set_ylabel("test accuracy")
     ax.legend(loc="lower right", frameon=False, fontsize="small")
     return ax
 
 
 def plot_norm(run: TrainingRun, ax: Axes | None = None, **kwargs: Any) -> Axes:
-    """The norm before the decay, beside equation (10).
-
-    Args:
-        run: The runs.
-        ax: Axes to draw in; by default new ones.
-        **kwargs: Passed on to ``plot``, for the measured norm.
-
-    Returns:
-        The axes, with epochs on a logarithmic scale.
-    """
+    """The norm before the decay (``plot``), beside equation (10)."""
     ax = axes_of(ax, _SIZE)
     epochs = np.arange(run.settings.epochs + 1)[1:]
     curves = norm_curves(run)
@@ -150,45 +119,30 @@ def plot_norm(run: TrainingRun, ax: Axes | None = None, **kwargs: Any) -> Axes:
         (curves.varying, ":", "norm equation, trace measured along the run"),
     ):
         ax.plot(epochs, curve.mean(0)[1:], style, color="black", linewidth=1.2, label=label)
-    _mark_mixing(run, ax)
-    ax.set_xscale("log")
-    ax.xaxis.set_major_formatter("{x:g}")
-    low = min(float(values.mean(0).min()) for values in (curves.measured, curves.varying))
-    high = max(float(values.mean(0).max()) for values in (curves.measured, curves.varying))
+    _show_log_epochs(run, ax)
+    means = np.stack([curves.measured.mean(0), curves.varying.mean(0)])
+    low, high = float(means.min()), float(means.max())
+    ax.set(xlabel="epoch of the decay", ylabel=r"$\Vert x\Vert$ before decay")
     ax.set_ylim(low - 0.6 * (high - low), high + 0.15 * (high - low))
-    ax.set_xlabel("epoch of the decay")
-    ax.set_ylabel(r"$\Vert x\Vert$ before decay")
     ax.legend(loc="lower left", frameon=False, fontsize="small")
     return ax
 
 
-def _mark_mixing(run: TrainingRun, ax: Axes) -> None:
+def _show_log_epochs(run: TrainingRun, ax: Axes) -> None:
+    """Show epochs on a logarithmic scale, with a mark at 1 / (lr wd)."""
+    ax.set_xscale("log")
+    ax.xaxis.set_major_formatter("{x:g}")
     settings = run.settings
     mixing = 1 / (settings.lr * settings.weight_decay * run.steps_per_epoch)
-    ax.axvline(mixing, color=_GREY, linewidth=0.8, zorder=0.5)
-    ax.annotate(
-        r"$1/\eta\lambda$",
-        (mixing, 1.0),
-        xycoords=("data", "axes fraction"),
-        xytext=(3, -3),
-        textcoords="offset points",
-        va="top",
-        color=_GREY,
-        fontsize="small",
-    )
+    ax.axvline(mixing, color=GREY, linewidth=0.8, zorder=0.5)
+    style: dict[str, Any] = {"va": "top", "color": GREY, "fontsize": "small"}
+    where: dict[str, Any] = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points"}
+    ax.annotate(r"$1/\eta\lambda$", (mixing, 1.0), xytext=(3, -3), **where, **style)
 
 
 def plot_figure1(run: TrainingRun, **kwargs: Any) -> Figure:
-    """Figure 1: accuracies over epochs; test accuracy after decay, and norm.
-
-    Args:
-        run: The runs.
-        **kwargs: Passed on to ``matplotlib.figure.Figure``.
-
-    Returns:
-        The figure; ``savefig`` writes it.
-    """
-    canvas = Figure(**{"figsize": (10.5, 4.2), "layout": "constrained", **kwargs})
+    """Figure 1: accuracies over epochs; test accuracy after decay, and norm."""
+    canvas = new_figure((10.5, 4.2), kwargs)
     left, right = canvas.subplots(1, 2)
     plot_accuracies(run, left)
     plot_decay_and_norm(run, right)
@@ -197,16 +151,8 @@ def plot_figure1(run: TrainingRun, **kwargs: Any) -> Figure:
 
 
 def plot_figure3(run: TrainingRun, **kwargs: Any) -> Figure:
-    """Figure 3: test accuracy of Phi(x_t) over time, and the norm with equation (10).
-
-    Args:
-        run: The runs.
-        **kwargs: Passed on to ``matplotlib.figure.Figure``.
-
-    Returns:
-        The figure; ``savefig`` writes it.
-    """
-    canvas = Figure(**{"figsize": (7.5, 7.2), "layout": "constrained", **kwargs})
+    """Figure 3: test accuracy of Phi(x_t) over time, and the norm with equation (10)."""
+    canvas = new_figure((7.5, 7.2), kwargs)
     above, below = canvas.subplots(2, 1, sharex=True)
     plot_limit_accuracy(run, above)
     plot_norm(run, below)

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from rich.console import Console
 from torch import Tensor
 from tqdm import tqdm
 
-from manifold_sde.errors import NonFiniteError
-from manifold_sde.experiments.training.fleet import Fleet, augmented, batches, step
-from manifold_sde.experiments.training.record import TrainingRun
-from manifold_sde.experiments.training.settings import Settings
+from manifold_sde.experiments.experiment import (
+    Array,
+    SavedData,
+    discard,
+    require_finite,
+)
+from manifold_sde.experiments.processes import Note, run_tasks
+from manifold_sde.experiments.settings.training import Settings
+from manifold_sde.experiments.training.model_ensemble import ModelEnsemble, augmented, batches, step
 from manifold_sde.paper import implements
 from manifold_sde.solvers.archive import complete, read_archive, write_archive
 
@@ -27,6 +34,61 @@ _PART = "training"
 #: What the order of batches is drawn for: training, a branch after a decay, a measurement.
 _TRAINING, _BRANCH, _MEASUREMENT = 0, 1, 2
 
+#: What the batches of a run are drawn from: its seed, what they are for, and the time of decay.
+Key = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class TrainingRun(SavedData):
+    """All that Figures 1 and 3 are drawn from; R runs.
+
+    Traces are those at norm 1: |x|^2 times what is measured at x.
+
+    Attributes:
+        settings: What was trained.
+        steps_per_epoch: Number of steps of an epoch.
+        train_accuracy, test_accuracy, train_loss: Before a decay, at the epochs
+            ``settings.records`` (R, records).
+        trace: Trace of the covariance of the gradient of a batch at these epochs (R, records).
+        mean_square: |x|^2 times the square of the full gradient there (R, records).
+        norm: |x| at the start of each epoch and at the end (R, epochs + 1).
+        square: Mean of |x|^2 |g|^2 over the steps of each epoch, g the gradient of the step's batch
+            (R, epochs).
+        branch_train, branch_test: Accuracies after a decay at the epochs ``settings.decay_times``,
+            at the epochs ``settings.branch_records`` after it (R, times, branch records).
+        branch_norm: |x| at the end of each branch (R, times).
+    """
+
+    KIND = "training of figures 1 and 3"
+
+    settings: Settings
+    steps_per_epoch: int
+    train_accuracy: Array
+    test_accuracy: Array
+    train_loss: Array
+    norm: Array
+    square: Array
+    trace: Array
+    mean_square: Array
+    branch_train: Array
+    branch_test: Array
+    branch_norm: Array
+
+    def header(self) -> dict[str, Any]:
+        """What is not an array, and the key of the settings."""
+        return {**super().header(), "key": self.settings.key()}
+
+    @classmethod
+    def saved(cls, path: Path, settings: Settings) -> TrainingRun | None:
+        """The runs in a file, if they are those of these settings and versions."""
+        if not path.is_file():
+            return None
+        header, _ = read_archive(path, cls.KIND)
+        if header.get("key") != settings.key():
+            return None
+        run = cls.load(path)
+        return run if run.settings.seeds == settings.seeds else None
+
 
 @implements("Figure 1", "Figure 3")
 def train(
@@ -34,17 +96,18 @@ def train(
     *,
     folder: str | Path | None = None,
     progress: bool = False,
+    jobs: int = 1,
+    console: Console | None = None,
 ) -> TrainingRun:
-    """Train for Figures 1 and 3, one group of runs after the other in this process.
+    """Train for Figures 1 and 3, in groups of runs.
 
     Args:
         settings: What to train; by default the quick form.
         folder: Where finished parts and checkpoints are kept, so that a run that is stopped goes on
             from there with the same bits; ``None`` keeps nothing.
         progress: Whether to show progress bars.
-
-    Returns:
-        The data of the figures.
+        jobs: 1 trains in this process, more train in so many worker processes, with a folder.
+        console: Where worker processes show their progress.
 
     Raises:
         NonFiniteError: If runs blew up.
@@ -55,8 +118,21 @@ def train(
     """
     settings = settings or Settings.quick()
     where = None if folder is None else Path(folder)
-    parts = [train_group(settings, seeds, where, progress) for seeds in settings.groups]
-    return TrainingRun.joined(settings, parts)
+    if jobs > 1 and len(settings.groups) > 1:
+        tasks = {
+            _label(seeds): functools.partial(train_group, settings, seeds, where, True)
+            for seeds in settings.groups
+        }
+        parts = list(run_tasks(tasks, console or Console(), jobs=jobs).values())
+    else:
+        parts = [train_group(settings, seeds, where, progress) for seeds in settings.groups]
+    arrays = [part.arrays() for part in parts]
+    whole = {name: np.concatenate([part[name] for part in arrays]) for name in arrays[0]}
+    return TrainingRun(settings, parts[0].steps_per_epoch, **whole)
+
+
+def _label(seeds: Sequence[int]) -> str:
+    return f"runs {seeds[0]}-{seeds[-1]}"
 
 
 def train_group(
@@ -64,107 +140,83 @@ def train_group(
     seeds: Sequence[int],
     folder: Path | None,
     progress: bool = False,
-    done: Callable[[str, float], None] | None = None,
+    note: Note | None = None,
 ) -> TrainingRun:
-    """Train the runs of some seeds in lockstep, and continue each from its times of decay.
+    """Train the runs of some seeds in lockstep, and continue each from its times of decay."""
+    group = _Group(settings, seeds, folder, progress)
+    label = group.label
 
-    Args:
-        settings: What to train.
-        seeds: Seeds of the runs.
-        folder: Where finished parts and checkpoints are kept, or ``None``.
-        progress: Whether to show progress bars.
-        done: Called with what was done, in words, and the seconds that it took.
-
-    Returns:
-        The data of these runs.
-    """
-    label = f"{seeds[0]}-{seeds[-1]}"
-    group = _Group(settings, seeds, folder, progress, f"runs {label}")
-    begun = time.monotonic()
-    whole = None if folder is None else folder / f"runs-{label}-{settings.key()}.npz"
-    if whole is not None and whole.exists():
-        return TrainingRun.load(whole)
-    trained = group.training()
-    if done is not None:
-        done(f"runs {label}: {settings.epochs} epochs", time.monotonic() - begun)
+    def timed(part: Callable[[], dict[str, Array]], words: str) -> dict[str, Array]:
         begun = time.monotonic()
-    branches = group.branches(trained["decayed"])
-    if done is not None:
-        times = len(settings.decay_times)
-        done(f"runs {label}: continued from {times} epochs of decay", time.monotonic() - begun)
-    part = TrainingRun(
-        settings,
-        group.per_epoch,
-        **{name: value for name, value in trained.items() if name != "decayed"},
-        **branches,
-    )
-    if whole is not None:
-        part.save(whole)
-        group.forget()
-    return part
+        found = part()
+        if note is not None:
+            note(f"{label}: {words}, {time.monotonic() - begun:.0f} s")
+        return found
+
+    def make(_: Path | None) -> TrainingRun:
+        trained = timed(group.training, f"{settings.epochs} epochs")
+        decayed = trained.pop("decayed")
+        words = f"continued from {len(settings.decay_times)} epochs of decay"
+        branches = timed(lambda: group.branches(decayed), words)
+        return TrainingRun(settings, group.per_epoch, **trained, **branches)
+
+    name = f"{label.replace(' ', '-')}-{settings.key()}.npz"
+    run = TrainingRun.kept(None if folder is None else folder / name, make)
+    group.forget()
+    return run
 
 
 @dataclass
 class _State:
-    """Where a stretch of SGD is: all that its continuation depends on."""
+    """The state of a stretch of SGD: all that its continuation depends on."""
 
     x: Tensor
     step: int = 0
-    kept: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    kept: dict[str, Array] = field(default_factory=dict)
 
 
+@dataclass
 class _Group:
     """Some runs in lockstep: their training, and the branches after it."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        seeds: Sequence[int],
-        folder: Path | None,
-        progress: bool,
-        label: str,
-    ) -> None:
-        self.settings = settings
-        self.seeds = list(seeds)
-        self.folder = folder
-        self.progress = progress
-        self.label = label
-        self.fleet = Fleet(settings.network, seeds, settings.images(), settings.device)
+    settings: Settings
+    seeds: Sequence[int]
+    folder: Path | None = None
+    progress: bool = False
+
+    def __post_init__(self) -> None:
+        settings = self.settings
+        self.label = _label(self.seeds)
+        images = settings.images()
+        self.models = ModelEnsemble(settings.network, self.seeds, images, settings.device)
+        self.per_epoch = len(images.inputs) // settings.batch_size
         # Black, which images are shifted over.
-        self.fill = self.fleet.images.inputs.amin((0, 2, 3))
-        self.per_epoch = len(self.fleet.images.inputs) // settings.batch_size
+        self.fill = self.models.images.inputs.amin((0, 2, 3))
 
     # Before the decay.
 
-    def training(self) -> dict[str, NDArray[np.float64]]:
+    def training(self) -> dict[str, Array]:
         """Train with the large learning rate; weights at the times of decay are ``decayed``."""
         settings = self.settings
         runs, epochs, times = len(self.seeds), settings.epochs, settings.decay_times
         records = settings.records
-        state = _State(self.fleet.start)
-        sizes = {
-            "train_accuracy": (runs, len(records)),
-            "test_accuracy": (runs, len(records)),
-            "train_loss": (runs, len(records)),
-            "norm": (runs, epochs + 1),
-            "square": (runs, epochs),
-            "trace": (runs, len(records)),
-            "mean_square": (runs, len(records)),
-            "decayed": (len(times), *self.fleet.start.shape),
+        state = _State(self.models.start)
+        at_records = ("train_accuracy", "test_accuracy", "train_loss", "trace", "mean_square")
+        state.kept = {name: np.full((runs, len(records)), np.nan) for name in at_records}
+        state.kept |= {
+            "norm": np.full((runs, epochs + 1), np.nan),
+            "square": np.zeros((runs, epochs)),
+            "decayed": np.full((len(times), *self.models.start.shape), np.nan),
         }
-        state.kept = {name: np.full(size, np.nan) for name, size in sizes.items()}
-        state.kept["square"][:] = 0.0
         keys = [(seed, _TRAINING, 0) for seed in self.seeds]
 
         def before(epoch: int) -> None:
             kept, x = state.kept, state.x
             kept["norm"][:, epoch] = _numbers(x.norm(dim=-1))
             if epoch in records:
-                row = records.index(epoch)
-                train, test, loss = self._accuracies(self.fleet, x)
-                kept["train_accuracy"][:, row], kept["test_accuracy"][:, row] = train, test
-                kept["train_loss"][:, row] = loss
-                kept["trace"][:, row], kept["mean_square"][:, row] = self._noise(x, epoch)
+                found = (*self._accuracies(self.models, x), *self._noise(x, epoch))
+                for name, values in zip(at_records, found, strict=True):
+                    kept[name][:, records.index(epoch)] = values
             if epoch in times:
                 kept["decayed"][times.index(epoch)] = _numbers(x)
 
@@ -172,10 +224,10 @@ class _Group:
             square = _numbers(gradient.square().sum(-1) * state.x.square().sum(-1))
             state.kept["square"][:, epoch] += square / self.per_epoch
 
-        self._run(self.fleet, state, settings.lr, epochs, keys, _PART, before, after)
+        self._run(self.models, state, settings.lr, epochs, keys, _PART, before, after)
         return state.kept
 
-    def _noise(self, x: Tensor, epoch: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def _noise(self, x: Tensor, epoch: int) -> tuple[Array, Array]:
         """Trace of the covariance of a batch's gradient, and the square of its mean, at norm 1.
 
         Over the batches of one epoch at fixed x, which divide the data: their mean is the full
@@ -187,8 +239,7 @@ class _Group:
         total = torch.zeros_like(x, dtype=torch.float64)
         square = total.sum(-1)
         for index in range(self.per_epoch):
-            moved = None if shift is None else shift[:, index]
-            gradient = self._gradient(self.fleet, x, order[:, index], moved).double()
+            gradient = self._gradient(self.models, x, order, shift, index).double()
             total += gradient / self.per_epoch
             square = square + gradient.square().sum(-1) / self.per_epoch
         mean = total.square().sum(-1)
@@ -197,70 +248,66 @@ class _Group:
 
     # After it.
 
-    def branches(self, decayed: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
+    def branches(self, decayed: Array) -> dict[str, Array]:
         """Continue with the small learning rate from the weights ``decayed`` (times, runs, D)."""
         settings = self.settings
         times, runs = len(settings.decay_times), len(self.seeds)
         members = [(row, run) for row in range(times) for run in range(runs)]
         size = settings.branches_side_by_side
-        found: dict[str, list[NDArray[np.float64]]] = {}
+        found = []
         for first in range(0, len(members), size):
             chosen = members[first : first + size]
             start = np.stack([decayed[member] for member in chosen])
             part = f"decays {first + 1}-{first + len(chosen)} of {len(members)}"
-            for name, value in self._branch(chosen, start, part).items():
-                found.setdefault(name, []).append(value)
+            found.append(self._branch(chosen, start, part))
 
-        def ordered(values: list[NDArray[np.float64]]) -> NDArray[np.float64]:
-            joined = np.concatenate(values)
+        def ordered(name: str) -> Array:
+            joined = np.concatenate([part[name] for part in found])
             return joined.reshape(times, runs, *joined.shape[1:]).swapaxes(0, 1)
 
-        return {name: ordered(values) for name, values in found.items()}
+        return {name: ordered(name) for name in found[0]}
 
-    def _branch(
-        self, members: list[tuple[int, int]], start: NDArray[np.float64], part: str
-    ) -> dict[str, NDArray[np.float64]]:
+    def _branch(self, members: list[tuple[int, int]], start: Array, part: str) -> dict[str, Array]:
         settings = self.settings
-        fleet = self.fleet.subset([run for _, run in members])
-        records = settings.branch_records
-        state = _State(torch.from_numpy(start).to(self.fleet.start))
+        models = self.models.subset([run for _, run in members])
+        records, times = settings.branch_records, settings.decay_times
+        state = _State(torch.from_numpy(start).to(self.models.start))
         shape = (len(members), len(records))
         state.kept = {
             "branch_train": np.full(shape, np.nan),
             "branch_test": np.full(shape, np.nan),
             "branch_norm": np.full(len(members), np.nan),
         }
-        times = settings.decay_times
         keys = [(self.seeds[run], _BRANCH, times[row]) for row, run in members]
 
         def before(epoch: int) -> None:
             state.kept["branch_norm"][:] = _numbers(state.x.norm(dim=-1))
             if epoch in records:
                 row = records.index(epoch)
-                train, test, _ = self._accuracies(fleet, state.x)
+                train, test, _ = self._accuracies(models, state.x)
                 state.kept["branch_train"][:, row], state.kept["branch_test"][:, row] = train, test
 
-        self._run(fleet, state, settings.decay_lr, settings.decay_epochs, keys, part, before)
+        self._run(models, state, settings.decay_lr, settings.decay_epochs, keys, part, before)
         return state.kept
 
     # Both.
 
     def _run(
         self,
-        fleet: Fleet,
+        models: ModelEnsemble,
         state: _State,
         lr: float,
         epochs: int,
-        keys: list[tuple[int, int, int]],
+        keys: list[Key],
         part: str,
         before: Callable[[int], None],
-        after: Callable[[Tensor, int], None] | None = None,
+        after: Callable[[Tensor, int], None] = lambda *_: None,
     ) -> None:
         """Steps of SGD from a state on, or from its checkpoint, which is left behind."""
         path = self._checkpoint(part)
-        if path is not None and path.exists():
-            self._resume(path, state, epochs * self.per_epoch)
         last = epochs * self.per_epoch
+        if path is not None and path.exists():
+            _resume(path, state, last)
         saved = time.monotonic()
         with tqdm(
             total=last,
@@ -269,53 +316,36 @@ class _Group:
             unit="step",
             disable=not self.progress,
         ) as bar:
-            for number, epoch, order, shift in self._steps(keys, state.step, last):
-                if number % self.per_epoch == 0:
+            order = shift = None
+            for number in range(state.step, last):
+                epoch, index = divmod(number, self.per_epoch)
+                if order is None or index == 0:
+                    order, shift = self._order(keys, epoch), self._shifts(keys, epoch)
+                if index == 0:
                     before(epoch)
-                gradient = self._gradient(fleet, state.x, order, shift)
-                if after is not None:
-                    after(gradient, epoch)
+                gradient = self._gradient(models, state.x, order, shift, index)
+                after(gradient, epoch)
                 state.x = step(state.x, gradient, lr, self.settings.weight_decay)
                 state.step = number + 1
                 bar.update()
                 if path is not None and time.monotonic() - saved > _CHECKPOINT_SECONDS:
-                    self._save(path, state)
+                    _save(path, state)
                     saved = time.monotonic()
             if state.step == last:
                 before(epochs)
-        self._require_finite(state.x, lr, state.step)
+        blown = int((~torch.isfinite(state.x).all(-1)).sum())
+        runs = f"{len(state.x)} runs at learning rate {lr:g}, in {state.step} steps"
+        require_finite(blown, runs, "a smaller learning rate")
         if path is not None:
             state.step = last + 1  # what comes before the end is done
-            self._save(path, state)
+            _save(path, state)
 
-    def _resume(self, path: Path, state: _State, last: int) -> None:
-        """Take up what :meth:`_save` wrote; a step past the last says that all is done."""
-        header, arrays = read_archive(path, _KIND)
-        with complete(path, "a checkpoint of these runs", "--restart starts anew"):
-            step, x = header["step"], torch.from_numpy(arrays.pop("x"))
-            if type(step) is not int or not 0 <= step <= last + 1 or x.shape != state.x.shape:
-                raise ValueError(f"step {step!r} of {last}, weights {tuple(x.shape)}")
-            state.step, state.x = step, x.to(state.x)
-            state.kept.update({name: arrays[name] for name in state.kept})
-
-    def _steps(
-        self, keys: list[tuple[int, int, int]], first: int, last: int
-    ) -> Iterator[tuple[int, int, Tensor, Tensor | None]]:
-        """Number, epoch, samples (K, B) and augmentation of each step to be taken."""
-        order, shift, at = None, None, -1
-        for number in range(first, last):
-            epoch, index = divmod(number, self.per_epoch)
-            if order is None or epoch != at:
-                order, at = self._order(keys, epoch), epoch
-                shift = self._shifts(keys, epoch)
-            yield number, epoch, order[:, index], None if shift is None else shift[:, index]
-
-    def _order(self, keys: list[tuple[int, int, int]], epoch: int) -> Tensor:
+    def _order(self, keys: list[Key], epoch: int) -> Tensor:
         """The batches of an epoch, (K, batches, B)."""
-        count, size = len(self.fleet.images.inputs), self.settings.batch_size
+        count, size = len(self.models.images.inputs), self.settings.batch_size
         return torch.stack([batches(count, size, *key, epoch) for key in keys])
 
-    def _shifts(self, keys: list[tuple[int, int, int]], epoch: int) -> Tensor | None:
+    def _shifts(self, keys: list[Key], epoch: int) -> Tensor | None:
         """Shift and mirroring of each sample (K, batches, B, 3), or ``None`` for neither."""
         settings = self.settings
         if not settings.shift and not settings.mirror:
@@ -325,48 +355,52 @@ class _Group:
         drawn = [np.random.default_rng((*key, epoch, 1)).integers(0, values, size) for key in keys]
         return torch.from_numpy(np.stack(drawn))
 
-    def _gradient(self, fleet: Fleet, x: Tensor, order: Tensor, shift: Tensor | None) -> Tensor:
-        order = order.to(x.device)
-        inputs = fleet.images.inputs[order]
+    def _gradient(
+        self, models: ModelEnsemble, x: Tensor, order: Tensor, shift: Tensor | None, index: int
+    ) -> Tensor:
+        """The gradients on one of the batches of an epoch."""
+        chosen = order[:, index].to(x.device)
+        inputs = models.images.inputs[chosen]
         if shift is not None:
-            inputs = augmented(inputs, shift.to(x.device), self.settings.shift, self.fill)
-        return fleet.gradients(x, inputs, fleet.images.targets[order])[1]
+            moved = shift[:, index].to(x.device)
+            inputs = augmented(inputs, moved, self.settings.shift, self.fill)
+        return models.gradients(x, inputs, models.images.targets[chosen])[1]
 
-    def _accuracies(self, fleet: Fleet, x: Tensor) -> tuple[NDArray[np.float64], ...]:
+    def _accuracies(self, models: ModelEnsemble, x: Tensor) -> tuple[Array, Array, Array]:
         """Accuracy in training and testing, and loss in training."""
-        images = fleet.images
-        train, loss = fleet.evaluate(x, images.inputs, images.targets)
-        test, _ = fleet.evaluate(x, images.test_inputs, images.test_targets)
+        images = models.images
+        train, loss = models.evaluate(x, images.inputs, images.targets)
+        test, _ = models.evaluate(x, images.test_inputs, images.test_targets)
         return _numbers(train), _numbers(test), _numbers(loss)
-
-    def _require_finite(self, x: Tensor, lr: float, steps: int) -> None:
-        blown = int((~torch.isfinite(x).all(-1)).sum())
-        if blown:
-            raise NonFiniteError(
-                "runs of SGD blew up",
-                received=f"{blown} of {len(x)} runs at learning rate {lr:g}, in {steps} steps",
-                expected="finite weights",
-                remedy="a smaller learning rate",
-            )
 
     def _checkpoint(self, part: str) -> Path | None:
         if self.folder is None:
             return None
-        name = f"{self.label}-{part.replace(' ', '-')}".replace(" ", "-")
         key = self.settings.training_key() if part == _PART else self.settings.key()
-        return self.folder / f"{name}-{key}.ckpt"
-
-    def _save(self, path: Path, state: _State) -> None:
-        write_archive(path, _KIND, {"step": state.step}, {"x": state.x.cpu().numpy(), **state.kept})
+        return self.folder / f"{self.label}-{part}-{key}.ckpt".replace(" ", "-")
 
     def forget(self) -> None:
         """Remove the checkpoints of these runs, which are done."""
-        assert self.folder is not None
         name = self.label.replace(" ", "-")
         for key in (self.settings.key(), self.settings.training_key()):
-            for path in self.folder.glob(f"{name}-*-{key}.ckpt"):
-                path.unlink(missing_ok=True)
+            for path in [] if self.folder is None else self.folder.glob(f"{name}-*-{key}.ckpt"):
+                discard(path)
 
 
-def _numbers(value: Tensor) -> NDArray[np.float64]:
+def _save(path: Path, state: _State) -> None:
+    write_archive(path, _KIND, {"step": state.step}, {"x": state.x.cpu().numpy(), **state.kept})
+
+
+def _resume(path: Path, state: _State, last: int) -> None:
+    """Take up what :func:`_save` wrote; a step past the last says that all is done."""
+    header, arrays = read_archive(path, _KIND)
+    with complete(path, "a checkpoint of these runs", "--restart starts anew"):
+        step, x = header["step"], torch.from_numpy(arrays.pop("x"))
+        if type(step) is not int or not 0 <= step <= last + 1 or x.shape != state.x.shape:
+            raise ValueError(f"step {step!r} of {last}, weights {tuple(x.shape)}")
+        state.step, state.x = step, x.to(state.x)
+        state.kept.update({name: arrays[name] for name in state.kept})
+
+
+def _numbers(value: Tensor) -> Array:
     return value.detach().double().cpu().numpy()

@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
-import json
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
-from manifold_sde.errors import ArgumentError
+from manifold_sde.experiments.experiment import ExperimentSettings, option
 from manifold_sde.problems import NormalizedLinear, normalized_linear
-from manifold_sde.solvers.archive import versions
 from manifold_sde.time_scale import TimeScale
 
 #: The paper's design, which has the boxes, and the well-conditioned one.
 DESIGNS = ("gaussian", "orthogonal")
 
-#: Where the quick form stops, in steps: compiled, and without a C++ compiler.
-_QUICK_STEPS, _QUICK_STEPS_UNCOMPILED = 560_000, 45_000
-_LAW_RUNS, _QUICK_LAW_RUNS = 480, 120
+#: Where the quick form stops without a C++ compiler, in steps.
+_QUICK_STEPS_UNCOMPILED = 45_000
+_QUICK_LAW_RUNS = 120
 #: Runs of at most so many steps are recorded at every step.
 _RECORD_ALL = 4000
 #: Where not, the direction moves by this part of the circle's radius from record to record.
@@ -70,25 +67,25 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(ExperimentSettings):
     """What is run for Figure 2; the defaults are the paper's, in full.
 
+    The two designs draw different noise, with ``seed`` and ``seed + 1``: with one seed they would
+    nearly be one experiment, as the inputs of both span the same space.
+
     Args:
-        lrs: Learning rates.
+        seed: Seed of SGD's noise.
+        runs: Runs in a box.
+        law_runs: Runs that are compared with the limit's law; the boxes show the first of them.
+        lrs: Learning rate; give it once for each.
+        horizon: Time T that the smallest learning rate is to reach. The others take as many steps
+            as have the same product of learning rate and steps.
+        problem_seed: Seed of the model's inputs and minimiser.
         weight_decay: Weight decay.
         dim, n_samples, noise_scale: The model of section 6.1.
-        problem_seed: Seed of inputs and minimiser; by default that of ``normalized_linear``.
-        seed: Seed of the noise of the Gaussian design; the orthogonal one has the next seed.
-            (With one seed for both they would nearly be one experiment: the inputs of both span
-            the same space.)
-        runs: Runs in a box.
-        law_runs: Runs whose angles are compared with the limit's law. Those in the boxes are the
-            first of them.
-        horizon: Time T that the smallest learning rate reaches; the others take as many steps
-            as have the same product of learning rate and steps.
         columns: Boxes in a row.
-        step_limit: No run takes more steps; ``None`` for the full form.
-        compiled: Whether the step of SGD is compiled.
+        step_limit: Steps at which all runs end; ``None`` for the full form.
+        compiled: Compile the step of SGD, where there is a C++ compiler.
 
     Raises:
         ArgumentError: If a number is out of range.
@@ -101,23 +98,32 @@ class Settings:
         [19033, 190338, 544464]
     """
 
-    lrs: tuple[float, ...] = (1e-2, 1e-3, 1e-4)
+    QUICK: ClassVar = {"law_runs": _QUICK_LAW_RUNS, "step_limit": 560_000}
+
+    seed: int = option(0, "N", min=0)
+    runs: int = option(60, "N", min=1)
+    law_runs: int = option(480, "N", shown="120; 480 if full", min=8)
+    lrs: tuple[float, ...] = option(
+        (1e-2, 1e-3, 1e-4),
+        "ETA",
+        flag="--lr",
+        shown="0.01, 0.001, 0.0001",
+        convert=tuple,
+        kind=list[float],
+    )
+    horizon: float = option(15.58, "T", flag="--until")
+    problem_seed: int | None = option(None, "N", shown="a typical one", min=0)
     weight_decay: float = 0.05
     dim: int = 10
     n_samples: int = 8
     noise_scale: float = 0.3
-    problem_seed: int | None = None
-    seed: int = 0
-    runs: int = 60
-    law_runs: int = _LAW_RUNS
-    horizon: float = 15.58
     columns: int = 12
     step_limit: int | None = None
-    compiled: bool = True
+    compiled: bool = option(True, flag="--compile/--no-compile")
 
     def __post_init__(self) -> None:
         counts = (self.runs, self.law_runs, self.columns - 1)
-        usable = (
+        self.require(
             len(self.lrs) > 0
             and all(math.isfinite(lr) and lr > 0 for lr in self.lrs)
             and len(set(self.lrs)) == len(self.lrs)
@@ -125,23 +131,19 @@ class Settings:
             and all(isinstance(c, int) and c >= 1 for c in counts)
             and math.isfinite(self.horizon)
             and self.horizon > 0
-            and self.dim == self.n_samples + 2
+            and self.dim == self.n_samples + 2,
+            "these settings do not make a Figure 2",
+            expected="different positive learning rates, positive counts and times, at least "
+            "2 columns, and n_samples = dim - 2, which makes the minimisers a circle",
+            remedy="Settings() is the paper's",
         )
-        if not usable:
-            raise ArgumentError(
-                "these settings do not make a Figure 2",
-                received=repr(self),
-                expected="different positive learning rates, positive counts and times, at least "
-                "2 columns, and n_samples = dim - 2, which makes the minimisers a circle",
-                remedy="Settings() is the paper's",
-            )
-        if self.law_runs < 8:
-            raise ArgumentError(
-                "there are too few runs to compare with a law",
-                received=f"law_runs={self.law_runs}",
-                expected="at least 8",
-                remedy=f"law_runs={_QUICK_LAW_RUNS} is the quick form's",
-            )
+        self.require(
+            self.law_runs >= 8,
+            "there are too few runs to compare with a law",
+            received=f"law_runs={self.law_runs}",
+            expected="at least 8",
+            remedy=f"law_runs={_QUICK_LAW_RUNS} is the quick form's",
+        )
 
     @classmethod
     def quick(cls, **changes: Any) -> Settings:
@@ -150,7 +152,7 @@ class Settings:
         Args:
             **changes: Other fields, as in the class; ``compiled=False`` ends earlier.
         """
-        settings = cls(**{"law_runs": _QUICK_LAW_RUNS, "step_limit": _QUICK_STEPS, **changes})
+        settings = super().quick(**changes)
         return settings if settings.compiled else settings.without_compiler()
 
     def without_compiler(self) -> Settings:
@@ -159,12 +161,6 @@ class Settings:
         if limit is not None:
             limit = min(limit, _QUICK_STEPS_UNCOMPILED)
         return dataclasses.replace(self, compiled=False, step_limit=limit)
-
-    @property
-    def product(self) -> float:
-        """Largest product of learning rate and steps."""
-        lr = min(self.lrs)
-        return lr * float(self.scale(lr).tau_inverse(self.horizon))
 
     @property
     def curve_times(self) -> tuple[float, ...]:
@@ -184,7 +180,8 @@ class Settings:
 
     def problem(self, design: str) -> NormalizedLinear:
         """The model of section 6.1 with this design."""
-        return _problem(self.dim, self.n_samples, self.noise_scale, self.problem_seed, design)
+        seed: dict[str, Any] = {} if self.problem_seed is None else {"seed": self.problem_seed}
+        return normalized_linear(self.dim, self.n_samples, self.noise_scale, design=design, **seed)
 
     def noise_seed(self, design: str) -> int:
         """Seed of a design's noise."""
@@ -192,7 +189,9 @@ class Settings:
 
     def column_products(self) -> list[float]:
         """Product of learning rate and steps of each column of boxes."""
-        return [float(value) for value in np.linspace(0.0, self.product, self.columns)]
+        lr = min(self.lrs)
+        largest = lr * float(self.scale(lr).tau_inverse(self.horizon))
+        return np.linspace(0.0, largest, self.columns).tolist()
 
     def plans(self, design: str) -> list[Plan]:
         """What is run with a design, shortest first; learning rates cut off entirely are left out.
@@ -233,23 +232,11 @@ class Settings:
         trace = self.noise_scale**2 * (self.dim - 1)
         least = min(1.0, float(self.scale(lr).equilibrium_norm(trace)))
         step = self.noise_scale * lr / least**2
-        radius = _radius(self.dim, self.n_samples, self.noise_scale, self.problem_seed, design)
+        radius = _radius(self, design)
         return max(1, int((_RECORD_PART * radius / step) ** 2))
-
-    def key(self) -> str:
-        """A short name of what a run's numbers depend on: these settings and the versions."""
-        text = json.dumps([dataclasses.asdict(self), versions()], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:10]
-
-
-def _problem(
-    dim: int, n_samples: int, noise_scale: float, seed: int | None, design: str
-) -> NormalizedLinear:
-    chosen: dict[str, Any] = {} if seed is None else {"seed": seed}
-    return normalized_linear(dim, n_samples, noise_scale, design=design, **chosen)
 
 
 @functools.lru_cache
-def _radius(dim: int, n_samples: int, noise_scale: float, seed: int | None, design: str) -> float:
+def _radius(settings: Settings, design: str) -> float:
     """Radius of the circle; kept, because making a problem checks its derivatives."""
-    return _problem(dim, n_samples, noise_scale, seed, design).facts.circle.radius
+    return settings.problem(design).facts.circle.radius

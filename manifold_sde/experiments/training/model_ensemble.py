@@ -1,7 +1,8 @@
-"""Networks of one architecture that are trained side by side, each on batches of its own."""
+"""Networks of one architecture that are trained side by side, each on its own batches."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable, Sequence
 
@@ -19,7 +20,7 @@ from manifold_sde.paper import implements
 EVALUATED = 500
 
 
-class Fleet:
+class ModelEnsemble:
     """K networks of one architecture, whose gradients are computed together.
 
     Each has its own trained weights, a row of x (K, D), and its own frozen ones. Small networks
@@ -63,15 +64,9 @@ class Fleet:
         }
 
     def gradients(self, x: Tensor, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean cross-entropy of each network on its batch, and the gradients.
+        """Mean cross-entropy (K,) of each network on its batch, and the gradients (K, D).
 
-        Args:
-            x: Weights (K, D).
-            inputs: Images (K, B, channels, height, width).
-            targets: Their classes (K, B).
-
-        Returns:
-            Losses (K,) and gradients (K, D).
+        Batches are images (K, B, channels, height, width) and their classes (K, B).
         """
         with torch.enable_grad():
             x = x.detach().requires_grad_(True)
@@ -91,16 +86,7 @@ class Fleet:
 
     @torch.no_grad()
     def evaluate(self, x: Tensor, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Accuracy and mean cross-entropy of each network on the same images.
-
-        Args:
-            x: Weights (K, D).
-            inputs: Images (N, channels, height, width).
-            targets: Their classes (N,).
-
-        Returns:
-            Two tensors (K,).
-        """
+        """Accuracy and mean cross-entropy of each network, (K,) each, on the same images."""
         right = x.new_zeros(len(x))
         loss = x.new_zeros(len(x))
         for batch, wanted in zip(inputs.split(EVALUATED), targets.split(EVALUATED), strict=True):
@@ -110,10 +96,9 @@ class Fleet:
             loss += losses.reshape(len(x), -1).sum(-1)
         return right / len(targets), loss / len(targets)
 
-    def subset(self, rows: Sequence[int]) -> Fleet:
-        """The fleet of some of the networks, each as often as it is named."""
-        other = object.__new__(Fleet)
-        other.__dict__ = dict(self.__dict__)
+    def subset(self, rows: Sequence[int]) -> ModelEnsemble:
+        """Some of the networks, each as often as it is named."""
+        other = copy.copy(self)
         index = torch.as_tensor(list(rows), device=self.start.device)
         other.start = self.start[index]
         other.frozen = {name: value[index] for name, value in self.frozen.items()}
@@ -127,15 +112,9 @@ def step(x: Tensor, gradient: Tensor, lr: float, weight_decay: float) -> Tensor:
 
 
 def batches(n_samples: int, batch_size: int, *key: int) -> Tensor:
-    """The batches of an epoch: all samples once, in a new order; those left over are left out.
+    """The batches of an epoch (batches, batch_size): all samples once, in a new order.
 
-    Args:
-        n_samples: Number of samples.
-        batch_size: Number of them in a batch.
-        *key: Non-negative integers that the order depends on, and on nothing else.
-
-    Returns:
-        Numbers of the samples (batches, batch_size).
+    Those left over are left out. The order depends on the integers of ``key`` alone.
     """
     order = np.random.default_rng(key).permutation(n_samples)
     count = n_samples // batch_size
@@ -143,17 +122,14 @@ def batches(n_samples: int, batch_size: int, *key: int) -> Tensor:
 
 
 def augmented(inputs: Tensor, shifts: Tensor, most: int, fill: Tensor) -> Tensor:
-    """Images shifted by some pixels and mirrored.
+    """Images (..., channels, H, W) shifted by some pixels and mirrored.
 
     Args:
-        inputs: Images (..., channels, H, W).
+        inputs: The images.
         shifts: Rows and columns to shift by, from 0 (``most`` down, or right) to 2 ``most``, and
             whether to mirror, as 0 or 1: integers (..., 3).
         most: The largest shift, in pixels.
         fill: What comes in from outside, for each channel (channels,).
-
-    Returns:
-        Images of the same shape.
     """
     height, width = inputs.shape[-2:]
     channels = fill[:, None, None]

@@ -1,0 +1,1 @@
+"""The settings of the experiments, which import nothing that is slow to import."""
