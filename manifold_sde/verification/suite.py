@@ -16,7 +16,7 @@ from manifold_sde.arguments import real
 from manifold_sde.deadline import OutOfTimeError
 from manifold_sde.errors import ArgumentError
 from manifold_sde.problem import Problem
-from manifold_sde.verification import assumptions, ergodicity, limit_theorems, properties
+from manifold_sde.verification import assumptions, laws, properties
 from manifold_sde.verification.assumptions.scale_invariance import INVARIANCE
 from manifold_sde.verification.check import Check
 from manifold_sde.verification.effort import Effort, effort_of
@@ -35,8 +35,8 @@ def all_checks() -> tuple[Check, ...]:
     return (
         *assumptions.CHECKS,
         *properties.CHECKS,
-        *limit_theorems.CHECKS,
-        *ergodicity.CHECKS,
+        *laws.LIMIT_THEOREMS,
+        *laws.EQUILIBRIUM,
     )
 
 

@@ -14,13 +14,13 @@ from scipy.spatial.distance import pdist, squareform
 from torch import Tensor
 
 from manifold_sde.paper import implements
-from manifold_sde.verification.assumptions.movement import wander
 from manifold_sde.verification.assumptions.paths import Trace, join, trace_curve
 from manifold_sde.verification.assumptions.survey import Survey, ranks_of, show_point
 from manifold_sde.verification.assumptions.verdict import assumption
 from manifold_sde.verification.check import Check
 from manifold_sde.verification.effort import Effort
 from manifold_sde.verification.result import Picture, Result, Series
+from manifold_sde.verification.sampling import random_walk
 from manifold_sde.verification.subject import Subject
 
 _NAME = "connectedness"
@@ -61,13 +61,13 @@ class Components:
 def check_connectedness(subject: Subject, effort: Effort) -> Sequence[Result]:
     """Minimisers found from independent starts at the same loss are joined by paths on Gamma_1."""
     survey = Survey.of(subject, effort)
-    fellows = survey.fellows
+    restarts = survey.restarts
     dim = survey.manifold_dim
-    rank_at = ranks_of(torch.linalg.eigvalsh(subject.problem.hessian(fellows)))
-    other = fellows[rank_at != survey.rank]
+    rank_at = ranks_of(torch.linalg.eigvalsh(subject.problem.hessian(restarts)))
+    other = restarts[rank_at != survey.rank]
     if len(other):
         detail = (
-            f"{len(other)} of {len(fellows)} independent starts end at minimisers of the same "
+            f"{len(other)} of {len(restarts)} independent starts end at minimisers of the same "
             f"loss but another rank, as {show_point(other[0])}"
         )
         return [_fails(survey, detail, 2.0)]
@@ -80,8 +80,8 @@ def check_connectedness(subject: Subject, effort: Effort) -> Sequence[Result]:
 
 def _points(survey: Survey) -> Sequence[Result]:
     """Gamma_1 is a set of points."""
-    distances = (survey.fellows - survey.start).norm(dim=1)
-    others = survey.fellows[distances > _APART]
+    distances = (survey.restarts - survey.start).norm(dim=1)
+    others = survey.restarts[distances > _APART]
     if len(others):
         detail = (
             f"Gamma_1 has dimension 0, and {len(others)} of {len(distances)} independent starts "
@@ -94,19 +94,19 @@ def _points(survey: Survey) -> Sequence[Result]:
 
 def _curve(survey: Survey) -> Sequence[Result]:
     """Gamma_1 is a curve, which can be followed all around: then it is known what is not on it."""
-    subject, fellows = survey.subject, survey.fellows
+    subject, restarts = survey.subject, survey.restarts
     trace = trace_curve(subject, survey.start)
-    place = torch.cdist(fellows, trace.points).argmin(1)
-    on_curve = torch.zeros(len(fellows), dtype=torch.bool)
-    if len(fellows):
-        on_curve, _ = join(subject, trace.points[place], fellows)
-    elsewhere = fellows[~on_curve]
-    pictures = (_picture(trace, fellows[on_curve], elsewhere),)
+    place = torch.cdist(restarts, trace.points).argmin(1)
+    on_curve = torch.zeros(len(restarts), dtype=torch.bool)
+    if len(restarts):
+        on_curve, _ = join(subject, trace.points[place], restarts)
+    elsewhere = restarts[~on_curve]
+    pictures = (_picture(trace, restarts[on_curve], elsewhere),)
     followed = f"the curve through the start has length {trace.length:.3g}"
     if not trace.closed:
         detail = (
             f"{followed} and more: it has not closed after {len(trace.points)} steps, where it is "
-            f"at {show_point(trace.points[-1])}; {len(elsewhere)} of {len(fellows)} independent "
+            f"at {show_point(trace.points[-1])}; {len(elsewhere)} of {len(restarts)} independent "
             "starts are not on this part"
         )
         meaning = "The curve ends, or is too long or too bent to follow: nothing is decided."
@@ -116,26 +116,26 @@ def _curve(survey: Survey) -> Sequence[Result]:
         gap = float(torch.cdist(other.points, trace.points).min())
         if gap <= max(trace.spacing, other.spacing):
             detail = (
-                f"{followed} and is closed; {len(elsewhere)} of {len(fellows)} independent starts "
+                f"{followed} and is closed; {len(elsewhere)} of {len(restarts)} independent starts "
                 f"are not on it, but on a curve that comes as near as {gap:.2g} to it"
             )
             meaning = "Where the two meet, Gamma is no manifold; or they are close, and do not."
             return [_result("undecided", detail, 2.0, meaning, pictures)]
         detail = (
-            f"{followed} and is closed; {len(elsewhere)} of {len(fellows)} independent starts at "
+            f"{followed} and is closed; {len(elsewhere)} of {len(restarts)} independent starts at "
             f"the same loss are not on it, but on another one, {gap:.2g} away, as at "
             f"{show_point(elsewhere[0])}. This is certain up to the numerics of following a curve"
         )
         return [_fails(survey, detail, 2.0, pictures)]
     detail = (
-        f"{followed} and is closed; all {len(fellows)} independent starts at this loss are on it"
+        f"{followed} and is closed; all {len(restarts)} independent starts at this loss are on it"
     )
     return [_holds(survey, detail, pictures)]
 
 
 def _paths(survey: Survey) -> Sequence[Result]:
     """Gamma_1 has at least two dimensions: paths between points found."""
-    nodes = torch.cat([survey.points[:1], survey.fellows])
+    nodes = torch.cat([survey.points[:1], survey.restarts])
     found = find_components(survey.subject, nodes)
     if found.count == 1:
         detail = (
@@ -219,8 +219,13 @@ def walk_apart(subject: Subject, nodes: Tensor, labels: np.ndarray) -> list[Sepa
     count = int(labels.max()) + 1
     rows = [np.resize(np.nonzero(labels == label)[0], _WALKERS) for label in range(count)]
     y = nodes[torch.from_numpy(np.concatenate(rows))]
-    before = wander(subject, y, 68, _WALK, _STRIDE, adapting=True)[-1]
-    after = wander(subject, before, 69, _WALK, _STRIDE, adapting=True)[-1].numpy()
+
+    def walk(y: Tensor, use: int) -> Tensor:
+        noise = subject.normals(use, _WALK, *y.shape)
+        return random_walk(subject.geometry, y, noise, _STRIDE, adapting=True)[-1]
+
+    before = walk(y, 68)
+    after = walk(before, 69).numpy()
     marks = np.repeat(np.arange(count), _WALKERS)
     distances = squareform(pdist(after))
     np.fill_diagonal(distances, np.inf)
@@ -353,7 +358,7 @@ def _elsewhere(survey: Survey) -> str:
 
 
 def _holds(survey: Survey, detail: str, pictures: tuple[Picture, ...] = ()) -> Result:
-    if not len(survey.fellows):
+    if not len(survey.restarts):
         meaning = "No independent start comes to this loss: of other components nothing is known."
         return _result("undecided", detail + _elsewhere(survey), 1.0, meaning, pictures)
     return _result("holds", detail + _elsewhere(survey), 1.0, pictures=pictures)

@@ -13,8 +13,8 @@ from manifold_sde.errors import ManifoldSDEError, NotOnManifoldError, RankError
 from manifold_sde.geometry.spectrum import MIN_GAP, gap_ratios
 from manifold_sde.invariance import SOLVED_DIM, scaling_groups
 from manifold_sde.problem import INVARIANCE_TOLERANCE
-from manifold_sde.verification.assumptions.movement import wander
 from manifold_sde.verification.effort import Effort
+from manifold_sde.verification.sampling import random_walk, unit
 from manifold_sde.verification.subject import Subject
 
 #: Difference of losses, relative to how they vary over random directions, that counts as none.
@@ -74,14 +74,12 @@ class Survey:
         """Independent random directions (n, D)."""
         points, dim = self.effort.points, self.subject.problem.dim
         count = max(min(_STARTS * points, _BY_DIMENSION * points // dim), _FEWEST)
-        directions = self.subject.normals(60, count, dim)
-        return directions / directions.norm(dim=1, keepdim=True)
+        return unit(self.subject.normals(60, count, dim))
 
     @shared_property
     def ends(self) -> Tensor:
         """Where gradient flow from the independent starts ends, NaN where it does not: (n, D)."""
-        ends = self.subject.limits(self.starts)
-        return ends / ends.norm(dim=1, keepdim=True)
+        return unit(self.subject.limits(self.starts))
 
     def above(self, y: Tensor) -> Tensor:
         """How far the loss at points is above that of the start: (n, D) -> (n,).
@@ -101,8 +99,8 @@ class Survey:
         return finite & (self.above(filled).abs() <= _LEVEL)
 
     @cached_property
-    def fellows(self) -> Tensor:
-        """The ends of independent starts that have the loss of the start, (k, D)."""
+    def restarts(self) -> Tensor:
+        """The ends of independent starts at the loss of the start, (k, D)."""
         return self.ends[self.on_level(self.ends)]
 
     @shared_property
@@ -113,11 +111,13 @@ class Survey:
         """
         start, walkers = self.start[None], max(self.effort.points // _STEPS, 1)
         try:
-            walked = wander(self.subject, start.repeat(walkers, 1), 61, _STEPS, _STRIDE)
+            y = start.repeat(walkers, 1)
+            noise = self.subject.normals(61, _STEPS, *y.shape)
+            walked = random_walk(self.subject.geometry, y, noise, _STRIDE)
         except (RankError, NotOnManifoldError):
             return start
         walked = walked.flatten(0, 1)
-        return torch.cat([start, walked[self.on_level(walked)], self.fellows])
+        return torch.cat([start, walked[self.on_level(walked)], self.restarts])
 
     @cached_property
     def spectrum(self) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,312 @@
+r"""The three conditions of a Katzenberger process: Lemma 3.1 for (7), Lemma 4.3 for (15) to (17).
+
+B and Z are those of a run of SGD: they are put together from what its steps were seen to shrink and
+to add, and not from what they should have.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from manifold_sde.paper import implements
+from manifold_sde.verification.check import Check
+from manifold_sde.verification.effort import Effort
+from manifold_sde.verification.laws.engine import Array, Finding, Runs, Tests, deviations, result_of
+from manifold_sde.verification.laws.step_noise import (
+    BLOCKS,
+    STEPS,
+    StepNoise,
+    tests_of_steps,
+    tests_of_sums,
+)
+from manifold_sde.verification.result import Design, Picture, Result, Series
+from manifold_sde.verification.subject import Subject
+
+#: Learning rates at which the deterministic integrators are looked at, in units of the run's.
+_FACTORS = (1.0, 0.5, 0.25)
+#: Order in the learning rate from which on A and B count as converging.
+_ORDER = 0.75
+#: Rounding of what is read off a run.
+_ROUNDING = 1e-9
+#: Tests of Z.
+_TESTS = 7
+#: Fewest and most runs of which all steps are kept.
+_RUNS = (256, 1024)
+#: Interval over which A has to grow.
+_INTERVAL = 0.05
+#: Horizons T of the uniform metric beyond which 2^-T is below rounding.
+HORIZONS = 53
+
+
+@implements("Definition 2.9")
+def distance_from_line(jumps: Array, values: Array, slope: float) -> float:
+    r"""d_U(f, g) of a step function f with f(0) = 0 and the line g(t) = slope t.
+
+    .. math::
+
+        d_U(f, g) = \sum_{T=1}^{\infty} 2^{-T} \min\{1, \sup_{t \in [0, T)} |f(t) - g(t)|\}
+
+    The supremum is taken over both sides of every jump and the end of [0, T).
+
+    Args:
+        jumps: Times of the jumps, increasing, (n,).
+        values: Values from each of them on, (n,).
+        slope: Slope of the line.
+
+    Returns:
+        The distance; the tail of T beyond 53, below rounding, is left out.
+
+    Example:
+        >>> jumps = np.arange(1.0, 60.0)
+        >>> distance_from_line(jumps, jumps, 1.0)  # floor(t) and t: sup is 1 on every [0, T)
+        1.0
+    """
+    before = np.concatenate([[0.0], values[:-1]])
+    line = slope * jumps
+    gaps = np.maximum.accumulate(np.maximum(np.abs(before - line), np.abs(values - line)))
+    total = 0.0
+    for horizon in range(1, HORIZONS + 1):
+        # Jumps at T itself are outside [0, T), but its left limit is inside.
+        index = int(np.searchsorted(jumps, horizon, side="left"))
+        inside = float(gaps[index - 1]) if index else 0.0
+        last = float(values[index - 1]) if index else 0.0
+        supremum = max(inside, abs(last - slope * horizon))
+        total += 2.0**-horizon * min(1.0, supremum)
+    return total / (1.0 - 2.0**-HORIZONS)
+
+
+def order(steps: Array, distances: Array) -> float:
+    """Slope of log distance in log step, by least squares; infinite where all are 0."""
+    if bool((distances <= 1e-14).any()):
+        return math.inf
+    return float(np.polyfit(np.log(steps), np.log(distances), 1)[0])
+
+
+@dataclass(frozen=True)
+class Integrators:
+    """A and B at given rates, as steps in their own time.
+
+    Attributes:
+        gradient: Increments of A at the steps.
+        decay: Increments of B.
+        moments: Times of the steps.
+    """
+
+    gradient: Array
+    decay: Array
+    moments: Array
+
+    def growth(self, interval: float) -> float:
+        """Smallest growth of A over an interval of this length, wherever it begins."""
+        total = np.concatenate([[0.0], np.cumsum(self.gradient)])
+        # The worst intervals begin at a jump, which they do not see.
+        ends = np.searchsorted(self.moments, self.moments + interval, side="left")
+        inside = ends < len(self.moments)
+        begins = np.arange(1, len(self.moments) + 1)
+        return float((total[ends[inside]] - total[begins[inside]]).min())
+
+    def distance(self, slope: float) -> float:
+        """d_U(B, slope t)."""
+        return distance_from_line(self.moments, np.cumsum(self.decay), slope)
+
+
+class FixedRatio:
+    """The time t = eta^2 k of (7), in which nothing is divided by R.
+
+    Args:
+        lr: Learning rate.
+        weight_decay: Weight decay.
+    """
+
+    equations = "(7)"
+
+    def __init__(self, subject: Subject, lr: float, weight_decay: float) -> None:
+        self.lr = lr
+        #: Slope of the line that B tends to, C.
+        self.slope = weight_decay / lr
+        #: Steps up to the last horizon that counts.
+        self.steps = math.ceil(HORIZONS / lr**2)
+
+    def radius(self, steps: Any) -> Array:
+        """What the weights are divided by after these steps."""
+        return np.ones_like(steps)
+
+    def moments(self, steps: Any) -> Array:
+        """The time of these steps."""
+        return np.asarray(self.lr**2 * steps)
+
+
+class GeneralTime(FixedRatio):
+    """The time tau of (15) to (17), and the radius R."""
+
+    equations = "(15) to (17)"
+
+    def __init__(self, subject: Subject, lr: float, weight_decay: float) -> None:
+        super().__init__(subject, lr, weight_decay)
+        self._scale = subject.time_scale(lr, weight_decay)
+        self.slope = 0.5
+        # Where R has settled, T grows by 2 eta lambda a step.
+        late = HORIZONS + math.log(2.0 * weight_decay / lr + 2.0)
+        self.steps = math.ceil(late / (2.0 * lr * weight_decay))
+
+    def radius(self, steps: Any) -> Array:
+        """R after these steps."""
+        return np.asarray(self._scale.radius(steps), dtype=np.float64)
+
+    def moments(self, steps: Any) -> Array:
+        """The time tau of these steps."""
+        return np.asarray(self._scale.tau(steps))
+
+
+def integrators(time: FixedRatio, shrinkage: float) -> Integrators:
+    """A and B in a time, of steps that leave so much of the weights."""
+    steps = np.arange(time.steps + 1.0)
+    radius = time.radius(steps)
+    before, after = radius[:-1], radius[1:]
+    gradient: Array = np.divide(time.lr, before * after)
+    return Integrators(gradient, 1.0 - shrinkage * before / after, time.moments(steps[1:]))
+
+
+def _design(runs: Runs) -> Design:
+    effort = runs.effort
+    alpha = effort.false_alarm / _TESTS
+    quantiles = stats.norm.isf(alpha / 2) + stats.norm.isf(effort.miss)
+    # The quadratic variation of one component over one block has the variance 2.
+    n = math.ceil(2.0 * (quantiles / effort.departure) ** 2 / BLOCKS)
+    n = min(max(n, _RUNS[0]), _RUNS[1])
+    found = quantiles * math.sqrt(2.0 / (n * BLOCKS))
+    return runs.design(
+        "Z has independent increments with mean 0 and covariance that of its limit, "
+        "and no two steps and no two runs have the same noise",
+        f"a variance of the noise off by {found:.0%}",
+        n,
+        found,
+    )
+
+
+@implements("Lemma 3.1", "Equation (7)")
+def lemma_3_1(subject: Subject, effort: Effort) -> Sequence[Result]:
+    """A without bound, B to C t, Z to a Brownian motion, for (7)."""
+    return _results(subject, effort, FixedRatio, "Lemma 3.1")
+
+
+@implements("Lemma 4.3", "Equation (15)", "Equation (16)", "Equation (17)")
+def lemma_4_3(subject: Subject, effort: Effort) -> Sequence[Result]:
+    """A without bound, B to t / 2, Z to a Brownian motion, for (15) to (17)."""
+    return _results(subject, effort, GeneralTime, "Lemma 4.3")
+
+
+def _results(
+    subject: Subject, effort: Effort, time: type[FixedRatio], statement: str
+) -> Sequence[Result]:
+    made = _design(Runs.of(subject, effort))
+    noise = StepNoise.of(subject, effort, made.sample_size)
+    remark = ("Remark 6.1",) if noise.gaussian else ()
+    return [
+        result_of(
+            _deterministic(subject, time, noise),
+            None,
+            f"A and B of {time.equations}",
+            (statement,),
+            "The steps of SGD do not shrink the weights by 1 - eta lambda, or R and tau are not "
+            "(11) and (12).",
+        ),
+        result_of(
+            _brownian(time(subject, noise.lr, noise.weight_decay), noise, made),
+            made,
+            f"Z of {time.equations} tends to a Brownian motion",
+            (statement, *remark),
+            "The noise of SGD's steps is not that of sigma: its size (batch factor, scale) is "
+            "another, or the random numbers of the steps or runs are not independent.",
+        ),
+    ]
+
+
+def _deterministic(subject: Subject, time: type[FixedRatio], noise: StepNoise) -> Finding:
+    """A grows without bound, B tends to a line."""
+    decay = 1.0 - float(noise.shrinkage.mean())
+    rates = noise.lr * np.array(_FACTORS)
+    times = [time(subject, f * noise.lr, f * noise.weight_decay) for f in _FACTORS]
+    found = [integrators(t, 1.0 - f**2 * decay) for t, f in zip(times, _FACTORS, strict=True)]
+    slope = times[0].slope
+    growth = np.array([f.growth(_INTERVAL) for f in found])
+    distances = np.array([f.distance(slope) for f in found])
+    faster, power = -order(rates, growth), order(rates, distances)
+    away = float((noise.shrinkage - (1.0 - noise.lr * noise.weight_decay)).abs().max())
+    picture = Picture(
+        f"B of {time.equations} and its limit",
+        "learning rate eta",
+        "distance in the uniform metric",
+        (Series(f"order {power:.2f}", rates.tolist(), distances.tolist(), "points"),),
+        logx=True,
+        logy=True,
+    )
+    return Finding(
+        f"as eta falls from {rates[0]:.2g} to {rates[-1]:.2g}, A grows by "
+        f"{', '.join(f'{g:.3g}' for g in growth)} or more over any interval of {_INTERVAL:g}, like "
+        f"eta^-{faster:.2f}, and the uniform distance of B from {slope:.3g} t is "
+        f"{', '.join(f'{d:.2g}' for d in distances)}, like eta^{power:.2f}; the steps of SGD "
+        f"shrink the weights by eta lambda to {away:.1g}",
+        rejected=not (min(faster, power) >= _ORDER and away <= _ROUNDING),
+        statistic=-min(faster, power) if away <= _ROUNDING else math.inf,
+        limit=-_ORDER,
+        pictures=(picture,),
+    )
+
+
+def _brownian(time: FixedRatio, noise: StepNoise, made: Design) -> Finding:
+    """Z tends to a Brownian motion."""
+    radius = time.radius(np.arange(STEPS + 1.0))
+    weights = noise.lr / (radius[:-1] * radius[1:])
+    variances = np.diff(time.moments(np.linspace(0.0, STEPS, BLOCKS + 1)))
+    sums = noise.blocks(weights, variances).double().numpy()
+    tests = Tests(
+        {**tests_of_sums(noise, sums, STEPS // BLOCKS), **tests_of_steps(noise)}, made.false_alarm
+    )
+    jump = float((noise.increments.norm(dim=-1).max(1).values.numpy() * weights).max())
+    outside = noise.outside > 1e-6
+    law = "a standard Brownian motion" if noise.gaussian else "(I - 11^T/Xi) W"
+    detail = (
+        f"over {made.sample_size} runs of {STEPS} steps Z has {float((sums**2).mean()):.3f} times "
+        f"the variance of {law}; its largest jump is {jump:.2g}, of order eta; p = {tests.p:.2g} "
+        f"({_TESTS} tests; the smallest is {tests.worst}: {tests.p_values[tests.worst]:.2g}); "
+        f"finds {made.departure}"
+    )
+    decisive = deviations(tests.p, made)
+    if outside:
+        detail += f"; {noise.outside:.1g} of the noise is outside the range of sigma"
+        decisive["statistic"] = math.inf
+    levels = np.linspace(0.01, 0.99, 49)
+    normal = stats.norm.ppf(levels).tolist()
+    picture = Picture(
+        f"Increments of Z of {time.equations}",
+        "quantile of the normal law",
+        "quantile of the increments",
+        (
+            Series("increments", normal, np.quantile(sums, levels).tolist(), "points"),
+            Series("", normal, normal),
+        ),
+    )
+    return Finding.of(
+        tests,
+        made,
+        detail,
+        rejected=tests.rejected or outside,
+        **decisive,
+        pictures=(picture,),
+    )
+
+
+LEMMA_3_1 = Check("integrators of (7)", "statistics", ("Lemma 3.1", "Equation (7)"), lemma_3_1)
+LEMMA_4_3 = Check(
+    "integrators of (15) to (17)",
+    "statistics",
+    ("Lemma 4.3", "Equation (15)", "Equation (16)", "Equation (17)"),
+    lemma_4_3,
+)
