@@ -13,7 +13,6 @@ from manifold_sde.verification.properties import (
     noise,
     runs,
     tangent_space,
-    times,
 )
 from manifold_sde.verification.properties.curvature import (
     normal_trace,
@@ -45,12 +44,6 @@ from manifold_sde.verification.properties.runs import (
     stable_rate,
 )
 from manifold_sde.verification.properties.tangent_space import projector, tangent_projection
-from manifold_sde.verification.properties.times import (
-    time_scale_inverse,
-    time_scale_quadrature,
-    time_scale_recursion,
-    time_scale_rescaled,
-)
 
 #: The checks of all properties, from the loss to the runs.
 CHECKS = (
@@ -60,7 +53,6 @@ CHECKS = (
     *tangent_space.CHECKS,
     *curvature.CHECKS,
     *drift.CHECKS,
-    *times.CHECKS,
     *runs.CHECKS,
 )
 
@@ -88,8 +80,4 @@ __all__ = [
     "stable_rate",
     "stratonovich_tangency",
     "tangent_projection",
-    "time_scale_inverse",
-    "time_scale_quadrature",
-    "time_scale_recursion",
-    "time_scale_rescaled",
 ]
