@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 
@@ -13,7 +14,9 @@ from manifold_sde.errors import ManifoldSDEError, NotOnManifoldError, RankError
 from manifold_sde.geometry.spectrum import MIN_GAP, gap_ratios
 from manifold_sde.invariance import SOLVED_DIM, scaling_groups
 from manifold_sde.problem import INVARIANCE_TOLERANCE
+from manifold_sde.verification.check import Check
 from manifold_sde.verification.effort import Effort
+from manifold_sde.verification.result import Result
 from manifold_sde.verification.sampling import random_walk, unit
 from manifold_sde.verification.subject import Subject
 
@@ -80,6 +83,11 @@ class Survey:
     def ends(self) -> Tensor:
         """Where gradient flow from the independent starts ends, NaN where it does not: (n, D)."""
         return unit(self.subject.limits(self.starts))
+
+    @property
+    def arrived(self) -> Tensor:
+        """Those ends, where there is one, (k, D)."""
+        return self.ends[torch.isfinite(self.ends).all(1)]
 
     def above(self, y: Tensor) -> Tensor:
         """How far the loss at points is above that of the start: (n, D) -> (n,).
@@ -165,6 +173,26 @@ class Survey:
         if problem.dim > SOLVED_DIM or not invariant:
             return None
         return scaling_groups(problem.pointwise, self.points[:8])
+
+
+def assumption(
+    name: str,
+    statements: tuple[str, ...],
+    look: Callable[[Survey], Result | Sequence[Result] | None],
+) -> Check:
+    """The check of an assumption.
+
+    Args:
+        name: Its name.
+        statements: Statements of the paper that it is about.
+        look: Function of the survey that returns the result or results, or ``None`` where the
+            check does not apply.
+    """
+
+    def run(subject: Subject, effort: Effort) -> Result | Sequence[Result] | None:
+        return look(Survey.of(subject, effort))
+
+    return Check(name, "assumption", statements, run)
 
 
 def ranks_of(values: Tensor) -> Tensor:

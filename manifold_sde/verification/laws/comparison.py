@@ -18,9 +18,9 @@ from manifold_sde.verification.check import Check
 from manifold_sde.verification.laws.engine import (
     Array,
     Extrapolated,
-    Finding,
     Tests,
     deviations,
+    judged,
     law,
     mean_p_value,
     means,
@@ -28,7 +28,7 @@ from manifold_sde.verification.laws.engine import (
 from manifold_sde.verification.laws.functionals import PathFunctional
 from manifold_sde.verification.laws.regime import TOLERATED
 from manifold_sde.verification.laws.short_runs import ShortRuns
-from manifold_sde.verification.result import Design, Picture
+from manifold_sde.verification.result import Design, Picture, Result
 from manifold_sde.verification.two_sample import energy_test
 
 #: Standard errors by which the dependence on the step size has to be sure.
@@ -109,7 +109,7 @@ def compare(
         what = f"a clock (time scale) off by {departure:.0%}"
         return runs.design(comparison.hypothesis, what, runs.runs, departure)
 
-    def test(runs: ShortRuns, made: Design) -> Finding:
+    def test(runs: ShortRuns, made: Design) -> Result:
         return _compared(name, runs, made, sides(runs))
 
     return law(name, statements, ShortRuns, design, test, wrong)
@@ -151,16 +151,16 @@ class _Difference:
         )
 
 
-def _compared(name: str, runs: ShortRuns, made: Design, sides: Comparison) -> Finding:
+def _compared(name: str, runs: ShortRuns, made: Design, sides: Comparison) -> Result:
     start, left, right = runs.subject.start, sides.left, sides.right
     scale = runs.departure(sides.shares) / runs.effort.departure
-    found = {}
+    differences = {}
     for f in runs.functionals:
         if sides.norms or not f.of_norm:
             felt = max(f.effect, runs.effect * f.spread)
             tolerated = 0.0 if sides.exact and not f.of_norm else TOLERATED * scale * felt
             means_of = left.mean(start, f), right.mean(start, f)
-            found[f.name] = _Difference(f.name, *means_of, tolerated)
+            differences[f.name] = _Difference(f.name, *means_of, tolerated)
     seed = runs.subject.seed % 2**32
     a, b = _directions(left.fine()), _directions(right.fine())
     plain = float(energy_test(a, b, seed=seed).p_value)
@@ -169,7 +169,7 @@ def _compared(name: str, runs: ShortRuns, made: Design, sides: Comparison) -> Fi
         tolerance = _directions(runs.pilot[0]), _directions(runs.pilot[2])
         omnibus = float(energy_test(a, b, seed=seed, tolerated=tolerance).p_value)
     tests = Tests(
-        {"energy distance": omnibus, **{f.name: f.p_value for f in found.values()}},
+        {"energy distance": omnibus, **{f.name: f.p_value for f in differences.values()}},
         made.false_alarm,
     )
     within = bool(tests.p_values[tests.worst] >= 1.0)
@@ -178,12 +178,12 @@ def _compared(name: str, runs: ShortRuns, made: Design, sides: Comparison) -> Fi
         detail += f"all {len(tests.p_values)} tests within what is tolerated"
     else:
         detail += f"p = {tests.p:.2g} ({len(tests.p_values)} tests; the smallest is {tests.worst}"
-        if tests.worst in found:
-            d = found[tests.worst]
+        if tests.worst in differences:
+            d = differences[tests.worst]
             detail += f": {d.value:.2g} +- {d.error:.2g}"
             detail += f", of which {d.tolerance:.2g} is tolerated" if d.tolerance else ""
         detail += ")"
-    stepping = [f.name for f in found.values() if f.stepping]
+    stepping = [f.name for f in differences.values() if f.stepping]
     undecided = ""
     if tests.rejected and stepping:
         undecided = (
@@ -191,8 +191,8 @@ def _compared(name: str, runs: ShortRuns, made: Design, sides: Comparison) -> Fi
             f"to tell: {', '.join(stepping)} changes with the step size by more than the "
             "departure. An effort with a smaller step_size decides."
         )
-    plains = {f.name: mean_p_value(f.value, f.error) for f in found.values() if f.spreads}
-    return Finding.of(
+    plains = {f.name: mean_p_value(f.value, f.error) for f in differences.values() if f.spreads}
+    return judged(
         tests,
         made,
         f"{detail}; finds {made.departure}",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
@@ -20,7 +20,7 @@ from manifold_sde.degeneracy import Degeneracy
 from manifold_sde.errors import NoiseError
 from manifold_sde.verification.check import Check
 from manifold_sde.verification.effort import Effort
-from manifold_sde.verification.result import Design, Picture, Result, Series, Verdict
+from manifold_sde.verification.result import Design, Result, Series, Verdict, found
 from manifold_sde.verification.statistics import holm
 from manifold_sde.verification.subject import Subject
 
@@ -94,47 +94,6 @@ class Tests:
         self.rejected = self.p <= false_alarm
 
 
-@dataclass(frozen=True)
-class Finding:
-    """What the runs say about a law.
-
-    Attributes:
-        detail: The numbers, in a sentence.
-        rejected: Whether they reject it.
-        undecided: Why they cannot tell; empty where they can.
-        meaning: What the verdict means, where that is not what the law declares.
-        statistic: The number that decides.
-        limit: What it is compared with.
-        p_value: The p-value, or ``None``.
-        tests: P-values of the single tests.
-        pictures: Plots behind the verdict.
-        within_tolerance: Whether all differences are smaller than what is tolerated.
-    """
-
-    detail: str
-    rejected: bool = False
-    undecided: str = ""
-    meaning: str = ""
-    statistic: float = math.nan
-    limit: float = math.nan
-    p_value: float | None = None
-    tests: Mapping[str, float] = field(default_factory=dict)
-    pictures: tuple[Picture, ...] = ()
-    within_tolerance: bool = False
-
-    @classmethod
-    def of(cls, found: Tests, design: Design, detail: str, **others: Any) -> Finding:
-        """The finding of tests; the statistic is 1 - p where no other is given."""
-        made = {
-            "rejected": found.rejected,
-            "statistic": 1.0 - found.p,
-            "limit": 1.0 - design.false_alarm,
-            "p_value": found.p,
-            "tests": found.p_values,
-        }
-        return cls(detail, **{**made, **others})
-
-
 def deviations(p_value: float, design: Design) -> dict[str, Any]:
     """Statistic and limit as deviations of a normal law that have these two-sided p-values."""
     return {
@@ -143,41 +102,27 @@ def deviations(p_value: float, design: Design) -> dict[str, Any]:
     }
 
 
-def result_of(
-    finding: Finding,
-    design: Design | None,
-    name: str,
-    statements: tuple[str, ...],
-    wrong: str,
+def judged(
+    tested: Tests, design: Design, detail: str, *, undecided: str = "", **others: Any
 ) -> Result:
-    """The result that follows from a finding.
+    """The result of tests; the statistic is 1 - p where no other is given.
 
     Args:
-        finding: The finding.
-        design: What was declared before anything was drawn, or ``None``.
-        name: Name of the result.
-        statements: Statements of the paper that it is about.
-        wrong: What it means if the law is rejected.
+        tested: The tests.
+        design: The design.
+        detail: The numbers, in a sentence.
+        undecided: Why they cannot tell; empty where they can.
+        **others: What is not as in other results.
     """
-    verdict: Verdict = "fails" if finding.rejected else "holds"
-    meaning = finding.meaning or (wrong if finding.rejected else "")
-    if finding.undecided:
-        verdict, meaning = "undecided", finding.undecided
-    return Result(
-        name,
-        verdict,
-        finding.detail,
-        statistic=finding.statistic,
-        limit=finding.limit,
-        p_value=finding.p_value,
-        statements=statements,
-        kind="statistics",
-        meaning=meaning,
-        design=design,
-        tests=finding.tests,
-        pictures=finding.pictures,
-        within_tolerance=finding.within_tolerance,
-    )
+    made: dict[str, Any] = {
+        "statistic": 1.0 - tested.p,
+        "limit": 1.0 - design.false_alarm,
+        "p_value": tested.p,
+        "tests": tested.p_values,
+        "meaning": undecided,
+    }
+    verdict: Verdict = "fails" if tested.rejected else "holds"
+    return found("undecided" if undecided else verdict, detail, **{**made, **others})
 
 
 def law(
@@ -185,7 +130,7 @@ def law(
     statements: tuple[str, ...],
     runs: Any,
     design: Callable[[Any], Design | None],
-    test: Callable[[Any, Any], Finding],
+    test: Callable[[Any, Any], Result],
     wrong: str,
     *,
     applies: Callable[[Any], bool] = lambda runs: True,
@@ -198,17 +143,19 @@ def law(
         runs: Class of the runs that it takes, which are shared by all laws that take them.
         design: Function of the runs that returns the design, before anything is drawn; ``None``
             where nothing is random.
-        test: Function of the runs and the design that draws, tests and returns the finding.
+        test: Function of the runs and the design that draws, tests and returns the result.
         wrong: What it means if the law is rejected.
         applies: Whether there is a result, of these runs.
     """
 
-    def run(subject: Subject, effort: Effort) -> Sequence[Result]:
+    def run(subject: Subject, effort: Effort) -> Result | None:
         made = runs.of(subject, effort)
         if not applies(made):
-            return []
+            return None
         declared = design(made)
-        return [result_of(test(made, declared), declared, name, statements, wrong)]
+        result = test(made, declared)
+        said = wrong if result.verdict == "fails" else ""
+        return replace(result, design=declared, meaning=result.meaning or said)
 
     return Check(name, "statistics", statements, run)
 

@@ -16,9 +16,9 @@ from scipy import stats
 from manifold_sde.deadline import shared_property
 from manifold_sde.errors import ClockRangeError, MissingDependencyError, NotMixedWarning
 from manifold_sde.paper import implements
-from manifold_sde.verification.laws.engine import Array, Extrapolated, Finding, Tests, law
+from manifold_sde.verification.laws.engine import Array, Extrapolated, Tests, judged, law
 from manifold_sde.verification.laws.long_runs import BURN_IN, CHAIN, STARTS, LongRuns
-from manifold_sde.verification.result import Design, Picture, Series
+from manifold_sde.verification.result import Design, Picture, Result, Series, found
 from manifold_sde.verification.sampling import farthest
 from manifold_sde.verification.two_sample import CELLS, compare_laws, total_variation
 
@@ -88,22 +88,22 @@ def _design_of_independence(runs: LongRuns) -> Design:
     n, effort = STARTS * runs.runs_per_start, runs.effort
     tests = n * len(runs.functionals) ** 2
     quantiles = stats.norm.isf(0.5 * effort.false_alarm / tests) + stats.norm.isf(effort.miss)
-    found = math.tanh(quantiles / math.sqrt(0.25 * n))
+    size = math.tanh(quantiles / math.sqrt(0.25 * n))
     return runs.design(
         "the runs are independent",
-        f"two that are the same, and correlations of {found:.2f} between runs a fixed number apart",
+        f"two that are the same, and correlations of {size:.2f} between runs a fixed number apart",
         n,
-        found,
+        size,
     )
 
 
-def independence(runs: LongRuns, made: Design) -> Finding:
+def independence(runs: LongRuns, made: Design) -> Result:
     """No run ends where another one does, and none knows of another."""
     copies, p = _copies(runs), _dependence(runs)
-    return Finding(
+    return found(
+        "fails" if copies or p <= made.false_alarm else "holds",
         f"{copies} of {made.sample_size} runs end where another one does; correlations between "
         f"runs at any distance: p = {p:.2g}",
-        rejected=copies > 0 or p <= made.false_alarm,
         statistic=float(copies),
         limit=0.0,
         p_value=0.0 if copies else p,
@@ -126,7 +126,7 @@ def _design_of_starts(runs: LongRuns) -> Design | None:
 
 
 @implements("Theorem 5.4")
-def one_equilibrium(runs: LongRuns, made: Design | None) -> Finding:
+def one_equilibrium(runs: LongRuns, made: Design | None) -> Result:
     """The laws at the end of runs from starts that are far apart are one."""
     degeneracy = runs.degeneracy
     if made is None:
@@ -134,7 +134,7 @@ def one_equilibrium(runs: LongRuns, made: Design | None) -> Finding:
             f"groups of weights: {len(degeneracy.groups)}; the noise has rank "
             f"{degeneracy.noise_rank} along the {degeneracy.manifold_dim} dimensions of Gamma_1"
         )
-        return Finding(detail, rejected=True, meaning=str(degeneracy.statement))
+        return found("fails", detail, meaning=str(degeneracy.statement))
     ends = runs.end_directions()
     compared = {
         f"start {i}": compare_laws(
@@ -151,15 +151,15 @@ def one_equilibrium(runs: LongRuns, made: Design | None) -> Finding:
     if distances:
         value, error = distances[-1].y[-1], (distances[-1].error or [0.0])[-1]
         detail += f"; total variation distance {value:.3f} +- {error:.3f} at the end"
-    return Finding.of(
+    return judged(
         tests,
         made,
         detail,
         undecided="" if tests.rejected else _doubt(runs),
         tests={
             f"{start}, {name}": value
-            for start, found in compared.items()
-            for name, value in found.p_values.items()
+            for start, comparison in compared.items()
+            for name, value in comparison.p_values.items()
         },
         pictures=_forgetting(runs, distances),
     )
@@ -192,13 +192,13 @@ def _distances(runs: LongRuns) -> list[Series]:
     centers = farthest(runs.subject.walked, CELLS[dimension]).numpy()
     directions = runs.ends.directions.numpy()
     directions = directions.reshape(len(directions), STARTS, -1, directions.shape[-1])
-    times, found = runs.ends.ts.tolist(), []
+    times, series = runs.ends.ts.tolist(), []
     for i in range(STARTS):
         common = np.delete(directions[-1], i, 0).reshape(-1, directions.shape[-1])
         pairs = [total_variation(now[i], common, centers) for now in directions]
         values, errors = ([pair[k] for pair in pairs] for k in (0, 1))
-        found.append(Series(f"start {i + 1}", times, values, "points", errors))
-    return found
+        series.append(Series(f"start {i + 1}", times, values, "points", errors))
+    return series
 
 
 def _forgetting(runs: LongRuns, distances: list[Series]) -> tuple[Picture, ...]:
@@ -246,7 +246,7 @@ def _design_of_chains(runs: LongRuns) -> Design:
     )
 
 
-def mixed_chains(runs: LongRuns, made: Design) -> Finding:
+def mixed_chains(runs: LongRuns, made: Design) -> Result:
     """R-hat and the effective sample size, by ArviZ.
 
     With the relaxation time as the unit, the mean of half a chain has the variance 2 / (length /
@@ -265,10 +265,11 @@ def mixed_chains(runs: LongRuns, made: Design) -> Finding:
     good = r_hats[worst] <= limit and draws >= 0.5 * runs.runs(len(runs.functionals))
     shown = table[:, :4, list(runs.functionals).index(worst)]
     times = solution.ts.tolist()
-    return Finding(
+    return found(
+        "holds" if good else "undecided",
         f"R-hat of {r_hats[worst]:.3f} ({worst}), {limit:.3f} allowed; {draws:.0f} "
         f"effective draws from {table.shape[1]} chains of {counted:g} relaxation times",
-        undecided=""
+        meaning=""
         if good
         else "The chains have not mixed: averages over them are not averages under the "
         f"equilibrium. A clock of more than {float(solution.ts[-1]):.3g} is needed, or there "
@@ -294,30 +295,30 @@ def _design_of_averages(runs: LongRuns) -> Design:
     )
 
 
-def time_averages(runs: LongRuns, made: Design) -> Finding:
+def time_averages(runs: LongRuns, made: Design) -> Result:
     """Averages along chains, weighted by |Y|^4, against means over independent runs in time."""
     chains, names = runs.chains, list(runs.functionals)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always", NotMixedWarning)
         burn_in = float(chains.ts[-1]) * BURN_IN / CHAIN
-        found = chains.equilibrium(runs.functionals.tensor, burn_in=burn_in)
+        mean = chains.equilibrium(runs.functionals.tensor, burn_in=burn_in)
     drifting = any(issubclass(warning.category, NotMixedWarning) for warning in told)
     ends = runs.functionals.table(runs.all_ends())
-    error = np.sqrt(found.standard_error.numpy() ** 2 + ends.var(0, ddof=1) / len(ends))
-    z = np.abs(found.mean.numpy() - ends.mean(0)) / error
+    error = np.sqrt(mean.standard_error.numpy() ** 2 + ends.var(0, ddof=1) / len(ends))
+    z = np.abs(mean.mean.numpy() - ends.mean(0)) / error
     # The error is that of so many chains: Student's law.
-    student = stats.t(found.paths - 1)
+    student = stats.t(mean.paths - 1)
     p_values = dict(zip(names, (2.0 * student.sf(z)).tolist(), strict=True))
     tests = Tests(p_values, made.false_alarm)
-    draws = float(found.effective_sample_size.min())
+    draws = float(mean.effective_sample_size.min())
     # Whether the departure is found with both samples as they came out.
     independent = 1.0 / (1.0 / draws + 1.0 / (STARTS * runs.runs_per_start))
     enough = independent >= runs.runs(len(names), 1.0) or math.isinf(draws)
     undecided = not tests.rejected and (drifting or not enough)
-    return Finding.of(
+    return judged(
         tests,
         made,
-        f"p = {tests.p:.2g} between {found.paths} chains ({draws:.0f} effective draws) and "
+        f"p = {tests.p:.2g} between {mean.paths} chains ({draws:.0f} effective draws) and "
         f"{len(ends)} runs; most apart in {tests.worst}, by {z[names.index(tests.worst)]:.1f} "
         "standard errors",
         undecided="The chains are too short for their equilibrium." if undecided else "",
@@ -391,7 +392,7 @@ def _design_of_sgd(runs: LongRuns) -> Design:
 
 
 @implements("Theorem 5.5", "Conjecture 1.1")
-def sgd_at_rest(runs: LongRuns, made: Design) -> Finding:
+def sgd_at_rest(runs: LongRuns, made: Design) -> Result:
     """Run SGD at two step sizes, and extrapolate its means to step size 0.
 
     What extrapolation leaves is of second order. A quarter of the change between the two step
@@ -410,9 +411,10 @@ def sgd_at_rest(runs: LongRuns, made: Design) -> Finding:
     known = np.concatenate([runs.functionals.table(runs.all_ends()), squares], 1)
     directions, values = fine.ends
     if not (np.isfinite(values).all() and np.isfinite(coarse.ends[1]).all()):
-        return Finding(
+        return found(
+            "undecided",
             "some runs of SGD blew up, or left the attraction set",
-            undecided="The step sizes are too large for this loss.",
+            meaning="The step sizes are too large for this loss.",
         )
     half = len(directions) // 2
     uniqueness = compare_laws(directions[:half], directions[half:], runs.functionals)
@@ -432,7 +434,7 @@ def sgd_at_rest(runs: LongRuns, made: Design) -> Finding:
             f"Means change by up to {change.max():.2g} standard deviations between the two step "
             "sizes: SGD is too far from its limit to be extrapolated. Smaller steps are needed."
         )
-    return Finding.of(
+    return judged(
         tests,
         made,
         f"p = {tests.p:.2g} after {fine.steps} and {coarse.steps} steps at eta / |x|^2 = "

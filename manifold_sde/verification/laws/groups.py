@@ -19,8 +19,8 @@ from manifold_sde.errors import ClockRangeError
 from manifold_sde.sdes import LimitingDiffusion
 from manifold_sde.verification.laws.engine import (
     Array,
-    Finding,
     Tests,
+    judged,
     law,
     mean_and_error,
     mean_p_value,
@@ -28,7 +28,7 @@ from manifold_sde.verification.laws.engine import (
 )
 from manifold_sde.verification.laws.functionals import Functionals
 from manifold_sde.verification.laws.long_runs import STARTS, LongRuns, slowest_time
-from manifold_sde.verification.result import Design, Picture
+from manifold_sde.verification.result import Design, Picture, Result, found
 from manifold_sde.verification.two_sample import compare_laws
 
 #: What one group's norm is multiplied by at the starts, and the others' divided by.
@@ -188,12 +188,13 @@ def _design(runs: LongRuns) -> Design | None:
     )
 
 
-def equilibrium_of_groups(runs: LongRuns, made: Design | None) -> Finding:
+def equilibrium_of_groups(runs: LongRuns, made: Design | None) -> Result:
     """Runs from starts that are far apart in the groups' directions and in their norms."""
     if made is None:
-        return Finding(
+        return found(
+            "undecided",
             f"{len(runs.degeneracy.groups)} groups; asked for effort='thorough'",
-            undecided="Whether the directions and norms of the groups have an equilibrium takes "
+            meaning="Whether the directions and norms of the groups have an equilibrium takes "
             "minutes to find out, and is left to effort='thorough'.",
         )
     groups = GroupRuns(runs)
@@ -203,17 +204,18 @@ def equilibrium_of_groups(runs: LongRuns, made: Design | None) -> Finding:
     times, ys = groups.solve(starts.repeat_interleave(n, 0), end, 9, _LAST)
     lost = int((~torch.isfinite(ys[-1]).all(1)).sum())
     if lost:
-        return Finding(
+        return found(
+            "undecided",
             f"{lost} of {made.sample_size} paths were lost",
-            undecided="Where a group's norm is small its noise is large: smaller steps are needed.",
+            meaning="Where a group's norm is small its noise is large: smaller steps are needed.",
         )
     ends = groups.state(ys[-1]).reshape(STARTS, n, -1)
     p_values = {}
     for i in range(STARTS):
         these, others = ends[i], np.delete(ends, i, 0).reshape(-1, ends.shape[-1])
-        found = compare_laws(these[:, :-count], others[:, :-count], groups.functionals)
+        compared = compare_laws(these[:, :-count], others[:, :-count], groups.functionals)
         label = f"start {i + 1} and the others"
-        p_values[f"{label}, {found.worst}"] = found.p_value
+        p_values[f"{label}, {compared.worst}"] = compared.p_value
         for g in range(count):
             (mean, error), (other, wide) = (
                 mean_and_error(x[:, g - count]) for x in (these, others)
@@ -230,7 +232,7 @@ def equilibrium_of_groups(runs: LongRuns, made: Design | None) -> Finding:
     tests = Tests(p_values, made.false_alarm)
     means = ends[:, :, -count:].mean((0, 1))
     shares = np.stack([groups.state(y)[:, -count] for y in ys])
-    return Finding.of(
+    return judged(
         tests,
         made,
         f"p = {tests.p:.2g} at T = {end:.3g} for {count} groups; least: {tests.worst}; mean "

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from scipy import stats
 from manifold_sde.paper import implements
 from manifold_sde.verification.check import Check
 from manifold_sde.verification.effort import Effort
-from manifold_sde.verification.laws.engine import Array, Finding, Runs, Tests, deviations, result_of
+from manifold_sde.verification.laws.engine import Array, Runs, Tests, deviations, judged
 from manifold_sde.verification.laws.step_noise import (
     BLOCKS,
     STEPS,
@@ -25,7 +25,7 @@ from manifold_sde.verification.laws.step_noise import (
     tests_of_steps,
     tests_of_sums,
 )
-from manifold_sde.verification.result import Design, Picture, Result, Series
+from manifold_sde.verification.result import Design, Picture, Result, Series, found
 from manifold_sde.verification.subject import Subject
 
 #: Learning rates at which the deterministic integrators are looked at, in units of the run's.
@@ -40,6 +40,13 @@ _TESTS = 7
 _RUNS = (256, 1024)
 #: Interval over which A has to grow.
 _INTERVAL = 0.05
+#: What it means if A and B, or Z, do not tend to their limits.
+_WRONG = (
+    "The steps of SGD do not shrink the weights by 1 - eta lambda, or R and tau are not (11) and "
+    "(12).",
+    "The noise of SGD's steps is not that of sigma: its size (batch factor, scale) is another, or "
+    "the random numbers of the steps or runs are not independent.",
+)
 #: Horizons T of the uniform metric beyond which 2^-T is below rounding.
 HORIZONS = 53
 
@@ -208,35 +215,26 @@ def _results(
     made = _design(Runs.of(subject, effort))
     noise = StepNoise.of(subject, effort, made.sample_size)
     remark = ("Remark 6.1",) if noise.gaussian else ()
+    here = time(subject, noise.lr, noise.weight_decay)
+    results = [
+        replace(_deterministic(subject, time, noise), statements=(statement,)),
+        replace(_brownian(here, noise, made), statements=(statement, *remark), design=made),
+    ]
     return [
-        result_of(
-            _deterministic(subject, time, noise),
-            None,
-            f"A and B of {time.equations}",
-            (statement,),
-            "The steps of SGD do not shrink the weights by 1 - eta lambda, or R and tau are not "
-            "(11) and (12).",
-        ),
-        result_of(
-            _brownian(time(subject, noise.lr, noise.weight_decay), noise, made),
-            made,
-            f"Z of {time.equations} tends to a Brownian motion",
-            (statement, *remark),
-            "The noise of SGD's steps is not that of sigma: its size (batch factor, scale) is "
-            "another, or the random numbers of the steps or runs are not independent.",
-        ),
+        replace(result, meaning=wrong if result.verdict == "fails" else "")
+        for result, wrong in zip(results, _WRONG, strict=True)
     ]
 
 
-def _deterministic(subject: Subject, time: type[FixedRatio], noise: StepNoise) -> Finding:
+def _deterministic(subject: Subject, time: type[FixedRatio], noise: StepNoise) -> Result:
     """A grows without bound, B tends to a line."""
     decay = 1.0 - float(noise.shrinkage.mean())
     rates = noise.lr * np.array(_FACTORS)
     times = [time(subject, f * noise.lr, f * noise.weight_decay) for f in _FACTORS]
-    found = [integrators(t, 1.0 - f**2 * decay) for t, f in zip(times, _FACTORS, strict=True)]
+    both = [integrators(t, 1.0 - f**2 * decay) for t, f in zip(times, _FACTORS, strict=True)]
     slope = times[0].slope
-    growth = np.array([f.growth(_INTERVAL) for f in found])
-    distances = np.array([f.distance(slope) for f in found])
+    growth = np.array([f.growth(_INTERVAL) for f in both])
+    distances = np.array([f.distance(slope) for f in both])
     faster, power = -order(rates, growth), order(rates, distances)
     away = float((noise.shrinkage - (1.0 - noise.lr * noise.weight_decay)).abs().max())
     picture = Picture(
@@ -247,20 +245,22 @@ def _deterministic(subject: Subject, time: type[FixedRatio], noise: StepNoise) -
         logx=True,
         logy=True,
     )
-    return Finding(
+    good = min(faster, power) >= _ORDER and away <= _ROUNDING
+    return found(
+        "holds" if good else "fails",
         f"as eta falls from {rates[0]:.2g} to {rates[-1]:.2g}, A grows by "
         f"{', '.join(f'{g:.3g}' for g in growth)} or more over any interval of {_INTERVAL:g}, like "
         f"eta^-{faster:.2f}, and the uniform distance of B from {slope:.3g} t is "
         f"{', '.join(f'{d:.2g}' for d in distances)}, like eta^{power:.2f}; the steps of SGD "
         f"shrink the weights by eta lambda to {away:.1g}",
-        rejected=not (min(faster, power) >= _ORDER and away <= _ROUNDING),
         statistic=-min(faster, power) if away <= _ROUNDING else math.inf,
         limit=-_ORDER,
+        name=f"A and B of {time.equations}",
         pictures=(picture,),
     )
 
 
-def _brownian(time: FixedRatio, noise: StepNoise, made: Design) -> Finding:
+def _brownian(time: FixedRatio, noise: StepNoise, made: Design) -> Result:
     """Z tends to a Brownian motion."""
     radius = time.radius(np.arange(STEPS + 1.0))
     weights = noise.lr / (radius[:-1] * radius[1:])
@@ -293,14 +293,9 @@ def _brownian(time: FixedRatio, noise: StepNoise, made: Design) -> Finding:
             Series("", normal, normal),
         ),
     )
-    return Finding.of(
-        tests,
-        made,
-        detail,
-        rejected=tests.rejected or outside,
-        **decisive,
-        pictures=(picture,),
-    )
+    result = judged(tests, made, detail, **decisive, pictures=(picture,))
+    name = f"Z of {time.equations} tends to a Brownian motion"
+    return replace(result, name=name, verdict="fails" if outside else result.verdict)
 
 
 LEMMA_3_1 = Check("integrators of (7)", "statistics", ("Lemma 3.1", "Equation (7)"), lemma_3_1)

@@ -25,16 +25,16 @@ from manifold_sde.verification.exact import (
 from manifold_sde.verification.exact.wrapped_normal import WrappedNormal
 from manifold_sde.verification.laws.engine import (
     Array,
-    Finding,
     Tests,
     densities,
+    judged,
     law,
     mean_and_error,
     mean_p_value,
     means_by_start,
 )
 from manifold_sde.verification.laws.long_runs import STARTS, LongRuns
-from manifold_sde.verification.result import Design, Picture, Series
+from manifold_sde.verification.result import Design, Picture, Result, Series, found
 from manifold_sde.verification.statistics import watson_test
 from manifold_sde.verification.subject import Subject
 
@@ -78,7 +78,7 @@ def _design_of_law(runs: LongRuns) -> Design:
     )
 
 
-def exact_law(runs: LongRuns, made: Design) -> Finding:
+def exact_law(runs: LongRuns, made: Design) -> Result:
     """Watson's test on curves, means of zonal harmonics on spheres."""
     subject, n, departure = runs.subject, made.sample_size, runs.effort.departure
     times = [0.0, *clocks(runs)]
@@ -100,7 +100,7 @@ def exact_law(runs: LongRuns, made: Design) -> Finding:
         f"p = {tests.p:.2g} of {n} runs against {type(runs.law).__name__} at the clocks "
         f"{', '.join(f'{u:.3g}' for u in times[1:])}; least at {tests.worst}"
     )
-    return Finding.of(tests, made, detail, pictures=pictures)
+    return judged(tests, made, detail, pictures=pictures)
 
 
 def _on_curve(
@@ -187,7 +187,7 @@ def _design_of_volume(runs: LongRuns) -> Design:
 
 
 @implements("Remark 6.1")
-def volume_of_hessian(runs: LongRuns, made: Design) -> Finding:
+def volume_of_hessian(runs: LongRuns, made: Design) -> Result:
     """With the noise of (18) the equilibrium is pdet(H)^{-1/2} times the volume."""
     ends = runs.all_ends()
     values = generator_values(runs.subject, torch.from_numpy(ends), runs)
@@ -200,7 +200,7 @@ def volume_of_hessian(runs: LongRuns, made: Design) -> Finding:
     if runs.degeneracy.manifold_dim == 1:
         p_values["the density (Watson)"], pictures = _along_curve(runs.subject, ends)
     tests = Tests(p_values, made.false_alarm)
-    return Finding.of(
+    return judged(
         tests,
         made,
         f"p = {tests.p:.2g} at the end of {len(ends)} runs; least in {tests.worst}; largest mean "
@@ -245,7 +245,7 @@ def _design_of_norm(runs: LongRuns) -> Design | None:
     )
 
 
-def norm_at_rest(runs: LongRuns, made: Design | None) -> Finding:
+def norm_at_rest(runs: LongRuns, made: Design | None) -> Result:
     """Where V is constant q = |Y|^4 is V + (q_0 - V) e^{-2T} on every path; else its moments.
 
     From dq = (-2 q + 2 V) dT the means of q - V and of q (q - V) are 0 in equilibrium.
@@ -256,10 +256,10 @@ def norm_at_rest(runs: LongRuns, made: Design | None) -> Finding:
         v = float(runs.traces.mean())
         expected = v + (q[:1] - v) * np.exp(-2.0 * np.array(times)[:, None])
         error = float(np.abs(q / expected - 1.0).max())
-        return Finding(
+        return found(
+            "holds" if error <= _ROUNDING else "fails",
             f"V = {v:.6g} is constant on Gamma_1, and |Y(T)|^4 = V + (|Y(0)|^4 - V) exp(-2T) "
             f"up to {error:.2g} on every path; {q[-1].mean():.6g} at T = {times[-1]:.3g}",
-            rejected=not error <= _ROUNDING,
             statistic=error,
             limit=_ROUNDING,
             pictures=pictures,
@@ -269,10 +269,10 @@ def norm_at_rest(runs: LongRuns, made: Design | None) -> Finding:
     apart = {"E |Y|^4 = E V": last - trace, "E |Y|^8 = E V |Y|^4": last * (last - trace)}
     if isinstance(runs.law, CircleDiffusion):
         apart |= _against_joint_law(runs.subject, runs.law, ends, last)
-    found = {name: mean_and_error(values) for name, values in apart.items()}
-    z = {name: abs(mean) / max(error, 1e-300) for name, (mean, error) in found.items()}
-    tests = Tests({name: mean_p_value(*pair) for name, pair in found.items()}, made.false_alarm)
-    return Finding.of(
+    means = {name: mean_and_error(values) for name, values in apart.items()}
+    z = {name: abs(mean) / max(error, 1e-300) for name, (mean, error) in means.items()}
+    tests = Tests({name: mean_p_value(*pair) for name, pair in means.items()}, made.false_alarm)
+    return judged(
         tests,
         made,
         f"p = {tests.p:.2g}; E |Y|^4 = {last.mean():.4g} and E V = {trace.mean():.4g} at the end; "

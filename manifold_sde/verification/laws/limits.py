@@ -19,7 +19,6 @@ from manifold_sde.paper import implements
 from manifold_sde.verification.laws.comparison import Comparison, Side, compare
 from manifold_sde.verification.laws.engine import (
     Extrapolated,
-    Finding,
     deviations,
     law,
     mean_and_error,
@@ -28,7 +27,7 @@ from manifold_sde.verification.laws.engine import (
 )
 from manifold_sde.verification.laws.regime import TOLERATED, Rates
 from manifold_sde.verification.laws.short_runs import ShortRuns
-from manifold_sde.verification.result import Design, Picture, Series
+from manifold_sde.verification.result import Design, Picture, Result, Series, found
 from manifold_sde.verification.two_sample import runs_for_mean
 
 #: Factors of the steps of the two runs of the SDE (3), which costs more than SGD.
@@ -204,7 +203,7 @@ def _at_rest(runs: ShortRuns) -> _Norms:
 
 
 @implements("Equation (10)")
-def norm_law(runs: ShortRuns, made: Design) -> Finding:
+def norm_law(runs: ShortRuns, made: Design) -> Result:
     """|x_k|^4 of SGD against (10)."""
     rates, c = runs.regime.runs[0], runs.regime.coarseness
     fine, coarse = (
@@ -242,7 +241,7 @@ def norm_law(runs: ShortRuns, made: Design) -> Finding:
     )
 
 
-def equilibrium_norm(runs: ShortRuns, made: Design) -> Finding:
+def equilibrium_norm(runs: ShortRuns, made: Design) -> Result:
     r"""Where |x|^4 comes to rest: (|x_k|^4 - e^{-4 eta lambda k} |x_0|^4) / (1 - e^{...}).
 
     By (10) that is eta V / 2 lambda after any number of steps: no run has to be in equilibrium.
@@ -278,9 +277,9 @@ def equilibrium_norm(runs: ShortRuns, made: Design) -> Finding:
             *(Series(f"{b:.3g}", [0.0, _COARSE * lr], [b, b]) for b in sorted({low, high})),
         ),
     )
-    found = Extrapolated.of(rest[0], rest[1], _COARSE)
+    mean = Extrapolated.of(rest[0], rest[1], _COARSE)
     tolerated = TOLERATED * runs.effort.departure * high
-    return _between(made, rates, found, (low, high), tolerated, picture)
+    return _between(made, rates, mean, (low, high), tolerated, picture)
 
 
 def _traces(runs: ShortRuns, samples: Tensor) -> tuple[float, float]:
@@ -296,22 +295,22 @@ def _traces(runs: ShortRuns, samples: Tensor) -> tuple[float, float]:
 def _between(
     made: Design,
     rates: Rates,
-    found: Extrapolated,
+    mean: Extrapolated,
     bounds: tuple[float, float],
     tolerated: float,
     picture: Picture,
-) -> Finding:
+) -> Result:
     """A mean of |x|^4 between two bounds, give or take what is tolerated."""
-    (low, high), value, error = bounds, float(found.value), float(found.error)
+    (low, high), value, error = bounds, float(mean.value), float(mean.error)
     beyond = max(low - value, value - high, 0.0)
     rounding = 1e-9 * max(abs(low), abs(high), 1e-300)
     p = mean_p_value(beyond, error, tolerated=tolerated, rounding=rounding)
     between = f"{low:.4g}" if high <= low else f"between {low:.4g} and {high:.4g}"
-    return Finding(
+    return found(
+        "fails" if p < made.false_alarm else "holds",
         f"|x|^4 is {value:.4g} +- {error:.1g} over {made.sample_size} runs at eta = "
         f"{rates.lr:.2g}, lambda = {rates.weight_decay:.2g}, extrapolated; (10) says {between}, "
         f"of which {tolerated:.1g} is tolerated" + ("" if p >= 1.0 else f": p = {p:.2g}"),
-        rejected=p < made.false_alarm,
         **deviations(p, made),
         p_value=p,
         tests={"E |x|^4": mean_p_value(value - low, error)} if low == high else {},

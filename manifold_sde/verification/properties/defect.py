@@ -12,7 +12,7 @@ from torch import Tensor
 from manifold_sde.errors import PropertyError
 from manifold_sde.verification.check import Check
 from manifold_sde.verification.effort import Effort
-from manifold_sde.verification.result import Picture, Result, Series, Verdict
+from manifold_sde.verification.result import Picture, Result, Series, Verdict, found
 from manifold_sde.verification.subject import Subject
 
 #: Relative tolerance from which on a comparison says nothing.
@@ -151,36 +151,29 @@ def property_check(
         meaning: What it means for the user if the property fails.
     """
 
-    def run(subject: Subject, effort: Effort) -> list[Result]:
+    def run(subject: Subject, effort: Effort) -> Result | None:
         defects = list(measure(subject, effort))
-        return [_result(name, statements, defects, meaning)] if defects else []
+        if not defects:
+            return None
+        decided = [defect for defect in defects if defect.verdict != "undecided"]
+        worst = max(decided or defects, key=lambda d: d.value / d.tolerance)
+        verdict: Verdict = worst.verdict if decided else "undecided"
+        said = {
+            "holds": "",
+            "fails": meaning,
+            "undecided": "The problem is too ill-conditioned for this comparison.",
+        }
+        failed = [defect for defect in decided if defect.verdict == "fails"]
+        return found(
+            verdict,
+            "; ".join(str(defect) for defect in (failed or defects)) + ".",
+            worst.value,
+            worst.tolerance,
+            said[verdict],
+            pictures=_pictures(name, defects),
+        )
 
     return Check(name, "property", statements, run)
-
-
-def _result(
-    name: str, statements: tuple[str, ...], defects: Sequence[Defect], meaning: str
-) -> Result:
-    decided = [defect for defect in defects if defect.verdict != "undecided"]
-    worst = max(decided or defects, key=lambda d: d.value / d.tolerance)
-    verdict: Verdict = "undecided" if not decided else worst.verdict
-    said = {
-        "holds": "",
-        "fails": meaning,
-        "undecided": "The problem is too ill-conditioned for this comparison.",
-    }
-    failed = [defect for defect in decided if defect.verdict == "fails"]
-    return Result(
-        name,
-        verdict,
-        "; ".join(str(defect) for defect in (failed or defects)) + ".",
-        statistic=worst.value,
-        limit=worst.tolerance,
-        statements=statements,
-        kind="property",
-        meaning=said[verdict],
-        pictures=_pictures(name, defects),
-    )
 
 
 def _pictures(name: str, defects: Sequence[Defect]) -> tuple[Picture, ...]:
