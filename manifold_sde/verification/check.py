@@ -37,8 +37,8 @@ class Check:
         """Run it. What cannot be computed is undecided, and says why.
 
         Args:
-            subject: The subject.
-            effort: The effort.
+            subject: The system under test.
+            effort: The test budget.
             seconds: Processor time that it may take. The results do not depend on it, but for
                 whether there are any.
 

@@ -1,4 +1,4 @@
-"""What is verified: a problem, and the code that answers for it."""
+"""The system under test: a problem, and the code that answers for it."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ _AWAY = 0.3
 
 @dataclass(frozen=True)
 class Subject:
-    """A problem and the code that answers for it, all of which a check may find wrong.
+    """The system under test: a problem and the code that answers for it.
 
-    Checks use these and nothing else of the toolkit, so that a broken part can be put in place of
-    any: the tests of the checks do.
+    Checks use these parts and nothing else of the toolkit, so that each can be replaced by a broken
+    one, as the negative controls of the tests do.
 
     Attributes:
         problem: The problem.
@@ -71,7 +71,7 @@ class Subject:
     def of(
         cls, problem: Problem | Subject, *, x_init: Tensor | None = None, seed: int = 0
     ) -> Subject:
-        """The subject of a problem; a subject is returned as it is.
+        """The system under test of a problem; one that is given is returned as it is.
 
         Raises:
             DTypeError: If it is no problem.
@@ -133,7 +133,7 @@ class Subject:
 
     @cached_property
     def _attempts(self) -> Attempts:
-        """What was tried in vain."""
+        """What was tried and failed."""
         return Attempts()
 
     # Points.

@@ -109,8 +109,8 @@ class _Suite:
     """One call of :func:`verify`: rounds of checks, in each of which they may take longer.
 
     Args:
-        subject: The subject.
-        effort: The effort.
+        subject: The system under test.
+        effort: The test budget.
         budget: Seconds for all checks.
         tell: Called with each result.
         bar: The progress bar.

@@ -27,7 +27,7 @@ _ROUNDS, _PAIRS, _NODES = 3, 8, 9
 #: they are, and the largest length of a step.
 _WALKERS, _WALK, _STRIDE = 128, 64, 0.2
 #: Most components that are told apart; share of walks that come from elsewhere in a component, of
-#: the half that it is where they are mixed, from which on a component counts as walked over.
+#: the half that it is where they are mixed, above which a component counts as walked over.
 _MOST, _MIXED = 6, 0.25
 #: Probability of no crossing in all walks, which says how rare a passage can still be.
 _LEVEL = 1e-4
@@ -202,7 +202,7 @@ def walk_apart(subject: Subject, nodes: Tensor, labels: np.ndarray) -> list[Sepa
     told by the nearest end of another walk, whatever the shape of the manifold.
 
     Args:
-        subject: The subject.
+        subject: The system under test.
         nodes: Points of Gamma_1 (n, D).
         labels: Presumed component of each (n,), from 0.
 
@@ -247,7 +247,7 @@ def find_components(subject: Subject, nodes: Tensor) -> Components:
     """Components of points, by paths along a minimal spanning tree and between closest pairs.
 
     Args:
-        subject: The subject.
+        subject: The system under test.
         nodes: Points of Gamma_1 (n, D).
     """
     distances = torch.cdist(nodes, nodes)

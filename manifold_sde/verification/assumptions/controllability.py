@@ -12,18 +12,15 @@ from torch.func import grad, vmap
 from manifold_sde.degeneracy import tangent_noise
 from manifold_sde.paper import implements
 from manifold_sde.problem import Problem
-from manifold_sde.verification.assumptions.minimisers import searches
-from manifold_sde.verification.assumptions.movement import Valued, descend
-from manifold_sde.verification.assumptions.survey import Survey, assumption, show_point
-from manifold_sde.verification.result import Picture, Result, Series, found
+from manifold_sde.verification.assumptions.search import Valued, along_kernel, lowest
+from manifold_sde.verification.assumptions.survey import Survey, assumption, extremes, show_point
+from manifold_sde.verification.result import Result, found
 
 _IN_GROUPS = "controllability of the groups' directions"
 #: Part of the variance up to which there is none.
 _NONE = 1e-12
 #: Smallest singular value, over the largest on Gamma_1, that is none, and that is too small to say.
 _VANISHES, _SMALL = 1e-7, 1e-4
-#: Starts of the search for the smallest one.
-_SEARCHES = 8
 
 
 def smallest_noise(problem: Problem, rank: int, groups: Sequence[Sequence[int]]) -> Valued:
@@ -43,9 +40,7 @@ def smallest_noise(problem: Problem, rank: int, groups: Sequence[Sequence[int]])
         across = normal.mT @ problem.noise_product(y, w)[..., None]
         across = (normal @ (across / eigenvalues[:, problem.dim - rank :, None]))[..., 0]
         slope = vmap(grad(coupling))(y, t, w) - problem.third_derivative(y, t, across)
-        slope = (kernel @ (kernel.mT @ slope[..., None]))[..., 0]
-        slope = slope - y * (slope * y).sum(1, keepdim=True)
-        return values[:, -1], slope
+        return values[:, -1], along_kernel(y, kernel, slope)
 
     return function
 
@@ -110,27 +105,20 @@ def _controllability(survey: Survey, groups: Sequence[Sequence[int]]) -> Result:
         detail = f"the noise moves along none of the {dims} dimensions at any point"
         return found("fails", detail, 0.0, -_VANISHES, _not_unique(dims))
     reached = (values > _VANISHES * scale).sum(1)
-    pictures = (_picture(values),)
+    pictures = (extremes("Noise along Gamma_1", "singular value of T^T sigma", values),)
     if int(reached.max()) < dims:
         detail = (
             f"the noise moves along at most {int(reached.max())} of the {dims} dimensions, at "
             f"each of {len(points)} points"
         )
         return found("fails", detail, 0.0, -_VANISHES, _not_unique(dims), pictures=pictures)
-    order = values[:, -1].argsort()[:_SEARCHES]
-    where, smallest = descend(
-        survey.subject,
-        smallest_noise(problem, rank, groups),
-        points[order],
-        searches(survey),
-        survey.on_level,
-    )
-    index = int(smallest.argmin())
-    ratio = float(smallest[index]) / scale
+    function = smallest_noise(problem, rank, groups)
+    where, smallest = lowest(survey, function, points, values[:, -1])
+    ratio = smallest / scale
     detail = (
         f"singular values of the noise along the {dims} dimensions are between "
-        f"{float(smallest[index]):.2g} and {scale:.2g} (ratio {ratio:.2g}), the smallest at "
-        f"{show_point(where[index])}"
+        f"{smallest:.2g} and {scale:.2g} (ratio {ratio:.2g}), the smallest at "
+        f"{show_point(where)}"
     )
     if ratio <= _VANISHES:
         meaning = (
@@ -158,18 +146,6 @@ def _not_unique(dims: int) -> str:
         f"{dims} dimensions, unless brackets of the fields lead out of them. The law after "
         "finitely many steps (Theorem 4.4) stands; the equilibrium of Theorem 5.4 need not be "
         "unique."
-    )
-
-
-def _picture(values: Tensor) -> Picture:
-    ranks = [float(k + 1) for k in range(values.shape[1])]
-    values = values.clamp(min=1e-300)
-    series = (
-        Series("largest over the points", ranks, values.amax(0).tolist(), "points"),
-        Series("smallest over the points", ranks, values.amin(0).tolist(), "line"),
-    )
-    return Picture(
-        "Noise along Gamma_1", "number", "singular value of T^T sigma", series, logy=True
     )
 
 

@@ -6,15 +6,13 @@ import torch
 
 from manifold_sde.degeneracy import radial_vectors
 from manifold_sde.invariance import SOLVED_DIM, describe_coordinates
-from manifold_sde.verification.assumptions.minimisers import curvature, searches
-from manifold_sde.verification.assumptions.movement import descend
+from manifold_sde.verification.assumptions.minimisers import curvature
+from manifold_sde.verification.assumptions.search import lowest
 from manifold_sde.verification.assumptions.survey import Survey, assumption, show_point
 from manifold_sde.verification.result import Result, Verdict, found
 
 #: Factor by which the curvature may grow along Gamma_1: beyond it has no bound, or none is seen.
 _UNBOUNDED, _GROWING = 1e6, 1e3
-#: Starts of the search for the largest curvature.
-_SEARCHES = 8
 #: Most groups that are written out.
 _SHOWN = 4
 
@@ -76,22 +74,15 @@ def check_compactness(survey: Survey) -> Result:
         number = float(len(groups))
         return found("fails", detail, number, 1.0, meaning)
     values = survey.spectrum[0][:, -1]
-    begin = survey.points[values.argsort(descending=True)[:_SEARCHES]]
-    where, inverse = descend(
-        survey.subject,
-        curvature(survey.subject, survey.rank, largest=True),
-        begin,
-        searches(survey),
-        survey.on_level,
-    )
-    index = int(inverse.argmin())
-    largest = 1.0 / float(inverse[index])
+    function = curvature(survey.subject, survey.rank, largest=True)
+    where, inverse = lowest(survey, function, survey.points, -values)
+    largest = 1.0 / inverse
     growth = largest / float(values.median())
     if growth >= _GROWING:
         verdict: Verdict = "fails" if growth >= _UNBOUNDED else "undecided"
         detail = (
             f"the largest eigenvalue of H grows along Gamma_1 from {float(values.median()):.3g} "
-            f"to {largest:.2g} at {show_point(where[index])}"
+            f"to {largest:.2g} at {show_point(where)}"
         )
         meaning = "The loss has a singularity that Gamma_1 runs into: Gamma_1 is not compact."
         return found(verdict, detail, growth, _UNBOUNDED, meaning)

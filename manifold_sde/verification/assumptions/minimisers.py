@@ -6,15 +6,13 @@ import torch
 from torch import Tensor
 
 from manifold_sde.geometry.spectrum import gap_ratios
-from manifold_sde.verification.assumptions.movement import Valued, descend
-from manifold_sde.verification.assumptions.survey import Survey, assumption, show_point
-from manifold_sde.verification.result import Picture, Result, Series, Verdict, found
+from manifold_sde.verification.assumptions.search import Valued, along_kernel, lowest
+from manifold_sde.verification.assumptions.survey import Survey, assumption, extremes, show_point
+from manifold_sde.verification.result import Result, Verdict, found
 from manifold_sde.verification.subject import Subject
 
 #: Part of its largest value on Gamma_1 to which the smallest nonzero eigenvalue may fall.
 _FALLEN, _FALLING = 1e-7, 1e-6
-#: Starts and rounds of the search for the smallest eigenvalue.
-_SEARCHES = 8
 #: Negative eigenvalue, relative to the largest, that is one beyond rounding.
 _NEGATIVE = 1e-8
 #: Distances at which the loss is compared with that on the manifold, and its rounding units.
@@ -29,7 +27,7 @@ def curvature(subject: Subject, rank: int, *, largest: bool = False) -> Valued:
     The derivative of an eigenvalue along u is d^3 L[u, q, q] with its eigenvector q.
 
     Args:
-        subject: The subject.
+        subject: The system under test.
         rank: Rank M of H.
         largest: Whether one over the largest is meant.
     """
@@ -41,18 +39,12 @@ def curvature(subject: Subject, rank: int, *, largest: bool = False) -> Valued:
         value, q = values[:, column], vectors[..., column]
         kernel = vectors[..., : values.shape[-1] - rank]
         slope = problem.third_derivative(y, q.contiguous(), q.contiguous())
-        slope = (kernel @ (kernel.mT @ slope[..., None]))[..., 0]
-        slope = slope - y * (slope * y).sum(1, keepdim=True)
+        slope = along_kernel(y, kernel, slope)
         if largest:
             return 1.0 / value, -slope / value[:, None] ** 2
         return value, slope
 
     return function
-
-
-def searches(survey: Survey) -> int:
-    """Rounds of a search for a worst point."""
-    return 24 if survey.effort.points <= 64 else 60
 
 
 def check_rank(survey: Survey) -> Result:
@@ -74,28 +66,28 @@ def check_rank(survey: Survey) -> Result:
             "where the rank is that of its start."
         )
         return found("fails", detail, float(len(other)), 0.0, meaning)
-    lowest = values[:, dim - rank]
-    begin = survey.points[lowest.argsort()[:_SEARCHES]]
-    where, lowest_found = descend(
-        subject, curvature(subject, rank), begin, searches(survey), survey.on_level
-    )
-    index = int(lowest_found.argmin())
-    low, high = float(lowest_found[index]), float(lowest.max())
+    smallest = values[:, dim - rank]
+    where, low = lowest(survey, curvature(subject, rank), survey.points, smallest)
+    high = float(smallest.max())
     gaps = gap_ratios(values)[:, rank - 1]
-    condition = float((values[:, -1] / lowest).max())
+    condition = float((values[:, -1] / smallest).max())
     ratio = low / high
     common = (
         f"rank {rank} at {len(ranks)} points, smallest gap {float(gaps.min()):.1e}; condition "
         f"number of H on its range up to {condition:.3g}; its smallest nonzero eigenvalue is "
         f"between {low:.3g} and {high:.3g} on Gamma_1"
     )
-    pictures = (_picture(values[:, dim - rank :]),)
+    pictures = (
+        extremes(
+            "Nonzero eigenvalues of H on Gamma_1", "eigenvalue", values[:, dim - rank :].flip(-1)
+        ),
+    )
     if ratio <= _FALLING:
         verdict: Verdict = "fails" if ratio <= _FALLEN else "undecided"
         detail = (
             f"the smallest nonzero eigenvalue of H is {high:.3g} at "
-            f"{show_point(survey.points[lowest.argmax()])} and has fallen to {low:.2g} at "
-            f"{show_point(where[index])}"
+            f"{show_point(survey.points[smallest.argmax()])} and has fallen to {low:.2g} at "
+            f"{show_point(where)}"
         )
         meaning = (
             f"The rank is {rank} in general and falls at a point. Near it the minimum is flat in "
@@ -181,21 +173,6 @@ def _no_minimum(detail: str, statistic: float, limit: float) -> Result:
         "an x_init from which training comes to a minimum."
     )
     return found("fails", detail, statistic, limit, meaning)
-
-
-def _picture(values: Tensor) -> Picture:
-    ordered = values.flip(-1)
-    ranks = [float(k + 1) for k in range(ordered.shape[-1])]
-    return Picture(
-        "Nonzero eigenvalues of H on Gamma_1",
-        "number",
-        "eigenvalue",
-        (
-            Series("largest over the points", ranks, ordered.amax(0).tolist(), "points"),
-            Series("smallest over the points", ranks, ordered.amin(0).tolist(), "line"),
-        ),
-        logy=True,
-    )
 
 
 CHECKS = (

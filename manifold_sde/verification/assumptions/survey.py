@@ -16,13 +16,13 @@ from manifold_sde.invariance import SOLVED_DIM, scaling_groups
 from manifold_sde.problem import INVARIANCE_TOLERANCE
 from manifold_sde.verification.check import Check
 from manifold_sde.verification.effort import Effort
-from manifold_sde.verification.result import Result
+from manifold_sde.verification.result import Picture, Result, Series
 from manifold_sde.verification.sampling import random_walk, unit
 from manifold_sde.verification.subject import Subject
 
 #: Difference of losses, relative to how they vary over random directions, that counts as none.
 _LEVEL = 1e-9
-#: Independent starts for each point that an effort looks at: at most, and in high dimension, where
+#: Independent starts for each point of the test budget: at most, and in high dimension, where
 #: a step of the flow takes an eigendecomposition of that size.
 _STARTS, _BY_DIMENSION = 2, 128
 #: Fewest starts.
@@ -38,12 +38,12 @@ class Survey:
     found without it.
 
     Args:
-        subject: The subject.
-        effort: How many points.
+        subject: The system under test.
+        effort: The test budget, which says how many points.
 
     Attributes:
-        subject: The subject, without a start that does not reach the manifold.
-        effort: The effort.
+        subject: The system under test, without a start that does not reach the manifold.
+        effort: The test budget.
         unreached: The error that the start raised, or ``None``.
     """
 
@@ -60,7 +60,7 @@ class Survey:
 
     @classmethod
     def of(cls, subject: Subject, effort: Effort) -> Survey:
-        """The survey of a subject, which its checks share."""
+        """The survey of a system under test, which its checks share."""
         return subject.once((cls, effort), lambda: cls(subject, effort))
 
     @property
@@ -199,6 +199,17 @@ def ranks_of(values: Tensor) -> Tensor:
     """Rank of symmetric matrices by the largest gap of their eigenvalues: (n, D) -> (n,)."""
     ranks = gap_ratios(values).argmax(-1) + 1
     return torch.where(values.abs().amax(-1) == 0, torch.zeros_like(ranks), ranks)
+
+
+def extremes(title: str, ylabel: str, values: Tensor) -> Picture:
+    """The largest and the smallest over points of positive values (n, k), in falling order."""
+    places = [float(k + 1) for k in range(values.shape[1])]
+    values = values.clamp(min=1e-300)
+    series = (
+        Series("largest over the points", places, values.amax(0).tolist(), "points"),
+        Series("smallest over the points", places, values.amin(0).tolist(), "line"),
+    )
+    return Picture(title, "number", ylabel, series, logy=True)
 
 
 def show_point(y: Tensor, most: int = 4) -> str:

@@ -64,11 +64,45 @@ class Runs:
                 remedy=str(self.degeneracy.statement),
             )
 
+    @property
+    def is_regular(self) -> bool:
+        """Whether the laws that take these runs apply to the problem."""
+        return True
+
     def design(
         self, hypothesis: str, departure: str, runs: int, size: float | None = None
     ) -> Design:
         """A design with the error rates of the budget."""
         return Design(hypothesis, self.effort.false_alarm, departure, self.effort.miss, runs, size)
+
+
+def planned(
+    hypothesis: str,
+    departure: str | Callable[[Any], str],
+    runs: Callable[[Any], int],
+    size: Callable[[Any], float] | None = None,
+    *,
+    when: Callable[[Any], bool] = lambda runs: True,
+) -> Callable[[Any], Design | None]:
+    """The design of a law as a function of its runs.
+
+    Args:
+        hypothesis: The hypothesis, in words.
+        departure: What is to be found, in words, with ``{runs}`` and ``{size}`` to be filled in, or
+            a function of the runs.
+        runs: Number of independent runs.
+        size: The departure as a number, in the units that its words name.
+        when: Whether there is a design; none where nothing is random.
+    """
+
+    def design(made: Any) -> Design | None:
+        if not when(made):
+            return None
+        amount = None if size is None else size(made)
+        words = departure if isinstance(departure, str) else departure(made)
+        return made.design(hypothesis, words.format(runs=made, size=amount), runs(made), amount)
+
+    return design
 
 
 class Tests:
@@ -133,7 +167,7 @@ def law(
     test: Callable[[Any, Any], Result],
     wrong: str,
     *,
-    applies: Callable[[Any], bool] = lambda runs: True,
+    applies: Callable[[Any], bool] = lambda runs: runs.is_regular,
 ) -> Check:
     """The check of a law.
 

@@ -16,7 +16,7 @@ from scipy import stats
 from manifold_sde.deadline import shared_property
 from manifold_sde.errors import ClockRangeError, MissingDependencyError, NotMixedWarning
 from manifold_sde.paper import implements
-from manifold_sde.verification.laws.engine import Array, Extrapolated, Tests, judged, law
+from manifold_sde.verification.laws.engine import Array, Extrapolated, Tests, judged, law, planned
 from manifold_sde.verification.laws.long_runs import BURN_IN, CHAIN, STARTS, LongRuns
 from manifold_sde.verification.result import Design, Picture, Result, Series, found
 from manifold_sde.verification.sampling import farthest
@@ -84,17 +84,12 @@ def _dependence(runs: LongRuns) -> float:
     )
 
 
-def _design_of_independence(runs: LongRuns) -> Design:
+def _detectable(runs: LongRuns) -> float:
+    """The correlation of runs a fixed number apart that is found."""
     n, effort = STARTS * runs.runs_per_start, runs.effort
     tests = n * len(runs.functionals) ** 2
     quantiles = stats.norm.isf(0.5 * effort.false_alarm / tests) + stats.norm.isf(effort.miss)
-    size = math.tanh(quantiles / math.sqrt(0.25 * n))
-    return runs.design(
-        "the runs are independent",
-        f"two that are the same, and correlations of {size:.2f} between runs a fixed number apart",
-        n,
-        size,
-    )
+    return math.tanh(quantiles / math.sqrt(0.25 * n))
 
 
 def independence(runs: LongRuns, made: Design) -> Result:
@@ -111,18 +106,6 @@ def independence(runs: LongRuns, made: Design) -> Result:
 
 
 # One equilibrium.
-
-
-def _design_of_starts(runs: LongRuns) -> Design | None:
-    if not runs.is_regular:
-        return None
-    return runs.design(
-        f"the law of the direction at T is the same from {STARTS} starts that are far apart",
-        f"a mean of a declared function that differs by {runs.effect:g} standard deviations, as "
-        f"somewhere in laws at a total variation distance of {runs.effort.departure:g}",
-        STARTS * runs.runs_per_start,
-        runs.effect,
-    )
 
 
 @implements("Theorem 5.4")
@@ -287,14 +270,6 @@ def mixed_chains(runs: LongRuns, made: Design) -> Result:
     )
 
 
-def _design_of_averages(runs: LongRuns) -> Design:
-    return runs.design(
-        "averages over the chains are means of the law in time",
-        f"a mean that differs by {runs.effect:g} standard deviations",
-        STARTS * runs.runs_per_start + runs.n_chains,
-    )
-
-
 def time_averages(runs: LongRuns, made: Design) -> Result:
     """Averages along chains, weighted by |Y|^4, against means over independent runs in time."""
     chains, names = runs.chains, list(runs.functionals)
@@ -383,14 +358,6 @@ def _sgd_runs(runs: LongRuns) -> tuple[SgdRuns, SgdRuns]:
     return SgdRuns(runs, step, n), SgdRuns(runs, 2.0 * step, 4 * n)
 
 
-def _design_of_sgd(runs: LongRuns) -> Design:
-    return runs.design(
-        "SGD beyond mixing has the law of the diffusion, from two starts that are far apart",
-        f"a mean that differs by {_EFFECT * runs.effect:g} standard deviations",
-        2 * _sgd_runs(runs)[0].n_paths,
-    )
-
-
 @implements("Theorem 5.5", "Conjecture 1.1")
 def sgd_at_rest(runs: LongRuns, made: Design) -> Result:
     """Run SGD at two step sizes, and extrapolate its means to step size 0.
@@ -450,21 +417,33 @@ INDEPENDENCE = law(
     "independence of the runs",
     (),
     LongRuns,
-    _design_of_independence,
+    planned(
+        "the runs are independent",
+        "two that are the same, and correlations of {size:.2f} between runs a fixed number apart",
+        lambda runs: STARTS * runs.runs_per_start,
+        _detectable,
+    ),
     independence,
     "Runs share their random numbers: no test can be believed that takes them as independent. "
     "Look at the source of the Brownian paths.",
-    applies=lambda runs: runs.is_regular,
 )
 ONE_EQUILIBRIUM = law(
     "one equilibrium from every start",
     ("Theorem 5.4", "Theorem 1.2"),
     LongRuns,
-    _design_of_starts,
+    planned(
+        f"the law of the direction at T is the same from {STARTS} starts that are far apart",
+        "a mean of a declared function that differs by {size:g} standard deviations, as somewhere "
+        "in laws at a total variation distance of {runs.effort.departure:g}",
+        lambda runs: STARTS * runs.runs_per_start,
+        lambda runs: runs.effect,
+        when=lambda runs: runs.is_regular,
+    ),
     one_equilibrium,
     "Where the direction ends depends on where it started. Either it takes longer than its "
     "relaxation time says, or there are several equilibria: Gamma_1 in several pieces, or noise "
     "that does not reach all of it.",
+    applies=lambda runs: True,
 )
 MIXED_CHAINS = law(
     "chains that have mixed",
@@ -473,25 +452,30 @@ MIXED_CHAINS = law(
     _design_of_chains,
     mixed_chains,
     "",
-    applies=lambda runs: runs.is_regular,
 )
 TIME_AVERAGES = law(
     "time averages under the equilibrium",
     ("Theorem 5.4",),
     LongRuns,
-    _design_of_averages,
+    planned(
+        "averages over the chains are means of the law in time",
+        "a mean that differs by {runs.effect:g} standard deviations",
+        lambda runs: STARTS * runs.runs_per_start + runs.n_chains,
+    ),
     time_averages,
     "The average over a long run is not the mean over many runs. States that are kept in the clock "
     "u are to be weighted by the norm's fourth power.",
-    applies=lambda runs: runs.is_regular,
 )
 SGD_AT_REST = law(
     "SGD in equilibrium",
     ("Theorem 5.5", "Conjecture 1.1", "Theorem 1.2"),
     LongRuns,
-    _design_of_sgd,
+    planned(
+        "SGD beyond mixing has the law of the diffusion, from two starts that are far apart",
+        lambda runs: f"a mean that differs by {_EFFECT * runs.effect:g} standard deviations",
+        lambda runs: 2 * _sgd_runs(runs)[0].n_paths,
+    ),
     sgd_at_rest,
     "SGD does not come to the equilibrium of the diffusion: another noise, other rates, or step "
     "sizes that are too large for the limit.",
-    applies=lambda runs: runs.is_regular,
 )

@@ -21,7 +21,7 @@ from manifold_sde.verification.subject import Subject
 
 #: Principal coordinates of a pilot run that are compared.
 _COORDINATES = 2
-#: Part of the largest variance from which on a coordinate's increments count as well.
+#: Part of the largest variance above which a coordinate's increments count as well.
 _WIDE = 0.25
 #: Spread, in units of what is at hand, up to which a functional counts as constant.
 _CONSTANT = 1e-6

@@ -25,6 +25,7 @@ from manifold_sde.verification.laws.engine import (
     mean_and_error,
     mean_p_value,
     means_by_start,
+    planned,
 )
 from manifold_sde.verification.laws.functionals import Functionals
 from manifold_sde.verification.laws.long_runs import STARTS, LongRuns, slowest_time
@@ -63,6 +64,12 @@ class GroupRuns:
         self.groups = [list(group) for group in runs.degeneracy.groups]
         walked = torch.from_numpy(self.state(runs.subject.walked)[:, : -len(self.groups)])
         self.functionals = Functionals(walked)
+
+    @property
+    def tests(self) -> int:
+        """Number of tests: of each start against the others, and of the balance of each group."""
+        count = len(self.groups)
+        return STARTS * (len(self.functionals) + 1 + count) + count
 
     def state(self, states: Tensor) -> Array:
         """The directions of all groups and their squared norms: (n, D) -> (n, D + G)."""
@@ -175,19 +182,6 @@ class GroupRuns:
             length *= 2.0
 
 
-def _design(runs: LongRuns) -> Design | None:
-    if not runs.effort.long_checks:
-        return None
-    groups = GroupRuns(runs)
-    count = len(groups.groups)
-    tests = STARTS * (len(groups.functionals) + 1 + count) + count
-    return runs.design(
-        "directions and norms of the groups have one law at T, from starts that are far apart",
-        f"a mean that differs by {runs.effect:g} standard deviations",
-        STARTS * runs.runs(tests, 1.5),
-    )
-
-
 def equilibrium_of_groups(runs: LongRuns, made: Design | None) -> Result:
     """Runs from starts that are far apart in the groups' directions and in their norms."""
     if made is None:
@@ -263,7 +257,12 @@ EQUILIBRIUM_OF_GROUPS = law(
     "equilibrium of several groups",
     ("Theorem 5.4",),
     LongRuns,
-    _design,
+    planned(
+        "directions and norms of the groups have one law at T, from starts that are far apart",
+        "a mean that differs by {runs.effect:g} standard deviations",
+        lambda runs: STARTS * runs.runs(GroupRuns(runs).tests, 1.5),
+        when=lambda runs: runs.effort.long_checks,
+    ),
     equilibrium_of_groups,
     "The groups' directions and norms do not come to one law by this time: they depend on the "
     "start, or their norms are not in balance with the noise.",

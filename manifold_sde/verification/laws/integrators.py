@@ -30,7 +30,7 @@ from manifold_sde.verification.subject import Subject
 
 #: Learning rates at which the deterministic integrators are looked at, in units of the run's.
 _FACTORS = (1.0, 0.5, 0.25)
-#: Order in the learning rate from which on A and B count as converging.
+#: Order in the learning rate at which A and B count as converging.
 _ORDER = 0.75
 #: Rounding of what is read off a run.
 _ROUNDING = 1e-9

@@ -32,6 +32,7 @@ from manifold_sde.verification.laws.engine import (
     mean_and_error,
     mean_p_value,
     means_by_start,
+    planned,
 )
 from manifold_sde.verification.laws.long_runs import STARTS, LongRuns
 from manifold_sde.verification.result import Design, Picture, Result, Series, found
@@ -67,15 +68,6 @@ def sample_size(runs: LongRuns, *, on_sphere: bool) -> int:
     if on_sphere:
         return runs.runs(2 * len(_CLOCKS) * len(_DEGREES), 1.5)
     return runs.runs(4 * len(_CLOCKS), 2.0)
-
-
-def _design_of_law(runs: LongRuns) -> Design:
-    return runs.design(
-        "the direction has the exact law at the clock u, from one start",
-        f"a mean of a low harmonic off by {runs.effect:g} standard deviations",
-        sample_size(runs, on_sphere=isinstance(runs.law, SphereLaw)),
-        runs.effect,
-    )
 
 
 def exact_law(runs: LongRuns, made: Design) -> Result:
@@ -176,16 +168,6 @@ def generator_values(subject: Subject, points: Tensor, runs: LongRuns) -> Array:
     return np.asarray(second - 0.5 * np.einsum("nd,ndm->nm", slope_g, slope_f))
 
 
-def _design_of_volume(runs: LongRuns) -> Design:
-    return runs.design(
-        "the law at the end has the density pdet(H)^(-1/2) against the volume of Gamma_1",
-        f"a mean of the generator applied to a declared function of {runs.effect:g} standard "
-        "deviations, in place of 0",
-        STARTS * runs.runs_per_start,
-        runs.effect,
-    )
-
-
 @implements("Remark 6.1")
 def volume_of_hessian(runs: LongRuns, made: Design) -> Result:
     """With the noise of (18) the equilibrium is pdet(H)^{-1/2} times the volume."""
@@ -233,16 +215,6 @@ def _along_curve(subject: Subject, ends: Array) -> tuple[float, tuple[Picture, .
 
 
 # The norm.
-
-
-def _design_of_norm(runs: LongRuns) -> Design | None:
-    if runs.trace_is_constant:
-        return None
-    return runs.design(
-        "the norm and the direction are in their joint equilibrium",
-        f"a mean that is off by {runs.effect:g} standard deviations",
-        STARTS * runs.runs_per_start,
-    )
 
 
 def norm_at_rest(runs: LongRuns, made: Design | None) -> Result:
@@ -319,7 +291,12 @@ EXACT_LAW = law(
     "laws of the direction against the exact law",
     ("Equation (13)",),
     LongRuns,
-    _design_of_law,
+    planned(
+        "the direction has the exact law at the clock u, from one start",
+        "a mean of a low harmonic off by {size:g} standard deviations",
+        lambda runs: sample_size(runs, on_sphere=isinstance(runs.law, SphereLaw)),
+        lambda runs: runs.effect,
+    ),
     exact_law,
     "The solver's direction does not have the law that the equation has: drift, noise or scheme "
     "are wrong, or its step is too large.",
@@ -329,7 +306,13 @@ VOLUME_OF_HESSIAN = law(
     "equilibrium and the volume of the Hessian",
     ("Theorem 5.4", "Remark 6.1"),
     LongRuns,
-    _design_of_volume,
+    planned(
+        "the law at the end has the density pdet(H)^(-1/2) against the volume of Gamma_1",
+        "a mean of the generator applied to a declared function of {size:g} standard deviations, "
+        "in place of 0",
+        lambda runs: STARTS * runs.runs_per_start,
+        lambda runs: runs.effect,
+    ),
     volume_of_hessian,
     "The runs end in another law than the noise of (18) leads to: the drift along the manifold is "
     "wrong, or the runs have not mixed.",
@@ -339,9 +322,13 @@ NORM_AT_REST = law(
     "norm in equilibrium",
     ("Theorem 5.4", "Equation (10)"),
     LongRuns,
-    _design_of_norm,
+    planned(
+        "the norm and the direction are in their joint equilibrium",
+        "a mean that is off by {runs.effect:g} standard deviations",
+        lambda runs: STARTS * runs.runs_per_start,
+        when=lambda runs: not runs.trace_is_constant,
+    ),
     norm_at_rest,
     "The norm does not come to the equilibrium that the noise's trace gives it: the noise that was "
     "simulated is not that of the problem, or the runs have not mixed.",
-    applies=lambda runs: runs.is_regular,
 )

@@ -67,7 +67,7 @@ class StepNoise:
 
     @classmethod
     def of(cls, subject: Subject, effort: Effort, runs: int) -> StepNoise:
-        """Of a run of SGD that keeps all its steps; made once for a subject.
+        """Read off a run of SGD that keeps all its steps; made once for a system under test.
 
         Raises:
             NoiseError: If there is no noise at the start.

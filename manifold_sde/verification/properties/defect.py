@@ -15,7 +15,7 @@ from manifold_sde.verification.effort import Effort
 from manifold_sde.verification.result import Picture, Result, Series, Verdict, found
 from manifold_sde.verification.subject import Subject
 
-#: Relative tolerance from which on a comparison says nothing.
+#: Relative tolerance above which a comparison says nothing.
 COARSEST = 1e-2
 #: Rounding errors of a computation, in units of rounding times the root of the dimension: what a
 #: chain of some hundred operations can add up to where none of them is worse conditioned than
@@ -108,7 +108,7 @@ class Defect:
             raise PropertyError(
                 f"a property cannot be decided: {self.detail}",
                 received=f"a tolerance of {self.tolerance:.3g}",
-                expected=f"at most {COARSEST:g}, from which on the comparison says something",
+                expected=f"at most {COARSEST:g}, below which the comparison says something",
                 remedy="a better conditioned problem, or require(decided=False)",
             )
         raise PropertyError(
@@ -147,7 +147,7 @@ def property_check(
     Args:
         name: Its name.
         statements: The statements of the paper that it is about.
-        measure: The defects of a subject; none where the property does not apply to it.
+        measure: The defects of a system under test; none where the property does not apply to it.
         meaning: What it means for the user if the property fails.
     """
 

@@ -14,8 +14,8 @@ from manifold_sde.verification import Subject
 from manifold_sde.verification.assumptions.connected import separation
 from manifold_sde.verification.assumptions.controllability import smallest_noise
 from manifold_sde.verification.assumptions.minimisers import curvature
-from manifold_sde.verification.assumptions.movement import Valued, descend
 from manifold_sde.verification.assumptions.paths import join, trace_curve
+from manifold_sde.verification.assumptions.search import Valued, descend
 from manifold_sde.verification.assumptions.smoothness import find_jumps, line_derivatives
 from manifold_sde.verification.sampling import along_manifold
 

@@ -7,16 +7,46 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from manifold_sde.verification.assumptions.survey import Survey
 from manifold_sde.verification.sampling import retracted
 from manifold_sde.verification.subject import Subject
 
 #: Longest step of the search, in radians, and by how much it grows and shrinks.
 _LONGEST, _GROW, _SHRINK = 0.3, 1.5, 0.4
+#: Starts of a search.
+_SEARCHES = 8
 #: Relative fall over a longest step below which a point counts as a minimum.
 _STEEP = 1e-3
 
 #: Function of points (n, D): values (n,), positive, and their gradients (n, D).
 Valued = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+def lowest(
+    survey: Survey, function: Valued, points: Tensor, values: Tensor
+) -> tuple[Tensor, float]:
+    """The lowest value of a positive function that a search along Gamma_1 finds, and where.
+
+    Args:
+        survey: The survey, whose budget says how long it is searched.
+        function: The function, with gradients along the manifold.
+        points: Points of Gamma_1 (n, D).
+        values: Values there (n,): the search starts at the lowest.
+
+    Returns:
+        Point (D,), and value.
+    """
+    rounds = 24 if survey.effort.points <= 64 else 60
+    starts = points[values.argsort()[:_SEARCHES]]
+    where, found = descend(survey.subject, function, starts, rounds, survey.on_level)
+    index = int(found.argmin())
+    return where[index], float(found[index])
+
+
+def along_kernel(y: Tensor, kernel: Tensor, slope: Tensor) -> Tensor:
+    """The part of gradients (n, D) in ker H (n, D, k) and orthogonal to y, (n, D)."""
+    slope = (kernel @ (kernel.mT @ slope[..., None]))[..., 0]
+    return slope - y * (slope * y).sum(1, keepdim=True)
 
 
 def descend(
