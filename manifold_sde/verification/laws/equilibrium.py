@@ -5,21 +5,18 @@ from __future__ import annotations
 import importlib
 import math
 import warnings
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 from scipy import stats
 
-from manifold_sde.deadline import shared_property
 from manifold_sde.errors import ClockRangeError, MissingDependencyError, NotMixedWarning
 from manifold_sde.paper import implements
 from manifold_sde.verification.laws.engine import Array, Extrapolated, Tests, judged, law, planned
 from manifold_sde.verification.laws.long_runs import BURN_IN, CHAIN, STARTS, LongRuns
 from manifold_sde.verification.result import Design, Picture, Result, Series, found
-from manifold_sde.verification.sampling import farthest
+from manifold_sde.verification.sampling import farthest, unit
 from manifold_sde.verification.two_sample import CELLS, compare_laws, total_variation
 
 #: States of norm 1 that are nearer than this are the same run.
@@ -302,60 +299,52 @@ def time_averages(runs: LongRuns, made: Design) -> Result:
     )
 
 
-@dataclass(frozen=True, eq=False)
-class SgdRuns:
-    """Runs of SGD with one step size, from two starts that are far apart, beyond mixing.
+def _paths_of_sgd(runs: LongRuns) -> int:
+    """Runs of SGD at the smaller step: n and 4 n have an extrapolated mean of variance 4.25 / n."""
+    tests = len(runs.functionals) + 2
+    return 2 * math.ceil(runs.runs(tests, (4.25 + 1.0) / _EFFECT**2) / 2)
+
+
+def _sgd(runs: LongRuns, step: float, paths: int) -> tuple[int, Array, Array]:
+    """SGD from two starts that are far apart, for as long as the diffusion takes to mix.
 
     The rates are those at which norm 1 is in equilibrium, where the trace is its mean.
 
-    Attributes:
+    Args:
         runs: The runs of the diffusion.
         step: eta / |x|^2 at norm 1.
-        n_paths: Paths from each start.
+        paths: Number n of paths, even.
+
+    Returns:
+        Number of steps; directions of Phi(x) at the end (n, D); the declared functions and
+        |x|^2 / R^2 there (n, m + 1).
+
+    Raises:
+        ClockRangeError: If these are more steps than the budget has.
     """
-
-    runs: LongRuns
-    step: float
-    n_paths: int
-
-    @property
-    def rates(self) -> tuple[float, float]:
-        """Learning rate and weight decay."""
-        return self.step, 0.5 * self.step * float(self.runs.traces.mean())
-
-    @cached_property
-    def steps(self) -> int:
-        """Steps of SGD at the time at which the diffusion has mixed, tau^{-1}(T)."""
-        end = self.runs.end + 0.5 * abs(math.log(float(self.runs.traces.mean())))
-        return int(self.runs.subject.time_scale(*self.rates).steps(end))
-
-    @shared_property
-    def ends(self) -> tuple[Array, Array]:
-        """At the end, directions of Phi(x) (2 n, D), and the declared functions and |x|^2 / R^2."""
-        subject = self.runs.subject
-        starts = self.runs.starts[:2].repeat_interleave(self.n_paths, 0)
-        x = subject.run_sgd(
-            subject.problem,
-            starts,
-            *self.rates,
-            [0, self.steps],
-            seed=self.runs.seed("sgd"),
-            compile=self.steps * len(starts) > 2e7,
-        ).ys[-1]
-        radius = float(subject.time_scale(*self.rates).radius(self.steps))
-        limits = subject.limits(x)
-        directions = (limits / limits.norm(dim=1, keepdim=True)).numpy()
-        squares = x.square().sum(1, keepdim=True).numpy() / radius**2
-        return directions, np.concatenate([self.runs.functionals.table(directions), squares], 1)
-
-
-def _sgd_runs(runs: LongRuns) -> tuple[SgdRuns, SgdRuns]:
-    """At two step sizes: the extrapolated mean of n and 4 n runs has the variance 4.25 / n."""
-    tests = len(runs.functionals) + 2
-    n = math.ceil(runs.runs(tests, (4.25 + 1.0) / _EFFECT**2) / 2)
-    top = float(torch.linalg.eigvalsh(runs.subject.problem.hessian(runs.starts)).max())
-    step = min(_STIFFNESS * runs.effort.step_size / top, _LARGEST)
-    return SgdRuns(runs, step, n), SgdRuns(runs, 2.0 * step, 4 * n)
+    subject, trace = runs.subject, float(runs.traces.mean())
+    rates = step, 0.5 * step * trace
+    scale = subject.time_scale(*rates)
+    count = int(scale.steps(runs.end + 0.5 * abs(math.log(trace))))
+    most = _BUDGET / runs.effort.departure
+    if count > most:
+        raise ClockRangeError(
+            "SGD to its equilibrium is out of the reach of this effort",
+            received=f"{count} steps at eta / |x|^2 = {step:.3g}",
+            expected=f"at most {most:.0f}",
+            remedy='effort="thorough"; the law at finite times does not need it',
+        )
+    x = subject.run_sgd(
+        subject.problem,
+        runs.starts[:2].repeat_interleave(paths // 2, 0),
+        *rates,
+        [0, count],
+        seed=runs.seed("sgd"),
+        compile=count * paths > 2e7,
+    ).ys[-1]
+    directions = unit(subject.limits(x)).numpy()
+    squares = x.square().sum(1, keepdim=True).numpy() / float(scale.radius(count)) ** 2
+    return count, directions, np.concatenate([runs.functionals.table(directions), squares], 1)
 
 
 @implements("Theorem 5.5", "Conjecture 1.1")
@@ -365,19 +354,13 @@ def sgd_at_rest(runs: LongRuns, made: Design) -> Result:
     What extrapolation leaves is of second order. A quarter of the change between the two step
     sizes is allowed for: m(2e) - m(e) = c_1 e + 3 c_2 e^2, of which 2 c_2 e^2 is left.
     """
-    fine, coarse = _sgd_runs(runs)
-    most = _BUDGET / runs.effort.departure
-    if fine.steps > most:
-        raise ClockRangeError(
-            "SGD to its equilibrium is out of the reach of this effort",
-            received=f"{fine.steps} steps at eta / |x|^2 = {fine.step:.3g}",
-            expected=f"at most {most:.0f}",
-            remedy='effort="thorough"; the law at finite times does not need it',
-        )
+    top = float(torch.linalg.eigvalsh(runs.subject.problem.hessian(runs.starts)).max())
+    step = min(_STIFFNESS * runs.effort.step_size / top, _LARGEST)
+    count, directions, fine = _sgd(runs, step, made.sample_size)
+    coarser, _, coarse = _sgd(runs, 2.0 * step, 4 * made.sample_size)
     squares = runs.ends.norms[-1].numpy()[:, None] ** 2
     known = np.concatenate([runs.functionals.table(runs.all_ends()), squares], 1)
-    directions, values = fine.ends
-    if not (np.isfinite(values).all() and np.isfinite(coarse.ends[1]).all()):
+    if not (np.isfinite(fine).all() and np.isfinite(coarse).all()):
         return found(
             "undecided",
             "some runs of SGD blew up, or left the attraction set",
@@ -385,7 +368,7 @@ def sgd_at_rest(runs: LongRuns, made: Design) -> Result:
         )
     half = len(directions) // 2
     uniqueness = compare_laws(directions[:half], directions[half:], runs.functionals)
-    sgd, limit = Extrapolated.of(values, coarse.ends[1], 2.0), Extrapolated.of(known)
+    sgd, limit = Extrapolated.of(fine, coarse, 2.0), Extrapolated.of(known)
     # In units in which the diffusion's mean and spread are of order 1.
     size = known.std(0, ddof=1)
     size[-1] = max(size[-1], limit.value[-1])
@@ -404,8 +387,8 @@ def sgd_at_rest(runs: LongRuns, made: Design) -> Result:
     return judged(
         tests,
         made,
-        f"p = {tests.p:.2g} after {fine.steps} and {coarse.steps} steps at eta / |x|^2 = "
-        f"{fine.step:.2g} and {coarse.step:.2g}; between the two starts p = "
+        f"p = {tests.p:.2g} after {count} and {coarser} steps at eta / |x|^2 = "
+        f"{step:.2g} and {2.0 * step:.2g}; between the two starts p = "
         f"{uniqueness.p_value:.2g}; from the diffusion at most {z.max():.1f} standard errors "
         f"({names[int(z.argmax())]})",
         undecided=undecided,
@@ -473,7 +456,7 @@ SGD_AT_REST = law(
     planned(
         "SGD beyond mixing has the law of the diffusion, from two starts that are far apart",
         lambda runs: f"a mean that differs by {_EFFECT * runs.effect:g} standard deviations",
-        lambda runs: 2 * _sgd_runs(runs)[0].n_paths,
+        _paths_of_sgd,
     ),
     sgd_at_rest,
     "SGD does not come to the equilibrium of the diffusion: another noise, other rates, or step "

@@ -136,6 +136,12 @@ def flat_points(x: Tensor) -> Tensor:
     return x.reshape(-1, x.shape[-1])
 
 
+def with_factors(x: Tensor, alpha: Tensor | float) -> tuple[Tensor, Tensor]:
+    """Points (n, D) and their factors (n, 1)."""
+    factors = torch.as_tensor(alpha, dtype=x.dtype, device=x.device).expand(x.shape[:-1])
+    return flat_points(x), factors.reshape(-1, 1)
+
+
 def property_check(
     name: str,
     statements: tuple[str, ...],

@@ -17,8 +17,8 @@ from manifold_sde.verification.properties.defect import (
     property_check,
     rounding,
 )
-from manifold_sde.verification.properties.noise import noise_size
-from manifold_sde.verification.properties.tangent_space import NEAR_ACCURACY, Kernel
+from manifold_sde.verification.properties.derivatives import NEAR_ACCURACY, Kernel
+from manifold_sde.verification.properties.homogeneity import noise_size
 from manifold_sde.verification.subject import Subject
 
 #: Ratios C of (8) that are looked at; ``None`` is (13), which is (8) at C = 1/2.
