@@ -77,7 +77,7 @@ class Limits:
         source, made = (ShortRuns.of(s, self.effort) for s in (subject, broken))
         for part in _SHARED:
             made.__dict__[part] = getattr(source, part)
-        for (effort, *key), run in source.shared.items():
+        for (effort, *key), run in subject.shared.items():
             if effort == self.effort and not stale(tuple(key)):
                 broken.shared[effort, *key] = run
         return broken

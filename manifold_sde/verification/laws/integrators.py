@@ -7,7 +7,7 @@ to add, and not from what they should have.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -123,61 +123,48 @@ class Integrators:
         return distance_from_line(self.moments, np.cumsum(self.decay), slope)
 
 
-class FixedRatio:
-    """The time t = eta^2 k of (7), in which nothing is divided by R.
+@dataclass(frozen=True)
+class Time:
+    """The time of one equation, at given rates.
 
-    Args:
+    Attributes:
         lr: Learning rate.
-        weight_decay: Weight decay.
+        slope: Slope of the line that B tends to.
+        steps: Steps up to the last horizon that counts.
+        radius: What the weights are divided by after steps (n,).
+        moments: The time of these steps (n,).
     """
 
-    equations = "(7)"
-
-    def __init__(self, subject: Subject, lr: float, weight_decay: float) -> None:
-        self.lr = lr
-        #: Slope of the line that B tends to, C.
-        self.slope = weight_decay / lr
-        #: Steps up to the last horizon that counts.
-        self.steps = math.ceil(HORIZONS / lr**2)
-
-    def radius(self, steps: Any) -> Array:
-        """What the weights are divided by after these steps."""
-        return np.ones_like(steps)
-
-    def moments(self, steps: Any) -> Array:
-        """The time of these steps."""
-        return np.asarray(self.lr**2 * steps)
+    lr: float
+    slope: float
+    steps: int
+    radius: Callable[[Any], Any]
+    moments: Callable[[Any], Any]
 
 
-class GeneralTime(FixedRatio):
-    """The time tau of (15) to (17), and the radius R."""
-
-    equations = "(15) to (17)"
-
-    def __init__(self, subject: Subject, lr: float, weight_decay: float) -> None:
-        super().__init__(subject, lr, weight_decay)
-        self._scale = subject.time_scale(lr, weight_decay)
-        self.slope = 0.5
-        # Where R has settled, T grows by 2 eta lambda a step.
-        late = HORIZONS + math.log(2.0 * weight_decay / lr + 2.0)
-        self.steps = math.ceil(late / (2.0 * lr * weight_decay))
-
-    def radius(self, steps: Any) -> Array:
-        """R after these steps."""
-        return np.asarray(self._scale.radius(steps), dtype=np.float64)
-
-    def moments(self, steps: Any) -> Array:
-        """The time tau of these steps."""
-        return np.asarray(self._scale.tau(steps))
+def fixed_ratio_time(subject: Subject, lr: float, weight_decay: float) -> Time:
+    """The time eta^2 k of (7), in which B tends to C t and nothing is divided by R."""
+    steps = math.ceil(HORIZONS / lr**2)
+    return Time(lr, weight_decay / lr, steps, np.ones_like, lambda k: lr**2 * k)
 
 
-def integrators(time: FixedRatio, shrinkage: float) -> Integrators:
+def general_time(subject: Subject, lr: float, weight_decay: float) -> Time:
+    """The time tau of (15) to (17), in which B tends to t / 2, and R."""
+    scale = subject.time_scale(lr, weight_decay)
+    # Where R has settled, T grows by 2 eta lambda a step.
+    late = HORIZONS + math.log(2.0 * weight_decay / lr + 2.0)
+    steps = math.ceil(late / (2.0 * lr * weight_decay))
+    return Time(lr, 0.5, steps, scale.radius, scale.tau)
+
+
+def integrators(time: Time, shrinkage: float) -> Integrators:
     """A and B in a time, of steps that leave so much of the weights."""
     steps = np.arange(time.steps + 1.0)
-    radius = time.radius(steps)
+    radius = np.asarray(time.radius(steps), dtype=np.float64)
     before, after = radius[:-1], radius[1:]
     gradient: Array = np.divide(time.lr, before * after)
-    return Integrators(gradient, 1.0 - shrinkage * before / after, time.moments(steps[1:]))
+    moments = np.asarray(time.moments(steps[1:]))
+    return Integrators(gradient, 1.0 - shrinkage * before / after, moments)
 
 
 def _design(runs: Runs) -> Design:
@@ -200,25 +187,33 @@ def _design(runs: Runs) -> Design:
 @implements("Lemma 3.1", "Equation (7)")
 def lemma_3_1(subject: Subject, effort: Effort) -> Sequence[Result]:
     """A without bound, B to C t, Z to a Brownian motion, for (7)."""
-    return _results(subject, effort, FixedRatio, "Lemma 3.1")
+    return _results(subject, effort, fixed_ratio_time, "Lemma 3.1", "(7)")
 
 
 @implements("Lemma 4.3", "Equation (15)", "Equation (16)", "Equation (17)")
 def lemma_4_3(subject: Subject, effort: Effort) -> Sequence[Result]:
     """A without bound, B to t / 2, Z to a Brownian motion, for (15) to (17)."""
-    return _results(subject, effort, GeneralTime, "Lemma 4.3")
+    return _results(subject, effort, general_time, "Lemma 4.3", "(15) to (17)")
 
 
 def _results(
-    subject: Subject, effort: Effort, time: type[FixedRatio], statement: str
+    subject: Subject,
+    effort: Effort,
+    time: Callable[[Subject, float, float], Time],
+    statement: str,
+    equations: str,
 ) -> Sequence[Result]:
     made = _design(Runs.of(subject, effort))
     noise = StepNoise.of(subject, effort, made.sample_size)
+    times = [time(subject, f * noise.lr, f * noise.weight_decay) for f in _FACTORS]
     remark = ("Remark 6.1",) if noise.gaussian else ()
-    here = time(subject, noise.lr, noise.weight_decay)
     results = [
-        replace(_deterministic(subject, time, noise), statements=(statement,)),
-        replace(_brownian(here, noise, made), statements=(statement, *remark), design=made),
+        replace(_deterministic(equations, times, noise), statements=(statement,)),
+        replace(
+            _brownian(equations, times[0], noise, made),
+            statements=(statement, *remark),
+            design=made,
+        ),
     ]
     return [
         replace(result, meaning=wrong if result.verdict == "fails" else "")
@@ -226,11 +221,10 @@ def _results(
     ]
 
 
-def _deterministic(subject: Subject, time: type[FixedRatio], noise: StepNoise) -> Result:
+def _deterministic(equations: str, times: list[Time], noise: StepNoise) -> Result:
     """A grows without bound, B tends to a line."""
     decay = 1.0 - float(noise.shrinkage.mean())
     rates = noise.lr * np.array(_FACTORS)
-    times = [time(subject, f * noise.lr, f * noise.weight_decay) for f in _FACTORS]
     both = [integrators(t, 1.0 - f**2 * decay) for t, f in zip(times, _FACTORS, strict=True)]
     slope = times[0].slope
     growth = np.array([f.growth(_INTERVAL) for f in both])
@@ -238,7 +232,7 @@ def _deterministic(subject: Subject, time: type[FixedRatio], noise: StepNoise) -
     faster, power = -order(rates, growth), order(rates, distances)
     away = float((noise.shrinkage - (1.0 - noise.lr * noise.weight_decay)).abs().max())
     picture = Picture(
-        f"B of {time.equations} and its limit",
+        f"B of {equations} and its limit",
         "learning rate eta",
         "distance in the uniform metric",
         (Series(f"order {power:.2f}", rates.tolist(), distances.tolist(), "points"),),
@@ -255,16 +249,16 @@ def _deterministic(subject: Subject, time: type[FixedRatio], noise: StepNoise) -
         f"shrink the weights by eta lambda to {away:.1g}",
         statistic=-min(faster, power) if away <= _ROUNDING else math.inf,
         limit=-_ORDER,
-        name=f"A and B of {time.equations}",
+        name=f"A and B of {equations}",
         pictures=(picture,),
     )
 
 
-def _brownian(time: FixedRatio, noise: StepNoise, made: Design) -> Result:
+def _brownian(equations: str, time: Time, noise: StepNoise, made: Design) -> Result:
     """Z tends to a Brownian motion."""
-    radius = time.radius(np.arange(STEPS + 1.0))
+    radius = np.asarray(time.radius(np.arange(STEPS + 1.0)))
     weights = noise.lr / (radius[:-1] * radius[1:])
-    variances = np.diff(time.moments(np.linspace(0.0, STEPS, BLOCKS + 1)))
+    variances = np.diff(np.asarray(time.moments(np.linspace(0.0, STEPS, BLOCKS + 1))))
     sums = noise.blocks(weights, variances).double().numpy()
     tests = Tests(
         {**tests_of_sums(noise, sums, STEPS // BLOCKS), **tests_of_steps(noise)}, made.false_alarm
@@ -285,7 +279,7 @@ def _brownian(time: FixedRatio, noise: StepNoise, made: Design) -> Result:
     levels = np.linspace(0.01, 0.99, 49)
     normal = stats.norm.ppf(levels).tolist()
     picture = Picture(
-        f"Increments of Z of {time.equations}",
+        f"Increments of Z of {equations}",
         "quantile of the normal law",
         "quantile of the increments",
         (
@@ -294,7 +288,7 @@ def _brownian(time: FixedRatio, noise: StepNoise, made: Design) -> Result:
         ),
     )
     result = judged(tests, made, detail, **decisive, pictures=(picture,))
-    name = f"Z of {time.equations} tends to a Brownian motion"
+    name = f"Z of {equations} tends to a Brownian motion"
     return replace(result, name=name, verdict="fails" if outside else result.verdict)
 
 
