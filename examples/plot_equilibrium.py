@@ -23,7 +23,8 @@ from manifold_sde import DirectionDiffusion, LimitingDiffusion, problems
 from manifold_sde.errors import NotMixedWarning
 from manifold_sde.solvers import solve
 from manifold_sde.verification import exact
-from manifold_sde.verification.ergodicity.total_variation import cells, total_variation
+from manifold_sde.verification.sampling import farthest
+from manifold_sde.verification.two_sample import total_variation
 
 quick = "MANIFOLD_SDE_QUICK" in os.environ
 if quick:  # too short for the equilibrium, which is told
@@ -50,7 +51,7 @@ runs = solve(LimitingDiffusion(problem), starts, times, dt=step * 0.05, seed=1)
 grid = np.linspace(-np.pi, np.pi, 20_001)
 uniform = np.random.default_rng(0).uniform(size=50_000)
 from_pi = circle.point(torch.from_numpy(np.interp(uniform, law.equilibrium.cdf(grid), grid)))
-centers = cells(circle.point(torch.linspace(-3.1, 3.1, 400, dtype=torch.float64)).numpy(), 16)
+centers = farthest(circle.point(torch.linspace(-3.1, 3.1, 400, dtype=torch.float64)), 16).numpy()
 
 figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.8), layout="constrained")
 colours = ["#0072B2", "#D55E00", "#009E73"]

@@ -23,21 +23,22 @@ class Check:
         name: Its name; that of its result if it has one.
         kind: "assumption", "property" or "statistics".
         statements: The statements of the paper that it is about.
-        run: Function of a subject and an effort that returns the results; none where the check
-            does not apply to the problem.
+        run: Function of the system under test and the test budget that returns the result or the
+            results; none where the check does not apply to the problem. What they do not say of
+            name, statements and kind is that of the check.
     """
 
     name: str
     kind: Literal["assumption", "property", "statistics"]
     statements: tuple[str, ...]
-    run: Callable[[Subject, Effort], Sequence[Result]]
+    run: Callable[[Subject, Effort], Sequence[Result] | Result | None]
 
     def __call__(self, subject: Subject, effort: Effort, seconds: float = math.inf) -> list[Result]:
         """Run it. What cannot be computed is undecided, and says why.
 
         Args:
-            subject: The subject.
-            effort: The effort.
+            subject: The system under test.
+            effort: The test budget.
             seconds: Processor time that it may take. The results do not depend on it, but for
                 whether there are any.
 
@@ -47,7 +48,8 @@ class Check:
         begin = time.perf_counter()
         try:
             with Deadline(seconds):
-                results = list(self.run(subject, effort))
+                seen = self.run(subject, effort)
+            results = [seen] if isinstance(seen, Result) else list(seen or ())
         except ManifoldSDEError as error:
             detail = f"{error.problem}: {error.received}" if error.received else error.problem
             way_out = f" Way out: {error.remedy}." if error.remedy else ""
@@ -62,7 +64,16 @@ class Check:
                 )
             ]
         seconds = (time.perf_counter() - begin) / max(len(results), 1)
-        return [replace(result, seconds=seconds) for result in results]
+        return [
+            replace(
+                result,
+                name=result.name or self.name,
+                statements=result.statements or self.statements,
+                kind=self.kind,
+                seconds=seconds,
+            )
+            for result in results
+        ]
 
     def not_made(self, why: str, meaning: str = "") -> Result:
         """The result where it is not made."""

@@ -1,4 +1,4 @@
-"""How much a verification does: numbers of points, and what its statistics must find."""
+"""Test budgets: how many points are looked at, and what the statistics must find."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from manifold_sde.errors import ArgumentError
 
 @dataclass(frozen=True)
 class Effort:
-    """How much is done.
+    """A test budget.
 
     Attributes:
         name: Its name.
@@ -48,7 +48,7 @@ EFFORTS = {effort.name: effort for effort in (QUICK, THOROUGH)}
 
 
 def effort_of(effort: str | Effort) -> Effort:
-    """An effort by its name.
+    """A test budget by its name.
 
     Raises:
         ArgumentError: If there is none of this name.

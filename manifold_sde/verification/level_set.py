@@ -147,7 +147,7 @@ class MinimiserManifold(LevelSet):
     of this map on Gamma_1 is the projection on the normal space.
 
     Args:
-        problem: The problem, or the subject of a verification.
+        problem: The problem, or the system under test of a verification.
         x_init: A point that flows to the manifold that is meant (D,); by default a minimiser is
             taken that the problem knows, or looked for.
         seed: Seed of that search.

@@ -35,7 +35,7 @@ class Report:
         results: The results.
         title: What the report is.
         seed: Seed of all that was drawn.
-        effort: Name of the effort, or empty.
+        effort: Name of the test budget, or empty.
         seconds: Time that it took.
         partial: "budget" or "interrupt" where checks were not made for want of time or because of
             Ctrl-C; they are undecided.

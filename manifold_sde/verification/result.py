@@ -183,6 +183,20 @@ class Result:
         }
 
 
+def found(
+    verdict: Verdict,
+    detail: str,
+    statistic: float = math.nan,
+    limit: float = math.nan,
+    meaning: str = "",
+    *,
+    name: str = "",
+    **others: Any,
+) -> Result:
+    """A result to which its check gives its kind, and its name and statements if it has none."""
+    return Result(name, verdict, detail, statistic, limit, meaning=meaning, **others)
+
+
 def worst(verdicts: Sequence[Verdict]) -> Verdict:
     """The worst of some verdicts; "holds" where there is none.
 

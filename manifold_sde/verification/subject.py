@@ -1,4 +1,4 @@
-"""What is verified: a problem, and the code that answers for it."""
+"""The system under test: a problem, and the code that answers for it."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ from torch import Tensor
 
 from manifold_sde.arguments import check_point
 from manifold_sde.deadline import Attempts, shared_property
-from manifold_sde.errors import ArgumentError, LimitMapError, ShapeError
+from manifold_sde.errors import ArgumentError, ShapeError
 from manifold_sde.geometry import Geometry
 from manifold_sde.geometry.dense import DENSE_LIMIT
 from manifold_sde.problem import Problem, require_problem
 from manifold_sde.sdes import FixedRatioDiffusion, LimitingDiffusion
 from manifold_sde.solvers import run_sgd, solve
 from manifold_sde.time_scale import TimeScale
+from manifold_sde.verification import sampling
+from manifold_sde.verification.sampling import unit
 
 T = TypeVar("T")
 
@@ -29,16 +31,19 @@ _TRIES = 64
 _WALK = (12, 0.5)
 #: Norms of the points of the cone.
 _NORMS = (1e-6, 1e6)
+#: Points of the walks and restarts from which points are chosen that are far apart, and how much
+#: higher their loss may be than at the start, relative to the losses off the manifold.
+_WALKED, _RESTARTS, _SAME_LOSS = 256, 32, 1e-6
 #: Largest part of the norm by which a point of the attraction set is off the manifold.
 _AWAY = 0.3
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A problem and the code that answers for it, all of which a check may find wrong.
+    """The system under test: a problem and the code that answers for it.
 
-    Checks use these and nothing else of the toolkit, so that a broken part can be put in place of
-    any: the tests of the checks do.
+    Checks use these parts and nothing else of the toolkit, so that each can be replaced by a broken
+    one, as the negative controls of the tests do.
 
     Attributes:
         problem: The problem.
@@ -66,7 +71,7 @@ class Subject:
     def of(
         cls, problem: Problem | Subject, *, x_init: Tensor | None = None, seed: int = 0
     ) -> Subject:
-        """The subject of a problem; a subject is returned as it is.
+        """The system under test of a problem; one that is given is returned as it is.
 
         Raises:
             DTypeError: If it is no problem.
@@ -128,20 +133,14 @@ class Subject:
 
     @cached_property
     def _attempts(self) -> Attempts:
-        """What was tried in vain."""
+        """What was tried and failed."""
         return Attempts()
 
     # Points.
 
     def limits(self, x: Tensor) -> Tensor:
         """Phi at points (n, D), with NaN where the flow does not reach the manifold."""
-        try:
-            return self.geometry.limit_map(x)
-        except LimitMapError as error:
-            if error.partial is None:
-                return torch.full_like(x, math.nan)
-            partial: Tensor = error.partial
-            return partial
+        return sampling.limits(self.geometry, x)
 
     @shared_property
     def start(self) -> Tensor:
@@ -167,8 +166,7 @@ class Subject:
         """
         if self.problem.facts is not None:
             return self.problem.facts.minimizer
-        directions = self.normals(1, self.tries, self.problem.dim)
-        found = self.limits(directions / directions.norm(dim=1, keepdim=True))
+        found = self.restarts(1, self.tries)[1]
         found = found[torch.isfinite(found).all(1)]
         if not len(found):
             raise ArgumentError(
@@ -185,37 +183,55 @@ class Subject:
         """Directions from which a minimiser is looked for."""
         return _TRIES if self.problem.dim <= DENSE_LIMIT else 1
 
+    def restarts(self, use: int, n: int) -> tuple[Tensor, Tensor]:
+        """Random directions, and where gradient flow from them ends, NaN where it does not: (n, D).
+
+        The ends have norm 1 where the flow keeps the norm, as it does for a scale-invariant loss.
+        """
+        directions = unit(self.normals(use, n, self.problem.dim))
+        return directions, self.limits(directions)
+
     @shared_property
     def walks(self) -> Tensor:
-        """Walks over Gamma_1 from the start, (K, n, D): normal steps of all directions, and Phi.
-
-        They do not depend on the noise of the problem, and go where it does not reach.
-        """
+        """Random walks over Gamma_1 from the start, (K, n, D), in long steps with the limit map."""
         steps, length = _WALK
-        n, dim = 64, self.problem.dim
-        noise = self.normals(2, steps, n, dim)
-        y = self.start.expand(n, dim).contiguous()
-        kept = [y]
-        for z in noise:
-            z = z - y * (z * y).sum(1, keepdim=True)
-            z = self.geometry.tangent_projection(y, z)
-            size = z.norm(dim=1, keepdim=True).clamp(min=1e-12)
-            moved = self.limits(y + length * z / size)
-            moved = moved / moved.norm(dim=1, keepdim=True)
-            y = torch.where(torch.isfinite(moved).all(1, keepdim=True), moved, y)
-            kept.append(y)
-        return torch.stack(kept)
+        y = self.start.expand(64, self.problem.dim).contiguous()
+        noise = self.normals(2, steps, *y.shape)
+        walked = sampling.random_walk(self.geometry, y, noise, length, far=True)
+        return torch.cat([y[None], walked])
+
+    @property
+    def walked(self) -> Tensor:
+        """What the random walks have reached after a third of their steps, (n, D)."""
+        return self.walks[len(self.walks) // 3 :].flatten(0, 1)
 
     def manifold_points(self, n: int) -> Tensor:
         """Points of Gamma_1, (n, D): the start, and what the walks have reached, spread out."""
-        later = self.walks[len(self.walks) // 3 :].flatten(0, 1)
+        later = self.walked
         chosen = torch.randperm(len(later), generator=self.generator(3))[: max(n - 1, 0)]
         return torch.cat([self.start[None], later[chosen]])
 
+    def far_apart(self, count: int) -> Tensor:
+        """Points of Gamma_1 that are far from each other, (count, D), the first of them the start.
+
+        The candidates are what random walks have reached, and restarts at equal loss, which lie on
+        other components if there are any.
+        """
+        walked = self.manifold_points(_WALKED)
+        directions, reached = self.restarts(140, _RESTARTS)
+        reached = reached[torch.isfinite(reached).all(1)]
+        if len(reached):
+            losses = self.problem.loss(reached)
+            typical = float(self.problem.loss(directions).mean())
+            level = float(self.problem.loss(self.start[None])[0])
+            same = (losses - level).abs() <= _SAME_LOSS * max(abs(typical - level), 1e-300)
+            rank = int(self.geometry.rank(self.start))
+            reached = sampling.of_rank(self.geometry, reached[same], rank)
+        return sampling.farthest(torch.cat([walked, unit(reached)]), count)
+
     def cone_points(self, n: int) -> Tensor:
         """Points of R^D without 0, (n, D): random directions, norms from 1e-6 to 1e6."""
-        directions = self.normals(4, n, self.problem.dim)
-        return directions / directions.norm(dim=1, keepdim=True) * self.norms(n)
+        return unit(self.normals(4, n, self.problem.dim)) * self.norms(n)
 
     def norms(self, n: int) -> Tensor:
         """Norms from 1e-6 to 1e6, spread evenly on the logarithmic scale: (n, 1)."""
@@ -231,6 +247,5 @@ class Subject:
         y = self.manifold_points(n)
         away = self.normals(6, len(y), self.problem.dim)
         sizes = torch.rand(len(y), 1, dtype=torch.float64, generator=self.generator(7))
-        x = y + _AWAY * sizes * away / away.norm(dim=1, keepdim=True)
-        x = x / x.norm(dim=1, keepdim=True)
+        x = unit(y + _AWAY * sizes * unit(away))
         return x[torch.isfinite(self.limits(x)).all(1)]

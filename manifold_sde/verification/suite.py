@@ -16,7 +16,7 @@ from manifold_sde.arguments import real
 from manifold_sde.deadline import OutOfTimeError
 from manifold_sde.errors import ArgumentError
 from manifold_sde.problem import Problem
-from manifold_sde.verification import assumptions, ergodicity, limit_theorems, properties
+from manifold_sde.verification import assumptions, laws, properties
 from manifold_sde.verification.assumptions.scale_invariance import INVARIANCE
 from manifold_sde.verification.check import Check
 from manifold_sde.verification.effort import Effort, effort_of
@@ -35,8 +35,8 @@ def all_checks() -> tuple[Check, ...]:
     return (
         *assumptions.CHECKS,
         *properties.CHECKS,
-        *limit_theorems.CHECKS,
-        *ergodicity.CHECKS,
+        *laws.LIMIT_THEOREMS,
+        *laws.EQUILIBRIUM,
     )
 
 
@@ -109,8 +109,8 @@ class _Suite:
     """One call of :func:`verify`: rounds of checks, in each of which they may take longer.
 
     Args:
-        subject: The subject.
-        effort: The effort.
+        subject: The system under test.
+        effort: The test budget.
         budget: Seconds for all checks.
         tell: Called with each result.
         bar: The progress bar.

@@ -70,7 +70,7 @@ class VerificationTests:
 
     @classmethod
     def _subject(cls) -> Subject:
-        """The subject, made once for all tests: its simulations are shared."""
+        """The system under test, made once for all tests: its simulations are shared."""
         if "_made" not in cls.__dict__:
             given = cls.__dict__.get("problem", cls.problem)
             made = given.__func__ if isinstance(given, staticmethod) else given

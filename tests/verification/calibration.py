@@ -19,8 +19,9 @@ from scipy import stats
 
 from manifold_sde.verification import Effort, Result, Subject
 from manifold_sde.verification.check import Check
-from manifold_sde.verification.ergodicity import convergence, end_law, independence, reversible
-from manifold_sde.verification.limit_theorems import CHECKS as LIMIT_THEOREMS
+from manifold_sde.verification.laws import LIMIT_THEOREMS
+from manifold_sde.verification.laws.equilibrium import INDEPENDENCE, ONE_EQUILIBRIUM
+from manifold_sde.verification.laws.known_laws import EXACT_LAW, VOLUME_OF_HESSIAN
 from tests.verification.departures import Equilibria, Limits, problem
 
 SEEDS = int(os.environ.get("MANIFOLD_SDE_SEEDS", "200"))
@@ -39,10 +40,10 @@ EFFORT = Effort(
 )
 CHECKS: tuple[Check, ...] = (
     *LIMIT_THEOREMS,
-    *end_law.CHECKS,
-    *independence.CHECKS,
-    *convergence.CHECKS,
-    *reversible.CHECKS,
+    EXACT_LAW,
+    INDEPENDENCE,
+    ONE_EQUILIBRIUM,
+    VOLUME_OF_HESSIAN,
 )
 #: Single tests whose p-values are bounds, so that small ones are rarer than they say.
 BOUNDS = ("covariance", "independence of runs", "independence of steps")

@@ -19,10 +19,10 @@ from manifold_sde import SphericalNoise, problems
 from manifold_sde.problem import Problem
 from manifold_sde.solvers import run_sgd, solve
 from manifold_sde.verification import Effort, Subject
-from manifold_sde.verification.ergodicity.end_law import clocks
-from manifold_sde.verification.ergodicity.runs import ErgodicRuns
 from manifold_sde.verification.exact import AngleLaw
-from manifold_sde.verification.limit_theorems.simulations import Simulations
+from manifold_sde.verification.laws.known_laws import clocks
+from manifold_sde.verification.laws.long_runs import LongRuns
+from manifold_sde.verification.laws.short_runs import ShortRuns
 
 NOISE_SCALE = 0.3
 _SHARED = ("degeneracy", "around", "regime", "pilot", "functionals")
@@ -74,10 +74,12 @@ class Limits:
     def _taking_over(
         self, subject: Subject, broken: Subject, stale: Callable[[Key], bool]
     ) -> Subject:
-        source, made = (Simulations.of(s, self.effort) for s in (subject, broken))
+        source, made = (ShortRuns.of(s, self.effort) for s in (subject, broken))
         for part in _SHARED:
             made.__dict__[part] = getattr(source, part)
-        made._runs.update({key: run for key, run in source._runs.items() if not stale(key)})
+        for (effort, *key), run in subject.shared.items():
+            if effort == self.effort and not stale(tuple(key)):
+                broken.shared[effort, *key] = run
         return broken
 
     def _noise_for_clock(self, subject: Subject, size: float) -> float:
@@ -86,7 +88,7 @@ class Limits:
         With V = tr Sigma and t_0 without noise in it, the clock times V is ln(1 + 2 V t_0) / 2 at
         the end, exactly: the norm grows with the noise, so that it takes more than the size.
         """
-        elapsed = Simulations.of(subject, self.effort).regime.elapsed[-1]
+        elapsed = ShortRuns.of(subject, self.effort).regime.elapsed[-1]
         grown = 2.0 * float(subject.problem.noise_trace(subject.start)) * elapsed
         return math.expm1((1.0 + size) * math.log1p(grown)) / grown - 1.0
 
@@ -94,12 +96,12 @@ class Limits:
         """All runs of SGD."""
         noise = self._noise_for_clock(subject, size)
         broken = replace(subject, run_sgd=louder_sgd(noise))
-        return self._taking_over(subject, broken, lambda key: key[0] in ("sgd", "limit"))
+        return self._taking_over(subject, broken, lambda key: key[0] in ("sgd", "limit of sgd"))
 
     def norms(self, subject: Subject, size: float) -> Subject:
         """SGD whose noise has another variance, where norms are looked at."""
         broken = replace(subject, run_sgd=louder_sgd(size))
-        return self._taking_over(subject, broken, lambda key: key[0] in ("sgd", "limit"))
+        return self._taking_over(subject, broken, lambda key: key[0] in ("sgd", "limit of sgd"))
 
     def steps(self, subject: Subject, size: float) -> Subject:
         """SGD whose steps are looked at one by one."""
@@ -109,8 +111,7 @@ class Limits:
         self, subject: Subject, size: float, chosen: Callable[[float, float], bool]
     ) -> Subject:
         def stale(key: Key) -> bool:
-            run = key[1] if key[0] == "limit" else key
-            return run[0] == "sgd" and chosen(run[1].lr, run[1].weight_decay)
+            return key[0] in ("sgd", "limit of sgd") and chosen(key[1].lr, key[1].weight_decay)
 
         noise = self._noise_for_clock(subject, size)
         broken = replace(subject, run_sgd=louder_sgd(noise, chosen))
@@ -122,7 +123,7 @@ class Limits:
 
     def sgd_at_the_second_rates(self, subject: Subject, size: float) -> Subject:
         """SGD at the second of two ratios."""
-        ratio = Simulations.of(subject, self.effort).regime.runs[1].ratio
+        ratio = ShortRuns.of(subject, self.effort).regime.runs[1].ratio
         return self._sgd_at(subject, size, lambda lr, decay: abs(decay / lr - ratio) < 1e-6 * ratio)
 
     def limiting(self, subject: Subject, size: float) -> Subject:
@@ -185,7 +186,7 @@ class Equilibria:
     def direction(self, subject: Subject, effect: float) -> Subject:
         """A solver with so much more noise that the mean cosine is off by the effect at a clock."""
         law = AngleLaw.of(subject.problem, subject.start)
-        times = clocks(ErgodicRuns.of(subject, self.effort))
+        times = clocks(LongRuns.of(subject, self.effort))
         size = noise_for_shift(effect, [law.at_clock(u).variance for u in times])
         return replace(subject, solve=louder_solver(size, lambda _: True))
 
@@ -193,7 +194,7 @@ class Equilibria:
         self, subject: Subject, angles_of: Callable[[np.ndarray, np.random.Generator], np.ndarray]
     ) -> Subject:
         """With other angles, from the widest direction, at the end of the runs."""
-        runs = ErgodicRuns.of(subject, self.effort)
+        runs = LongRuns.of(subject, self.effort)
         ends = runs.ends
         circle = subject.problem.facts.circle
         assert circle is not None
@@ -208,7 +209,7 @@ class Equilibria:
 
     def one_start(self, subject: Subject, effect: float) -> Subject:
         """Runs from the first start that end about one point: a mean is off by the effect."""
-        n = ErgodicRuns.of(subject, self.effort).runs_per_start
+        n = LongRuns.of(subject, self.effort).runs_per_start
 
         def angles(right: np.ndarray, rng: np.random.Generator) -> np.ndarray:
             wrong = right.copy()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -14,15 +14,16 @@ from manifold_sde.problems.facts import Circle
 from manifold_sde.solvers import solve
 from manifold_sde.verification import Effort, Result, Subject
 from manifold_sde.verification.check import Check
-from manifold_sde.verification.ergodicity.runs import ErgodicRuns
+from manifold_sde.verification.laws.long_runs import LongRuns
 
 #: Some hundred runs: seconds a check.
 SMALL = Effort("small", points=8, departure=0.3)
 
 
-def run(checks: Sequence[Check], subject: Subject, effort: Effort = SMALL) -> dict[str, Result]:
-    """The results of checks, by name."""
-    return {result.name: result for check in checks for result in check(subject, effort)}
+def run(check: Check, subject: Subject, effort: Effort = SMALL) -> Result:
+    """The one result of a check."""
+    (result,) = check(subject, effort)
+    return result
 
 
 def with_solver(problem: Problem, solver: Callable[..., Any], seed: int = 0) -> Subject:
@@ -33,7 +34,7 @@ def with_solver(problem: Problem, solver: Callable[..., Any], seed: int = 0) -> 
 def borrowing(subject: Subject, source: Subject, effort: Effort = SMALL) -> Subject:
     """The subject, with the walk and the exact law of a subject of the same problem."""
     subject.__dict__["walks"] = source.walks
-    ErgodicRuns.of(subject, effort).__dict__["law"] = ErgodicRuns.of(source, effort).law
+    LongRuns.of(subject, effort).__dict__["law"] = LongRuns.of(source, effort).law
     return subject
 
 

@@ -17,7 +17,7 @@ from manifold_sde.errors import ArgumentError, ClockRangeError
 from manifold_sde.solvers import solve
 from manifold_sde.verification import Effort, Result, Subject, suite, verify
 from manifold_sde.verification.check import Check
-from manifold_sde.verification.ergodicity.runs import ErgodicRuns
+from manifold_sde.verification.laws.long_runs import LongRuns
 from manifold_sde.verification.report import Rows
 from tests.verification.ergodic import SMALL
 
@@ -160,7 +160,7 @@ def test_chains_that_lose_paths_are_given_up_once_and_early() -> None:
         return dataclasses.replace(found, stats={**found.stats, "lost_paths": 1})
 
     subject = dataclasses.replace(Subject.of(problems.great_sphere(5)), solve=losing)
-    runs = ErgodicRuns(subject, SMALL)
+    runs = LongRuns(subject, SMALL)
     runs.__dict__["law"] = None
     for _ in range(3):
         with pytest.raises(ClockRangeError, match="out of the reach"):

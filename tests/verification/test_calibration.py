@@ -13,9 +13,9 @@ from scipy import stats
 
 from manifold_sde.verification import Effort, Subject
 from manifold_sde.verification.effort import QUICK, THOROUGH
-from manifold_sde.verification.ergodicity.end_law import clocks, sample_size
-from manifold_sde.verification.ergodicity.runs import ErgodicRuns
 from manifold_sde.verification.exact import AngleLaw
+from manifold_sde.verification.laws.known_laws import clocks, sample_size
+from manifold_sde.verification.laws.long_runs import LongRuns
 from manifold_sde.verification.statistics import watson_test
 from tests.verification.calibration import EFFORT, Rates, rows, table
 from tests.verification.departures import (
@@ -34,7 +34,7 @@ def test_error_rates_over_many_seeds() -> None:
 
 def at_clocks(effort: Effort, angles: Callable[[float, np.random.Generator], np.ndarray]) -> float:
     """Share of 400 samples of angles that Watson's test at the clocks rejects."""
-    runs = ErgodicRuns.of(Subject.of(problem()), effort)
+    runs = LongRuns.of(Subject.of(problem()), effort)
     law = AngleLaw.of(runs.subject.problem)
     rng = np.random.default_rng(0)
     p_values = [
@@ -49,7 +49,7 @@ def at_clocks(effort: Effort, angles: Callable[[float, np.random.Generator], np.
 @pytest.mark.parametrize("kind", ["more noise", "another start"])
 def test_watsons_test_has_the_power_that_is_declared(effort: Effort, kind: str) -> None:
     """Samples of the wrong law itself: a low harmonic off by exactly the declared effect."""
-    runs = ErgodicRuns.of(Subject.of(problem()), effort)
+    runs = LongRuns.of(Subject.of(problem()), effort)
     n, effect = sample_size(runs, on_sphere=False), runs.effect
     law = AngleLaw.of(runs.subject.problem)
     variances = [law.at_clock(u).variance for u in clocks(runs)]

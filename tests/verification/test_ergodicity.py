@@ -13,23 +13,22 @@ import torch
 from manifold_sde import CustomNoise, SphericalNoise, problems
 from manifold_sde.errors import MissingDependencyError
 from manifold_sde.solvers import run_sgd, solve
+from manifold_sde.solvers.direction import DirectionSolution
 from manifold_sde.solvers.equilibrium import average
-from manifold_sde.verification import Effort, Subject, verify
-from manifold_sde.verification.ergodicity import (
-    CHECKS,
-    chains,
-    convergence,
-    end_law,
-    independence,
-    norm,
-    reversible,
-    sgd,
-    time_averages,
+from manifold_sde.verification import Effort, Result, Subject, verify
+from manifold_sde.verification.ergodicity import CHECKS
+from manifold_sde.verification.laws.equilibrium import (
+    INDEPENDENCE,
+    MIXED_CHAINS,
+    ONE_EQUILIBRIUM,
+    SGD_AT_REST,
+    TIME_AVERAGES,
+    diagnostics,
 )
-from manifold_sde.verification.ergodicity.relaxation import slowest_time
-from manifold_sde.verification.ergodicity.runs import ErgodicRuns
-from manifold_sde.verification.ergodicity.starts import far_apart
-from manifold_sde.verification.ergodicity.total_variation import cells, total_variation
+from manifold_sde.verification.laws.known_laws import EXACT_LAW, NORM_AT_REST, VOLUME_OF_HESSIAN
+from manifold_sde.verification.laws.long_runs import LongRuns, slowest_time
+from manifold_sde.verification.sampling import farthest
+from manifold_sde.verification.two_sample import total_variation
 from tests.verification.ergodic import (
     SMALL,
     borrowing,
@@ -43,7 +42,7 @@ from tests.verification.ergodic import (
 
 #: Its kernels and what is known of it are shared by the tests.
 VARYING = circle_with_varying_trace()
-WITHOUT_SGD = [check for check in CHECKS if check.name != sgd.NAME]
+WITHOUT_SGD = [check for check in CHECKS if check.name != SGD_AT_REST.name]
 
 
 @pytest.mark.paper("Theorem 5.4", "Remark 6.1")
@@ -56,18 +55,18 @@ WITHOUT_SGD = [check for check in CHECKS if check.name != sgd.NAME]
     ids=lambda problem: problem.name,
 )
 def test_healthy_problems_hold(problem: Any) -> None:
-    found = run(WITHOUT_SGD, Subject.of(problem))
-    assert [result.verdict for result in found.values()] == ["holds"] * len(found)
-    assert len(found) == 7
-    assert all(result.design is not None for result in found.values() if result.name != norm.NAME)
+    subject = Subject.of(problem)
+    found = [result for check in WITHOUT_SGD for result in check(subject, SMALL)]
+    assert [result.verdict for result in found] == ["holds"] * 7
+    assert all(result.design is not None for result in found if result.name != NORM_AT_REST.name)
 
 
 @pytest.mark.paper("Theorem 5.4")
 @pytest.mark.thorough
 def test_a_varying_trace_holds() -> None:
-    found = run([*convergence.CHECKS, *norm.CHECKS, *reversible.CHECKS], Subject.of(VARYING))
-    assert {result.verdict for result in found.values()} == {"holds"}
-    assert reversible.NAME not in found  # the noise is another one
+    subject = Subject.of(VARYING)
+    assert [run(law, subject).verdict for law in (ONE_EQUILIBRIUM, NORM_AT_REST)] == ["holds"] * 2
+    assert VOLUME_OF_HESSIAN(subject, SMALL) == []  # the noise is another one
 
 
 @pytest.mark.paper("Theorem 5.4")
@@ -80,7 +79,7 @@ def test_runs_that_have_not_mixed_are_rejected() -> None:
         return dataclasses.replace(found, ts=torch.as_tensor(ts))
 
     subject = with_solver(problems.great_circle(0.5), early)
-    found = run(convergence.CHECKS, subject)[convergence.NAME]
+    found = run(ONE_EQUILIBRIUM, subject)
     assert found.verdict == "fails"
     assert "where it started" in found.meaning
     assert found.pictures
@@ -88,13 +87,13 @@ def test_runs_that_have_not_mixed_are_rejected() -> None:
 
 def test_a_horizon_that_is_short_is_undecided() -> None:
     subject = Subject.of(problems.great_circle(0.5))
-    runs = ErgodicRuns(subject, SMALL, horizon=2.2)
-    subject.shared[(ErgodicRuns, SMALL)] = runs
-    found = run(convergence.CHECKS, subject)[convergence.NAME]
+    runs = LongRuns(subject, SMALL, horizon=2.2)
+    subject.shared[(LongRuns, SMALL)] = runs
+    found = run(ONE_EQUILIBRIUM, subject)
     assert found.verdict != "holds"
     slow = Subject.of(problems.great_circle(0.5))
-    slow.shared[(ErgodicRuns, SMALL)] = ErgodicRuns(slow, SMALL, horizon=500.0)
-    found = run(convergence.CHECKS, slow)[convergence.NAME]
+    slow.shared[(LongRuns, SMALL)] = LongRuns(slow, SMALL, horizon=500.0)
+    found = run(ONE_EQUILIBRIUM, slow)
     assert found.verdict == "undecided"
     assert "500 relaxation times" in found.detail
 
@@ -102,9 +101,9 @@ def test_a_horizon_that_is_short_is_undecided() -> None:
 @pytest.mark.twin("one equilibrium from every start", "minimisers of unit norm on two circles")
 def test_two_components_are_rejected() -> None:
     subject = Subject.of(two_circles())
-    heights = far_apart(subject, 3)[:, 2]
+    heights = subject.far_apart(3)[:, 2]
     assert float(heights.min()) < 0 < float(heights.max())
-    found = run(convergence.CHECKS, subject)[convergence.NAME]
+    found = run(ONE_EQUILIBRIUM, subject)
     assert found.verdict == "fails"
     assert found.p_value is not None
     assert found.p_value < 1e-10
@@ -118,7 +117,7 @@ def test_one_path_for_all_runs_is_noticed() -> None:
         return dataclasses.replace(found, ys=found.ys[:, inverse], clock=found.clock[:, inverse])
 
     subject = with_solver(problems.great_circle(0.5), same)
-    found = run(independence.CHECKS, subject)[independence.NAME]
+    found = run(INDEPENDENCE, subject)
     assert found.verdict == "fails"
     assert found.statistic > 100
 
@@ -136,8 +135,8 @@ def test_repeated_halves_are_noticed() -> None:
         return dataclasses.replace(parts[0], ys=ys, clock=clock)
 
     subject = with_solver(problems.great_circle(0.5), repeating)
-    assert run(independence.CHECKS, subject)[independence.NAME].verdict == "fails"
-    assert run(convergence.CHECKS, subject)[convergence.NAME].verdict != "holds"
+    assert run(INDEPENDENCE, subject).verdict == "fails"
+    assert run(ONE_EQUILIBRIUM, subject).verdict != "holds"
 
 
 @pytest.mark.thorough
@@ -150,7 +149,7 @@ def test_chains_that_stay_apart_are_not_mixed() -> None:
     walks = subject.walks  # on one of the circles; the other is its mirror image
     mirrored = walks * walks.new_tensor([1.0, 1.0, -1.0])
     subject.__dict__["walks"] = torch.cat([walks, mirrored], 1)
-    found = run(chains.CHECKS, subject)[chains.NAME]
+    found = run(MIXED_CHAINS, subject)
     assert found.verdict == "undecided"
     assert "have not mixed" in found.meaning
 
@@ -158,20 +157,29 @@ def test_chains_that_stay_apart_are_not_mixed() -> None:
 def test_missing_arviz_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "arviz_stats.base", None)
     with pytest.raises(MissingDependencyError, match="ArviZ"):
-        chains.diagnostics()
+        diagnostics()
 
 
-def unweighted(solution: Any, function: Any, burn_in: float) -> Any:
-    return average(solution, function, None, burn_in)
+class Unweighted(DirectionSolution):
+    """Chains whose averages are not weighted by the norm's fourth power."""
+
+    def equilibrium(self, function: Any, burn_in: float | None = None) -> Any:
+        return average(self, function, None, burn_in)
+
+
+def averages(subject: Subject, effort: Effort) -> tuple[Result, Result]:
+    """Of chains that are weighted, and of the same chains without the weights."""
+    right = run(TIME_AVERAGES, subject, effort)
+    runs = LongRuns.of(subject, effort)
+    fields = {f.name: getattr(runs.chains, f.name) for f in dataclasses.fields(runs.chains)}
+    runs.__dict__["_chains"] = Unweighted(**fields), runs.relaxation
+    return right, run(TIME_AVERAGES, subject, effort)
 
 
 @pytest.mark.thorough
 @pytest.mark.twin("time averages under the equilibrium", "averages without the weight |Y|^4")
 def test_averages_without_weights_are_rejected() -> None:
-    effort = Effort("small", points=8, departure=0.2)
-    subject = Subject.of(VARYING)
-    right = time_averages.check_time_averages(subject, effort)[0]
-    wrong = time_averages.check_time_averages(subject, effort, unweighted)[0]
+    right, wrong = averages(Subject.of(VARYING), Effort("small", points=8, departure=0.2))
     assert (right.verdict, wrong.verdict) == ("holds", "fails")
     assert "norm's fourth power" in wrong.meaning
 
@@ -182,10 +190,8 @@ def test_averages_without_weights_are_rejected() -> None:
     "time averages under the equilibrium", "averages without the weight |Y|^4, at TV .08 from pi"
 )
 def test_averages_without_weights_on_the_circle_with_mixed_noise() -> None:
-    effort = Effort("fine", points=8, departure=0.08)
     subject = Subject.of(problems.mixed_noise_circle())
-    right = time_averages.check_time_averages(subject, effort)[0]
-    wrong = time_averages.check_time_averages(subject, effort, unweighted)[0]
+    right, wrong = averages(subject, Effort("fine", points=8, departure=0.08))
     assert (right.verdict, wrong.verdict) == ("holds", "fails")
 
 
@@ -202,7 +208,7 @@ def curved() -> Subject:
 @pytest.mark.parametrize("factor", [0.0, pytest.param(-1.0, marks=pytest.mark.thorough)])
 def test_a_wrong_drift_has_another_equilibrium(factor: float, curved: Subject) -> None:
     wrong = with_solver(curved.problem, on_another(with_drift(factor, 0.5)))
-    found = run(reversible.CHECKS, borrowing(wrong, curved))[reversible.NAME]
+    found = run(VOLUME_OF_HESSIAN, borrowing(wrong, curved))
     assert found.verdict == "fails", found.detail
 
 
@@ -214,9 +220,9 @@ def test_half_of_the_drift_has_another_equilibrium(curved: Subject) -> None:
         borrowing(with_solver(curved.problem, on_another(with_drift(f, 0.5))), curved, effort)
         for f in (0.5, 1.0)
     )
-    found = run(reversible.CHECKS, wrong, effort)[reversible.NAME]
+    found = run(VOLUME_OF_HESSIAN, wrong, effort)
     assert found.verdict == "fails", found.detail
-    assert run(reversible.CHECKS, right, effort)[reversible.NAME].verdict == "holds"
+    assert run(VOLUME_OF_HESSIAN, right, effort).verdict == "holds"
 
 
 @pytest.mark.paper("Equation (10)")
@@ -224,7 +230,7 @@ def test_half_of_the_drift_has_another_equilibrium(curved: Subject) -> None:
 def test_larger_noise_shows_in_the_norm() -> None:
     problem = problems.great_circle(0.5)
     wrong = on_another(problem.with_noise(SphericalNoise(0.525)))
-    found = run(norm.CHECKS, with_solver(problem, wrong))[norm.NAME]
+    found = run(NORM_AT_REST, with_solver(problem, wrong))
     assert found.verdict == "fails"
     assert found.statistic == pytest.approx(1.05**2 - 1.0, rel=1e-2)
 
@@ -236,7 +242,7 @@ def test_larger_noise_of_varying_trace_shows_in_the_norm() -> None:
     factor = problem.noise.factor
     larger = problem.with_noise(CustomNoise(lambda x: 1.05 * factor(problem.pointwise, x)))
     effort = Effort("small", points=8, departure=0.15)
-    found = run(norm.CHECKS, with_solver(problem, on_another(larger)), effort)[norm.NAME]
+    found = run(NORM_AT_REST, with_solver(problem, on_another(larger)), effort)
     assert found.verdict == "fails", found.detail
 
 
@@ -247,8 +253,8 @@ def test_larger_noise_shows_in_the_law() -> None:
     problem = problems.great_circle(0.5)
     wrong = with_solver(problem, on_another(problem.with_noise(SphericalNoise(0.65))))
     effort = Effort("small", points=8, departure=0.15)
-    assert run(end_law.CHECKS, wrong, effort)[end_law.NAME].verdict == "fails"
-    assert run(end_law.CHECKS, Subject.of(problem), effort)[end_law.NAME].verdict == "holds"
+    assert run(EXACT_LAW, wrong, effort).verdict == "fails"
+    assert run(EXACT_LAW, Subject.of(problem), effort).verdict == "holds"
 
 
 @pytest.mark.paper("Theorem 5.5", "Conjecture 1.1", "Theorem 1.2")
@@ -259,13 +265,13 @@ def test_sgd_comes_to_the_equilibrium_and_another_weight_decay_shows() -> None:
 
     effort = SMALL
     subject = Subject.of(problems.great_sphere(10))
-    right = run(sgd.CHECKS, subject, effort)[sgd.NAME]
+    right = run(SGD_AT_REST, subject, effort)
     assert right.verdict == "holds", right.detail
     wrong = borrowing(dataclasses.replace(subject, run_sgd=other), subject, effort)
     for name in ("ends", "starts"):
-        value = ErgodicRuns.of(subject, effort).__dict__[name]
-        ErgodicRuns.of(wrong, effort).__dict__[name] = value
-    found = run(sgd.CHECKS, wrong, effort)[sgd.NAME]
+        value = LongRuns.of(subject, effort).__dict__[name]
+        LongRuns.of(wrong, effort).__dict__[name] = value
+    found = run(SGD_AT_REST, wrong, effort)
     assert found.verdict == "fails", found.detail
     assert "|x|^2" in found.detail
 
@@ -273,16 +279,17 @@ def test_sgd_comes_to_the_equilibrium_and_another_weight_decay_shows() -> None:
 @pytest.mark.twin("one equilibrium from every start", "label noise: a flow, and no diffusion")
 def test_no_diffusion_is_said() -> None:
     report = verify(problems.label_noise_circle(), checks=CHECKS)
-    assert [result.name for result in report] == [convergence.NAME]
-    assert report[convergence.NAME].verdict == "fails"
-    assert "deterministic flow" in report[convergence.NAME].meaning
+    assert [result.name for result in report] == [ONE_EQUILIBRIUM.name]
+    assert report[ONE_EQUILIBRIUM.name].verdict == "fails"
+    assert "deterministic flow" in report[ONE_EQUILIBRIUM.name].meaning
 
 
 def test_distance_without_bias() -> None:
     """500 pairs of equal laws: no positive mean; a known distance is found."""
     rng = np.random.default_rng(0)
     grid = np.exp(2j * np.pi * np.arange(400) / 400)
-    centers = cells(np.stack([grid.real, grid.imag], 1), 16)
+    circle = torch.from_numpy(np.stack([grid.real, grid.imag], 1))
+    centers = farthest(circle, 16).numpy()
 
     def sample(n: int, amplitude: float) -> np.ndarray:
         # Density (1 + amplitude cos theta) / 2 pi, whose distance from uniform is amplitude / pi.
@@ -315,9 +322,9 @@ def test_slowest_time_of_known_chains() -> None:
 def test_relaxation_from_chains_is_that_of_the_exact_law() -> None:
     problem = problems.great_sphere(5)
     subject = Subject.of(problem)
-    runs = ErgodicRuns(subject, SMALL)
+    runs = LongRuns(subject, SMALL)
     exact = runs.relaxation.clock
-    blind = ErgodicRuns(subject, SMALL)
+    blind = LongRuns(subject, SMALL)
     blind.__dict__["law"] = None
     # The largest of several estimates: rather too long than too short.
     assert 0.75 * exact < blind.relaxation.clock < 2.0 * exact

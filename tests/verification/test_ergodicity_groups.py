@@ -12,7 +12,8 @@ from manifold_sde import problems
 from manifold_sde.solvers import solve
 from manifold_sde.verification import Effort, Subject
 from manifold_sde.verification.effort import QUICK
-from manifold_sde.verification.ergodicity import convergence, groups
+from manifold_sde.verification.laws.equilibrium import ONE_EQUILIBRIUM
+from manifold_sde.verification.laws.groups import EQUILIBRIUM_OF_GROUPS, GroupRuns
 from tests.verification.ergodic import on_another, run, two_groups, with_solver
 
 #: Some dozens of runs: a check takes a quarter of a minute.
@@ -28,7 +29,7 @@ def subject() -> Subject:
     "one equilibrium from every start", "two groups of weights that can be scaled separately"
 )
 def test_several_groups_never_satisfy_the_theorem(subject: Subject) -> None:
-    found = run(convergence.CHECKS, subject)[convergence.NAME]
+    found = run(ONE_EQUILIBRIUM, subject)
     assert found.verdict == "fails"
     assert "2 groups of weights" in found.meaning
 
@@ -36,21 +37,21 @@ def test_several_groups_never_satisfy_the_theorem(subject: Subject) -> None:
 @pytest.fixture
 def known_relaxation(monkeypatch: pytest.MonkeyPatch) -> None:
     """In place of the pilot, which finds 6.5 at the seed of the subject."""
-    monkeypatch.setattr(groups, "_relaxation", lambda *_: 6.5)
+    monkeypatch.setattr(GroupRuns, "relaxation", lambda _: 6.5)
 
 
 @pytest.mark.slow
 @pytest.mark.paper("Theorem 5.4")
 @pytest.mark.usefixtures("known_relaxation")
 def test_directions_and_norms_of_groups_come_to_one_law(subject: Subject) -> None:
-    found = run(groups.CHECKS, subject, COARSE)[groups.NAME]
+    found = run(EQUILIBRIUM_OF_GROUPS, subject, COARSE)
     assert found.verdict == "holds", found.detail
     assert "takes the place" in found.meaning
 
 
 @pytest.mark.thorough
 def test_the_relaxation_time_is_found_by_a_pilot(subject: Subject) -> None:
-    found = run(groups.CHECKS, subject, COARSE)[groups.NAME]
+    found = run(EQUILIBRIUM_OF_GROUPS, subject, COARSE)
     assert found.verdict == "holds", found.detail
 
 
@@ -71,7 +72,7 @@ def test_norms_that_do_not_forget_are_rejected(subject: Subject) -> None:
         )
         return dataclasses.replace(found, ys=ys)
 
-    found = run(groups.CHECKS, with_solver(subject.problem, frozen), COARSE)[groups.NAME]
+    found = run(EQUILIBRIUM_OF_GROUPS, with_solver(subject.problem, frozen), COARSE)
     assert found.verdict == "fails", found.detail
 
 
@@ -80,16 +81,16 @@ def test_norms_that_do_not_forget_are_rejected(subject: Subject) -> None:
 @pytest.mark.twin("equilibrium of several groups", "a solver with twice the variance of the noise")
 def test_norms_out_of_balance_are_rejected(subject: Subject) -> None:
     louder = on_another(two_groups(scale=0.5 * 2.0**0.5))
-    found = run(groups.CHECKS, with_solver(subject.problem, louder), COARSE)[groups.NAME]
+    found = run(EQUILIBRIUM_OF_GROUPS, with_solver(subject.problem, louder), COARSE)
     assert found.verdict == "fails", found.detail
     assert "balance" in found.detail
 
 
 def test_the_quick_form_leaves_it_to_the_thorough_one(subject: Subject) -> None:
-    found = run(groups.CHECKS, subject, QUICK)[groups.NAME]
+    found = run(EQUILIBRIUM_OF_GROUPS, subject, QUICK)
     assert found.verdict == "undecided"
     assert "asked for effort='thorough'" in found.detail
 
 
 def test_one_group_is_not_asked(subject: Subject) -> None:
-    assert run(groups.CHECKS, Subject.of(problems.great_circle())) == {}
+    assert EQUILIBRIUM_OF_GROUPS(Subject.of(problems.great_circle()), COARSE) == []

@@ -10,20 +10,23 @@ import pytest
 from manifold_sde import SamplingNoise, SphericalNoise, problems
 from manifold_sde.verification import Subject
 from manifold_sde.verification.check import Check
-from manifold_sde.verification.limit_theorems import CHECKS
-from manifold_sde.verification.limit_theorems.convergence import (
+from manifold_sde.verification.laws.integrators import (
+    LEMMA_3_1,
+    LEMMA_4_3,
+    distance_from_line,
+    order,
+)
+from manifold_sde.verification.laws.limits import (
+    DIFFUSIONS_AT_TWO_RATIOS,
+    EQUILIBRIUM_NORM,
+    NORM_LAW,
     SDE_IN_GENERAL,
     SGD_AT_FIXED_RATIO,
-    SGD_IN_GENERAL,
-)
-from manifold_sde.verification.limit_theorems.integrators import LEMMA_3_1, LEMMA_4_3
-from manifold_sde.verification.limit_theorems.norms import EQUILIBRIUM_NORM, NORM_LAW
-from manifold_sde.verification.limit_theorems.time_change import (
-    DIFFUSIONS_AT_TWO_RATIOS,
     SGD_AT_TWO_RATES,
+    SGD_IN_GENERAL,
     SGD_WITHOUT_WEIGHT_DECAY,
 )
-from manifold_sde.verification.limit_theorems.uniform_metric import distance_from_line, order
+from manifold_sde.verification.limit_theorems import CHECKS
 from tests.verification import limit_theorem_twins as twins
 from tests.verification.limit_theorem_twins import (
     CIRCLE,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,17 +13,12 @@ from scipy.spatial.distance import pdist, squareform
 from torch import Tensor
 
 from manifold_sde.paper import implements
-from manifold_sde.verification.assumptions.movement import wander
 from manifold_sde.verification.assumptions.paths import Trace, join, trace_curve
-from manifold_sde.verification.assumptions.survey import Survey, ranks_of, show_point
-from manifold_sde.verification.assumptions.verdict import assumption
-from manifold_sde.verification.check import Check
-from manifold_sde.verification.effort import Effort
-from manifold_sde.verification.result import Picture, Result, Series
+from manifold_sde.verification.assumptions.survey import Survey, assumption, ranks_of, show_point
+from manifold_sde.verification.result import Picture, Result, Series, found
+from manifold_sde.verification.sampling import random_walk
 from manifold_sde.verification.subject import Subject
 
-_NAME = "connectedness"
-_STATEMENTS = ("Assumption 5.1",)
 #: Distance of points of a manifold of dimension 0 that are two.
 _APART = 1e-6
 #: Rounds in which closest pairs of components are tried, pairs in each, and points of a segment.
@@ -33,7 +27,7 @@ _ROUNDS, _PAIRS, _NODES = 3, 8, 9
 #: they are, and the largest length of a step.
 _WALKERS, _WALK, _STRIDE = 128, 64, 0.2
 #: Most components that are told apart; share of walks that come from elsewhere in a component, of
-#: the half that it is where they are mixed, from which on a component counts as walked over.
+#: the half that it is where they are mixed, above which a component counts as walked over.
 _MOST, _MIXED = 6, 0.25
 #: Probability of no crossing in all walks, which says how rare a passage can still be.
 _LEVEL = 1e-4
@@ -58,19 +52,18 @@ class Components:
 
 
 @implements("Assumption 5.1")
-def check_connectedness(subject: Subject, effort: Effort) -> Sequence[Result]:
+def check_connectedness(survey: Survey) -> Result:
     """Minimisers found from independent starts at the same loss are joined by paths on Gamma_1."""
-    survey = Survey.of(subject, effort)
-    fellows = survey.fellows
+    restarts = survey.restarts
     dim = survey.manifold_dim
-    rank_at = ranks_of(torch.linalg.eigvalsh(subject.problem.hessian(fellows)))
-    other = fellows[rank_at != survey.rank]
+    rank_at = ranks_of(torch.linalg.eigvalsh(survey.subject.problem.hessian(restarts)))
+    other = restarts[rank_at != survey.rank]
     if len(other):
         detail = (
-            f"{len(other)} of {len(fellows)} independent starts end at minimisers of the same "
+            f"{len(other)} of {len(restarts)} independent starts end at minimisers of the same "
             f"loss but another rank, as {show_point(other[0])}"
         )
-        return [_fails(survey, detail, 2.0)]
+        return _fails(survey, detail, 2.0)
     if dim == 0:
         return _points(survey)
     if dim == 1:
@@ -78,88 +71,88 @@ def check_connectedness(subject: Subject, effort: Effort) -> Sequence[Result]:
     return _paths(survey)
 
 
-def _points(survey: Survey) -> Sequence[Result]:
+def _points(survey: Survey) -> Result:
     """Gamma_1 is a set of points."""
-    distances = (survey.fellows - survey.start).norm(dim=1)
-    others = survey.fellows[distances > _APART]
+    distances = (survey.restarts - survey.start).norm(dim=1)
+    others = survey.restarts[distances > _APART]
     if len(others):
         detail = (
             f"Gamma_1 has dimension 0, and {len(others)} of {len(distances)} independent starts "
             f"end elsewhere than the start, as at {show_point(others[0])}"
         )
-        return [_fails(survey, detail, 2.0)]
+        return _fails(survey, detail, 2.0)
     detail = f"Gamma_1 has dimension 0, and all of {len(distances)} starts end at one point"
-    return [_holds(survey, detail)]
+    return _holds(survey, detail)
 
 
-def _curve(survey: Survey) -> Sequence[Result]:
+def _curve(survey: Survey) -> Result:
     """Gamma_1 is a curve, which can be followed all around: then it is known what is not on it."""
-    subject, fellows = survey.subject, survey.fellows
+    subject, restarts = survey.subject, survey.restarts
     trace = trace_curve(subject, survey.start)
-    place = torch.cdist(fellows, trace.points).argmin(1)
-    on_curve = torch.zeros(len(fellows), dtype=torch.bool)
-    if len(fellows):
-        on_curve, _ = join(subject, trace.points[place], fellows)
-    elsewhere = fellows[~on_curve]
-    pictures = (_picture(trace, fellows[on_curve], elsewhere),)
+    place = torch.cdist(restarts, trace.points).argmin(1)
+    on_curve = torch.zeros(len(restarts), dtype=torch.bool)
+    if len(restarts):
+        on_curve, _ = join(subject, trace.points[place], restarts)
+    elsewhere = restarts[~on_curve]
+    pictures = (_picture(trace, restarts[on_curve], elsewhere),)
     followed = f"the curve through the start has length {trace.length:.3g}"
     if not trace.closed:
         detail = (
             f"{followed} and more: it has not closed after {len(trace.points)} steps, where it is "
-            f"at {show_point(trace.points[-1])}; {len(elsewhere)} of {len(fellows)} independent "
+            f"at {show_point(trace.points[-1])}; {len(elsewhere)} of {len(restarts)} independent "
             "starts are not on this part"
         )
         meaning = "The curve ends, or is too long or too bent to follow: nothing is decided."
-        return [_result("undecided", detail, meaning=meaning, pictures=pictures)]
+        return found("undecided", detail, limit=1.0, meaning=meaning, pictures=pictures)
     if len(elsewhere):
         other = trace_curve(subject, elsewhere[0])
         gap = float(torch.cdist(other.points, trace.points).min())
         if gap <= max(trace.spacing, other.spacing):
             detail = (
-                f"{followed} and is closed; {len(elsewhere)} of {len(fellows)} independent starts "
+                f"{followed} and is closed; {len(elsewhere)} of {len(restarts)} independent starts "
                 f"are not on it, but on a curve that comes as near as {gap:.2g} to it"
             )
             meaning = "Where the two meet, Gamma is no manifold; or they are close, and do not."
-            return [_result("undecided", detail, 2.0, meaning, pictures)]
+            return found("undecided", detail, 2.0, 1.0, meaning, pictures=pictures)
         detail = (
-            f"{followed} and is closed; {len(elsewhere)} of {len(fellows)} independent starts at "
+            f"{followed} and is closed; {len(elsewhere)} of {len(restarts)} independent starts at "
             f"the same loss are not on it, but on another one, {gap:.2g} away, as at "
             f"{show_point(elsewhere[0])}. This is certain up to the numerics of following a curve"
         )
-        return [_fails(survey, detail, 2.0, pictures)]
+        return _fails(survey, detail, 2.0, pictures)
     detail = (
-        f"{followed} and is closed; all {len(fellows)} independent starts at this loss are on it"
+        f"{followed} and is closed; all {len(restarts)} independent starts at this loss are on it"
     )
-    return [_holds(survey, detail, pictures)]
+    return _holds(survey, detail, pictures)
 
 
-def _paths(survey: Survey) -> Sequence[Result]:
-    """Gamma_1 has at least two dimensions: paths between points found."""
-    nodes = torch.cat([survey.points[:1], survey.fellows])
-    found = find_components(survey.subject, nodes)
-    if found.count == 1:
+def _paths(survey: Survey) -> Result:
+    """Gamma_1 has at least two dimensions: paths between points components."""
+    nodes = torch.cat([survey.points[:1], survey.restarts])
+    components = find_components(survey.subject, nodes)
+    if components.count == 1:
         detail = (
             f"the start and {len(nodes) - 1} independent starts at its loss are joined by paths on "
-            f"Gamma_1 ({found.tried} were tried), neighbours at most "
-            f"{separation(nodes, found.labels)[1]:.2g} apart"
+            f"Gamma_1 ({components.tried} were tried), neighbours at most "
+            f"{separation(nodes, components.labels)[1]:.2g} apart"
         )
-        return [_holds(survey, detail)]
-    sizes = np.bincount(found.labels)
+        return _holds(survey, detail)
+    sizes = np.bincount(components.labels)
     detail = (
-        f"{found.count} components of {', '.join(map(str, sizes[:6]))} points that none of "
-        f"{found.tried} paths joins: walks on Gamma_1, and images of segments under Phi"
+        f"{components.count} components of {', '.join(map(str, sizes[:6]))} points that none of "
+        f"{components.tried} paths joins: walks on Gamma_1, and images of segments under Phi"
     )
-    if found.count <= _MOST:
-        seen = walk_apart(survey.subject, nodes, found.labels)
+    if components.count <= _MOST:
+        seen = walk_apart(survey.subject, nodes, components.labels)
         best = min(seen, key=lambda s: (not s.apart, s.crossings, -s.mixed))
         detail += f"; {best}"
         if best.apart:
-            return [_fails(survey, detail, float(found.count))]
+            return _fails(survey, detail, float(components.count))
     meaning = (
         "There may be two components, or a way between them that was not found: more starts and "
         "another effort can tell."
     )
-    return [_result("undecided", detail, float(found.count), meaning)]
+    return found("undecided", detail, float(components.count), 1.0, meaning)
 
 
 @dataclass(frozen=True)
@@ -209,7 +202,7 @@ def walk_apart(subject: Subject, nodes: Tensor, labels: np.ndarray) -> list[Sepa
     told by the nearest end of another walk, whatever the shape of the manifold.
 
     Args:
-        subject: The subject.
+        subject: The system under test.
         nodes: Points of Gamma_1 (n, D).
         labels: Presumed component of each (n,), from 0.
 
@@ -219,20 +212,25 @@ def walk_apart(subject: Subject, nodes: Tensor, labels: np.ndarray) -> list[Sepa
     count = int(labels.max()) + 1
     rows = [np.resize(np.nonzero(labels == label)[0], _WALKERS) for label in range(count)]
     y = nodes[torch.from_numpy(np.concatenate(rows))]
-    before = wander(subject, y, 68, _WALK, _STRIDE, adapting=True)[-1]
-    after = wander(subject, before, 69, _WALK, _STRIDE, adapting=True)[-1].numpy()
+
+    def walk(y: Tensor, use: int) -> Tensor:
+        noise = subject.normals(use, _WALK, *y.shape)
+        return random_walk(subject.geometry, y, noise, _STRIDE, adapting=True)[-1]
+
+    before = walk(y, 68)
+    after = walk(before, 69).numpy()
     marks = np.repeat(np.arange(count), _WALKERS)
     distances = squareform(pdist(after))
     np.fill_diagonal(distances, np.inf)
-    found = []
+    seen = []
     for label in range(count):
         inside = marks == label
         nearest = distances.argmin(1)
         crossings = int((inside != inside[nearest]).sum())
         gap = float(distances[np.ix_(inside, ~inside)].min())
         mixed = _mixed(before[inside], after[inside])
-        found.append(Separation(_WALKERS, crossings, mixed, gap))
-    return found
+        seen.append(Separation(_WALKERS, crossings, mixed, gap))
+    return seen
 
 
 def _mixed(before: Tensor, after: np.ndarray) -> float:
@@ -249,7 +247,7 @@ def find_components(subject: Subject, nodes: Tensor) -> Components:
     """Components of points, by paths along a minimal spanning tree and between closest pairs.
 
     Args:
-        subject: The subject.
+        subject: The system under test.
         nodes: Points of Gamma_1 (n, D).
     """
     distances = torch.cdist(nodes, nodes)
@@ -353,10 +351,10 @@ def _elsewhere(survey: Survey) -> str:
 
 
 def _holds(survey: Survey, detail: str, pictures: tuple[Picture, ...] = ()) -> Result:
-    if not len(survey.fellows):
+    if not len(survey.restarts):
         meaning = "No independent start comes to this loss: of other components nothing is known."
-        return _result("undecided", detail + _elsewhere(survey), 1.0, meaning, pictures)
-    return _result("holds", detail + _elsewhere(survey), 1.0, pictures=pictures)
+        return found("undecided", detail + _elsewhere(survey), 1.0, 1.0, meaning, pictures=pictures)
+    return found("holds", detail + _elsewhere(survey), 1.0, 1.0, pictures=pictures)
 
 
 def _fails(survey: Survey, detail: str, count: float, pictures: tuple[Picture, ...] = ()) -> Result:
@@ -365,7 +363,7 @@ def _fails(survey: Survey, detail: str, count: float, pictures: tuple[Picture, .
         "Phi(x_init): each has an equilibrium of its own, and which one training comes to is "
         "decided before the limit begins. On one component alone the theory stands."
     )
-    return _result("fails", detail + _elsewhere(survey), count, meaning, pictures)
+    return found("fails", detail + _elsewhere(survey), count, 1.0, meaning, pictures=pictures)
 
 
 def _picture(trace: Trace, on_curve: Tensor, elsewhere: Tensor) -> Picture:
@@ -387,14 +385,4 @@ def _picture(trace: Trace, on_curve: Tensor, elsewhere: Tensor) -> Picture:
     return Picture("Unit minimisers", "first principal axis", "second", tuple(shown))
 
 
-def _result(
-    verdict: str,
-    detail: str,
-    count: float = float("nan"),
-    meaning: str = "",
-    pictures: tuple[Picture, ...] = (),
-) -> Result:
-    return assumption(_STATEMENTS, _NAME, verdict, detail, count, 1.0, meaning, pictures)
-
-
-CHECKS = (Check(_NAME, "assumption", _STATEMENTS, check_connectedness),)
+CHECKS = (assumption("connectedness", ("Assumption 5.1",), check_connectedness),)

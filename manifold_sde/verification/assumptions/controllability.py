@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -12,25 +12,15 @@ from torch.func import grad, vmap
 from manifold_sde.degeneracy import tangent_noise
 from manifold_sde.paper import implements
 from manifold_sde.problem import Problem
-from manifold_sde.verification.assumptions.minimisers import searches
-from manifold_sde.verification.assumptions.movement import Valued, descend
-from manifold_sde.verification.assumptions.survey import Survey, show_point
-from manifold_sde.verification.assumptions.verdict import assumption
-from manifold_sde.verification.check import Check
-from manifold_sde.verification.effort import Effort
-from manifold_sde.verification.result import Picture, Result, Series
-from manifold_sde.verification.subject import Subject
+from manifold_sde.verification.assumptions.search import Valued, along_kernel, lowest
+from manifold_sde.verification.assumptions.survey import Survey, assumption, extremes, show_point
+from manifold_sde.verification.result import Result, found
 
-_DIFFUSION, _CONTROL = "diffusion along the manifold", "controllability"
 _IN_GROUPS = "controllability of the groups' directions"
-_STATEMENTS = ("Assumption 5.2",)
-_result = partial(assumption, _STATEMENTS)
 #: Part of the variance up to which there is none.
 _NONE = 1e-12
 #: Smallest singular value, over the largest on Gamma_1, that is none, and that is too small to say.
 _VANISHES, _SMALL = 1e-7, 1e-4
-#: Starts of the search for the smallest one.
-_SEARCHES = 8
 
 
 def smallest_noise(problem: Problem, rank: int, groups: Sequence[Sequence[int]]) -> Valued:
@@ -50,19 +40,16 @@ def smallest_noise(problem: Problem, rank: int, groups: Sequence[Sequence[int]])
         across = normal.mT @ problem.noise_product(y, w)[..., None]
         across = (normal @ (across / eigenvalues[:, problem.dim - rank :, None]))[..., 0]
         slope = vmap(grad(coupling))(y, t, w) - problem.third_derivative(y, t, across)
-        slope = (kernel @ (kernel.mT @ slope[..., None]))[..., 0]
-        slope = slope - y * (slope * y).sum(1, keepdim=True)
-        return values[:, -1], slope
+        return values[:, -1], along_kernel(y, kernel, slope)
 
     return function
 
 
-def check_diffusion(subject: Subject, effort: Effort) -> Sequence[Result]:
+def check_diffusion(survey: Survey) -> Result | None:
     """The noise does not vanish on the manifold, and has a part along it."""
-    survey = Survey.of(subject, effort)
     problem, points = survey.subject.problem, _points(survey)
     if survey.manifold_dim == 0:
-        return []
+        return None
     trace, elsewhere = problem.noise_trace(points), problem.noise_trace(survey.starts)
     whole, away = float(trace.max()), float(elsewhere.median())
     if whole <= _NONE * away:
@@ -75,7 +62,7 @@ def check_diffusion(subject: Subject, effort: Effort) -> Sequence[Result]:
             "and the direction stands still. Use noise that is left at the minimum: of "
             "augmentation, of labels (least squares), or SphericalNoise as a model."
         )
-        return [_result(_DIFFUSION, "fails", detail, 1.0, 0.0, meaning)]
+        return found("fails", detail, 1.0, 0.0, meaning)
     values = tangent_noise(problem, points, survey.rank, [range(problem.dim)])[0]
     part = (values**2).sum(1) / trace.clamp(min=_NONE * whole)
     if float(part.max()) <= _NONE:
@@ -87,73 +74,65 @@ def check_diffusion(subject: Subject, effort: Effort) -> Sequence[Result]:
             "This is no diffusion but a deterministic flow (of label noise: towards small tr H), "
             "and there need not be one equilibrium."
         )
-        return [_result(_DIFFUSION, "fails", detail, 1.0, 0.0, meaning)]
+        return found("fails", detail, 1.0, 0.0, meaning)
     detail = (
         f"tr Sigma is between {float(trace.min()):.2g} and {whole:.2g} on Gamma_1, "
         f"{float(part.min()):.0%} to {float(part.max()):.0%} of it along Gamma_1"
     )
-    return [_result(_DIFFUSION, "holds", detail, 0.0, 0.0)]
+    return found("holds", detail, 0.0, 0.0)
 
 
 @implements("Assumption 5.2")
-def check_controllability(subject: Subject, effort: Effort) -> Sequence[Result]:
+def check_controllability(survey: Survey) -> Sequence[Result]:
     """The noise spans the tangent space of Gamma_1 at every point."""
-    survey = Survey.of(subject, effort)
     everything = (range(survey.subject.problem.dim),)
-    results = [_controllability(survey, _CONTROL, everything)]
+    results = [_controllability(survey, everything)]
     groups = survey.groups
     if groups is not None and len(groups) > 1:
-        results.append(_controllability(survey, _IN_GROUPS, groups))
+        results.append(replace(_controllability(survey, groups), name=_IN_GROUPS))
     return results
 
 
-def _controllability(survey: Survey, name: str, groups: Sequence[Sequence[int]]) -> Result:
+def _controllability(survey: Survey, groups: Sequence[Sequence[int]]) -> Result:
     problem, points, rank = survey.subject.problem, _points(survey), survey.rank
     dims = problem.dim - rank - len(groups)
     if dims < 1:
-        return _result(name, "holds", "there is no direction to move in", 0.0, 0.0)
+        return found("holds", "there is no direction to move in", 0.0, 0.0)
     values = tangent_noise(problem, points, rank, groups)[0]
     scale = float(values.max())
     away = float(problem.noise_trace(survey.starts).median()) ** 0.5
     if scale <= _NONE**0.5 * away:
         detail = f"the noise moves along none of the {dims} dimensions at any point"
-        return _result(name, "fails", detail, 0.0, -_VANISHES, _not_unique(dims))
+        return found("fails", detail, 0.0, -_VANISHES, _not_unique(dims))
     reached = (values > _VANISHES * scale).sum(1)
-    pictures = (_picture(values),)
+    pictures = (extremes("Noise along Gamma_1", "singular value of T^T sigma", values),)
     if int(reached.max()) < dims:
         detail = (
             f"the noise moves along at most {int(reached.max())} of the {dims} dimensions, at "
             f"each of {len(points)} points"
         )
-        return _result(name, "fails", detail, 0.0, -_VANISHES, _not_unique(dims), pictures)
-    order = values[:, -1].argsort()[:_SEARCHES]
-    where, found = descend(
-        survey.subject,
-        smallest_noise(problem, rank, groups),
-        points[order],
-        searches(survey),
-        survey.on_level,
-    )
-    index = int(found.argmin())
-    ratio = float(found[index]) / scale
+        return found("fails", detail, 0.0, -_VANISHES, _not_unique(dims), pictures=pictures)
+    function = smallest_noise(problem, rank, groups)
+    where, smallest = lowest(survey, function, points, values[:, -1])
+    ratio = smallest / scale
     detail = (
         f"singular values of the noise along the {dims} dimensions are between "
-        f"{float(found[index]):.2g} and {scale:.2g} (ratio {ratio:.2g}), the smallest at "
-        f"{show_point(where[index])}"
+        f"{smallest:.2g} and {scale:.2g} (ratio {ratio:.2g}), the smallest at "
+        f"{show_point(where)}"
     )
     if ratio <= _VANISHES:
         meaning = (
             "At this point the noise does not span the tangent space. In one dimension the path "
             "may never get past it; in more it may go around."
         )
-        return _result(name, "fails", detail, -ratio, -_VANISHES, meaning, pictures)
+        return found("fails", detail, -ratio, -_VANISHES, meaning, pictures=pictures)
     if ratio <= _SMALL:
         meaning = (
             "The noise is so small in some direction that it cannot be told from none; if it is "
             "not, mixing takes its inverse square in time."
         )
-        return _result(name, "undecided", detail, -ratio, -_VANISHES, meaning, pictures)
-    return _result(name, "holds", detail, -ratio, -_VANISHES, pictures=pictures)
+        return found("undecided", detail, -ratio, -_VANISHES, meaning, pictures=pictures)
+    return found("holds", detail, -ratio, -_VANISHES, pictures=pictures)
 
 
 def _points(survey: Survey) -> Tensor:
@@ -170,19 +149,7 @@ def _not_unique(dims: int) -> str:
     )
 
 
-def _picture(values: Tensor) -> Picture:
-    ranks = [float(k + 1) for k in range(values.shape[1])]
-    values = values.clamp(min=1e-300)
-    series = (
-        Series("largest over the points", ranks, values.amax(0).tolist(), "points"),
-        Series("smallest over the points", ranks, values.amin(0).tolist(), "line"),
-    )
-    return Picture(
-        "Noise along Gamma_1", "number", "singular value of T^T sigma", series, logy=True
-    )
-
-
 CHECKS = (
-    Check(_DIFFUSION, "assumption", _STATEMENTS, check_diffusion),
-    Check(_CONTROL, "assumption", _STATEMENTS, check_controllability),
+    assumption("diffusion along the manifold", ("Assumption 5.2",), check_diffusion),
+    assumption("controllability", ("Assumption 5.2",), check_controllability),
 )

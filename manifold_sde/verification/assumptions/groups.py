@@ -2,35 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 
 from manifold_sde.degeneracy import radial_vectors
 from manifold_sde.scale_invariance import SOLVED_DIM, describe_coordinates
-from manifold_sde.verification.assumptions.minimisers import curvature, searches
-from manifold_sde.verification.assumptions.movement import descend
-from manifold_sde.verification.assumptions.survey import Survey, show_point
-from manifold_sde.verification.assumptions.verdict import assumption
-from manifold_sde.verification.check import Check
-from manifold_sde.verification.effort import Effort
-from manifold_sde.verification.result import Result
-from manifold_sde.verification.subject import Subject
+from manifold_sde.verification.assumptions.minimisers import curvature
+from manifold_sde.verification.assumptions.search import lowest
+from manifold_sde.verification.assumptions.survey import Survey, assumption, show_point
+from manifold_sde.verification.result import Result, Verdict, found
 
-_GROUPS, _COMPACT = "one scaling group", "compactness"
-_OF_GROUPS = ("Assumption 5.1", "Theorem 5.4")
-_OF_COMPACT = ("Assumption 5.1",)
 #: Factor by which the curvature may grow along Gamma_1: beyond it has no bound, or none is seen.
 _UNBOUNDED, _GROWING = 1e6, 1e3
-#: Starts of the search for the largest curvature.
-_SEARCHES = 8
 #: Most groups that are written out.
 _SHOWN = 4
 
 
-def check_groups(subject: Subject, effort: Effort) -> Sequence[Result]:
+def check_groups(survey: Survey) -> Result:
     """All weights are one group: there is no part of them that the loss can be scaled by alone."""
-    survey = Survey.of(subject, effort)
     problem, groups = survey.subject.problem, survey.groups
     if groups is None:
         detail = (
@@ -42,9 +30,9 @@ def check_groups(subject: Subject, effort: Effort) -> Sequence[Result]:
             "Every filter that feeds a normalisation is a group of its own. If there are several, "
             "Gamma_1 is not compact, and Theorem 5.4 does not apply as stated."
         )
-        return [assumption(_OF_GROUPS, _GROUPS, "undecided", detail, meaning=meaning)]
+        return found("undecided", detail, meaning=meaning)
     if len(groups) == 1:
-        return [assumption(_OF_GROUPS, _GROUPS, "holds", "all weights are one group", 1.0, 1.0)]
+        return found("holds", "all weights are one group", 1.0, 1.0)
     radial = radial_vectors(survey.points, groups)
     top = survey.spectrum[0][:, -1, None].clamp(min=1e-300)
     bent = (problem.hessian(survey.points) @ radial).norm(dim=1) / top
@@ -67,12 +55,11 @@ def check_groups(subject: Subject, effort: Effort) -> Sequence[Result]:
         "with these norms as state."
     )
     number = float(len(groups))
-    return [assumption(_OF_GROUPS, _GROUPS, "fails", detail, number, 1.0, meaning)]
+    return found("fails", detail, number, 1.0, meaning)
 
 
-def check_compactness(subject: Subject, effort: Effort) -> Sequence[Result]:
+def check_compactness(survey: Survey) -> Result:
     """Gamma_1 has no end: no group's norm can go to 0, and its curvature is bounded."""
-    survey = Survey.of(subject, effort)
     groups = survey.groups
     if groups is not None and len(groups) > 1:
         norms = torch.stack([survey.points[:, list(g)].norm(dim=1) for g in groups])
@@ -85,36 +72,29 @@ def check_compactness(subject: Subject, effort: Effort) -> Sequence[Result]:
             "and there need not be an equilibrium in the sense of Theorem 5.4."
         )
         number = float(len(groups))
-        return [assumption(_OF_COMPACT, _COMPACT, "fails", detail, number, 1.0, meaning)]
+        return found("fails", detail, number, 1.0, meaning)
     values = survey.spectrum[0][:, -1]
-    begin = survey.points[values.argsort(descending=True)[:_SEARCHES]]
-    where, inverse = descend(
-        survey.subject,
-        curvature(survey.subject, survey.rank, largest=True),
-        begin,
-        searches(survey),
-        survey.on_level,
-    )
-    index = int(inverse.argmin())
-    largest = 1.0 / float(inverse[index])
+    function = curvature(survey.subject, survey.rank, largest=True)
+    where, inverse = lowest(survey, function, survey.points, -values)
+    largest = 1.0 / inverse
     growth = largest / float(values.median())
     if growth >= _GROWING:
-        verdict = "fails" if growth >= _UNBOUNDED else "undecided"
+        verdict: Verdict = "fails" if growth >= _UNBOUNDED else "undecided"
         detail = (
             f"the largest eigenvalue of H grows along Gamma_1 from {float(values.median()):.3g} "
-            f"to {largest:.2g} at {show_point(where[index])}"
+            f"to {largest:.2g} at {show_point(where)}"
         )
         meaning = "The loss has a singularity that Gamma_1 runs into: Gamma_1 is not compact."
-        return [assumption(_OF_COMPACT, _COMPACT, verdict, detail, growth, _UNBOUNDED, meaning)]
+        return found(verdict, detail, growth, _UNBOUNDED, meaning)
     detail = (
         f"the curvature of the loss is bounded on what was searched: the largest eigenvalue of H "
         f"is {float(values.median()):.3g} at the median point and nowhere found above "
         f"{largest:.3g}; unit minimisers of a smooth loss are closed"
     )
-    return [assumption(_OF_COMPACT, _COMPACT, "holds", detail, growth, _UNBOUNDED)]
+    return found("holds", detail, growth, _UNBOUNDED)
 
 
 CHECKS = (
-    Check(_GROUPS, "assumption", _OF_GROUPS, check_groups),
-    Check(_COMPACT, "assumption", _OF_COMPACT, check_compactness),
+    assumption("one scaling group", ("Assumption 5.1", "Theorem 5.4"), check_groups),
+    assumption("compactness", ("Assumption 5.1",), check_compactness),
 )

@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
-
 import torch
 from torch import Tensor
 
 from manifold_sde.geometry.rank import gap_ratios
-from manifold_sde.verification.assumptions.movement import Valued, descend
-from manifold_sde.verification.assumptions.survey import Survey, show_point
-from manifold_sde.verification.assumptions.verdict import assumption
-from manifold_sde.verification.check import Check
-from manifold_sde.verification.effort import Effort
-from manifold_sde.verification.result import Picture, Result, Series
+from manifold_sde.verification.assumptions.search import Valued, along_kernel, lowest
+from manifold_sde.verification.assumptions.survey import Survey, assumption, extremes, show_point
+from manifold_sde.verification.result import Result, Verdict, found
 from manifold_sde.verification.subject import Subject
 
-_RANK, _MINIMAL = "constant rank of the Hessian", "local minimality"
-_STATEMENTS = ("Assumption 2.1",)
-_result = partial(assumption, _STATEMENTS)
 #: Part of its largest value on Gamma_1 to which the smallest nonzero eigenvalue may fall.
 _FALLEN, _FALLING = 1e-7, 1e-6
-#: Starts and rounds of the search for the smallest eigenvalue.
-_SEARCHES = 8
 #: Negative eigenvalue, relative to the largest, that is one beyond rounding.
 _NEGATIVE = 1e-8
 #: Distances at which the loss is compared with that on the manifold, and its rounding units.
@@ -38,7 +27,7 @@ def curvature(subject: Subject, rank: int, *, largest: bool = False) -> Valued:
     The derivative of an eigenvalue along u is d^3 L[u, q, q] with its eigenvector q.
 
     Args:
-        subject: The subject.
+        subject: The system under test.
         rank: Rank M of H.
         largest: Whether one over the largest is meant.
     """
@@ -50,8 +39,7 @@ def curvature(subject: Subject, rank: int, *, largest: bool = False) -> Valued:
         value, q = values[:, column], vectors[..., column]
         kernel = vectors[..., : values.shape[-1] - rank]
         slope = problem.third_derivative(y, q.contiguous(), q.contiguous())
-        slope = (kernel @ (kernel.mT @ slope[..., None]))[..., 0]
-        slope = slope - y * (slope * y).sum(1, keepdim=True)
+        slope = along_kernel(y, kernel, slope)
         if largest:
             return 1.0 / value, -slope / value[:, None] ** 2
         return value, slope
@@ -59,19 +47,13 @@ def curvature(subject: Subject, rank: int, *, largest: bool = False) -> Valued:
     return function
 
 
-def searches(survey: Survey) -> int:
-    """Rounds of a search for a worst point."""
-    return 24 if survey.effort.points <= 64 else 60
-
-
-def check_rank(subject: Subject, effort: Effort) -> Sequence[Result]:
+def check_rank(survey: Survey) -> Result:
     """The rank of H is the same at all points found, and nowhere falls along the manifold."""
-    survey = Survey.of(subject, effort)
     subject = survey.subject
     values, ranks = survey.spectrum[0], survey.ranks
     rank, dim = survey.rank, subject.problem.dim
     if rank == 0 or bool((values[:, 0] < -_NEGATIVE * values.abs().amax(1)).any()):
-        return [_result(_RANK, "undecided", "H vanishes, or the points are no minimisers")]
+        return found("undecided", "H vanishes, or the points are no minimisers")
     other = torch.nonzero(ranks != rank)[:, 0]
     if len(other):
         index = int(other[0])
@@ -83,42 +65,40 @@ def check_rank(subject: Subject, effort: Effort) -> Sequence[Result]:
             "The minimisers are not one manifold. The limit holds as long as the path stays "
             "where the rank is that of its start."
         )
-        return [_result(_RANK, "fails", detail, float(len(other)), 0.0, meaning)]
-    lowest = values[:, dim - rank]
-    begin = survey.points[lowest.argsort()[:_SEARCHES]]
-    where, found = descend(
-        subject, curvature(subject, rank), begin, searches(survey), survey.on_level
-    )
-    index = int(found.argmin())
-    low, high = float(found[index]), float(lowest.max())
+        return found("fails", detail, float(len(other)), 0.0, meaning)
+    smallest = values[:, dim - rank]
+    where, low = lowest(survey, curvature(subject, rank), survey.points, smallest)
+    high = float(smallest.max())
     gaps = gap_ratios(values)[:, rank - 1]
-    condition = float((values[:, -1] / lowest).max())
+    condition = float((values[:, -1] / smallest).max())
     ratio = low / high
     common = (
         f"rank {rank} at {len(ranks)} points, smallest gap {float(gaps.min()):.1e}; condition "
         f"number of H on its range up to {condition:.3g}; its smallest nonzero eigenvalue is "
         f"between {low:.3g} and {high:.3g} on Gamma_1"
     )
-    pictures = (_picture(values[:, dim - rank :]),)
+    pictures = (
+        extremes(
+            "Nonzero eigenvalues of H on Gamma_1", "eigenvalue", values[:, dim - rank :].flip(-1)
+        ),
+    )
     if ratio <= _FALLING:
-        verdict = "fails" if ratio <= _FALLEN else "undecided"
+        verdict: Verdict = "fails" if ratio <= _FALLEN else "undecided"
         detail = (
             f"the smallest nonzero eigenvalue of H is {high:.3g} at "
-            f"{show_point(survey.points[lowest.argmax()])} and has fallen to {low:.2g} at "
-            f"{show_point(where[index])}"
+            f"{show_point(survey.points[smallest.argmax()])} and has fallen to {low:.2g} at "
+            f"{show_point(where)}"
         )
         meaning = (
             f"The rank is {rank} in general and falls at a point. Near it the minimum is flat in "
             "a direction across, gradient flow is slow, and the limit does not describe SGD."
         )
-        return [_result(_RANK, verdict, detail, -ratio, -_FALLEN, meaning, pictures)]
-    return [_result(_RANK, "holds", common, -ratio, -_FALLEN, pictures=pictures)]
+        return found(verdict, detail, -ratio, -_FALLEN, meaning, pictures=pictures)
+    return found("holds", common, -ratio, -_FALLEN, pictures=pictures)
 
 
-def check_minimality(subject: Subject, effort: Effort) -> Sequence[Result]:
+def check_minimality(survey: Survey) -> Result:
     """The points found are local minimisers, and ker H is the tangent space of their manifold."""
-    survey = Survey.of(subject, effort)
-    subject = survey.subject
     values, vectors = survey.spectrum
     points = survey.points
     top = values.abs().amax(1).clamp(min=1e-300)
@@ -129,14 +109,14 @@ def check_minimality(subject: Subject, effort: Effort) -> Sequence[Result]:
             f"H has the eigenvalue {float(values[index, 0]):.2g} (largest: {float(top[index]):.2g})"
             f" at {show_point(points[index])}"
         )
-        return [_no_minimum(detail, float(negative[index]), _NEGATIVE)]
+        return _no_minimum(detail, float(negative[index]), _NEGATIVE)
     fall, unit, where, distance = _largest_fall(survey)
     if fall > _UNITS:
         detail = (
             f"the loss falls by {fall * unit:.2g} within {distance:g} of {show_point(where)}, "
             f"where rounding is {unit:.1g}"
         )
-        return [_no_minimum(detail, fall, _UNITS)]
+        return _no_minimum(detail, fall, _UNITS)
     off, where = _largest_miss(survey, vectors)
     if not off <= _OFF:
         detail = (
@@ -147,13 +127,13 @@ def check_minimality(subject: Subject, effort: Effort) -> Sequence[Result]:
             "The kernel of the Hessian is larger than the tangent space: the minimum is flat of "
             "higher order in some direction across."
         )
-        return [_result(_MINIMAL, "fails", detail, off, _OFF, meaning)]
+        return found("fails", detail, off, _OFF, meaning)
     detail = (
         f"no negative curvature (at most {max(float(negative.max()), 0.0):.1g} of the largest "
         f"eigenvalue) at {len(points)} points; the loss does not fall within {_DISTANCES[-1]:g} "
         f"of them; steps along ker H stay on the manifold to {off:.1g} of their length"
     )
-    return [_result(_MINIMAL, "holds", detail, float(negative.max()), _NEGATIVE)]
+    return found("holds", detail, float(negative.max()), _NEGATIVE)
 
 
 def _largest_fall(survey: Survey) -> tuple[float, float, Tensor, float]:
@@ -192,25 +172,10 @@ def _no_minimum(detail: str, statistic: float, limit: float) -> Result:
         "These are saddles or maxima: SGD leaves them, and Phi is not defined around them. Give "
         "an x_init from which training comes to a minimum."
     )
-    return _result(_MINIMAL, "fails", detail, statistic, limit, meaning)
-
-
-def _picture(values: Tensor) -> Picture:
-    ordered = values.flip(-1)
-    ranks = [float(k + 1) for k in range(ordered.shape[-1])]
-    return Picture(
-        "Nonzero eigenvalues of H on Gamma_1",
-        "number",
-        "eigenvalue",
-        (
-            Series("largest over the points", ranks, ordered.amax(0).tolist(), "points"),
-            Series("smallest over the points", ranks, ordered.amin(0).tolist(), "line"),
-        ),
-        logy=True,
-    )
+    return found("fails", detail, statistic, limit, meaning)
 
 
 CHECKS = (
-    Check(_RANK, "assumption", _STATEMENTS, check_rank),
-    Check(_MINIMAL, "assumption", _STATEMENTS, check_minimality),
+    assumption("constant rank of the Hessian", ("Assumption 2.1",), check_rank),
+    assumption("local minimality", ("Assumption 2.1",), check_minimality),
 )

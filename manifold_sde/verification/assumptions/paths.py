@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from manifold_sde.errors import NotOnManifoldError, RankError
-from manifold_sde.verification.assumptions.movement import advance, along_manifold
+from manifold_sde.verification.sampling import advance, along_manifold, unit
 from manifold_sde.verification.subject import Subject
 
 #: Longest and shortest step, in radians.
@@ -24,7 +24,7 @@ def join(subject: Subject, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """Walk on Gamma_1 from points towards others, in small steps that are seen to stay on it.
 
     Args:
-        subject: The subject.
+        subject: The system under test.
         a: Points of Gamma_1 (n, D).
         b: Where they shall go, (n, D).
 
@@ -41,11 +41,11 @@ def join(subject: Subject, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         if not len(rows):
             break
         here = y[rows]
-        towards = along_manifold(subject, here, b[rows] - here)
+        towards = along_manifold(subject.geometry, here, b[rows] - here)
         size = towards.norm(dim=1)
         step = torch.minimum(size, length[rows])
         move = towards / size.clamp(min=1e-300)[:, None] * step[:, None]
-        moved, good = advance(subject, here, move)
+        moved, good = advance(subject.geometry, here, move)
         left = (b[rows] - moved).norm(dim=1)
         good &= left < distance[rows]
         y[rows[good]], distance[rows[good]] = moved[good], left[good]
@@ -80,19 +80,19 @@ def trace_curve(subject: Subject, start: Tensor) -> Trace:
     Steps of at most 0.1, shorter where the curve bends: the tangent turns by at most 0.3 in one.
 
     Args:
-        subject: The subject.
+        subject: The system under test.
         start: A point of Gamma_1 (D,).
     """
     y = start[None]
-    tangent = _unit(along_manifold(subject, y, subject.normals(67, 1, len(start))))
+    tangent = unit(along_manifold(subject.geometry, y, subject.normals(67, 1, len(start))))
     first, points = tangent, [y]
     step, length = _LONGEST, 0.0
     while len(points) < _CURVE_STEPS and step >= _SHORTEST:
-        moved, good = advance(subject, y, step * tangent)
+        moved, good = advance(subject.geometry, y, step * tangent)
         turned = tangent
         if bool(good):
             try:
-                turned = _unit(along_manifold(subject, moved, tangent))
+                turned = unit(along_manifold(subject.geometry, moved, tangent))
             except (RankError, NotOnManifoldError):
                 good = torch.zeros_like(good)
         if not bool(good) or float((turned * tangent).sum()) < _TURN:
@@ -117,7 +117,3 @@ def _trace(points: list[Tensor], closed: bool, length: float) -> Trace:
     ring = torch.cat([whole, whole[:1]]) if closed else whole
     spacing = float(ring.diff(dim=0).norm(dim=1).max()) if len(ring) > 1 else 0.0
     return Trace(whole, closed, length, spacing)
-
-
-def _unit(v: Tensor) -> Tensor:
-    return v / v.norm(dim=1, keepdim=True).clamp(min=1e-300)

@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
-
 import torch
-from torch import Tensor
 
 from manifold_sde import loss_checks
 from manifold_sde.scale_invariance import INVARIANCE_TOLERANCE, euler_defects
-from manifold_sde.verification.assumptions.survey import Survey, show_point
-from manifold_sde.verification.assumptions.verdict import assumption
+from manifold_sde.verification.assumptions.survey import Survey, assumption, show_point
 from manifold_sde.verification.check import Check
 from manifold_sde.verification.effort import Effort
-from manifold_sde.verification.result import Result
+from manifold_sde.verification.result import Result, Verdict, found
 from manifold_sde.verification.subject import Subject
 
-INVARIANCE, _CONE, _NOISE = "scale invariance", "cone of minimisers", "properties of the noise"
+INVARIANCE = "scale invariance"
 _STATEMENTS = ("Assumption 2.3",)
-_OF_NOISE = ("Assumption 2.3", "Lemma 2.4", "Lemma 2.5")
-_result = partial(assumption, _STATEMENTS)
 _LIMIT = INVARIANCE_TOLERANCE[torch.float64]
 #: Factors by which minimisers are scaled.
 _FACTORS = (1e-3, 0.5, 2.0, 1e3)
 
 
-def check_invariance(subject: Subject, effort: Effort) -> Sequence[Result]:
+def check_invariance(subject: Subject, effort: Effort) -> Result:
     """Every sample loss is constant along rays, by Euler's theorem (Lemma 2.5 with k = 0)."""
     problem = subject.problem
     x = subject.cone_points(effort.points)
@@ -51,17 +44,16 @@ def check_invariance(subject: Subject, effort: Effort) -> Sequence[Result]:
             "eps), or take them out of x. Where the violation is small, what follows describes "
             "the run as long as its effect is."
         )
-        return [_result(INVARIANCE, "fails", detail, worst, _LIMIT, meaning)]
+        return found("fails", detail, worst, _LIMIT, meaning)
     losses = "the loss is" if problem.n_samples in (None, 1) else f"{problem.n_samples} losses are"
     detail = f"{losses} constant along rays to {worst:.1g}, at {len(defects)} points"
     if problem.scale_invariance is not None:
         detail += f"; symbolically {problem.scale_invariance.verdict}"
-    return [_result(INVARIANCE, "holds", detail, worst, _LIMIT)]
+    return found("holds", detail, worst, _LIMIT)
 
 
-def check_cone(subject: Subject, effort: Effort) -> Sequence[Result]:
+def check_cone(survey: Survey) -> Result:
     """Multiples of minimisers are minimisers with the same loss."""
-    survey = Survey.of(subject, effort)
     problem, points = survey.subject.problem, survey.points
     top = survey.spectrum[0].abs().amax(1)
     worst, where, factor = 0.0, points[0], 1.0
@@ -74,20 +66,20 @@ def check_cone(subject: Subject, effort: Effort) -> Sequence[Result]:
     if worst > _LIMIT:
         detail = f"{factor:g} times the minimiser {show_point(where)} is off by {worst:.2g}"
         meaning = "The minimisers are no cone: the norm of the weights matters."
-        return [_result(_CONE, "fails", detail, worst, _LIMIT, meaning)]
+        return found("fails", detail, worst, _LIMIT, meaning)
     detail = (
         f"{len(points)} minimisers times {_FACTORS[0]:g} to {_FACTORS[-1]:g} are minimisers with "
         f"the same loss, to {worst:.1g}"
     )
-    return [_result(_CONE, "holds", detail, worst, _LIMIT)]
+    return found("holds", detail, worst, _LIMIT)
 
 
-def check_noise(subject: Subject, effort: Effort) -> Sequence[Result]:
+def check_noise(survey: Survey) -> Result:
     """The noise has degree -1 and no radial part."""
-    problem = subject.problem
-    points = [loss_checks.fixed_directions(problem.dim), _on_manifold(subject, effort)]
-    found = [problem.noise_violations(x) for x in points if len(x)]
-    degree, radial = (max(f[name] for f in found) for name in ("degree", "radial"))
+    problem = survey.subject.problem
+    points = [loss_checks.fixed_directions(problem.dim), survey.arrived]
+    violations = [problem.noise_violations(x) for x in points if len(x)]
+    degree, radial = (max(v[name] for v in violations) for name in ("degree", "radial"))
     worst = max(degree, radial)
     detail = (
         f"sigma(a x) = sigma(x) / a to {degree:.1g}, and sigma(x)^T x = 0 to {radial:.1g} of "
@@ -101,26 +93,14 @@ def check_noise(subject: Subject, effort: Effort) -> Sequence[Result]:
             "The noise changes the norm at first order: the norm's equation holds only in mean, "
             "and Theorems 4.1 and 4.4 do not cover it."
         )
-    return [
-        assumption(
-            _OF_NOISE,
-            _NOISE,
-            "fails" if not worst <= _LIMIT else "holds",
-            detail,
-            worst,
-            _LIMIT,
-            meaning,
-        )
-    ]
-
-
-def _on_manifold(subject: Subject, effort: Effort) -> Tensor:
-    ends = Survey.of(subject, effort).ends
-    return ends[torch.isfinite(ends).all(1)]
+    verdict: Verdict = "holds" if worst <= _LIMIT else "fails"
+    return found(verdict, detail, worst, _LIMIT, meaning)
 
 
 CHECKS = (
     Check(INVARIANCE, "assumption", _STATEMENTS, check_invariance),
-    Check(_CONE, "assumption", _STATEMENTS, check_cone),
-    Check(_NOISE, "assumption", _OF_NOISE, check_noise),
+    assumption("cone of minimisers", _STATEMENTS, check_cone),
+    assumption(
+        "properties of the noise", ("Assumption 2.3", "Lemma 2.4", "Lemma 2.5"), check_noise
+    ),
 )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 from torch.func import vmap
@@ -12,15 +10,10 @@ from manifold_sde import loss_checks
 from manifold_sde.derivatives import jvp
 from manifold_sde.errors import DifferentiationError, NonFiniteError
 from manifold_sde.problem import Problem
-from manifold_sde.verification.assumptions.survey import Survey, show_point
-from manifold_sde.verification.assumptions.verdict import assumption
-from manifold_sde.verification.check import Check
-from manifold_sde.verification.effort import Effort
-from manifold_sde.verification.result import Result
-from manifold_sde.verification.subject import Subject
+from manifold_sde.verification.assumptions.survey import Survey, assumption, show_point
+from manifold_sde.verification.result import Result, found
+from manifold_sde.verification.sampling import unit
 
-_NAME = "four derivatives"
-_STATEMENTS = ("Assumption 2.1",)
 #: Nodes of a line, its length at unit norm, and how often the interval of its largest increment is
 #: divided into how many parts.
 _NODES, _LENGTH, _ROUNDS, _PARTS = 33, 1.0, 4, 6
@@ -81,9 +74,9 @@ def find_jumps(problem: Problem, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         width /= _PARTS
         middles = x[:, None, None] + (low[..., None] + inside * width)[..., None] * v[:, None, None]
         along = v[:, None, None].expand_as(middles)
-        found = line_derivatives(problem, middles.flatten(0, 2), along.flatten(0, 2))
-        found = found.reshape(len(x), 4, _PARTS - 1, 4)[:, order, :, order].transpose(0, 1)
-        row = torch.cat([ends[..., :1], found, ends[..., 1:]], dim=-1)
+        inner = line_derivatives(problem, middles.flatten(0, 2), along.flatten(0, 2))
+        inner = inner.reshape(len(x), 4, _PARTS - 1, 4)[:, order, :, order].transpose(0, 1)
+        row = torch.cat([ends[..., :1], inner, ends[..., 1:]], dim=-1)
         part = row.diff(dim=-1).abs().argmax(-1, keepdim=True)
         ends = row.gather(-1, torch.cat([part, part + 1], dim=-1))
         low = low + part[..., 0] * width
@@ -94,59 +87,48 @@ def find_jumps(problem: Problem, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     return size, x[:, None] + low[..., None] * v[:, None]
 
 
-def check_smoothness(subject: Subject, effort: Effort) -> Sequence[Result]:
+def check_smoothness(survey: Survey) -> Result:
     """Derivatives of order 1 to 4 exist and are finite, as far as it can be seen."""
-    problem = subject.problem
-    points = _points(subject, effort)
+    problem, points = survey.subject.problem, _points(survey)
     try:
         worst, order, where = _against_differences(problem, points[:_COMPARED])
     except (DifferentiationError, NonFiniteError) as error:
-        return [_fails(f"{error.problem}: {error.received}", error.remedy)]
-    directions = subject.normals(62, *points.shape)
-    directions = directions / directions.norm(dim=1, keepdim=True)
+        return _fails(f"{error.problem}: {error.received}", error.remedy)
+    directions = unit(survey.subject.normals(62, *points.shape))
     jumps, places = find_jumps(problem, points, directions)
     if bool((jumps > 0).any()):
         first = int((jumps > 0).any(0).nonzero()[0])
         line = int(jumps[:, first].argmax())
-        return [
-            _fails(
-                f"the derivative of order {first + 1} jumps by {float(jumps[line, first]):.2g} of "
-                f"its size at {show_point(places[line, first])}, on "
-                f"{int((jumps[:, first] > 0).sum())} of {len(points)} lines near the minimisers",
-                "Replace what has a kink (ReLU, absolute values, maxima, max-pooling) by "
-                "something smooth, such as softplus or tanh, or take what follows as a statement "
-                "between the kinks.",
-                float(jumps[line, first]),
-            )
-        ]
-    if worst > loss_checks.TOLERANCE:
-        return [
-            _fails(
-                f"the {order} by automatic differentiation is off the quotient of differences by "
-                f"{worst:.2g} at {show_point(where)}",
-                "A derivative is cut (detach, no_grad), or torch has it wrong.",
-                worst,
-            )
-        ]
-    return [
-        assumption(
-            _STATEMENTS,
-            _NAME,
-            "holds",
-            f"four derivatives are finite and without a jump on {len(points)} lines through "
-            f"points near the minimisers, and agree with differences to {worst:.1g}",
-            worst,
-            loss_checks.TOLERANCE,
+        return _fails(
+            f"the derivative of order {first + 1} jumps by {float(jumps[line, first]):.2g} of "
+            f"its size at {show_point(places[line, first])}, on "
+            f"{int((jumps[:, first] > 0).sum())} of {len(points)} lines near the minimisers",
+            "Replace what has a kink (ReLU, absolute values, maxima, max-pooling) by "
+            "something smooth, such as softplus or tanh, or take what follows as a statement "
+            "between the kinks.",
+            float(jumps[line, first]),
         )
-    ]
+    if worst > loss_checks.TOLERANCE:
+        return _fails(
+            f"the {order} by automatic differentiation is off the quotient of differences by "
+            f"{worst:.2g} at {show_point(where)}",
+            "A derivative is cut (detach, no_grad), or torch has it wrong.",
+            worst,
+        )
+    return found(
+        "holds",
+        f"four derivatives are finite and without a jump on {len(points)} lines through "
+        f"points near the minimisers, and agree with differences to {worst:.1g}",
+        worst,
+        loss_checks.TOLERANCE,
+    )
 
 
-def _points(subject: Subject, effort: Effort) -> Tensor:
+def _points(survey: Survey) -> Tensor:
     """Points of the manifold as far as there are any, and random directions."""
-    survey = Survey.of(subject, effort)
-    n = max(effort.points // 2, 8)
-    found = survey.ends[torch.isfinite(survey.ends).all(1)][: n // 2]
-    return torch.cat([found, survey.starts[: n - len(found)]])
+    n = max(survey.effort.points // 2, 8)
+    reached = survey.arrived[: n // 2]
+    return torch.cat([reached, survey.starts[: n - len(reached)]])
 
 
 def _against_differences(problem: Problem, points: Tensor) -> tuple[float, str, Tensor]:
@@ -160,7 +142,7 @@ def _against_differences(problem: Problem, points: Tensor) -> tuple[float, str, 
 
 
 def _fails(detail: str, meaning: str, size: float = float("nan")) -> Result:
-    return assumption(_STATEMENTS, _NAME, "fails", detail, size, loss_checks.TOLERANCE, meaning)
+    return found("fails", detail, size, loss_checks.TOLERANCE, meaning)
 
 
-CHECKS = (Check(_NAME, "assumption", _STATEMENTS, check_smoothness),)
+CHECKS = (assumption("four derivatives", ("Assumption 2.1",), check_smoothness),)

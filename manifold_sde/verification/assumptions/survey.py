@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 
@@ -12,13 +13,15 @@ from manifold_sde.deadline import shared_property
 from manifold_sde.errors import ManifoldSDEError, NotOnManifoldError, RankError
 from manifold_sde.geometry.rank import MIN_GAP, gap_ratios
 from manifold_sde.scale_invariance import INVARIANCE_TOLERANCE, SOLVED_DIM, scaling_groups
-from manifold_sde.verification.assumptions.movement import wander
+from manifold_sde.verification.check import Check
 from manifold_sde.verification.effort import Effort
+from manifold_sde.verification.result import Picture, Result, Series
+from manifold_sde.verification.sampling import random_walk, unit
 from manifold_sde.verification.subject import Subject
 
 #: Difference of losses, relative to how they vary over random directions, that counts as none.
 _LEVEL = 1e-9
-#: Independent starts for each point that an effort looks at: at most, and in high dimension, where
+#: Independent starts for each point of the test budget: at most, and in high dimension, where
 #: a step of the flow takes an eigendecomposition of that size.
 _STARTS, _BY_DIMENSION = 2, 128
 #: Fewest starts.
@@ -34,12 +37,12 @@ class Survey:
     found without it.
 
     Args:
-        subject: The subject.
-        effort: How many points.
+        subject: The system under test.
+        effort: The test budget, which says how many points.
 
     Attributes:
-        subject: The subject, without a start that does not reach the manifold.
-        effort: The effort.
+        subject: The system under test, without a start that does not reach the manifold.
+        effort: The test budget.
         unreached: The error that the start raised, or ``None``.
     """
 
@@ -56,7 +59,7 @@ class Survey:
 
     @classmethod
     def of(cls, subject: Subject, effort: Effort) -> Survey:
-        """The survey of a subject, which its checks share."""
+        """The survey of a system under test, which its checks share."""
         return subject.once((cls, effort), lambda: cls(subject, effort))
 
     @property
@@ -73,14 +76,17 @@ class Survey:
         """Independent random directions (n, D)."""
         points, dim = self.effort.points, self.subject.problem.dim
         count = max(min(_STARTS * points, _BY_DIMENSION * points // dim), _FEWEST)
-        directions = self.subject.normals(60, count, dim)
-        return directions / directions.norm(dim=1, keepdim=True)
+        return unit(self.subject.normals(60, count, dim))
 
     @shared_property
     def ends(self) -> Tensor:
         """Where gradient flow from the independent starts ends, NaN where it does not: (n, D)."""
-        ends = self.subject.limits(self.starts)
-        return ends / ends.norm(dim=1, keepdim=True)
+        return unit(self.subject.limits(self.starts))
+
+    @property
+    def arrived(self) -> Tensor:
+        """Those ends, where there is one, (k, D)."""
+        return self.ends[torch.isfinite(self.ends).all(1)]
 
     def above(self, y: Tensor) -> Tensor:
         """How far the loss at points is above that of the start: (n, D) -> (n,).
@@ -100,8 +106,8 @@ class Survey:
         return finite & (self.above(filled).abs() <= _LEVEL)
 
     @cached_property
-    def fellows(self) -> Tensor:
-        """The ends of independent starts that have the loss of the start, (k, D)."""
+    def restarts(self) -> Tensor:
+        """The ends of independent starts at the loss of the start, (k, D)."""
         return self.ends[self.on_level(self.ends)]
 
     @shared_property
@@ -112,11 +118,13 @@ class Survey:
         """
         start, walkers = self.start[None], max(self.effort.points // _STEPS, 1)
         try:
-            walked = wander(self.subject, start.repeat(walkers, 1), 61, _STEPS, _STRIDE)
+            y = start.repeat(walkers, 1)
+            noise = self.subject.normals(61, _STEPS, *y.shape)
+            walked = random_walk(self.subject.geometry, y, noise, _STRIDE)
         except (RankError, NotOnManifoldError):
             return start
         walked = walked.flatten(0, 1)
-        return torch.cat([start, walked[self.on_level(walked)], self.fellows])
+        return torch.cat([start, walked[self.on_level(walked)], self.restarts])
 
     @cached_property
     def spectrum(self) -> tuple[Tensor, Tensor]:
@@ -166,10 +174,41 @@ class Survey:
         return scaling_groups(problem.pointwise, self.points[:8])
 
 
+def assumption(
+    name: str,
+    statements: tuple[str, ...],
+    look: Callable[[Survey], Result | Sequence[Result] | None],
+) -> Check:
+    """The check of an assumption.
+
+    Args:
+        name: Its name.
+        statements: Statements of the paper that it is about.
+        look: Function of the survey that returns the result or results, or ``None`` where the
+            check does not apply.
+    """
+
+    def run(subject: Subject, effort: Effort) -> Result | Sequence[Result] | None:
+        return look(Survey.of(subject, effort))
+
+    return Check(name, "assumption", statements, run)
+
+
 def ranks_of(values: Tensor) -> Tensor:
     """Rank of symmetric matrices by the largest gap of their eigenvalues: (n, D) -> (n,)."""
     ranks = gap_ratios(values).argmax(-1) + 1
     return torch.where(values.abs().amax(-1) == 0, torch.zeros_like(ranks), ranks)
+
+
+def extremes(title: str, ylabel: str, values: Tensor) -> Picture:
+    """The largest and the smallest over points of positive values (n, k), in falling order."""
+    places = [float(k + 1) for k in range(values.shape[1])]
+    values = values.clamp(min=1e-300)
+    series = (
+        Series("largest over the points", places, values.amax(0).tolist(), "points"),
+        Series("smallest over the points", places, values.amin(0).tolist(), "line"),
+    )
+    return Picture(title, "number", ylabel, series, logy=True)
 
 
 def show_point(y: Tensor, most: int = 4) -> str:

@@ -1,26 +1,19 @@
 """What the theory says of every problem, as functions that measure how far it is from holding.
 
-Each takes a problem (or a :class:`~manifold_sde.verification.subject.Subject`, with other code in
-the place of the toolkit's) and points, and returns a :class:`Defect`: a value, the tolerance that
+Each takes a problem (or a :class:`~manifold_sde.verification.subject.Subject`, with other code for
+the toolkit's) and points, and returns a :class:`Defect`: a value, the tolerance that
 rounding and truncation call for, and ``.require()``, for tests.
 """
 
-from manifold_sde.verification.properties import (
-    curvature,
-    drift,
-    homogeneity,
-    limit_map,
-    noise,
-    runs,
-    tangent_space,
-    times,
-)
-from manifold_sde.verification.properties.curvature import (
+from manifold_sde.verification.properties import derivatives, drift, homogeneity, limit_map, runs
+from manifold_sde.verification.properties.defect import Defect
+from manifold_sde.verification.properties.derivatives import (
     normal_trace,
+    projector,
     second_derivative,
     second_derivative_degree,
+    tangent_projection,
 )
-from manifold_sde.verification.properties.defect import Defect
 from manifold_sde.verification.properties.drift import (
     calculus_correction,
     norm_identity,
@@ -29,6 +22,8 @@ from manifold_sde.verification.properties.drift import (
 from manifold_sde.verification.properties.homogeneity import (
     derivative_degree,
     euler,
+    noise_degree,
+    noise_is_tangent,
     scale_invariance,
 )
 from manifold_sde.verification.properties.limit_map import (
@@ -37,30 +32,19 @@ from manifold_sde.verification.properties.limit_map import (
     limit_map_idempotent,
     limit_map_norm,
 )
-from manifold_sde.verification.properties.noise import noise_degree, noise_is_tangent
 from manifold_sde.verification.properties.runs import (
     decay_as_rate,
     decay_equation_scaling,
     reparametrisation,
     stable_rate,
 )
-from manifold_sde.verification.properties.tangent_space import projector, tangent_projection
-from manifold_sde.verification.properties.times import (
-    time_scale_inverse,
-    time_scale_quadrature,
-    time_scale_recursion,
-    time_scale_rescaled,
-)
 
 #: The checks of all properties, from the loss to the runs.
 CHECKS = (
     *homogeneity.CHECKS,
-    *noise.CHECKS,
     *limit_map.CHECKS,
-    *tangent_space.CHECKS,
-    *curvature.CHECKS,
+    *derivatives.CHECKS,
     *drift.CHECKS,
-    *times.CHECKS,
     *runs.CHECKS,
 )
 
@@ -88,8 +72,4 @@ __all__ = [
     "stable_rate",
     "stratonovich_tangency",
     "tangent_projection",
-    "time_scale_inverse",
-    "time_scale_quadrature",
-    "time_scale_recursion",
-    "time_scale_rescaled",
 ]

@@ -12,10 +12,10 @@ from torch import Tensor
 from manifold_sde.errors import PropertyError
 from manifold_sde.verification.check import Check
 from manifold_sde.verification.effort import Effort
-from manifold_sde.verification.result import Picture, Result, Series, Verdict
+from manifold_sde.verification.result import Picture, Result, Series, Verdict, found
 from manifold_sde.verification.subject import Subject
 
-#: Relative tolerance from which on a comparison says nothing.
+#: Relative tolerance above which a comparison says nothing.
 COARSEST = 1e-2
 #: Rounding errors of a computation, in units of rounding times the root of the dimension: what a
 #: chain of some hundred operations can add up to where none of them is worse conditioned than
@@ -108,7 +108,7 @@ class Defect:
             raise PropertyError(
                 f"a property cannot be decided: {self.detail}",
                 received=f"a tolerance of {self.tolerance:.3g}",
-                expected=f"at most {COARSEST:g}, from which on the comparison says something",
+                expected=f"at most {COARSEST:g}, below which the comparison says something",
                 remedy="a better conditioned problem, or require(decided=False)",
             )
         raise PropertyError(
@@ -136,6 +136,12 @@ def flat_points(x: Tensor) -> Tensor:
     return x.reshape(-1, x.shape[-1])
 
 
+def with_factors(x: Tensor, alpha: Tensor | float) -> tuple[Tensor, Tensor]:
+    """Points (n, D) and their factors (n, 1)."""
+    factors = torch.as_tensor(alpha, dtype=x.dtype, device=x.device).expand(x.shape[:-1])
+    return flat_points(x), factors.reshape(-1, 1)
+
+
 def property_check(
     name: str,
     statements: tuple[str, ...],
@@ -147,40 +153,33 @@ def property_check(
     Args:
         name: Its name.
         statements: The statements of the paper that it is about.
-        measure: The defects of a subject; none where the property does not apply to it.
+        measure: The defects of a system under test; none where the property does not apply to it.
         meaning: What it means for the user if the property fails.
     """
 
-    def run(subject: Subject, effort: Effort) -> list[Result]:
+    def run(subject: Subject, effort: Effort) -> Result | None:
         defects = list(measure(subject, effort))
-        return [_result(name, statements, defects, meaning)] if defects else []
+        if not defects:
+            return None
+        decided = [defect for defect in defects if defect.verdict != "undecided"]
+        worst = max(decided or defects, key=lambda d: d.value / d.tolerance)
+        verdict: Verdict = worst.verdict if decided else "undecided"
+        said = {
+            "holds": "",
+            "fails": meaning,
+            "undecided": "The problem is too ill-conditioned for this comparison.",
+        }
+        failed = [defect for defect in decided if defect.verdict == "fails"]
+        return found(
+            verdict,
+            "; ".join(str(defect) for defect in (failed or defects)) + ".",
+            worst.value,
+            worst.tolerance,
+            said[verdict],
+            pictures=_pictures(name, defects),
+        )
 
     return Check(name, "property", statements, run)
-
-
-def _result(
-    name: str, statements: tuple[str, ...], defects: Sequence[Defect], meaning: str
-) -> Result:
-    decided = [defect for defect in defects if defect.verdict != "undecided"]
-    worst = max(decided or defects, key=lambda d: d.value / d.tolerance)
-    verdict: Verdict = "undecided" if not decided else worst.verdict
-    said = {
-        "holds": "",
-        "fails": meaning,
-        "undecided": "The problem is too ill-conditioned for this comparison.",
-    }
-    failed = [defect for defect in decided if defect.verdict == "fails"]
-    return Result(
-        name,
-        verdict,
-        "; ".join(str(defect) for defect in (failed or defects)) + ".",
-        statistic=worst.value,
-        limit=worst.tolerance,
-        statements=statements,
-        kind="property",
-        meaning=said[verdict],
-        pictures=_pictures(name, defects),
-    )
 
 
 def _pictures(name: str, defects: Sequence[Defect]) -> tuple[Picture, ...]:

@@ -17,8 +17,8 @@ from manifold_sde.verification.properties.defect import (
     property_check,
     rounding,
 )
-from manifold_sde.verification.properties.noise import noise_size
-from manifold_sde.verification.properties.tangent_space import NEAR_ACCURACY, Kernel
+from manifold_sde.verification.properties.derivatives import NEAR_ACCURACY, Kernel
+from manifold_sde.verification.properties.homogeneity import noise_size
 from manifold_sde.verification.subject import Subject
 
 #: Ratios C of (8) that are looked at; ``None`` is (13), which is (8) at C = 1/2.
@@ -50,7 +50,7 @@ def norm_identity(problem: Problem | Subject, y: Tensor, ratio: float | None = N
     """The drift moves the norm as -2 c |Y|^2 + tr Sigma says, in both forms of the equation.
 
     The Stratonovich drift b has <y, b> + c |y|^2 = tr Sigma / 2. The Ito drift has tr(N Sigma N)
-    in the place of tr Sigma: Ito's formula adds tr(P Sigma P).
+    instead of tr Sigma: Ito's formula adds tr(P Sigma P).
 
     Args:
         problem: The problem.

@@ -1,4 +1,4 @@
-"""Homogeneity of the losses and of their derivatives: Definition 2.2, Lemmas 2.4 and 2.5."""
+"""Homogeneity of losses, derivatives and noise: Definition 2.2, Lemmas 2.4 and 2.5."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ from manifold_sde.verification.properties.defect import (
     property_check,
     rounding,
     spread_norms,
+    with_factors,
 )
 from manifold_sde.verification.subject import Subject
 
 _NAMES = {1: "gradient", 2: "Hessian", 3: "third derivative"}
-#: Numbers that a batch of Hessians may have.
+#: Numbers that a batch of Hessians, factors or covariances may have.
 _MOST_NUMBERS = 2**24
 
 
@@ -75,7 +76,7 @@ def scale_invariance(problem: Problem | Subject, x: Tensor, alpha: Tensor | floa
     Source: Definition 2.2 with k = 0, Assumption 2.3.
     """
     owner = Subject.of(problem).problem
-    points, factors = _with_factors(x, alpha)
+    points, factors = with_factors(x, alpha)
     gap = _losses(owner, factors * points) - _losses(owner, points)
     values = gap.abs().amax(1) / loss_size(owner, points)
     return Defect.of(values, rounding(points), "L(a x) = L(x)")
@@ -100,7 +101,7 @@ def derivative_degree(
     Source: Lemma 2.4.
     """
     owner = Subject.of(problem).problem
-    points, factors = _with_factors(x, alpha)
+    points, factors = with_factors(x, alpha)
     there, here = (_derivative(owner, z, order) for z in (factors * points, points))
     gap = (factors**order * there - here).norm(dim=1) * points.norm(dim=1) ** order
     values = gap / _derivative_size(owner, points)
@@ -128,12 +129,6 @@ def euler(problem: Problem | Subject, x: Tensor) -> Defect:
     turned = (owner.hessian(points) @ points[..., None])[..., 0] + owner.gradient(points)
     second = turned.norm(dim=1) * points.norm(dim=1) / _derivative_size(owner, points)
     return Defect.of(torch.maximum(first, second), rounding(points), "<x, grad L> = 0 and H x = -g")
-
-
-def _with_factors(x: Tensor, alpha: Tensor | float) -> tuple[Tensor, Tensor]:
-    """Points (n, D) and their factors (n, 1)."""
-    factors = torch.as_tensor(alpha, dtype=x.dtype, device=x.device).expand(x.shape[:-1])
-    return flat_points(x), factors.reshape(-1, 1)
 
 
 def points_everywhere(subject: Subject, most: int) -> tuple[Tensor, Tensor]:
@@ -169,6 +164,80 @@ def _check_euler(subject: Subject, effort: Effort) -> list[Defect]:
     return [euler(subject, x * norms[:, None])]
 
 
+def noise_size(problem: Problem, x: Tensor) -> float:
+    """Largest |x| |sigma(x)| over the points and fixed directions."""
+    points = torch.cat([flat_points(x), loss_checks.fixed_directions(problem.dim).to(x)])
+    sizes = points.norm(dim=1) * problem.noise_factor(points).flatten(1).norm(dim=1)
+    return max(float(sizes.max()), 1e-300)
+
+
+def _tolerance(problem: Problem, x: Tensor, size: float) -> float:
+    """Rounding of sigma relative to its size: the gradients that it is made of are rounded."""
+    return rounding(x) * (1.0 + loss_size(problem, x) / size)
+
+
+def noise_degree(problem: Problem | Subject, x: Tensor, alpha: Tensor | float) -> Defect:
+    """Sigma has degree -2, and its factor sigma -1: sigma(alpha x) = sigma(x) / alpha.
+
+    Args:
+        problem: The problem.
+        x: Points (..., D), not 0.
+        alpha: Positive factors, that broadcast against (...).
+
+    Returns:
+        The larger of the two defects, relative to the largest |x| |sigma(x)| and its square.
+
+    Source: section 2, after Lemma 2.5.
+    """
+    owner = Subject.of(problem).problem
+    points, factors = with_factors(x, alpha)
+    norms, size = points.norm(dim=1), noise_size(owner, points)
+    scaled = factors * points
+    gap = factors[..., None] * owner.noise_factor(scaled) - owner.noise_factor(points)
+    first = gap.flatten(1).norm(dim=1) * norms / size
+    gap = factors[..., None] ** 2 * owner.noise_covariance(scaled) - owner.noise_covariance(points)
+    second = gap.flatten(1).norm(dim=1) * (norms / size) ** 2
+    return Defect.of(
+        torch.maximum(first, second),
+        2.0 * _tolerance(owner, points, size),
+        "sigma has degree -1 and Sigma -2",
+    )
+
+
+def noise_is_tangent(problem: Problem | Subject, x: Tensor) -> Defect:
+    """The noise does not act along the weights: sigma(x)^T x = 0.
+
+    Args:
+        problem: The problem.
+        x: Points (..., D), not 0.
+
+    Returns:
+        The largest |sigma(x)^T x|, relative to the largest |x| |sigma(x)|.
+
+    Source: Lemma 2.5 for the columns of sigma in (2).
+    """
+    owner = Subject.of(problem).problem
+    points = flat_points(x)
+    size = noise_size(owner, points)
+    radial = (owner.noise_factor(points) * points[..., None]).sum(1).norm(dim=1)
+    return Defect.of(radial / size, _tolerance(owner, points, size), "sigma(x)^T x = 0")
+
+
+def _points_of_noise(subject: Subject, effort: Effort) -> tuple[Tensor, Tensor]:
+    dim = subject.problem.dim
+    most = _MOST_NUMBERS // (dim * max(dim, subject.problem.n_noise))
+    return points_everywhere(subject, max(2, min(effort.points, most)))
+
+
+def _check_noise_degree(subject: Subject, effort: Effort) -> list[Defect]:
+    return [noise_degree(subject, *_points_of_noise(subject, effort))]
+
+
+def _check_tangent(subject: Subject, effort: Effort) -> list[Defect]:
+    x, norms = _points_of_noise(subject, effort)
+    return [noise_is_tangent(subject, x * norms[:, None])]
+
+
 _NOT_INVARIANT = (
     "The loss is not constant along rays, so that weight decay changes what is minimised and the "
     "theory does not apply: look for a bias, affine parameters, an eps in a normalisation, or a "
@@ -191,4 +260,18 @@ CHECKS: tuple[Check, ...] = (
         "its derivatives are not those of what it computes (problem.derivative_errors).",
     ),
     property_check("Euler's theorem", ("Lemma 2.5",), _check_euler, _NOT_INVARIANT),
+    property_check(
+        "degrees of the noise",
+        ("Lemma 2.4",),
+        _check_noise_degree,
+        "The noise does not grow as 1 / |x| near the origin, as that of SGD does: there is no "
+        "intrinsic clock, and (9) to (13) do not hold. Divide the factor by |x|.",
+    ),
+    property_check(
+        "noise orthogonal to the weights",
+        ("Lemma 2.5",),
+        _check_tangent,
+        "The noise moves the norm itself: the equation of the norm holds only in mean. Take the "
+        "part along x away from the columns of the factor.",
+    ),
 )

@@ -21,6 +21,7 @@ from manifold_sde.verification.properties.defect import (
     property_check,
     rounding,
     spread_norms,
+    with_factors,
 )
 from manifold_sde.verification.subject import Subject
 
@@ -59,8 +60,7 @@ def limit_map_degree(problem: Problem | Subject, x: Tensor, alpha: Tensor | floa
     Source: Lemma 2.7.
     """
     subject = Subject.of(problem)
-    factors = torch.as_tensor(alpha, dtype=x.dtype, device=x.device).expand(x.shape[:-1])
-    points, factors = flat_points(x), factors.reshape(-1, 1)
+    points, factors = with_factors(x, alpha)
     here = subject.geometry.limit_map(points)
     there = subject.limits(factors * points) / factors
     values = (there - here).norm(dim=1) / points.norm(dim=1)

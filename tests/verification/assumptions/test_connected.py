@@ -23,13 +23,13 @@ PROBLEMS = 54
 
 def verdict(known: Known, seed: int) -> tuple[str, Survey]:
     subject = Subject.of(known.problem, seed=seed)
-    (found,) = check_connectedness(subject, SMALL)
+    found = check_connectedness(Survey.of(subject, SMALL))
     return found.verdict, Survey.of(subject, SMALL)
 
 
 def cut(known: Known, survey: Survey) -> list[Separation]:
     """Walks from two sides of the neck, as if no path had been found through it."""
-    nodes = torch.cat([survey.points[:1], survey.fellows])
+    nodes = torch.cat([survey.points[:1], survey.restarts])
     height = known.height(nodes)
     labels = (height > (0.0 if known.kind == "quadric" else height.median())).long().numpy()
     assert set(labels.tolist()) == {0, 1}

@@ -14,9 +14,10 @@ from manifold_sde.verification import Subject
 from manifold_sde.verification.assumptions.connected import separation
 from manifold_sde.verification.assumptions.controllability import smallest_noise
 from manifold_sde.verification.assumptions.minimisers import curvature
-from manifold_sde.verification.assumptions.movement import Valued, along_manifold, descend
 from manifold_sde.verification.assumptions.paths import join, trace_curve
+from manifold_sde.verification.assumptions.search import Valued, descend
 from manifold_sde.verification.assumptions.smoothness import find_jumps, line_derivatives
+from manifold_sde.verification.sampling import along_manifold
 
 
 def bent_surface() -> Problem:
@@ -45,7 +46,7 @@ def test_gradients_along_the_manifold_are_those_of_differences(what: str) -> Non
         "noise": smallest_noise(problem, 2, (range(5),)),
     }
     function = functions[what]
-    direction = along_manifold(subject, y, subject.normals(99, 3, 5))
+    direction = along_manifold(subject.geometry, y, subject.normals(99, 3, 5))
     slope = (function(y)[1] * direction).sum(1)
     h = 1e-4
     ahead, behind = (subject.geometry.retract(y + s * h * direction) for s in (1, -1))

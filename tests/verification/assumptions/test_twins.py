@@ -319,7 +319,7 @@ def test_what_is_no_such_problem_gets_a_report(function: Callable[..., torch.Ten
 
 
 def test_of_components_that_no_start_comes_to_nothing_is_known() -> None:
-    """A maximum has no fellows: the curve is not the point here, and nothing is claimed."""
+    """A maximum has no restarts at its loss: the curve is not the point, and nothing is claimed."""
     found = result(subject_of(broken.maximum), "connectedness")
     assert found.verdict != "holds"
 
@@ -339,6 +339,6 @@ def test_a_loss_that_is_not_analytic_is_not_proved_to_be() -> None:
     bent = sympy.Abs(x[2] / norm - sympy.Rational(1, 2)) ** 5
     loss = (x[2] / norm) ** 2 / 2 + bent / 100
     problem = Problem.from_sympy(loss, x, SphericalNoise(0.3))
-    (found,) = check_analyticity(Subject.of(problem), SMALL)
+    found = check_analyticity(Subject.of(problem), SMALL)
     assert found.verdict == "undecided"
     assert "no proof" in found.detail

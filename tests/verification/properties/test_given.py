@@ -74,13 +74,3 @@ def test_runs(drawn: Drawn, C: float | None) -> None:
     properties.reparametrisation(problem, x, lr, 2e-3 / lr, C).require()
     properties.decay_as_rate(problem, x, lr, 2e-3 / lr).require()
     properties.decay_equation_scaling(problem, x, lr, 2e-3 / lr, C or 5.0).require()
-
-
-@pytest.mark.paper("Equation (11)", "Equation (12)", "Remark 4.2")
-@settings(max_examples=6, suppress_health_check=SLOW)
-@given(strategies.rates(), strategies.scales())
-def test_time_scale(rates: tuple[float, float], C: float) -> None:
-    problem = strategies.ResidualModel()
-    properties.time_scale_quadrature(problem, *rates).require()
-    properties.time_scale_inverse(problem, *rates).require()
-    properties.time_scale_rescaled(problem, *rates, C).require()

@@ -27,7 +27,6 @@ PROJECTOR = "the derivative of Phi is the orthogonal projector"
 SECOND = "the second derivative of Phi"
 NORM = "the norm in the drift of (8) and (13)"
 CALCULI = "Ito and Stratonovich forms of (13)"
-TIMES = "the time scale (11) and (12)"
 RESCALED = "SGD at the rates of (9) and of Remark 4.2"
 DECAY = "SGD with weight decay as SGD without it"
 
@@ -180,25 +179,7 @@ def test_another_drift_is_rejected(name: str, twin: Callable[..., Any]) -> None:
     rejects(name, twins.on("mixed_noise_circle", limiting_diffusion=twin))
 
 
-# The time scale and SGD.
-
-
-@pytest.mark.twin(TIMES, "tau with e^2.. for e^4.., another R, tau^-1 or C, lambda off by 5 %")
-@pytest.mark.paper("Equation (11)", "Equation (12)", "Remark 4.2")
-@pytest.mark.parametrize(
-    "twin",
-    [
-        twins.TwoForFour,
-        twins.RadiusWithoutStart,
-        twins.RadiusSquareRoot,
-        twins.InverseWithoutTwo,
-        twins.StepsRoundedUp,
-        twins.WrongPowers,
-        twins.wrong_decay,
-    ],
-)
-def test_another_time_scale_is_rejected(twin: Callable[..., Any]) -> None:
-    rejects(TIMES, twins.on("varying_circle", time_scale=twin))
+# SGD.
 
 
 @pytest.mark.twin(DECAY, "weight decay off by 5 %, coupled to the loss, or other effective rates")

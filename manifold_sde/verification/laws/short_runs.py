@@ -1,35 +1,34 @@
-"""The runs that the checks of limit theorems share: each is made once for a subject."""
+"""Runs of SGD and of the diffusions over short times, from one start, for the limit theorems."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from scipy import optimize, stats
 from torch import Tensor
 
-from manifold_sde.deadline import Attempts, Progress, shared_property
-from manifold_sde.degeneracy import Degeneracy
-from manifold_sde.errors import ArgumentError, LimitMapError, NoiseError
+from manifold_sde.deadline import Progress, shared_property
+from manifold_sde.errors import ArgumentError, LimitMapError
 from manifold_sde.sdes import (
     DirectionDiffusion,
     FixedRatioDiffusion,
     LimitingDiffusion,
     WeightDecaySDE,
 )
-from manifold_sde.verification.effort import Effort
-from manifold_sde.verification.limit_theorems.functionals import Functional, declare
-from manifold_sde.verification.limit_theorems.regime import (
+from manifold_sde.verification.laws.engine import Runs
+from manifold_sde.verification.laws.functionals import PathFunctional, path_functionals
+from manifold_sde.verification.laws.regime import (
     MOMENTS,
     TOLERATED,
     Rates,
     Regime,
     Surroundings,
 )
-from manifold_sde.verification.subject import Subject
 
 #: Paths of the first pilot run, which sees the manifold, and of the second, which sees effects.
 _SCOUTS = 64
@@ -41,28 +40,17 @@ _AT_ONCE = 4096
 #: Difference up to which a closed form of Phi is taken for that of the geometry.
 _SAME = 1e-6
 _FEWEST_RUNS = 64
-#: Multiple of the effort's departure that is the largest to be declared.
+#: Multiple of the budget's departure that is the largest to be declared.
 _LARGEST = 16.0
+#: Whole steps of SGD at a time that rounding puts just below them.
+_ROUNDING = 1e-9
 
 
-class Simulations:
-    """Runs of SGD and of the diffusions from one start, at the rates of one regime.
+class ShortRuns(Runs):
+    """Runs of SGD and of the diffusions from norm 1, at the rates of one regime.
 
-    Args:
-        subject: The subject.
-        effort: The effort.
+    Runs are told apart by what they simulate and by the number of their seed.
     """
-
-    def __init__(self, subject: Subject, effort: Effort) -> None:
-        self.subject = subject
-        self.effort = effort
-        self._runs: dict[Any, Tensor] = {}
-        self._attempts = Attempts()
-
-    @classmethod
-    def of(cls, subject: Subject, effort: Effort) -> Simulations:
-        """Those of a subject at an effort: made when they are first asked for."""
-        return subject.once((cls, effort), lambda: cls(subject, effort))
 
     def seed(self, use: int) -> int:
         """Seed of a run."""
@@ -71,25 +59,14 @@ class Simulations:
     # Before drawing.
 
     @shared_property
-    def degeneracy(self) -> Degeneracy:
-        """How many directions the noise reaches at the start."""
-        return Degeneracy.of(self.subject.problem, self.subject.start)
-
-    @shared_property
     def around(self) -> Surroundings:
         """What SGD finds at points that a first pilot run reaches.
 
         Raises:
             NoiseError: If there is no diffusion.
         """
+        self.require_diffusion()
         y = self.subject.start
-        if self.degeneracy.noise_rank == 0:
-            raise NoiseError(
-                "there is no diffusion along the manifold",
-                received="noise without a part along the manifold",
-                expected="noise that moves the weights along the manifold of minimisers",
-                remedy=self.degeneracy.statement or "",
-            )
         here = Surroundings.of(self.subject, y[None])
         clock = Regime.of(here, self.effort).clock
         seen = self._pilot([clock], _SCOUTS, 100).directions[-1]
@@ -129,26 +106,25 @@ class Simulations:
         return right_clock, off, slightly, growth
 
     @shared_property
-    def functionals(self) -> tuple[Functional, ...]:
+    def functionals(self) -> tuple[PathFunctional, ...]:
         """What is compared."""
         right, wrong, _, growth = self.pilot
-        return declare(self.subject, self.subject.start, right, wrong, growth)
+        return path_functionals(self.subject, right, wrong, growth)
+
+    @cached_property
+    def _of_direction(self) -> list[PathFunctional]:
+        return [f for f in self.functionals if not f.of_norm]
 
     @cached_property
     def effect(self) -> float:
         """Effect of the departure on the functional that feels it most, in its deviations."""
-        felt = [f.effect / f.spread for f in self.functionals if not f.of_norm]
-        return max(felt)
-
-    @property
-    def tests(self) -> int:
-        """Number of tests of a comparison: the functionals, and the energy distance."""
-        return len(self.functionals) + 1
+        return max(f.effect / f.spread for f in self._of_direction)
 
     @property
     def _quantiles(self) -> float:
         """Standard errors by which the departure has to be beyond what is tolerated."""
-        alpha = self.effort.false_alarm / self.tests
+        # The tests of a comparison are those of the functionals, and the energy distance.
+        alpha = self.effort.false_alarm / (len(self.functionals) + 1)
         return float(stats.norm.isf(alpha / 2) + stats.norm.isf(self.effort.miss))
 
     def needed(self, shares: tuple[float, ...]) -> int:
@@ -157,12 +133,11 @@ class Simulations:
         Args:
             shares: Variances of the means of the two sides, in units of one functional's over n.
         """
-        felt = [f for f in self.functionals if not f.of_norm]
         return min(
             math.ceil(
                 (f.deviation(shares, 1.0) * self._quantiles / ((1.0 - TOLERATED) * f.effect)) ** 2
             )
-            for f in felt
+            for f in self._of_direction
             if f.effect > 0.0
         )
 
@@ -173,17 +148,15 @@ class Simulations:
         return 2 * (max(_FEWEST_RUNS, min(self.effort.runs, needed)) // 2)
 
     def departure(self, shares: tuple[float, ...]) -> float:
-        """The departure that these runs find: the effort's, or a larger one.
+        """The departure that these runs find: that of the budget, or a larger one.
 
         Raises:
             ArgumentError: If these runs find none.
         """
         if self.needed(shares) <= self.runs:
             return self.effort.departure
-        found = [
-            self._multiple(f, shares) for f in self.functionals if not f.of_norm and f.effect > 0.0
-        ]
-        if min(found) >= _LARGEST:
+        found = min(self._multiple(f, shares) for f in self._of_direction if f.effect > 0.0)
+        if found >= _LARGEST:
             raise ArgumentError(
                 "the runs are too few to find anything",
                 received=f"{self.runs} runs, of which a clock that is off by "
@@ -191,10 +164,10 @@ class Simulations:
                 expected=f"{self.needed(shares)} runs, for {self.effort.departure:.0%}",
                 remedy="an effort with more runs",
             )
-        return self.effort.departure * min(found)
+        return self.effort.departure * found
 
-    def _multiple(self, functional: Functional, shares: tuple[float, ...]) -> float:
-        """How many times the effort's departure a functional shows to these runs."""
+    def _multiple(self, functional: PathFunctional, shares: tuple[float, ...]) -> float:
+        """How many times the budget's departure a functional shows to these runs."""
 
         def short(k: float) -> float:
             error = functional.deviation(shares, k) / math.sqrt(self.runs)
@@ -204,39 +177,48 @@ class Simulations:
             return _LARGEST
         return 1.0 if short(1.0) <= 0.0 else float(optimize.brentq(short, 1.0, _LARGEST))
 
+    # Times.
+
+    @property
+    def general_times(self) -> tuple[float, ...]:
+        """Times T of (13) at the moments."""
+        return tuple(0.5 * math.log1p(2.0 * t) for t in self.regime.elapsed)
+
+    def at_general_times(self, rates: Rates) -> Rates:
+        """The rates with the step counts that the time scale says for these times."""
+        scale = self.subject.time_scale(rates.lr, rates.weight_decay)
+        counts = np.asarray(scale.steps(np.array(self.general_times) * (1.0 + _ROUNDING)))
+        return Rates(rates.lr, rates.weight_decay, tuple(int(k) for k in counts))
+
     # Runs.
+
+    def _once(self, key: tuple[Any, ...], make: Callable[[], Tensor]) -> Tensor:
+        return self.subject.once((self.effort, *key), make)
 
     def sgd(self, rates: Rates, use: int) -> Tensor:
         """Phi of the weights at the moments, (K, n, D), from norm 1."""
-        return self._sgd(rates, use)[1]
+        weights = self._weights(rates, use)
+        return self._once(("limit of sgd", rates, use), lambda: self.limits(weights))
 
     def sgd_norms(self, rates: Rates, use: int) -> Tensor:
         """Norms of the weights at the moments, (K, n)."""
-        return self._sgd(rates, use)[0].norm(dim=-1)
-
-    def _sgd(self, rates: Rates, use: int) -> tuple[Tensor, Tensor]:
-        ys = self._once(("sgd", rates, use), lambda: self._weights(rates, use))
-        return ys, self._once(("limit", rates, use), lambda: self.limits(ys))
+        self.sgd(rates, use)  # they lead to the manifold
+        return self._weights(rates, use).norm(dim=-1)
 
     def _weights(self, rates: Rates, use: int) -> Tensor:
-        run = self.subject.run_sgd(
-            self.subject.problem,
-            self.subject.start,
-            rates.lr,
-            rates.weight_decay,
-            list(rates.counts),
-            n_paths=self.runs,
-            seed=self.seed(use),
-        )
-        ys: Tensor = run.ys
-        return ys
+        def make() -> Tensor:
+            ys: Tensor = self.subject.run_sgd(
+                self.subject.problem,
+                self.subject.start,
+                rates.lr,
+                rates.weight_decay,
+                list(rates.counts),
+                n_paths=self.runs,
+                seed=self.seed(use),
+            ).ys
+            return ys
 
-    def _once(self, key: Hashable, make: Callable[[], Tensor]) -> Tensor:
-        """A run, made where it is not there."""
-        if key not in self._runs:
-            with self._attempts.making(key):
-                self._runs[key] = make()
-        return self._runs[key]
+        return self._once(("sgd", rates, use), make)
 
     def limits(self, x: Tensor) -> Tensor:
         """Phi of weights (..., D).
@@ -244,12 +226,16 @@ class Simulations:
         Raises:
             ArgumentError: If some of them do not flow to the manifold.
         """
-        phi = self._phi
         flat = x.reshape(-1, x.shape[-1])
         lost = int((~torch.isfinite(flat).all(1)).sum())
         if not lost:
+            parts = []
             try:
-                found = self._in_parts(phi, flat)
+                with Progress(total=len(flat), disable=True) as bar:
+                    for part in flat.split(_AT_ONCE):
+                        parts.append(self._phi(part))
+                        bar.update(len(part))
+                found = torch.cat(parts)
                 lost = int((~torch.isfinite(found).all(1)).sum())
             except LimitMapError as error:
                 lost = len(flat) if error.failed is None else int(error.failed.sum())
@@ -263,15 +249,6 @@ class Simulations:
             )
         return found.reshape(x.shape)
 
-    @staticmethod
-    def _in_parts(phi: Any, x: Tensor) -> Tensor:
-        found = []
-        with Progress(total=len(x), disable=True) as bar:
-            for part in x.split(_AT_ONCE):
-                found.append(phi(part))
-                bar.update(len(part))
-        return torch.cat(found)
-
     @cached_property
     def _phi(self) -> Any:
         """The geometry's limit map, or the closed form that the problem knows, if they agree."""
@@ -283,50 +260,47 @@ class Simulations:
         same = float((closed(x) - self.subject.limits(x)).abs().max()) <= _SAME
         return closed if same else geometry.limit_map
 
-    def diffusion(self, ratio: float, times: tuple[float, ...], use: int) -> Tensor:
-        """States of (8) at a ratio, solved in its own time, (K, n, D)."""
-        sde = FixedRatioDiffusion(self.subject.problem, ratio, "stratonovich")
-        return self._solved(sde, times, use)
+    def diffusion(self, sde: FixedRatioDiffusion, times: tuple[float, ...], use: int) -> Tensor:
+        """States of (8) or (13), solved in its own time, (K, n, D)."""
 
-    def limiting(self, times: tuple[float, ...], use: int) -> Tensor:
-        """States of (13), (K, n, D)."""
-        return self._solved(LimitingDiffusion(self.subject.problem, "stratonovich"), times, use)
-
-    def _solved(self, sde: FixedRatioDiffusion, times: tuple[float, ...], use: int) -> Tensor:
         def make() -> Tensor:
             # du = dt / |Y|^4, and the norm is smallest at one of the two ends.
             trace, end = self.around.trace, times[-1]
             last = math.exp(-4.0 * sde.ratio * end) * (1.0 + 2.0 * trace * self.regime.elapsed[-1])
             steps = MOMENTS * math.ceil(end * trace / (MOMENTS * _STEP * min(1.0, last)))
-            run = self.subject.solve(
-                sde,
-                self.subject.start,
-                [0.0, *times],
-                n_paths=self.runs,
-                method="weak2",
-                dt=times[-1] / steps,
-                seed=self.seed(use),
-                compile=False,
-            )
-            ys: Tensor = run.ys[1:]
-            return ys
+            return self._solved(sde, times, "weak2", end / steps, use)
 
         return self._once((type(sde).__name__, sde.ratio, times, use), make)
 
+    def at_ratio(self, ratio: float, times: tuple[float, ...], use: int) -> Tensor:
+        """States of (8), (K, n, D)."""
+        sde = FixedRatioDiffusion(self.subject.problem, ratio, "stratonovich")
+        return self.diffusion(sde, times, use)
+
+    def limiting(self) -> Tensor:
+        """States of (13) at the moments, (K, n, D)."""
+        sde = LimitingDiffusion(self.subject.problem, "stratonovich")
+        return self.diffusion(sde, self.general_times, 115)
+
     def continuous(self, rates: Rates, times: tuple[float, ...], use: int) -> Tensor:
         """Phi of the states of the SDE (3) at times in steps, (K, n, D)."""
+        sde = WeightDecaySDE(self.subject.problem, rates.lr, rates.weight_decay)
+        return self._once(
+            ("continuous", rates, times, use),
+            lambda: self.limits(self._solved(sde, times, "euler", 0.5, use)),
+        )
 
-        def make() -> Tensor:
-            run = self.subject.solve(
-                WeightDecaySDE(self.subject.problem, rates.lr, rates.weight_decay),
-                self.subject.start,
-                [0.0, *times],
-                n_paths=self.runs,
-                method="euler",
-                dt=0.5,
-                seed=self.seed(use),
-                compile=False,
-            )
-            return self.limits(run.ys[1:])
-
-        return self._once(("continuous", rates, times, use), make)
+    def _solved(
+        self, sde: Any, times: tuple[float, ...], method: str, dt: float, use: int
+    ) -> Tensor:
+        ys: Tensor = self.subject.solve(
+            sde,
+            self.subject.start,
+            [0.0, *times],
+            n_paths=self.runs,
+            method=method,
+            dt=dt,
+            seed=self.seed(use),
+            compile=False,
+        ).ys
+        return ys[1:]

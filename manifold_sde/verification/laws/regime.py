@@ -148,7 +148,7 @@ class Regime:
 
     @classmethod
     def of(cls, around: Surroundings, effort: Effort) -> Regime:
-        """The largest clock that the effort allows."""
+        """The largest clock that the test budget allows."""
         step = min(effort.step_size, _STABILITY / (COARSEST * around.sharpness))
         most = 0.5 * effort.steps * step**2
         allowed = _BIAS * effort.departure

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import mpmath
 import numpy as np
+import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
 
-from manifold_sde.problem import Problem
-from manifold_sde.verification.check import Check
-from manifold_sde.verification.effort import Effort
-from manifold_sde.verification.properties.defect import Defect, property_check
-from manifold_sde.verification.subject import Subject
+from manifold_sde import TimeScale
+from manifold_sde.verification import strategies
+from manifold_sde.verification.properties import Defect
+from tests.verification.properties import twins
+
+#: A time scale of a learning rate and a weight decay.
+Made = Callable[[float, float], Any]
 
 #: Rates (eta, lambda) that are looked at, eta < 2 lambda in the first three.
 _RATES = ((1e-2, 5e-2), (1e-3, 0.5), (1e-4, 1.0), (0.1, 5e-4), (0.3, 0.03))
 #: Rates at which steps are so small that the recursion is close to its continuous form.
 _SMALL_RATES = ((1e-2, 5e-2), (1e-3, 0.5), (5e-3, 5e-3))
-#: Up to this number of points an effort is a quick one.
-_FEW_POINTS = 64
 #: Times in units of 1 / (4 eta lambda), the relaxation time of R^4.
 _TIMES = (1e-3, 0.1, 1.0, 5.0, 40.0)
 #: Units of rounding of the closed formulas in float64: a few functions, one after the other.
@@ -29,23 +33,18 @@ _DIGITS = 30
 _MOST_STEPS = 20_000
 
 
-def time_scale_quadrature(problem: Problem | Subject, lr: float, weight_decay: float) -> Defect:
+def quadrature(made: Made, lr: float, weight_decay: float) -> Defect:
     """R of (11) solves the equation of the norm, and tau of (12) is the integral of eta^2 / R^4.
 
     R^4 is integrated from d R^4 / dt = 2 eta^2 - 4 eta lambda R^4, the equation of |X|^4 for noise
     of trace 1, by mpmath to 30 digits, as the integral of 2 eta^2 e^(4 eta lambda s).
-
-    Args:
-        problem: The problem, or a subject, whose time scale is looked at.
-        lr: Learning rate eta.
-        weight_decay: Weight decay lambda, positive.
 
     Returns:
         The largest relative defect of R and tau over five times.
 
     Source: equations (11) and (12).
     """
-    scale = Subject.of(problem).time_scale(lr, weight_decay)
+    scale = made(lr, weight_decay)
     values = []
     with mpmath.workdps(_DIGITS):
         eta, decay = mpmath.mpf(lr), mpmath.mpf(weight_decay)
@@ -70,13 +69,8 @@ def time_scale_quadrature(problem: Problem | Subject, lr: float, weight_decay: f
     return Defect.of(_tensor(values), _rounding(), f"R and tau at {_shown(lr, weight_decay)}")
 
 
-def time_scale_inverse(problem: Problem | Subject, lr: float, weight_decay: float) -> Defect:
+def inverse(made: Made, lr: float, weight_decay: float) -> Defect:
     """tau^{-1} inverts tau, both rise, and steps(T) is the floor of tau^{-1}(T).
-
-    Args:
-        problem: The problem, or a subject, whose time scale is looked at.
-        lr: Learning rate eta.
-        weight_decay: Weight decay lambda, positive.
 
     Returns:
         The largest relative |tau^{-1}(tau(t)) - t| and |tau(tau^{-1}(T)) - T|; infinite where one
@@ -84,7 +78,7 @@ def time_scale_inverse(problem: Problem | Subject, lr: float, weight_decay: floa
 
     Source: equation (12), Theorem 4.4.
     """
-    scale = Subject.of(problem).time_scale(lr, weight_decay)
+    scale = made(lr, weight_decay)
     t = np.geomspace(1e-3, _TIMES[-1], 40) / (4 * lr * weight_decay)
     T = np.asarray(scale.tau(t))
     back, forth = np.asarray(scale.tau_inverse(T)), np.asarray(scale.tau(scale.tau_inverse(T)))
@@ -101,7 +95,7 @@ def time_scale_inverse(problem: Problem | Subject, lr: float, weight_decay: floa
     )
 
 
-def time_scale_recursion(problem: Problem | Subject, lr: float, weight_decay: float) -> Defect:
+def recursion(made: Made, lr: float, weight_decay: float) -> Defect:
     """R is the norm of SGD whose noise has size 1 / |x| and is orthogonal to x, to first order.
 
     One step takes |x|^2 to (1 - eta lambda)^2 |x|^2 + eta^2 / |x|^2. Against (11) it has a local
@@ -109,17 +103,12 @@ def time_scale_recursion(problem: Problem | Subject, lr: float, weight_decay: fl
     rate 2 eta^2 / R^4: over the run, e (1 + ln(1 + 2 lambda / eta) / 2) with e the largest
     relative change of R^4 by one step.
 
-    Args:
-        problem: The problem, or a subject, whose time scale is looked at.
-        lr: Learning rate eta.
-        weight_decay: Weight decay lambda.
-
     Returns:
         The largest relative difference of R^4, and of T = tau from the sum of eta^2 / |x|^4.
 
     Source: equations (1), (10) and (11).
     """
-    scale = Subject.of(problem).time_scale(lr, weight_decay)
+    scale = made(lr, weight_decay)
     product = lr * weight_decay
     count = int(min(_MOST_STEPS, 2.0 / product if product > 0 else _MOST_STEPS))
     squares, times = np.ones(count + 1), np.zeros(count + 1)
@@ -142,26 +131,17 @@ def time_scale_recursion(problem: Problem | Subject, lr: float, weight_decay: fl
     return Defect.of(torch.from_numpy(kept), tolerance, shown)
 
 
-def time_scale_rescaled(
-    problem: Problem | Subject, lr: float, weight_decay: float, C: float
-) -> Defect:
+def rescaled(made: Made, lr: float, weight_decay: float, C: float) -> Defect:
     """Remark 4.2: the rates C^(-1/2) eta and C^(1/2) lambda put eta / (2 C lambda) into (11).
 
     At the same step e^{2T} - 1 is divided by C, and R^4 is that of the new ratio.
-
-    Args:
-        problem: The problem, or a subject, whose time scale is looked at.
-        lr: Learning rate eta.
-        weight_decay: Weight decay lambda.
-        C: The factor.
 
     Returns:
         The largest relative defect of R^4, of e^{2T} - 1, and of the rates.
 
     Source: Remark 4.2.
     """
-    scale = Subject.of(problem).time_scale
-    here = scale(lr, weight_decay)
+    here = made(lr, weight_decay)
     there, factor = here.rescaled(C)
     t = np.asarray(_TIMES) / (4 * lr * weight_decay)
     part = lr / (2 * C * weight_decay)
@@ -194,31 +174,43 @@ def _shown(lr: float, weight_decay: float) -> str:
     return f"eta = {lr:g}, lambda = {weight_decay:g}"
 
 
-def _worst(defects: list[Defect], what: str) -> Defect:
-    """One defect of those at several rates."""
-    values = torch.tensor([d.value for d in defects], dtype=torch.float64)
-    bounds = torch.tensor([d.tolerance for d in defects], dtype=torch.float64)
-    return Defect.of(values, bounds, what)
-
-
-def _check(subject: Subject, effort: Effort) -> list[Defect]:
-    # The formulas know no problem: a few rates are as good as many.
-    integrated = _RATES if effort.points > _FEW_POINTS else _RATES[1::2]
-    rescaled = [(*rates, C) for rates in _RATES for C in (0.5, 300.0)]
+def _defects(made: Made) -> list[Defect]:
+    """Of all properties at some rates."""
     return [
-        _worst([time_scale_quadrature(subject, *r) for r in integrated], "R and tau, quadrature"),
-        _worst([time_scale_inverse(subject, *r) for r in _RATES], "tau and its inverse"),
-        _worst([time_scale_recursion(subject, *r) for r in _SMALL_RATES], "R and tau, recursion"),
-        _worst([time_scale_rescaled(subject, *r) for r in rescaled], "C of Remark 4.2"),
+        *(quadrature(made, *rates) for rates in _RATES[1::2]),
+        *(inverse(made, *rates) for rates in _RATES),
+        *(recursion(made, *rates) for rates in _SMALL_RATES),
+        *(rescaled(made, *rates, C) for rates in _RATES for C in (0.5, 300.0)),
     ]
 
 
-#: The checks of this module.
-CHECKS: tuple[Check, ...] = (
-    property_check(
-        "the time scale (11) and (12)",
-        ("Equation (11)", "Equation (12)", "Remark 4.2"),
-        _check,
-        "The map from steps to the time of (13) is wrong: every prediction is for another step.",
-    ),
+@pytest.mark.paper("Equation (11)", "Equation (12)", "Remark 4.2")
+def test_the_time_scale_is_that_of_the_paper() -> None:
+    for defect in (*_defects(TimeScale), *(quadrature(TimeScale, *r) for r in _RATES[::2])):
+        defect.require()
+
+
+@pytest.mark.paper("Equation (11)", "Equation (12)", "Remark 4.2")
+@settings(max_examples=6, suppress_health_check=[HealthCheck.too_slow])
+@given(strategies.rates(), strategies.scales())
+def test_the_time_scale_at_drawn_rates(rates: tuple[float, float], C: float) -> None:
+    quadrature(TimeScale, *rates).require()
+    inverse(TimeScale, *rates).require()
+    rescaled(TimeScale, *rates, C).require()
+
+
+@pytest.mark.paper("Equation (11)", "Equation (12)", "Remark 4.2")
+@pytest.mark.parametrize(
+    "twin",
+    [
+        twins.TwoForFour,
+        twins.RadiusWithoutStart,
+        twins.RadiusSquareRoot,
+        twins.InverseWithoutTwo,
+        twins.StepsRoundedUp,
+        twins.WrongPowers,
+        twins.wrong_decay,
+    ],
 )
+def test_another_time_scale_is_rejected(twin: Made) -> None:
+    assert "fails" in {defect.verdict for defect in _defects(twin)}

@@ -1,4 +1,4 @@
-"""The simulations that the checks of ergodicity share: made once for a subject and an effort."""
+"""Runs of the diffusions towards their equilibrium, from starts that are far apart."""
 
 from __future__ import annotations
 
@@ -10,28 +10,23 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from manifold_sde.deadline import expecting, shared_property
-from manifold_sde.degeneracy import Degeneracy
-from manifold_sde.errors import ClockRangeError, LostPathsWarning, NoiseError, NotOnManifoldError
+from manifold_sde.errors import (
+    ClockRangeError,
+    LostPathsWarning,
+    ManifoldSDEError,
+    NotOnManifoldError,
+)
 from manifold_sde.sdes import DirectionDiffusion, LimitingDiffusion
 from manifold_sde.solvers import Solution
 from manifold_sde.verification.effort import Effort
-from manifold_sde.verification.ergodicity.functionals import Functionals
-from manifold_sde.verification.ergodicity.relaxation import (
-    ExactLaw,
-    Relaxation,
-    exact_law,
-    exact_relaxation,
-    slowest_time,
-)
-from manifold_sde.verification.ergodicity.starts import far_apart
+from manifold_sde.verification.exact import AngleLaw, CircleDiffusion, SphereLaw, law_of
+from manifold_sde.verification.laws.engine import Array, Runs
+from manifold_sde.verification.laws.functionals import Functionals
 from manifold_sde.verification.subject import Subject
 from manifold_sde.verification.two_sample import runs_for_mean
-
-Array = NDArray[np.float64]
 
 #: Starts, and the fourth powers of their norms in units of V there.
 STARTS = 3
@@ -49,34 +44,50 @@ _KEPT = 8
 _BUDGET = 250.0
 #: Steps that show whether they are too large for the curvature.
 _BEGINNING = 4.0
-_SEEDS = {"ends": 1, "chains": 2, "sgd": 3, "early": 4}
+_SEEDS = {"runs": 1, "chains": 2, "sgd": 3, "early": 4}
 
 
-@dataclass(frozen=True, eq=False)
-class ErgodicRuns:
-    """Simulations of a subject towards its equilibrium.
+#: Condition number of H up to which SciPy's explicit flow gives Phi for the exact law.
+_SMOOTH = 20.0
+#: Autocorrelations below this multiple of their standard error are not told from 0.
+_SIGNIFICANT = 3.0
+
+ExactLaw = AngleLaw | SphereLaw | CircleDiffusion
+
+
+@dataclass(frozen=True)
+class Relaxation:
+    """The slowest of the times in which expectations settle.
 
     Attributes:
-        subject: The subject.
-        effort: The effort.
-        horizon: Relaxation times that the runs take; ``None`` for what the effort asks for.
+        clock: In the intrinsic clock u.
+        time: In the time T of (13), with the norm.
+        source: Where it is from, in words.
     """
 
-    subject: Subject
-    effort: Effort
-    horizon: float | None = None
+    clock: float
+    time: float
+    source: str
 
-    @classmethod
-    def of(cls, subject: Subject, effort: Effort) -> ErgodicRuns:
-        """Those of the subject, made once."""
-        return subject.once((cls, effort), lambda: cls(subject, effort))
+
+class LongRuns(Runs):
+    """Simulations of a system towards its equilibrium.
+
+    Args:
+        subject: The system under test.
+        effort: The test budget.
+        horizon: Relaxation times that the runs take; ``None`` for what the budget asks for.
+    """
+
+    def __init__(self, subject: Subject, effort: Effort, horizon: float | None = None) -> None:
+        super().__init__(subject, effort)
+        self.horizon = horizon
+
+    def seed(self, use: str) -> int:
+        """A seed of its own for each use."""
+        return (self.subject.seed * 16 + _SEEDS[use]) % 2**63
 
     # What is known before.
-
-    @shared_property
-    def degeneracy(self) -> Degeneracy:
-        """Where the noise does not reach."""
-        return Degeneracy.of(self.subject.problem, self.subject.start)
 
     @property
     def is_regular(self) -> bool:
@@ -86,7 +97,7 @@ class ErgodicRuns:
     @cached_property
     def functionals(self) -> Functionals:
         """What is compared."""
-        return Functionals.of(self.subject)
+        return Functionals(self.subject.walked)
 
     @cached_property
     def traces(self) -> Tensor:
@@ -132,9 +143,12 @@ class ErgodicRuns:
 
     @property
     def relaxations(self) -> float:
+        """Relaxation times that the runs take."""
+        return self.needed_relaxations if self.horizon is None else self.horizon
+
+    @property
+    def needed_relaxations(self) -> float:
         """Relaxation times after which the influence of the start is below what is to be found."""
-        if self.horizon is not None:
-            return self.horizon
         return math.log(2.0 * math.sqrt(2.0) / (_FORGOTTEN * self.effect))
 
     @property
@@ -145,7 +159,7 @@ class ErgodicRuns:
     @shared_property
     def starts(self) -> Tensor:
         """Unit vectors that are far apart, (STARTS, D)."""
-        return far_apart(self.subject, STARTS)
+        return self.subject.far_apart(STARTS)
 
     @shared_property
     def local_step(self) -> float:
@@ -175,7 +189,7 @@ class ErgodicRuns:
     @shared_property
     def _chains(self) -> tuple[Any, Relaxation]:
         """Chains, and the relaxation time."""
-        self._require_diffusion()
+        self.require_diffusion()
         known = self._known
         clock = known.clock if known is not None else 8.0 * self._step(None)
         while True:
@@ -205,20 +219,14 @@ class ErgodicRuns:
         points = points[torch.arange(n) % len(points)]
         times = torch.linspace(0.0, length, 31, dtype=torch.float64)
         sde = DirectionDiffusion(self.subject.problem)
-        for _ in range(5):
-            self._require_affordable(length / dt, "chains")
-            solution = self._solve(sde, points, times, dt, 2, length / dt)
-            if solution.stats.get("lost_paths", 0) == 0:
-                return solution
-            dt *= 0.5
-        raise self._lost(solution)
+        return self._solve(sde, points, times, dt, "chains", length / dt)
 
     # Independent runs in time, from starts that are far apart.
 
     @shared_property
     def ends(self) -> Solution:
         """Solution of (13), the runs of each start one after the other, at the kept times."""
-        self._require_diffusion()
+        self.require_diffusion()
         dt, end = self._step(self.relaxation), self.end
         n = self.runs_per_start
         traces = self.subject.problem.noise_trace(self.starts)
@@ -227,13 +235,8 @@ class ErgodicRuns:
         unit = max(float(norms.max()) ** 4, float(traces.max()))  # dT = unit du, for the step
         times = torch.cat([torch.zeros(1), torch.linspace(1.0 / _KEPT, 1.0, _KEPT)]).double() * end
         steps = end / float(self.traces.min()) / dt
-        self._require_affordable(steps, "runs")
         sde = LimitingDiffusion(self.subject.problem)
-        for k in range(4):
-            solution = self._solve(sde, start, times, dt * unit / 2.0**k, 1, steps * 2.0**k)
-            if solution.stats.get("lost_paths", 0) == 0:
-                return solution
-        raise self._lost(solution)
+        return self._solve(sde, start, times, dt * unit, "runs", steps)
 
     @property
     def tests_of_starts(self) -> int:
@@ -250,54 +253,121 @@ class ErgodicRuns:
         last = self.ends.directions[-1].numpy()
         return last.reshape(STARTS, -1, last.shape[-1])
 
-    # Parts.
-
-    def seed(self, use: str) -> int:
-        """A seed of its own for each use."""
-        return (self.subject.seed * 16 + _SEEDS[use]) % 2**63
+    def all_ends(self) -> Array:
+        """Directions at the end of all runs, (STARTS n, D)."""
+        return np.concatenate(list(self.end_directions()))
 
     def _solve(
-        self, sde: Any, start: Tensor, times: Tensor, dt: float, use: int, steps: float
+        self, sde: Any, start: Tensor, times: Tensor, dt: float, use: str, steps: float
     ) -> Any:
-        """A solution; of the beginning alone where paths are lost there already."""
+        """A solution in so many steps, or in smaller ones where paths are lost.
+
+        Raises:
+            ClockRangeError: If they are more than the budget has.
+            NotOnManifoldError: If paths are lost at all of the steps.
+        """
         compiled: Any = "auto" if self.effort.departure < 0.2 else False
-        beginning = times.new_tensor([0.0, float(times[-1]) * min(1.0, _BEGINNING / steps)])
-        for asked in (beginning, times):
-            with warnings.catch_warnings(), expecting(steps):
-                warnings.simplefilter("ignore", LostPathsWarning)
-                solution = self.subject.solve(
-                    sde, start, asked, dt=dt, seed=self.subject.seed * 16 + use, compile=compiled
-                )
-            if solution.stats.get("lost_paths", 0):
-                break
-        return solution
-
-    def _require_diffusion(self) -> None:
-        if self.degeneracy.noise_rank == 0:
-            raise NoiseError(
-                "there is no diffusion along the manifold",
-                received="noise without a part along the manifold",
-                expected="noise that moves the direction (Assumption 5.2)",
-                remedy=str(self.degeneracy.statement),
-            )
-
-    def _require_affordable(self, steps: float, what: str) -> None:
+        horizon, tries = (CHAIN, 5) if use == "chains" else (self.relaxations, 4)
         most = _BUDGET / self.effort.departure
-        if steps > most:
-            horizon = CHAIN if what == "chains" else self.relaxations
-            raise ClockRangeError(
-                "the equilibrium is out of the reach of this effort",
-                received=f"{what} of {horizon:.3g} relaxation times need {steps:.0f} steps",
-                expected=f"at most {most:.0f}",
-                remedy='effort="thorough", or Effort(departure=...) with a smaller departure; the '
-                "law at finite times does not need it",
-            )
-
-    def _lost(self, solution: Any) -> NotOnManifoldError:
-        lost = solution.stats.get("lost_paths")
-        return NotOnManifoldError(
+        for halved in range(tries):
+            if steps > most and (use == "chains" or not halved):
+                raise ClockRangeError(
+                    "the equilibrium is out of the reach of this effort",
+                    received=f"{use} of {horizon:.3g} relaxation times need {steps:.0f} steps",
+                    expected=f"at most {most:.0f}",
+                    remedy='effort="thorough", or Effort(departure=...) with a smaller departure; '
+                    "the law at finite times does not need it",
+                )
+            # The beginning shows whether paths are lost.
+            beginning = times.new_tensor([0.0, float(times[-1]) * min(1.0, _BEGINNING / steps)])
+            for asked in (beginning, times):
+                with warnings.catch_warnings(), expecting(steps):
+                    warnings.simplefilter("ignore", LostPathsWarning)
+                    solution = self.subject.solve(
+                        sde, start, asked, dt=dt, seed=self.seed(use), compile=compiled
+                    )
+                lost = solution.stats.get("lost_paths", 0)
+                if lost:
+                    break
+            else:
+                return solution
+            dt, steps = 0.5 * dt, 2.0 * steps
+        raise NotOnManifoldError(
             "paths were lost at every step that was tried",
-            received=f"{lost} of {solution.ys.shape[1]} paths",
+            received=f"{lost} of {len(start)} paths",
             expected="none: those that are left are not a random sample",
             remedy="solve(sde, y0, ts, rtol=1e-3) takes smaller steps where they are needed",
         )
+
+
+def exact_law(subject: Subject) -> ExactLaw | None:
+    """The exact law of the problem, if there is one.
+
+    Phi for the coefficients on a curve is SciPy's gradient flow; where that is stiff it is the
+    subject's, which the solver does not use.
+    """
+    problem = subject.problem
+    values = torch.linalg.eigvalsh(problem.hessian(subject.start))
+    positive = values[values > 1e-8 * values[-1]]
+    stiff = float(values[-1] / positive[0]) > _SMOOTH
+
+    def limit_map(x: Array) -> Array:
+        return np.asarray(subject.geometry.limit_map(torch.from_numpy(x)))
+
+    try:
+        return law_of(problem, subject.start, limit_map=limit_map if stiff else None)
+    except ManifoldSDEError:
+        return None
+
+
+def exact_relaxation(law: ExactLaw, trace: float) -> Relaxation | None:
+    """The relaxation time of an exact law.
+
+    Args:
+        law: The law.
+        trace: Mean of V on Gamma_1: at equilibrium dT = V du where V is constant.
+    """
+    norm = 0.5  # 1 / (4 c) at c = 1/2
+    if isinstance(law, AngleLaw):
+        clock = 2.0 * (law.radius / law.noise_scale) ** 2
+        return Relaxation(clock, max(law.noise_trace * clock, norm), "exact")
+    if isinstance(law, SphereLaw):
+        clock = 1.0 / law.rate(1)
+        return Relaxation(clock, max(law.noise_trace * clock, norm), "exact")
+    try:
+        clock, time = law.relaxation_time, 1.0 / law.spectral_gap_in_time()
+    except ManifoldSDEError:
+        return None
+    return Relaxation(clock, max(time, norm), "spectral gap of the generator on the curve")
+
+
+def slowest_time(values: Array, spacing: float) -> float:
+    """The slowest exponential decay of autocorrelations of several functions along chains.
+
+    At each lag the slowest decay is the largest eigenvalue of C(0)^{-1/2} C(lag) C(0)^{-1/2},
+    symmetrised; the lag is the largest one at which it is told from 0.
+
+    Args:
+        values: Values (K, n, m) at K equally spaced times, of n chains and m functions, settled.
+        spacing: Time between them.
+
+    Returns:
+        The time, at least that between two values over 3.
+    """
+    moments, chains, _ = values.shape
+    centred = values - values.mean((0, 1))
+    flat = centred.reshape(-1, centred.shape[-1])
+    spectrum, basis = np.linalg.eigh(flat.T @ flat / len(flat))
+    kept = spectrum > 1e-6 * spectrum[-1]
+    white = centred @ (basis[:, kept] / np.sqrt(spectrum[kept]))
+    longest = spacing / 3.0
+    for lag in range(1, moments // 2):
+        pairs = (moments - lag) * chains
+        moved = np.einsum("kni,knj->ij", white[:-lag], white[lag:]) / pairs
+        largest = float(np.linalg.eigvalsh(0.5 * (moved + moved.T))[-1])
+        # Independent pairs: chains times the relaxation times that fit in.
+        independent = chains * max(1.0, (moments - lag) * spacing / (2.0 * longest))
+        if largest <= _SIGNIFICANT / math.sqrt(independent):
+            break
+        longest = max(longest, lag * spacing / max(-math.log(min(largest, 0.9999)), 1e-4))
+    return longest
