@@ -34,11 +34,12 @@ from manifold_sde.experiments.simulate.summary import Row, law_table, summarize
 from manifold_sde.geometry import Geometry
 from manifold_sde.problem import Problem
 from manifold_sde.sdes import FixedRatioDiffusion, LimitingDiffusion
-from manifold_sde.solvers.bookkeeping import clock_at, log_time_at_zero_ratio
+from manifold_sde.solvers.chunk import CHUNK
+from manifold_sde.solvers.clock import clock_at, log_time_at_zero_ratio
 from manifold_sde.solvers.prediction import on_manifold, predict_sgd
-from manifold_sde.solvers.runner import run_sgd
-from manifold_sde.solvers.simulation import CHUNK, solve
+from manifold_sde.solvers.sgd import run_sgd
 from manifold_sde.solvers.solution import Solution
+from manifold_sde.solvers.solver import solve
 from manifold_sde.time_scale import TimeScale
 
 #: Paths from one start, where their number is left to us.
