@@ -77,7 +77,7 @@ class TorchsdeScheme(Scheme):
 
     calculus: str
     weak_order = 1
-    cost = "2"
+    cost = "that of torchsde"
 
     def __init__(self, method: str, calculus: str) -> None:
         self.name = PREFIX + method

@@ -58,11 +58,11 @@ def half(file, **arrays):
 
 TRAPS = {
     "0.02": None, "0.05": None,
-    "in a step": lambda: nth(fixed.FixedSteps, "block", 2, before=lambda *_: die()),
+    "in a step": lambda: nth(fixed.FixedSteps, "block", 2, before=lambda *_, **__: die()),
     "while writing": lambda: nth(archive.np, "savez", 2, before=half),
-    "before the file is in place": lambda: nth(archive.Path, "replace", 2, before=lambda *_: die()),
+    "before the file is in place": lambda: nth(archive.Path, "replace", 2, before=lambda *_, **__: die()),
     "after it is": lambda: nth(archive.Path, "replace", 1, after=die),
-    "between two chunks": lambda: nth(solver, "integrate", 2, before=lambda *_: die()),
+    "between two chunks": lambda: nth(solver, "integrate", 2, before=lambda *_, **__: die()),
     "0.2": None,
 }
 whole = bits(run())
