@@ -71,6 +71,41 @@ def check_integer(name: str, value: object, low: int, high: int, remedy: str = "
     return number
 
 
+def check_count(
+    name: str,
+    value: object,
+    of: str,
+    remedy: str,
+    *,
+    least: int = 1,
+    even: str = "",
+    expected: str = "a positive integer",
+) -> int:
+    """Check a number of things.
+
+    Args:
+        name: Name of the argument.
+        value: What was given.
+        of: What is counted.
+        remedy: What to give.
+        least: The smallest number.
+        even: Why the number has to be even; empty where it need not be.
+        expected: What it should be.
+
+    Raises:
+        ArgumentError: If it is no such number.
+    """
+    number = integer(value)
+    if number is None or number < least or (even and number % 2):
+        raise ArgumentError(
+            f"{name} is not a number of {of}",
+            received=repr(value),
+            expected=expected + even,
+            remedy=remedy,
+        )
+    return number
+
+
 def real(value: object) -> float:
     """A real number (Python's, NumPy's, a tensor's) as a float; NaN for all else, bools too.
 

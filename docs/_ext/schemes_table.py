@@ -9,8 +9,8 @@ from paper_table import reference, table
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
+from manifold_sde.solvers.adaptive import ADAPTIVE
 from manifold_sde.solvers.schemes import SCHEMES, Scheme
-from manifold_sde.solvers.step_control import ADAPTIVE
 
 HEADINGS = ("Method", "Form", "Weak order", "Strong order", "Adaptive", "Gradients a step")
 WIDTHS = (16, 14, 10, 20, 10, 30)

@@ -4,12 +4,12 @@ from manifold_sde.solvers.brownian import BrownianPath
 from manifold_sde.solvers.direction import DirectionSolution
 from manifold_sde.solvers.extrapolation import Extrapolation, extrapolate
 from manifold_sde.solvers.finite_lr import FiniteLrError, finite_lr_error
-from manifold_sde.solvers.levels import MultilevelEstimate, multilevel
+from manifold_sde.solvers.multilevel_estimate import MultilevelEstimate, multilevel
 from manifold_sde.solvers.prediction import predict_sgd
-from manifold_sde.solvers.runner import run_sgd
 from manifold_sde.solvers.schemes import SCHEMES
-from manifold_sde.solvers.simulation import solve
+from manifold_sde.solvers.sgd import run_sgd
 from manifold_sde.solvers.solution import Solution
+from manifold_sde.solvers.solver import solve
 
 __all__ = [
     "SCHEMES",

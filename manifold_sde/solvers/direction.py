@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,30 +19,24 @@ from manifold_sde.noise.base import check_batch_size
 from manifold_sde.paper import implements
 from manifold_sde.problem import Problem
 from manifold_sde.sdes import DirectionDiffusion
-from manifold_sde.solvers.bookkeeping import GrowthBook, clock_at, log_time_at_zero_ratio
+from manifold_sde.solvers.adaptive import StepControl
+from manifold_sde.solvers.chunk import Chunk, ChunkResult
+from manifold_sde.solvers.clock import ReadOff, clock_at, equilibrium_weights, log_missing
 from manifold_sde.solvers.equilibrium import extent_over
 from manifold_sde.solvers.fingerprint import PROBES, close, probe, route, values_near
+from manifold_sde.solvers.fixed import Grid, RestartState
+from manifold_sde.solvers.integrate import integrate
 from manifold_sde.solvers.lost_paths import warn_of_lost_paths
-from manifold_sde.solvers.march import Grid, Origin
 from manifold_sde.solvers.moments import Observable
-from manifold_sde.solvers.plan import Plan
+from manifold_sde.solvers.simulation import Simulation
 from manifold_sde.solvers.solution import Solution
-from manifold_sde.solvers.step_control import StepControl
 from manifold_sde.solvers.step_sizes import StepSizes, Terrain
-from manifold_sde.threads import one_thread
 from manifold_sde.time_scale import TimeScale
 
 #: Pairs of a path and a moment that are taken up again together.
 _AT_ONCE = 8192
-_FIELDS = (
-    "growth",
-    "log_elapsed",
-    "grid_ys",
-    "grid_growth",
-    "grid_log_elapsed",
-    "grid_position",
-    "grid_level",
-)
+#: Marks the tensors with a value for each path and time kept, which a file holds by their names.
+_OF_PATHS = {"of paths": True}
 
 
 @dataclass(frozen=True, repr=False)
@@ -58,19 +52,49 @@ class DirectionSolution(Solution):
         grid_growth, grid_log_elapsed: The sums there.
         grid_position, grid_level: The numbers of these grid points, and the levels of the steps
             that follow.
-        plan: How the paths were made; ``None`` after loading, until :meth:`attach`.
+        simulation: How the paths were made; ``None`` after loading, until :meth:`attach`.
         origin: What a file says of it.
     """
 
-    growth: Tensor = field(kw_only=True)
-    log_elapsed: Tensor = field(kw_only=True)
-    grid_ys: Tensor = field(kw_only=True)
-    grid_growth: Tensor = field(kw_only=True)
-    grid_log_elapsed: Tensor = field(kw_only=True)
-    grid_position: Tensor = field(kw_only=True)
-    grid_level: Tensor = field(kw_only=True)
-    plan: Plan | None = field(kw_only=True, default=None)
+    growth: Tensor = field(kw_only=True, metadata=_OF_PATHS)
+    log_elapsed: Tensor = field(kw_only=True, metadata=_OF_PATHS)
+    grid_ys: Tensor = field(kw_only=True, metadata=_OF_PATHS)
+    grid_growth: Tensor = field(kw_only=True, metadata=_OF_PATHS)
+    grid_log_elapsed: Tensor = field(kw_only=True, metadata=_OF_PATHS)
+    grid_position: Tensor = field(kw_only=True, metadata=_OF_PATHS)
+    grid_level: Tensor = field(kw_only=True, metadata=_OF_PATHS)
+    simulation: Simulation | None = field(kw_only=True, default=None)
     origin: dict[str, Any] = field(kw_only=True, default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        simulation: Simulation,
+        result: ChunkResult,
+        arguments: dict[str, Any],
+        *,
+        batched: bool,
+    ) -> DirectionSolution:
+        """The solution that holds the result of a simulation.
+
+        Args:
+            simulation: The simulation, of a :class:`DirectionDiffusion`.
+            result: The result of all its chunks.
+            arguments: The attributes of a :class:`Solution`.
+            batched: Whether there is a dimension of paths.
+        """
+        restart = result.restart
+        own: dict[str, Any] = {
+            "growth": result.sums[:, 0],
+            "log_elapsed": result.sums[:, 1],
+            "grid_ys": restart.x.movedim(1, -1),
+            "grid_growth": restart.sums[:, 0],
+            "grid_log_elapsed": restart.sums[:, 1],
+            "grid_position": restart.position,
+            "grid_level": restart.level,
+        }
+        own = {k: (v if batched else v[:, 0]).contiguous() for k, v in own.items()}
+        return cls(**arguments, **own, simulation=simulation)
 
     @implements("Theorem 3.2")
     def at(
@@ -103,9 +127,9 @@ class DirectionSolution(Solution):
                 expected="a finite number, 0 or more: C = weight_decay / lr",
                 remedy="ratio=0.5 is the limiting diffusion (13)",
             )
-        log_time = log_time_at_zero_ratio(elapsed, float(ratio))
-        config = {"ratio": float(ratio)}
-        return self._moments(elapsed, log_time, -float(ratio) * elapsed, norm, 1.0, config)
+        ratio = float(ratio)
+        read_off = ReadOff.at_ratio(self._norms(norm), elapsed, ratio)
+        return self._moments(elapsed, read_off, {"ratio": ratio, "batch_factor": 1.0})
 
     @implements("Theorem 4.4")
     def at_steps(
@@ -155,21 +179,17 @@ class DirectionSolution(Solution):
             )
         scale = TimeScale(lr, weight_decay)
         whole = counts.to(torch.int64).numpy()
-        log_time = np.asarray(scale.log_accumulated(whole), dtype=float)
-        shrinkage = np.asarray(scale.log_shrinkage(whole), dtype=float)
-        like = self.ys
+        log_time, shrinkage = (
+            torch.from_numpy(np.asarray(values, dtype=float))
+            for values in (scale.log_accumulated(whole), scale.log_shrinkage(whole))
+        )
         config: dict[str, Any] = {"lr": repr(scale.lr), "weight_decay": repr(scale.weight_decay)}
         if isinstance(scale.lr, float) and isinstance(scale.weight_decay, float):
             config["ratio"] = scale.weight_decay / scale.lr
         variance = self._variance_factor(batch_size)
-        found = self._moments(
-            counts,
-            torch.from_numpy(log_time).to(like),
-            torch.from_numpy(shrinkage).to(like),
-            norm,
-            variance,
-            config,
-        )
+        log_time = log_time.to(self.ys) + math.log(variance)
+        read_off = ReadOff(self._norms(norm), log_time, shrinkage)
+        found = self._moments(counts, read_off, {**config, "batch_factor": variance})
         sizes = self._step_sizes(scale, int(whole[-1]), norm, variance)
         if sizes is None:
             return found
@@ -184,7 +204,7 @@ class DirectionSolution(Solution):
         seen = seen[torch.isfinite(seen).all(-1)]
         if steps == 0 or not len(seen):
             return None
-        terrain = Terrain.of(cast("DirectionDiffusion", self._plan().sde), seen, variance)
+        terrain = Terrain.of(cast("DirectionDiffusion", self._known().equation), seen, variance)
         return StepSizes.of(scale, steps, float(torch.as_tensor(norm).min()), terrain)
 
     def _times(self, times: Any) -> Tensor:
@@ -220,11 +240,11 @@ class DirectionSolution(Solution):
         return 1.0 / batch_size
 
     def _problem(self) -> Problem:
-        return self._plan().sde.problem
+        return self._known().sde.problem
 
-    def _plan(self) -> Plan:
+    def _known(self) -> Simulation:
         self._require_paths()
-        if self.plan is None:
+        if self.simulation is None:
             raise ArgumentError(
                 "the paths cannot be taken up again",
                 received="a solution that was loaded from a file, which holds no functions",
@@ -232,10 +252,10 @@ class DirectionSolution(Solution):
                 remedy="solution.attach(sde), or DirectionSolution.load(path, sde=sde), with the "
                 "equation that was solved",
             )
-        return self.plan
+        return self.simulation
 
     def _equilibrium_weights(self, burn_in: float | None) -> Tensor:
-        """The fourth power of the norm, in units of 4 C times itself: e^a / E."""
+        """The fourth power of the norm, in units of 4 C times itself."""
         if real(burn_in) <= float(self.ts[0]):
             raise ArgumentError(
                 "the start of the run does not count",
@@ -243,40 +263,43 @@ class DirectionSolution(Solution):
                 expected=f"a clock u after {float(self.ts[0]):g}, where the norm is forgotten",
                 remedy="leave it out for half of the run",
             )
-        weights = torch.exp(self.growth - self.log_elapsed)
-        return torch.where(torch.isfinite(weights), weights, 0.0)
+        return equilibrium_weights(self.growth, self.log_elapsed)
 
     def _extent(self, function: Observable) -> tuple[Tensor, Tensor] | None:
         """Range of a function over the manifold, where the geometry is at hand."""
-        equation = None if self.plan is None else self.plan.sde
-        if not isinstance(equation, DirectionDiffusion):
+        if self.simulation is None:
             return None
+        equation = cast("DirectionDiffusion", self.simulation.equation)
         return extent_over(equation.geometry, function, self.ys)
 
     # Files.
 
+    def _of_paths(self) -> dict[str, Tensor]:
+        """The tensors of :class:`DirectionSolution` with a value for each path and time."""
+        return {name: getattr(self, name) for name in _names()}
+
     def _arrays(self) -> dict[str, Tensor]:
-        arrays = super()._arrays() | {name: getattr(self, name) for name in _FIELDS}
-        if self.plan is not None:
-            arrays |= probe(self.plan.sde.problem, self.ys)
+        arrays = super()._arrays() | self._of_paths()
+        if self.simulation is not None:
+            arrays |= probe(self.simulation.sde.problem, self.ys)
         return arrays | {k: v for k, v in self.origin.items() if isinstance(v, Tensor)}
 
     def _header(self) -> dict[str, Any]:
-        if self.plan is None:
+        run = self.simulation
+        if run is None:
             return {"plan": self.origin.get("plan")}
-        plan = self.plan
         return {
             "plan": {
-                "problem": repr(plan.sde.problem),
-                "calculus": plan.sde.calculus,
-                "geometry": route(plan.sde),
-                "method": plan.method,
-                "grid": asdict(plan.grid),
-                "control": None if plan.control is None else asdict(plan.control),
-                "seed": plan.seed,
-                "antithetic": plan.antithetic,
-                "compiled": plan.compiled,
-                "times": list(plan.times),
+                "problem": repr(run.sde.problem),
+                "calculus": run.equation.calculus,
+                "geometry": route(run.equation),
+                "method": run.scheme,
+                "grid": asdict(run.grid),
+                "control": None if run.control is None else asdict(run.control),
+                "seed": run.seed,
+                "antithetic": run.antithetic,
+                "compiled": run.compiled,
+                "times": list(run.times),
             }
         }
 
@@ -308,7 +331,7 @@ class DirectionSolution(Solution):
     ) -> DirectionSolution:
         origin = {name: tensors[name] for name in PROBES}
         arguments: dict[str, Any] = {
-            name: tensors[name] for name in ("ts", "ys", "clock", *_FIELDS)
+            name: tensors[name] for name in ("ts", "ys", "clock", *_names())
         }
         return cls(**arguments, **common, origin={"plan": header["plan"], **origin})
 
@@ -329,7 +352,7 @@ class DirectionSolution(Solution):
                 remedy="DirectionDiffusion(problem)",
             )
         self._require_paths()
-        stored = self.origin if self.plan is None else self._as_origin()
+        stored = self.origin if self.simulation is None else self._as_origin()
         plan, problem = stored["plan"], sde.problem
         fits = repr(problem) == plan["problem"]
         if fits:
@@ -352,21 +375,21 @@ class DirectionSolution(Solution):
                 expected=f"{plan.get('geometry')}, with which it was solved",
                 remedy="DirectionDiffusion(problem, geometry=Geometry(problem, METHOD)) as then",
             )
-        return replace(
-            self,
-            plan=Plan(
-                sde=equation,
-                method=plan["method"],
-                grid=Grid(**plan["grid"]),
-                book=GrowthBook(),
-                seed=plan["seed"],
-                antithetic=plan["antithetic"],
-                compiled=plan["compiled"],
-                times=tuple(plan["times"]),
-                control=None if plan["control"] is None else StepControl(**plan["control"]),
-            ),
-            origin={},
+        simulation = Simulation(
+            sde=equation,
+            equation=equation,
+            method=plan["method"],
+            scheme=plan["method"],
+            start=first,
+            n_paths=1 if self.ys.dim() == 2 else self.ys.shape[1],
+            times=tuple(plan["times"]),
+            grid=Grid(**plan["grid"]),
+            control=None if plan["control"] is None else StepControl(**plan["control"]),
+            seed=plan["seed"],
+            antithetic=plan["antithetic"],
+            compiled=plan["compiled"],
         )
+        return replace(self, simulation=simulation, origin={})
 
     def _as_origin(self) -> dict[str, Any]:
         return {**self._header(), **probe(self._problem(), self.ys)}
@@ -384,48 +407,33 @@ class DirectionSolution(Solution):
             "grid_log_elapsed": (dims, self.grid_log_elapsed),
         }
 
-    def _moments(
-        self,
-        ts: Tensor,
-        log_time: Tensor,
-        log_shrinkage: Tensor,
-        norm: float | Tensor,
-        variance: float,
-        config: dict[str, Any],
-    ) -> Solution:
+    def _moments(self, ts: Tensor, read_off: ReadOff, config: dict[str, Any]) -> Solution:
         """The paths where E reaches values that differ from path to path.
 
         Args:
-            ts: What the moments are called (K,).
-            log_time: log t_0 of these moments (K,).
-            log_shrinkage: log of what the norm at ratio 0 is multiplied by, (K,).
-            norm: Norm at the start.
-            variance: Factor before the covariance that was simulated.
+            ts: What the K moments are called.
+            read_off: The moments.
             config: What was asked for.
         """
         single = self.ys.dim() == 2
-        kept = self.ys[:, None] if single else self.ys
-        n = kept.shape[1]
-        log_norm = self._log_norm(norm, n)
-        targets = log_time.to(kept)[:, None] + math.log(variance) - 4.0 * log_norm
-        with one_thread():
-            x, growth, clock = self._reach(targets, single)
-        log_norms = log_norm + 0.25 * growth + log_shrinkage.to(kept)[:, None]
-        ys = x * log_norms.exp()[..., None]
+        read_off = read_off.to(self.ys)
+        x, growth, clock = self._reach(read_off.log_elapsed, single)
+        ys = x * read_off.norms(growth)[..., None]
         if single:
             ys, clock = ys[:, 0], clock[:, 0]
-        lost = int((~torch.isfinite(x[-1]).all(-1)).sum())
+        lost, n = int((~torch.isfinite(x[-1]).all(-1)).sum()), x.shape[1]
         warn_of_lost_paths(lost, n, self.config)
         return Solution(
             ts=ts,
             ys=ys,
             clock=clock,
             stats={**self.stats, "lost_paths": lost},
-            config={**self.config, **config, "batch_factor": variance},
+            config={**self.config, **config},
         )
 
-    def _log_norm(self, norm: float | Tensor, n: int) -> Tensor:
-        like = self.growth
+    def _norms(self, norm: float | Tensor) -> Tensor:
+        """Norms of the paths at the start (n,)."""
+        like, n = self.growth, 1 if self.ys.dim() == 2 else self.ys.shape[1]
         several = isinstance(norm, Tensor) and norm.dim() > 0
         value = norm.to(like) if several else like.new_tensor(real(norm))  # type: ignore[union-attr]
         if value.shape not in ((), (n,)) or not bool(((value > 0) & (value < math.inf)).all()):
@@ -435,49 +443,33 @@ class DirectionSolution(Solution):
                 expected=f"a positive number, or one for each of {n} paths",
                 remedy="norm=float(x0.norm())",
             )
-        return value.log().expand(n)
+        return value.expand(n)
 
-    @torch.no_grad()
     def _reach(self, targets: Tensor, single: bool) -> tuple[Tensor, Tensor, Tensor]:
         """Directions (K, n, D), growth (K, n) and clock (K, n) at values (K, n) of log E."""
-        states, growth, elapsed, position, level = (
-            a[:, None] if single else a
-            for a in (
-                self.grid_ys,
-                self.grid_growth,
-                self.grid_log_elapsed,
-                self.grid_position,
-                self.grid_level,
-            )
-        )
-        last = self.log_elapsed[:, None] if single else self.log_elapsed
-        self._require_range(targets, last[-1])
-        plan = self._plan()
+        kept = {k: v[:, None] if single else v for k, v in self._of_paths().items()}
+        self._require_range(targets, kept["log_elapsed"][-1])
+        simulation = self._known()
         moments, n = targets.shape
-        march = plan.march(torch.arange(n, device=states.device), states)
-        x = states.new_full((moments * n, states.shape[-1]), torch.nan)
-        sums = states.new_full((2, moments * n), torch.nan)
-        time = torch.full((moments * n,), torch.nan, dtype=torch.float64, device=x.device)
-        path = torch.arange(n, device=x.device).repeat(moments)
-        wanted = targets.reshape(-1)
+        elapsed, wanted = kept["grid_log_elapsed"], targets.reshape(-1)
+        path = torch.arange(n, device=targets.device).repeat(moments)
         before = (elapsed[:, None] <= targets[None]).sum(0).clamp(min=1).reshape(-1) - 1
-        for start in range(0, moments * n, _AT_ONCE):
-            part = slice(start, min(start + _AT_ONCE, moments * n))
-            j, i = before[part], path[part]
-            origin = Origin(
-                states[j, i].T.contiguous(),
-                torch.stack([growth[j, i], elapsed[j, i]]),
-                position[j, i],
-                level[j, i],
+        parts = []
+        for i, j, log_elapsed in zip(
+            *(values.split(_AT_ONCE) for values in (path, before, wanted)), strict=True
+        ):
+            restart = RestartState(
+                kept["grid_ys"][j, i].T.contiguous(),
+                torch.stack([kept["grid_growth"][j, i], elapsed[j, i]]),
+                kept["grid_position"][j, i],
+                kept["grid_level"][j, i],
             )
-            records = march.resume(i, origin, wanted[part])
-            x[part], sums[:, part], time[part] = records.x.T, records.sums, records.time
-        clock = (time - plan.grid.start).to(x.dtype)
-        return (
-            x.reshape(moments, n, -1),
-            sums[0].reshape(moments, n),
-            clock.reshape(moments, n),
-        )
+            chunk = Chunk(i, restart.x, restart=restart, log_elapsed=log_elapsed)
+            parts.append(integrate(simulation, chunk))
+        x = torch.cat([part.x[0].T for part in parts])
+        growth = torch.cat([part.sums[0, 0] for part in parts])
+        clock = (torch.cat([part.time[0] for part in parts]) - simulation.grid.start).to(x.dtype)
+        return x.reshape(moments, n, -1), growth.reshape(moments, n), clock.reshape(moments, n)
 
     def _require_range(self, targets: Tensor, last: Tensor) -> None:
         beyond = targets.max(0).values > last
@@ -487,7 +479,7 @@ class DirectionSolution(Solution):
         most, last = targets.max(0).values[beyond], last[beyond]
         clock = float(self.ts[-1] - self.ts[0])
         # At the mean trace of each path so far.
-        missing = most - growth + torch.log1p(-torch.exp(last - most))
+        missing = log_missing(last, growth, most)
         needed = 1.1 * (clock + float(clock_at(missing, growth / (2.0 * clock)).max()))
         raise ClockRangeError(
             "the paths were not simulated that far",
@@ -498,3 +490,8 @@ class DirectionSolution(Solution):
             "began, with the same seed and step",
             needed=needed,
         )
+
+
+def _names() -> tuple[str, ...]:
+    """The names of the tensors that a direction has for each path and time."""
+    return tuple(f.name for f in fields(DirectionSolution) if "of paths" in f.metadata)

@@ -3,7 +3,7 @@ r"""Averages under the equilibrium in time, and what they still know of the star
 Kept moments of a path in the time t count alike. Those of the direction diffusion are moments of
 the clock u, and :math:`dt = \|Y\|^4 du`: each is weighted by :math:`\|Y\|^4`, which at every ratio
 C > 0 is proportional to :math:`e^{a} / E` once (direction, norm) is in its joint equilibrium
-(:mod:`manifold_sde.solvers.bookkeeping`; the initial norm is forgotten at the rate 2 V).
+(:mod:`manifold_sde.solvers.clock`; the initial norm is forgotten at the rate 2 V).
 
 A process that is not periodic forgets its start like :math:`E f(t) - \pi(f) \approx
 e^{-t/\tau} (E f(0) - \pi(f))`, and its conditional expectations in the same way: across paths, the
@@ -30,9 +30,9 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import torch
 from scipy import stats
@@ -44,9 +44,6 @@ from manifold_sde.geometry import Geometry
 from manifold_sde.loss_checks import fixed_directions
 from manifold_sde.solvers.lost_paths import check_average, remedy_of
 from manifold_sde.solvers.moments import Observable, evaluate
-
-if TYPE_CHECKING:
-    from manifold_sde.solvers.solution import Solution
 
 #: Independent parts from which a standard error is taken: paths, or else batches in time.
 _FEWEST = 20
@@ -69,6 +66,17 @@ _ROUNDING = 1024.0
 
 #: Smallest and largest value (...) of a function over the manifold, or ``None``.
 Extent = Callable[[Observable], tuple[Tensor, Tensor] | None]
+
+
+class Kept(Protocol):
+    """What an average needs of a solution: times (K,), states (K, D) or (K, n, D), and how."""
+
+    @property
+    def ts(self) -> Tensor: ...  # noqa: D102
+    @property
+    def ys(self) -> Tensor: ...  # noqa: D102
+    @property
+    def config(self) -> Mapping[str, Any]: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
@@ -120,7 +128,7 @@ class EquilibriumAverage:
 
 
 def average(
-    solution: Solution,
+    solution: Kept,
     function: Observable,
     weights: Tensor | None,
     burn_in: float | None,

@@ -19,12 +19,11 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from manifold_sde.equations import StochasticEquation
-from manifold_sde.solvers.coupling import coupled_values, moments_at, request_of
+from manifold_sde.solvers.chunk import CHUNK
+from manifold_sde.solvers.coupling import coupled, coupled_values, moments_at
 from manifold_sde.solvers.lost_paths import check_average
 from manifold_sde.solvers.moments import Moments, Observable
-from manifold_sde.solvers.run import direction_scheme
-from manifold_sde.solvers.schemes import SCHEMES
-from manifold_sde.solvers.simulation import CHUNK
+from manifold_sde.solvers.torchsde_schemes import scheme_named
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ def extrapolate(
     Args:
         sde: The equation.
         y0: Start (D,) on the manifold, or one for each path.
-        ts: Times asked for, increasing; the first is the start.
+        ts: Save times, increasing; the first is the start.
         function: Function of states (n, D) with a value for each, (n, ...).
         n_paths: Number of paths, each run at both steps.
         dt: The larger step; the other is half of it.
@@ -106,16 +105,22 @@ def extrapolate(
         >>> found.order, tuple(found.mean.shape)
         (2, (2,))
     """
-    request = request_of(
-        sde, y0, ts, n_paths, dt, method, seed=seed, compile=compile, chunk_size=chunk_size
+    simulation = coupled(
+        sde,
+        y0,
+        ts,
+        n_paths=n_paths,
+        dt=dt,
+        method=method,
+        seed=seed,
+        compile=compile,
+        chunk_size=chunk_size,
     )
-    order = SCHEMES[
-        direction_scheme(request.equation) if request.method == "split" else request.method
-    ].weak_order
+    order = scheme_named(simulation.scheme).weak_order
     weight = 1.0 / (2.0**order - 1.0)
     parts: dict[str, Moments] = {}
     lost = 0
-    for (coarse, fine), valid in coupled_values(request, function, (0, 1)):
+    for (coarse, fine), valid in coupled_values(simulation, function, (0, 1)):
         lost += int((~valid[-1]).sum())
         values = {
             "mean": fine + weight * (fine - coarse),
@@ -136,12 +141,12 @@ def extrapolate(
         coarse=results["coarse"][0],
         dt=dt,
         order=order,
-        paths=request.n_paths,
+        paths=simulation.n_paths,
         lost=lost,
     )
     check_average(
         lost,
-        request.n_paths,
+        simulation.n_paths,
         when=" at one step or the other",
         partial=found,
         survivors="the error's attribute partial",

@@ -25,10 +25,11 @@ from manifold_sde.geometry import Geometry
 from manifold_sde.paper import implements
 from manifold_sde.problem import Problem, require_problem
 from manifold_sde.sdes import LimitingDiffusion
+from manifold_sde.solvers.arguments import listed
 from manifold_sde.solvers.coarser_rates import CoarserRates, coarser_rates, largest_merge
 from manifold_sde.solvers.moments import Observable, moments_of
 from manifold_sde.solvers.prediction import weights_of_limit
-from manifold_sde.solvers.runner import Rate, run_sgd
+from manifold_sde.solvers.sgd import Rate, run_sgd
 from manifold_sde.solvers.step_sizes import STABLE, StepSizes, Terrain
 from manifold_sde.time_scale import TimeScale
 
@@ -176,18 +177,25 @@ def finite_lr_error(
     norm = float(y0.norm())
     terrain = Terrain.of(equation, y0[None] / norm)
     sizes = StepSizes.of(scale, int(counts[-1]), norm, terrain)
-    seen = _pilot(problem, x0, scale, counts, sizes, phi, seed)
+    pilot = largest_merge(sizes.stability, int(counts[0]), limit=_LIMIT, fewest=_FEWEST)
+    coarser = coarser_rates(scale, counts, pilot)
+    reached = _weights(problem, x0, coarser, pilot, phi, n_paths=_PILOTS, seed=seed)
+    seen = torch.cat([y0[None], reached.reshape(-1, problem.dim)])
+    seen = seen / seen.norm(dim=1, keepdim=True)
     terrain = Terrain.of(equation, seen)
     sizes = StepSizes.of(scale, int(counts[-1]), norm, terrain)
     merges = _check_merge(merge, sizes, counts)
     if limit is None:
-        limit = _limit(equation, y0, scale, counts, f, size, seed, compile)
+        options: dict[str, Any] = {"n_paths": size, "seed": seed, "compile": compile}
+        weights = weights_of_limit(equation, y0, scale, counts, antithetic=True, **options)
+        limit = weights.expectation(f)
     mean, error = limit
     measured, errors, coarseness = [], [], []
     for number, m in enumerate(merges):
         coarser = coarser_rates(scale, counts, m)
-        weights = _weights(problem, x0, coarser, phi, size, (seed + number) % 2**64, compile, m)
-        found, spread = moments_of("f", f, weights).result()
+        own = (seed + number) % 2**64
+        x = _weights(problem, x0, coarser, m, phi, n_paths=size, seed=own, compile=compile)
+        found, spread = moments_of("f", f, x).result()
         if mean.shape != found.shape or error.shape != found.shape:
             raise ShapeError(
                 "the limit does not fit f and the steps",
@@ -217,20 +225,17 @@ def finite_lr_error(
 
 
 def _check_counts(steps: object) -> np.ndarray:
-    try:
-        counts = np.asarray(steps.tolist() if isinstance(steps, Tensor) else steps).reshape(-1)
-        whole = np.issubdtype(counts.dtype, np.integer) and len(counts) > 0
-        usable = whole and counts[0] > 0 and bool((np.diff(counts) > 0).all())
-    except (TypeError, ValueError):
-        usable = False
-    if not usable:
+    """Positive increasing step counts (K,)."""
+    counts = [integer(k) for k in listed("steps", steps)]
+    whole = [k for k in counts if k is not None and k > 0]
+    if not counts or len(whole) < len(counts) or sorted(set(whole)) != whole:
         raise ArgumentError(
             "steps are not step counts",
             received=repr(steps)[:80],
             expected="a positive integer, or increasing ones",
             remedy="steps=1000, or steps=[500, 1000]",
         )
-    return counts.astype(np.int64)
+    return np.array(whole, dtype=np.int64)
 
 
 def _check_merge(merge: object, sizes: StepSizes, counts: np.ndarray) -> list[int]:
@@ -239,10 +244,9 @@ def _check_merge(merge: object, sizes: StepSizes, counts: np.ndarray) -> list[in
     if merge is None:
         coarsest = largest_merge(sizes.stability, first, limit=_LIMIT, fewest=_FEWEST)
         return [coarsest // 4, coarsest] if coarsest >= 8 else [1]
-    listed: list[Any] = list(merge) if isinstance(merge, Sequence) else [merge]
-    found = [integer(m) for m in listed]
+    found = [integer(m) for m in listed("numbers", merge)]
     merges = [m for m in found if m is not None and m >= 1]
-    increasing = len(merges) == len(listed) and sorted(set(merges)) == merges
+    increasing = len(merges) == len(found) and sorted(set(merges)) == merges
     if not increasing or not (len(merges) > 1 or merges == [1]):
         raise ArgumentError(
             "merge is not the numbers of steps that become one",
@@ -267,56 +271,13 @@ def _check_merge(merge: object, sizes: StepSizes, counts: np.ndarray) -> list[in
     return merges
 
 
-def _pilot(
-    problem: Problem,
-    x0: Tensor,
-    scale: TimeScale,
-    counts: np.ndarray,
-    sizes: StepSizes,
-    phi: Callable[[Tensor], Tensor],
-    seed: int,
-) -> Tensor:
-    """Directions (p, D) that a few coarse paths of SGD reach, and the first one."""
-    merge = largest_merge(sizes.stability, int(counts[0]), limit=_LIMIT, fewest=_FEWEST)
-    coarser = coarser_rates(scale, counts, merge)
-    reached = _weights(problem, x0, coarser, phi, _PILOTS, seed, "auto", merge)
-    seen = torch.cat([phi(x0[None]), reached.reshape(-1, problem.dim)])
-    return seen / seen.norm(dim=1, keepdim=True)
-
-
-def _limit(
-    equation: LimitingDiffusion,
-    y0: Tensor,
-    scale: TimeScale,
-    counts: np.ndarray,
-    f: Observable,
-    n_paths: int,
-    seed: int,
-    compile: bool | str,
-) -> tuple[Tensor, Tensor]:
-    """Mean and standard error of f under the limit, (K, ...) each."""
-    weights = weights_of_limit(
-        equation,
-        y0,
-        scale,
-        counts,
-        n_paths=n_paths,
-        seed=seed,
-        antithetic=True,
-        compile=compile,
-    )
-    return weights.expectation(f)
-
-
 def _weights(
     problem: Problem,
     x0: Tensor,
     coarser: CoarserRates,
-    phi: Callable[[Tensor], Tensor],
-    n_paths: int,
-    seed: int,
-    compile: bool | str,
     merge: int,
+    phi: Callable[[Tensor], Tensor],
+    **options: Any,
 ) -> Tensor:
     """Phi of the weights of a coarser run, (K, n, D)."""
     with warnings.catch_warnings():
@@ -327,29 +288,23 @@ def _weights(
             coarser.lr.tolist(),
             coarser.weight_decay.tolist(),
             coarser.counts.tolist(),
-            n_paths=n_paths,
-            seed=seed,
-            compile=compile,
+            **options,
         )
-    lost = run.stats["non_finite_paths"]
+    lost, paths = run.stats["non_finite_paths"], run.stats["paths"]
     try:
         if not lost:
-            found = torch.stack([_in_parts(phi, x) for x in run.ys])
+            found = torch.stack([torch.cat([phi(x) for x in y.split(_AT_ONCE)]) for y in run.ys])
             lost = int((~torch.isfinite(found).all(-1)).any(0).sum())
             if not lost:
                 return found
     except LimitMapError as failure:
-        lost = n_paths if failure.failed is None else int(failure.failed.sum())
+        lost = paths if failure.failed is None else int(failure.failed.sum())
     raise ArgumentError(
         "a coarser run of SGD leaves the neighbourhood of the manifold",
-        received=f"{lost} or more of {n_paths} paths without a limit, with {merge} steps in one",
+        received=f"{lost} or more of {paths} paths without a limit, with {merge} steps in one",
         expected="paths from which gradient flow leads to the manifold",
         remedy=f"merge with fewer than {merge}; [1] measures the run itself",
     )
-
-
-def _in_parts(phi: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    return torch.cat([phi(part) for part in x.split(_AT_ONCE)])
 
 
 def _coefficients(ratios: Tensor) -> tuple[Tensor, Tensor]:

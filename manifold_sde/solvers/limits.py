@@ -10,14 +10,14 @@ from collections.abc import Callable, Sized
 
 from torch import Tensor
 
-from manifold_sde.arguments import integer
+from manifold_sde.arguments import check_count
 from manifold_sde.errors import ArgumentError, LongRunWarning
 
-#: Steps of a path beyond which a run is refused, where nothing else is asked for.
+#: Steps of a path beyond which a run is refused, by default.
 MAX_STEPS = 10_000_000
 #: The same for SGD itself, whose steps are cheaper.
 MAX_SGD_STEPS = 1_000_000_000
-#: Adaptive steps of a path from which on a run is said to be long.
+#: Adaptive steps of a path above which a run is said to be long.
 _MANY_STEPS = 20_000
 #: Bytes of a number in a list.
 _ENTRY = 40
@@ -31,15 +31,7 @@ def check_max_steps(max_steps: object, default: int = MAX_STEPS) -> int:
     Raises:
         ArgumentError: If it is none.
     """
-    count = integer(max_steps)
-    if count is None or count < 1:
-        raise ArgumentError(
-            "max_steps is not a number of steps",
-            received=repr(max_steps),
-            expected="a positive integer",
-            remedy=f"leave it out: {default}",
-        )
-    return count
+    return check_count("max_steps", max_steps, "steps", f"leave it out: {default}")
 
 
 def refuse_many_steps(steps: float, most: int, remedy: str) -> None:

@@ -15,10 +15,11 @@ from manifold_sde.errors import ArgumentError, NotOnManifoldError
 from manifold_sde.paper import implements
 from manifold_sde.problem import Problem
 from manifold_sde.sdes import LimitingDiffusion
+from manifold_sde.solvers.arguments import check_steps, starts
+from manifold_sde.solvers.chunk import CHUNK
 from manifold_sde.solvers.limits import MAX_STEPS
-from manifold_sde.solvers.runner import check_steps, starts
-from manifold_sde.solvers.simulation import CHUNK, solve
 from manifold_sde.solvers.solution import Solution
+from manifold_sde.solvers.solver import solve
 from manifold_sde.solvers.step_sizes import StepSizes, Terrain
 from manifold_sde.time_scale import TimeScale
 

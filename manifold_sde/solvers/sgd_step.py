@@ -29,11 +29,22 @@ class SgdState:
         x: Weights (D, n).
         clock: Intrinsic clock u of each path, (n,).
         paths: Path indices, on which the noise depends, (n,).
+        step: Number of steps taken.
     """
 
     x: Tensor
     clock: Tensor
     paths: Tensor
+    step: int = 0
+
+    @classmethod
+    def begin(cls, start: Tensor, first: int) -> SgdState:
+        """State of paths from one of this index on, at their starts (n, D), padded."""
+        n = len(start)
+        padded = -(-n // LANES) * LANES
+        x = torch.cat([start, start[-1:].expand(padded - n, -1)]).T.contiguous()
+        paths = torch.arange(first, first + padded, device=x.device)
+        return cls(x, x.new_zeros(padded), paths)
 
 
 def update(

@@ -1,406 +1,406 @@
-"""Simulation of the stochastic differential equations."""
+"""One simulation: the arguments of ``solve``, resolved, as plain data for any process."""
 
 from __future__ import annotations
 
-import contextlib
-import itertools
 import math
-import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from manifold_sde import rng
-from manifold_sde.arguments import check_path, integer, kind_of, real
-from manifold_sde.degeneracy import measure_diffusion
+from manifold_sde.arguments import check_flag
+from manifold_sde.compile import check_mode, compiler_available
 from manifold_sde.equations import ManifoldEquation, StochasticEquation
-from manifold_sde.errors import ArgumentError, DTypeError, NoDiffusionWarning
-from manifold_sde.sdes import (
-    DirectionDiffusion,
-    WeightDecaySDE,
+from manifold_sde.loss_checks import fixed_directions
+from manifold_sde.sdes import DirectionDiffusion, FixedRatioDiffusion, WeightDecaySDE
+from manifold_sde.solvers.adaptive import AdaptiveSteps, StepControl, Tolerance
+from manifold_sde.solvers.archive import SUFFIX
+from manifold_sde.solvers.arguments import (
+    check_chunks,
+    check_observables,
+    check_starts,
+    check_step,
+    check_times,
+    choose,
+    require_equation,
+    require_start,
 )
-from manifold_sde.solvers.ensemble import check_workers, outcomes
-from manifold_sde.solvers.limits import MAX_STEPS, check_length, check_max_steps
+from manifold_sde.solvers.brownian import BrownianPath
+from manifold_sde.solvers.chunk import CHUNK, Chunk
+from manifold_sde.solvers.clock import ReadOff, clock_at, integrals_of
+from manifold_sde.solvers.fingerprint import Fingerprint, route, summary
+from manifold_sde.solvers.fixed import FixedSteps, Grid, RestartedSteps, SaveTimes
+from manifold_sde.solvers.limits import (
+    MAX_STEPS,
+    Watch,
+    check_max_steps,
+    refuse_many_steps,
+    require_memory,
+)
 from manifold_sde.solvers.moments import Observable, evaluate
-from manifold_sde.solvers.run import Request, Run
-from manifold_sde.solvers.runner import starts
-from manifold_sde.solvers.schemes import SCHEMES
-from manifold_sde.solvers.solution import Solution
-from manifold_sde.solvers.step_control import check_tolerance, require_adaptive_scheme
-from manifold_sde.solvers.stopping import Stoppable
-from manifold_sde.solvers.torchsde_bridge import TORCHSDE, refuse_unsound
+from manifold_sde.solvers.torchsde_schemes import scheme_named
+from manifold_sde.threads import one_thread
 
-#: Paths of a chunk, all of them stepped together.
-CHUNK = 4096
-
-
-def solve(
-    sde: StochasticEquation,
-    y0: Tensor,
-    ts: Sequence[float] | Tensor,
-    *,
-    n_paths: int | None = None,
-    method: str = "auto",
-    dt: float | None = None,
-    rtol: float | None = None,
-    atol: float | None = None,
-    adaptive: bool | None = None,
-    dt_min: float | None = None,
-    dt_max: float | None = None,
-    seed: int = 0,
-    antithetic: bool = False,
-    observables: Mapping[str, Observable] | None = None,
-    compile: bool | str = "auto",
-    progress: bool | str = False,
-    checkpoint: str | Path | None = None,
-    workers: int | None = None,
-    backend: str = "loky",
-    chunk_size: int = CHUNK,
-    max_steps: int = MAX_STEPS,
-) -> Solution:
-    r"""Simulate paths of a stochastic differential equation on the manifold of minimisers.
-
-    A path's noise depends on (seed, path, time) alone: paths are the same alone and among
-    thousands (to rounding), at other times asked for, and at steps that differ by powers of two.
-    Paths are run in chunks of one size, each on one thread: the result is the same to the bit for
-    any number of workers, either backend, and however often the run was stopped and taken up.
-
-    Args:
-        sde: The equation.
-        y0: Start (D,) on the manifold, or a start for each path (B, D).
-        ts: Times asked for, increasing, in the equation's own time; ``ts[0]`` is the start.
-        n_paths: Number of paths from one start; ``None`` for one path, or as many as starts.
-        method: Scheme: "euler" (Ito), "heun", "midpoint", "weak2" (Stratonovich), "phi_jet" (any),
-            "walk" (any form, directions alone), or "split": the direction in the intrinsic clock by
-            "weak2", or by "walk" where the geometry is matrix-free, and the norm by its own
-            equation. "auto" is "split" on the manifold. For (3) in the whole space: "euler",
-            "heun", "midpoint", or those of torchsde: "torchsde:euler" (Ito), "torchsde:heun",
-            "torchsde:midpoint", "torchsde:euler_heun" (Stratonovich).
-        dt: Step in the equation's time; with ``adaptive=True`` the first one. "split" turns it into
-            a step of the clock.
-        rtol: Tolerance of one step relative to the norm: steps are then adaptive, each path its
-            own, for "heun", "midpoint" and "split" (whose direction then takes "heun").
-        atol: Absolute tolerance beside it; 0 where left out.
-        adaptive: Whether steps are adaptive; ``None`` where a tolerance says so.
-        dt_min: Smallest adaptive step; a path that would need a smaller one is lost. By default
-            the first one over 2^20.
-        dt_max: Largest adaptive step; by default 32 times the first one.
-        seed: Seed of the Brownian paths, an integer.
-        antithetic: Whether paths 2i and 2i + 1 have opposite noise, for smaller variance; the
-            number of paths and ``chunk_size`` are then even, and standard errors are those of the
-            means of pairs.
-        observables: Functions of states (n, D), with a value (n, ...) for each, whose mean and
-            standard error over the paths are kept, by name, in ``solution.observed``; the paths
-            themselves are then not kept (``ys`` is (K, 0, D)), and memory does not grow with
-            their number. Lost paths are left out, and counted in ``stats["lost_at_times"]``.
-        compile: Whether kernels are compiled: "auto" does so for large runs where a C++ compiler
-            is at hand.
-        progress: Whether to show a progress bar, or its label: of steps, or of chunks where
-            others run them.
-        checkpoint: Folder in which the state is saved on the way, a file a chunk; the same call
-            goes on from it, and ends with the same bits as if it had not stopped. Workers write
-            it themselves: on several machines it is on a file system that they share.
-        workers: Number of processes that run the chunks; ``None`` or 1 for this one. With "dask"
-            the largest number of chunks under way at once, ``None`` for as many as it takes.
-        backend: "loky" for processes on this machine, "dask" for the workers of the
-            ``distributed.Client`` that this process has. Both need the extra ``cluster``.
-        chunk_size: Number of paths that are stepped together. Another one changes the last bits.
-        max_steps: Number of steps of a path beyond which the run is refused: beforehand where it
-            is known then, and otherwise as soon as it can be estimated.
-
-    Returns:
-        Solution: ``ys`` is (K, D) for one path and (K, n, D) for several; a
-        :class:`DirectionSolution` for a :class:`DirectionDiffusion`.
-
-    Raises:
-        ArgumentError, ShapeError: If an argument is out of range or shapes do not fit.
-        NotOnManifoldError, RankError, NoiseError: If a start is not on the manifold, or the noise
-            vanishes there.
-        CheckpointError: If the checkpoint is corrupted, belongs to another run, or is in use.
-        WriteError: If the checkpoint cannot be written.
-        KeyboardInterrupt: By Ctrl-C; it says what was saved. SIGTERM ends the
-            workers too, and then the process with status 143, where it has no handler.
-        WorkerError: If a worker of "loky" died, or the problem cannot be sent to workers. What a
-            worker of "dask" was doing when it died is done again by another.
-        MissingDependencyError: If joblib or Dask is needed and not installed.
-
-    Warns:
-        LongRunWarning: If the tolerance asks for very many steps.
-        LostPathsWarning: If paths were lost.
-        NoDiffusionWarning: If the noise has no part along the manifold at the start. What part it
-            has there is ``stats["noise_along"]``.
-
-    Example:
-        >>> from manifold_sde import LimitingDiffusion, problems
-        >>> from manifold_sde.solvers import solve
-        >>> problem = problems.great_circle()
-        >>> solution = solve(LimitingDiffusion(problem), problem.minimizer, [0, 1], n_paths=4)
-        >>> solution.ys.shape
-        torch.Size([2, 4, 3])
-    """
-    require_equation(sde)
-    times = check_times(ts)
-    start, n, batched = check_starts(sde, y0, n_paths)
-    rng.seed_key(seed)
-    workers = check_workers(workers, backend)
-    if not isinstance(antithetic, bool):
-        raise ArgumentError(
-            "antithetic is neither yes nor no",
-            received=repr(antithetic),
-            expected="True or False",
-            remedy="antithetic=True for pairs of paths with opposite noise",
-        )
-    size = check_chunks(chunk_size, n, antithetic)
-    folder = _check_folder(checkpoint)
-    tolerance = check_tolerance(rtol, atol, adaptive, dt, dt_min, dt_max)
-    name, equation = choose(sde, method, adaptive=tolerance is not None)
-    share = require_start(sde, equation, start)
-    request = Request(
-        sde=sde,
-        equation=equation,
-        method=name,
-        start=start,
-        n_paths=n,
-        times=times,
-        dt=check_step(dt, times),
-        tolerance=tolerance,
-        seed=int(seed),
-        antithetic=antithetic,
-        observables=_check_observables(observables, start),
-        compile=compile,
-        chunk_size=size,
-        max_steps=check_max_steps(max_steps),
-        noise_along=share,
-    )
-    with Stoppable(folder, workers=workers is not None):
-        run = Run(request)
-        found = outcomes(run, workers, backend, progress, folder)
-        with contextlib.closing(found):
-            return run.collect(found, batched)
+#: Steps, or steps times paths, above which "auto" compiles.
+_MANY_STEPS = 400
+_WORTH_COMPILING = 2_000_000
+#: Step of the clock u, times the largest noise trace at the starts, when none is given.
+_DEFAULT_STEP = 1.0 / 64.0
+#: Points at which observables are compared with those of a checkpoint.
+_PROBES = 16
 
 
-def choose(
-    sde: StochasticEquation, method: str, *, adaptive: bool = False
-) -> tuple[str, StochasticEquation]:
-    """Name of the method and the equation that its scheme integrates.
+@dataclass(frozen=True)
+class Simulation:
+    """What all chunks of a run share.
 
-    Args:
+    Attributes:
         sde: The equation asked for.
-        method: Name, or "auto".
-        adaptive: Whether steps are adaptive.
-
-    Raises:
-        ArgumentError: If there is no such method, or it does not fit the equation.
+        equation: The equation that is integrated, in the calculus of the scheme.
+        method: Name of the method asked for.
+        scheme: Name of the scheme that integrates.
+        start: The one start of all paths (1, D), or one for each (n, D).
+        n_paths: Number n of paths.
+        times: Save times (K,), in the time of the equation asked for; the first is the start.
+        grid: Grid of the steps, in the time of the equation that is integrated.
+        control: Tolerance and range of adaptive steps, or ``None`` for steps of one size.
+        clock_unit: Time of the equation asked for in one unit of the grid's.
+        seed: Seed of the Brownian paths.
+        antithetic: Whether paths 2i and 2i + 1 have opposite noise.
+        observables: Functions whose moments are kept instead of the paths, or ``None``.
+        compiled: Whether kernels are compiled.
+        chunk_size: Number of paths that are stepped together.
+        first_path: Index of the first path.
+        max_steps: Largest number of steps of a path.
+        noise_along: Part of the noise along the manifold at the start, if it was measured.
+        batched: Whether states have a dimension of paths.
     """
-    ambient = isinstance(sde, WeightDecaySDE)
-    allowed = ("euler", "heun", "midpoint", *TORCHSDE) if ambient else (*SCHEMES, "split")
-    if method == "auto":
-        if ambient and adaptive:
-            return "heun", sde.with_calculus("stratonovich")
-        if ambient:
-            return ("euler" if sde.calculus == "ito" else "heun"), sde
-        method = "split"
-    if method not in allowed:
-        refuse_unsound(str(method))
-        raise ArgumentError(
-            f"there is no such method for {type(sde).__name__}",
-            received=repr(method),
-            expected=", ".join(repr(m) for m in allowed if m not in TORCHSDE),
-            remedy='leave it at "auto"'
-            + ", or torchsde:euler, heun, midpoint, euler_heun" * ambient,
+
+    sde: StochasticEquation
+    equation: StochasticEquation
+    method: str
+    scheme: str
+    start: Tensor
+    n_paths: int
+    times: tuple[float, ...]
+    grid: Grid
+    control: StepControl | None = None
+    clock_unit: float = 1.0
+    seed: int = 0
+    antithetic: bool = False
+    observables: Mapping[str, Observable] | None = None
+    compiled: bool = False
+    chunk_size: int = CHUNK
+    first_path: int = 0
+    max_steps: int = MAX_STEPS
+    noise_along: float | None = None
+    batched: bool = True
+
+    @classmethod
+    def of(
+        cls,
+        sde: StochasticEquation,
+        y0: Tensor,
+        ts: Sequence[float] | Tensor,
+        *,
+        n_paths: int | None = None,
+        method: str = "auto",
+        dt: float | None = None,
+        tolerance: Tolerance | None = None,
+        seed: int = 0,
+        antithetic: bool = False,
+        observables: Mapping[str, Observable] | None = None,
+        compile: bool | str = "auto",
+        chunk_size: int = CHUNK,
+        max_steps: int = MAX_STEPS,
+    ) -> Simulation:
+        """The simulation that :func:`~manifold_sde.solvers.solve` is asked for.
+
+        Args:
+            sde: The equation.
+            y0: Start (D,), or a start for each path (B, D).
+            ts: Save times; the first is the start.
+            n_paths: Number of paths.
+            method: Name of the method.
+            dt: Step, or the first one.
+            tolerance: Tolerance and range of adaptive steps, or ``None`` for steps of one size.
+            seed: Seed.
+            antithetic: Whether paths come in pairs.
+            observables: Functions whose moments are kept instead of the paths.
+            compile: Mode of compiling.
+            chunk_size: Number of paths that are stepped together.
+            max_steps: Largest number of steps of a path.
+
+        Raises:
+            ArgumentError, ShapeError: If an argument is out of range, or the run would not end.
+            NotOnManifoldError, RankError, NoiseError: If a start will not do.
+        """
+        require_equation(sde)
+        times = check_times(ts)
+        start, n, batched = check_starts(sde, y0, n_paths)
+        rng.seed_key(seed)
+        antithetic = check_flag("antithetic", antithetic)
+        size = check_chunks(chunk_size, n, antithetic)
+        name, equation = choose(sde, method, adaptive=tolerance is not None)
+        found = cls(
+            sde=sde,
+            equation=equation,
+            method=name,
+            scheme=name if name != "split" else _direction_scheme(equation, tolerance),
+            start=start,
+            n_paths=n,
+            times=times,
+            grid=Grid(times[0], 1.0, 0, 1.0),
+            seed=int(seed),
+            antithetic=antithetic,
+            chunk_size=size,
+            noise_along=require_start(sde, equation, start),
+            batched=batched,
         )
-    if method == "walk" and not isinstance(sde, DirectionDiffusion):
-        raise ArgumentError(
-            '"walk" steps directions, and leaves the norm alone',
-            received=type(sde).__name__,
-            expected="a DirectionDiffusion",
-            remedy='"split": the direction by itself, and the norm by its own equation',
+        step = check_step(dt, times)
+        found = replace(
+            found,
+            observables=check_observables(observables, start),
+            max_steps=check_max_steps(max_steps),
         )
-    if adaptive:
-        require_adaptive_scheme(method)
-    if method == "split":
-        assert isinstance(sde, ManifoldEquation)
-        return method, DirectionDiffusion(sde.problem, "stratonovich", geometry=sde.geometry)
-    calculus = TORCHSDE[method] if method in TORCHSDE else SCHEMES[method].calculus
-    if calculus is not None and calculus != sde.calculus:
-        raise ArgumentError(
-            f"{method!r} does not integrate the form of the equation that it was given",
-            received=f"the {sde.calculus} form",
-            expected=f"the {calculus} form: the drifts differ",
-            remedy=f"sde.with_calculus({calculus!r}), the same process",
-        )
-    return method, sde
+        return found.at_step(step, tolerance, compile)
 
+    def at_step(
+        self,
+        dt: float | None,
+        tolerance: Tolerance | None = None,
+        compile: bool | str = "auto",
+        **others: Any,
+    ) -> Simulation:
+        """The same with another step.
 
-def require_start(
-    sde: StochasticEquation, equation: StochasticEquation, start: Tensor
-) -> float | None:
-    """Check that starts are on the manifold, where the equation that is integrated lives on it.
+        Args:
+            dt: Step, or the first one, or ``None``.
+            tolerance: Tolerance and range of adaptive steps, or ``None`` for steps of one size.
+            compile: Mode of compiling.
+            **others: Other attributes.
 
-    Returns:
-        The part of the noise along the manifold there; ``None`` in the whole space.
+        Raises:
+            ArgumentError: If it would not end, or the limits of the steps leave none.
+        """
+        h, clock_unit = self._step(dt)
+        begin = self.times[0] if self.ratio is None else 0.0
+        grid, control = Grid.of_step(begin, h), None
+        if tolerance is not None:
+            grid, control = tolerance.plan(begin, h, clock_unit, scheme_named(self.scheme))
+        found = replace(self, grid=grid, control=control, clock_unit=clock_unit, **others)
+        found.require_an_end()
+        mode = check_mode(compile)
+        steps = max(1.0, (self.times[-1] - self.times[0]) / (h * clock_unit))
+        worth = steps >= _MANY_STEPS or found.n_paths * steps >= _WORTH_COMPILING
+        compiled = worth and compiler_available() if mode == "auto" else bool(mode)
+        return replace(found, compiled=compiled and not _is_matrix_free(self.equation))
 
-    Raises:
-        NotOnManifoldError, RankError, NoiseError: If one is not, or the noise vanishes there.
+    def halved(self, times: int) -> Simulation:
+        """The same on the same Brownian paths, with the step halved so many times.
 
-    Warns:
-        LongRunWarning: If the tolerance asks for very many steps.
-        LostPathsWarning: If paths were lost.
-        NoDiffusionWarning: If the noise has no part along the manifold.
-    """
-    if not isinstance(equation, ManifoldEquation):
+        Raises:
+            ArgumentError: If it would take too many steps.
+        """
+        found = replace(self, grid=self.grid.halved(times))
+        found.require_an_end()
+        return found
+
+    def _step(self, dt: float | None) -> tuple[float, float]:
+        """The step of the equation that is integrated, and what one unit of its time is.
+
+        Where the direction is integrated for a diffusion with a norm, the unit is the time in which
+        the clock of the slowest path advances by 1.
+        """
+        sde, start = self.sde, self.start
+        if isinstance(sde, WeightDecaySDE):
+            return 1.0 if dt is None else dt, 1.0
+        norms4 = start.norm(dim=1) ** 4
+        trace = float(sde.problem.noise_trace(start / start.norm(dim=1, keepdim=True)).max())
+        natural = _DEFAULT_STEP / trace
+        if self.ratio is not None:
+            settled = trace / (2.0 * self.ratio) if self.ratio > 0 else 0.0
+            unit = max(float(norms4.max()), settled)
+            return natural if dt is None else dt / unit, unit
+        if dt is not None:
+            return dt, 1.0
+        direction = isinstance(sde, DirectionDiffusion)
+        return natural if direction else natural * min(float(norms4.min()), trace), 1.0
+
+    def require_an_end(self) -> None:
+        """Refuse more steps than are allowed, of the largest size, and more states than fit.
+
+        Raises:
+            ArgumentError: If there are.
+        """
+        span = self.times[-1] - self.times[0]
+        if self.ratio is not None:
+            norms = self.start.norm(dim=1)
+            trace = self.sde.problem.noise_trace(self.start / norms[:, None])
+            last = torch.tensor([span], dtype=torch.float64)
+            read_off = ReadOff.at_ratio(norms.double(), last.to(norms.device), self.ratio)
+            span = float(clock_at(read_off.log_elapsed, trace.double()).max())
+        # Adaptive steps are at most as long as a cell.
+        longest, fewer = self.grid.h, "a larger dt"
+        if self.control is not None:
+            longest, fewer = self.grid.cell, "a larger dt_max"
+        refuse_many_steps(span / longest, self.max_steps, f"{fewer}, or an earlier last time")
+        if not self.observables:
+            numbers = float(len(self.times)) * self.n_paths * self.start.shape[1]
+            fewer = "observables={...}, which keep no states; fewer times, or fewer paths"
+            require_memory(numbers, self.start.element_size(), fewer)
+
+    # What follows from the attributes.
+
+    @property
+    def ratio(self) -> float | None:
+        """Ratio C of (8) where the direction is integrated for it; else ``None``."""
+        if self.method == "split" and isinstance(self.sde, FixedRatioDiffusion):
+            return self.sde.ratio
         return None
-    # Where the direction is simulated for an equation with a norm, it is that of the start.
-    own = type(equation) is type(sde)
-    equation.require_on_manifold(start if own else start / start.norm(dim=1, keepdim=True))
-    share, statement = measure_diffusion(equation, start)
-    if statement is not None:
-        warnings.warn(
-            f"{statement}. Way out: noise along the manifold (SphericalNoise, SamplingNoise of "
-            "samples that disagree); if a flow is meant, one path is enough",
-            NoDiffusionWarning,
-            stacklevel=3,
-        )
-    sde.problem.noise_along = share
-    return share
+
+    @property
+    def keeps_restarts(self) -> bool:
+        """Whether states are kept from which a direction can be taken up again."""
+        return isinstance(self.sde, DirectionDiffusion) and not self.observables
+
+    @property
+    def n_chunks(self) -> int:
+        """Number of chunks."""
+        return -(-self.n_paths // self.chunk_size)
+
+    @property
+    def n_steps(self) -> int | None:
+        """Number of steps of all chunks, where it is known beforehand."""
+        if self.ratio is not None or self.control is not None:
+            return None
+        span = self.times[-1] - self.times[0]
+        return self.n_chunks * math.ceil(span / self.grid.h - 1e-9)
+
+    # What a chunk does.
+
+    def begin(self, chunk: Chunk) -> Tensor:
+        """States at which a chunk begins: directions where only these are integrated."""
+        start = chunk.start.contiguous()
+        return start if self.ratio is None else start / start.norm(dim=0)
+
+    def read_off(self, chunk: Chunk) -> ReadOff | None:
+        """What turns directions into states of (8), where these were asked for."""
+        if self.ratio is None or chunk.restart is not None:
+            return None
+        norm = chunk.start.norm(dim=0)
+        elapsed = torch.tensor(self.times, dtype=norm.dtype, device=norm.device) - self.times[0]
+        return ReadOff.at_ratio(norm, elapsed, self.ratio)
+
+    def steps(self, chunk: Chunk) -> FixedSteps:
+        """The steps of a chunk."""
+        paths, restarted = chunk.paths, chunk.restart is not None
+
+        def brownian(some: Tensor) -> BrownianPath:
+            return BrownianPath(
+                self.seed,
+                self.equation.n_noise,
+                some,
+                cell=self.grid.cell,
+                start=self.grid.start,
+                dtype=chunk.start.dtype,
+                device=chunk.start.device,
+                antithetic=self.antithetic,
+                # Some of the paths are another number each time.
+                compiled=self.compiled and some is paths and not restarted,
+            )
+
+        read_off = self.read_off(chunk)
+        saved = SaveTimes(self.times, None if read_off is None else read_off.log_elapsed)
+        if chunk.log_elapsed is not None:
+            saved = SaveTimes((0.0,), chunk.log_elapsed[None])
+        sde = self.equation.prepare(compiled=self.compiled)
+        common = (sde, self.grid, integrals_of(self.equation), brownian, paths, saved)
+        if self.control is not None:
+            return AdaptiveSteps(*common, self.control)
+        return RestartedSteps(*common) if restarted else FixedSteps(*common)
+
+    def watch(self, position: int) -> Watch:
+        """What counts the steps ahead, from a number of steps on."""
+        rtol = None if self.control is None else self.control.rtol or self.control.atol
+        return Watch(self.max_steps, rtol, position)
+
+    def chunks(self, checkpoint: Path | None = None) -> Iterator[Chunk]:
+        """The chunks, each made when it is needed."""
+        common = None if checkpoint is None else self._fingerprint()
+        for number, first in enumerate(range(0, self.n_paths, self.chunk_size)):
+            size = min(self.chunk_size, self.n_paths - first)
+            # One start for all is sent once to a worker, not once a path.
+            one = len(self.start) == 1
+            own = self.start if one else self.start[first : first + size].clone()
+            begin = self.first_path + first
+            chunk = Chunk(
+                torch.arange(begin, begin + size, device=own.device), own.expand(size, -1).T
+            )
+            if checkpoint is not None and common is not None:
+                parts = {"start": summary(own).cpu().numpy()}
+                fingerprint = common.with_parts({"first path": begin}, parts)
+                file = checkpoint / f"chunk-{number:06d}{SUFFIX}"
+                chunk = replace(chunk, checkpoint=file, fingerprint=fingerprint)
+            yield chunk
+
+    # What is said of it.
+
+    def config(self) -> dict[str, Any]:
+        """What is run, as far as it can be written down."""
+        config: dict[str, Any] = {
+            "sde": repr(self.sde),
+            "method": self.method,
+            "dt": self.grid.h * self.clock_unit,
+            "seed": self.seed,
+            "antithetic": self.antithetic,
+        }
+        if self.control is not None:
+            config |= {"rtol": self.control.rtol, "atol": self.control.atol}
+            smallest = self.grid.cell * 2.0**-self.control.deepest
+            config["smallest_dt"] = smallest * self.clock_unit
+        if isinstance(self.sde, FixedRatioDiffusion):
+            config["ratio"] = self.sde.ratio
+        if isinstance(self.sde, WeightDecaySDE):
+            config["ratio"] = self.sde.weight_decay / self.sde.lr
+        return config
+
+    def _fingerprint(self) -> Fingerprint:
+        """What a checkpoint has to agree in with the run that goes on from it."""
+        start = self.start[0]
+        probes = start.norm() * fixed_directions(len(start), _PROBES).to(start)
+        with one_thread():
+            found = {
+                name: evaluate(f"the observable {name!r}", function, probes)[0]
+                for name, function in (self.observables or {}).items()
+            }
+            said = {
+                **self.config(),
+                "scheme": self.scheme,
+                "geometry": route(self.equation),
+                "paths": self.n_paths,
+                "chunk size": self.chunk_size,
+                "grid": asdict(self.grid),
+                "step control": None if self.control is None else asdict(self.control),
+                "observables": {name: list(value.shape) for name, value in found.items()},
+                "compiled": self.compiled,
+            }
+            seen = {f"observables, {k}": summary(v).cpu().numpy() for k, v in found.items()}
+            seen["times"] = np.array(self.times)
+            return Fingerprint.of(self.sde.problem, start, said, seen)
 
 
-def require_equation(sde: object) -> StochasticEquation:
-    """Check that something is an equation of the toolkit.
-
-    Raises:
-        DTypeError: If it is none.
-    """
-    if isinstance(sde, StochasticEquation):
-        return sde
-    raise DTypeError(
-        "the equation is not one of this toolkit",
-        received=kind_of(sde),
-        expected="DirectionDiffusion(problem), LimitingDiffusion(problem), ...",
-        remedy="DirectionDiffusion(problem); torchsde.sdeint is for SDEs of your own",
-    )
+def _direction_scheme(equation: StochasticEquation, tolerance: Tolerance | None) -> str:
+    """The scheme that "split" takes for the direction."""
+    if tolerance is not None:
+        return "heun"
+    return "walk" if _is_matrix_free(equation) else "weak2"
 
 
-def check_starts(
-    sde: StochasticEquation, y0: Tensor, n_paths: int | None
-) -> tuple[Tensor, int, bool]:
-    """The one start of all paths (1, D), or each its own (n, D); n; and whether ys has paths."""
-    count = integer(n_paths)
-    if count is not None and count > 2**32:
-        raise ArgumentError(
-            "there are too many paths",
-            received=f"n_paths={n_paths}",
-            expected="at most 2**32 paths of a seed",
-            remedy="a few thousand paths have a small standard error; multilevel for more digits",
-        )
-    if count is not None and count > 0 and isinstance(y0, Tensor) and y0.dim() == 1:
-        start, _ = starts(sde.problem, y0, None, name="y0")
-        return start, count, True
-    start, batched = starts(sde.problem, y0, n_paths, name="y0")
-    return start, len(start), batched
-
-
-def check_chunks(chunk_size: object, n_paths: int, antithetic: bool) -> int:
-    """The number of paths that are stepped together.
-
-    Raises:
-        ArgumentError: If it is none, or does not fit pairs of paths.
-    """
-    size = integer(chunk_size)
-    if size is None or size < 1 or (antithetic and size % 2):
-        raise ArgumentError(
-            "chunk_size is not a number of paths",
-            received=repr(chunk_size),
-            expected="a positive integer" + (", even, as pairs stay together" * bool(antithetic)),
-            remedy=f"leave it out: {CHUNK}",
-        )
-    if antithetic and n_paths % 2:
-        raise ArgumentError(
-            "antithetic paths come in pairs",
-            received=f"{n_paths} paths",
-            expected="an even number of paths",
-            remedy=f"n_paths={n_paths + 1}",
-        )
-    return size
-
-
-def _check_folder(checkpoint: object) -> Path | None:
-    """The folder of the checkpoints."""
-    if checkpoint is None:
-        return None
-    folder = check_path("checkpoint", checkpoint)
-    if folder.is_file():
-        raise ArgumentError(
-            "checkpoint is not a folder",
-            received=f"{checkpoint}, a file",
-            expected="the path of a folder, to which a file for each chunk is written",
-            remedy='checkpoint="run" (the checkpoint of run_sgd, in contrast, is a file)',
-        )
-    return folder
-
-
-def _check_observables(observables: object, start: Tensor) -> dict[str, Observable] | None:
-    """The observables, each tried on the start."""
-    if observables is None:
-        return None
-    names = list(observables) if isinstance(observables, Mapping) else []
-    if not names or not all(isinstance(name, str) for name in names):
-        raise ArgumentError(
-            "observables are not functions with names",
-            received=repr(observables)[:80],
-            expected="a mapping of one or more names to functions of states (n, D)",
-            remedy='observables={"first": lambda y: y[:, 0]}',
-        )
-    assert isinstance(observables, Mapping)
-    with torch.no_grad():
-        for name, function in observables.items():
-            rows = start[:1].expand(3 if start.shape[1] == 2 else 2, -1).contiguous()
-            evaluate(f"the observable {name!r}", function, rows)
-    return dict(observables)
-
-
-def check_times(ts: object) -> tuple[float, ...]:
-    """Times as numbers.
-
-    Raises:
-        ArgumentError: If they do not increase.
-    """
-    check_length("times", ts)
-    if isinstance(ts, (Tensor, np.ndarray)):
-        ts = ts.tolist()
-    listed = list(ts) if isinstance(ts, Iterable) and not isinstance(ts, (str, bytes)) else [ts]
-    numbers = [
-        float(t) if isinstance(t, (int, float, np.number)) and not isinstance(t, bool) else math.nan
-        for t in listed
-    ]
-    increasing = all(a < b for a, b in itertools.pairwise(numbers))
-    if len(numbers) < 2 or not all(math.isfinite(t) for t in numbers) or not increasing:
-        raise ArgumentError(
-            "ts are not times to solve for",
-            received=repr(ts)[:80],
-            expected="two or more finite numbers, increasing; the first is the start",
-            remedy="ts=[0.0, 1.0], or torch.linspace(0, 1, 11)",
-        )
-    return tuple(numbers)
-
-
-def check_step(dt: object, times: tuple[float, ...]) -> float | None:
-    """A step, or ``None``.
-
-    Raises:
-        ArgumentError: If it is none.
-    """
-    if dt is None:
-        return None
-    step = real(dt)
-    if 0 < step < math.inf and (times[-1] - times[0]) / step < 2**40:
-        return step
-    raise ArgumentError(
-        "dt is not a step",
-        received=repr(dt),
-        expected="a positive number, not below 2^-40 of the time span",
-        remedy="leave dt out, and look at solution.config['dt']",
-    )
+def _is_matrix_free(equation: StochasticEquation) -> bool:
+    return isinstance(equation, ManifoldEquation) and equation.geometry.products is not None

@@ -32,13 +32,15 @@ if TYPE_CHECKING:
     import xarray
 
 _KIND = "solution"
+#: The classes of solutions that a file may hold, by name.
+_KINDS: dict[str, type[Solution]] = {}
 #: States whose limit map is computed together.
 _AT_ONCE = 4096
 
 
 @dataclass(frozen=True, repr=False)
 class Solution:
-    """States at the times asked for, with the clock and what happened on the way.
+    """States at the save times, with the clock and what happened on the way.
 
     Attributes:
         ts: Times (K,): steps of SGD, or the SDE's own time.
@@ -47,7 +49,7 @@ class Solution:
         clock: The intrinsic clock u at these times, (K,) or (K, n).
         stats: Counts of what happened: steps, failures, and how the run was made.
         config: What was run: seed, learning rates, problem; with the versions.
-        observed: Mean and standard error (K, ...) of the observables asked for, by name.
+        observed: Mean and standard error (K, ...) of the observables, by name.
     """
 
     ts: Tensor
@@ -56,6 +58,11 @@ class Solution:
     stats: Mapping[str, Any] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
     observed: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def __init_subclass__(cls) -> None:
+        """Let files hold the class."""
+        super().__init_subclass__()
+        _KINDS[cls.__name__] = cls
 
     def __post_init__(self) -> None:
         tensors = {"ts": self.ts, "ys": self.ys, "clock": self.clock}
@@ -177,11 +184,11 @@ class Solution:
         Args:
             function: Function of states (n, D) that returns one value or tensor each, (n, ...). It
                 is given a copy.
-            until: Last time that is asked for; by default that of the run. Paths that are lost
+            until: Last time; by default that of the run. Paths that are lost
                 later do not matter.
 
         Returns:
-            Mean and standard error, (K, ...) each, at the K times asked for.
+            Mean and standard error, (K, ...) each, at the K save times.
 
         Warns:
             LostPathsWarning: If one path in a hundred or fewer was lost, and is left out.
@@ -340,7 +347,7 @@ class Solution:
         header, arrays = read_archive(path, _KIND)
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
         with complete(path, "ts, ys, clock, stats and config", "take an intact copy"):
-            kind = _class(header.get("class", "Solution"))
+            kind = _KINDS[header.get("class", "Solution")]
             observed = {
                 name: (tensors[f"observed_{k}_mean"], tensors[f"observed_{k}_error"])
                 for k, name in enumerate(header.get("observed", []))
@@ -400,15 +407,7 @@ class Solution:
         }
 
 
-def _class(name: str) -> type[Solution]:
-    """The class of a solution, by name."""
-    if name == "DirectionSolution":
-        from manifold_sde.solvers.direction import DirectionSolution
-
-        return DirectionSolution
-    if name == "Solution":
-        return Solution
-    raise KeyError(f"a class {name!r}")
+_KINDS["Solution"] = Solution
 
 
 def _is_attribute(value: object) -> bool:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType, TracebackType
+from typing import Any
 
-from manifold_sde.errors import Terminated
+from manifold_sde.errors import Terminated, WriteError
+
+_CHECKPOINT_SECONDS = 20.0
 
 
 @contextlib.contextmanager
@@ -35,6 +39,47 @@ def terminable() -> Iterator[None]:
 def _terminate(number: int, frame: FrameType | None) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what is under way now ends by itself
     raise Terminated
+
+
+class Autosave:
+    """Saves a run now and then, and where it is stopped by Ctrl-C or SIGTERM.
+
+    A block of steps may be half done then: the state before it is whole, as no step changes a
+    tensor.
+
+    Args:
+        save: Saves a state; ``None`` where nothing is saved.
+        state: The state at the beginning.
+    """
+
+    def __init__(self, save: Callable[[Any], object] | None, state: Any) -> None:
+        self._save = save
+        self._state = state
+        self._saved = time.monotonic()
+
+    def __enter__(self) -> Autosave:
+        return self
+
+    def keep(self, state: Any) -> None:
+        """Note that a block is done, and save the state where it is time to.
+
+        Raises:
+            WriteError: If it cannot be written.
+        """
+        self._state = state
+        if self._save is not None and time.monotonic() - self._saved > _CHECKPOINT_SECONDS:
+            self._save(state)
+            self._saved = time.monotonic()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._save is not None and isinstance(error, (KeyboardInterrupt, SystemExit)):
+            with contextlib.suppress(WriteError):
+                self._save(self._state)
 
 
 class Stoppable:

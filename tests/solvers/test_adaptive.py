@@ -20,12 +20,11 @@ from manifold_sde import (
 from manifold_sde.equations import StochasticEquation
 from manifold_sde.errors import ArgumentError, LostPathsWarning
 from manifold_sde.solvers import DirectionSolution, Solution, solve
-from manifold_sde.solvers.adaptive_march import AdaptiveMarch
-from manifold_sde.solvers.bookkeeping import ClockBook
+from manifold_sde.solvers.adaptive import AdaptiveSteps, StepControl
 from manifold_sde.solvers.brownian import BrownianPath
-from manifold_sde.solvers.march import Goal, Grid
+from manifold_sde.solvers.clock import ClockIntegral
+from manifold_sde.solvers.fixed import Grid, SavedValues, SaveTimes
 from manifold_sde.solvers.schemes import Scheme, StepNoise
-from manifold_sde.solvers.step_control import StepControl
 from manifold_sde.verification.exact import CircleDiffusion
 
 #: A first step whose cell is that of steps of one size: the Brownian paths are then the same.
@@ -77,21 +76,27 @@ def summed(paths: int, tolerance: float, redraw: bool = False) -> tuple[Tensor, 
             return other.dyadic(level, position, **options)
 
     kind = Redrawn if redraw else BrownianPath
-    march = AdaptiveMarch(
+    steps = AdaptiveSteps(
         _Still(),
-        _Sum(),
         Grid(0.0, 0.25, 2, 1.0),
-        ClockBook(),
+        ClockIntegral(),
         lambda indices: kind(7, 2, indices, cell=1.0),
         torch.arange(paths),
+        SaveTimes((3.0,)),
         StepControl(0.0, tolerance, 1.0, 25),
     )
-    state = march.begin(torch.zeros(3, paths, dtype=torch.float64))
-    goal, ends = Goal((3.0,)), torch.zeros(2, paths, dtype=torch.float64)
-    while not march.finished(state, goal):
-        block = march.advance(state, goal)
-        for _, places, records in march.found(block, goal):
-            ends[:, places] = records.x[:2]
+    state = steps.begin(torch.zeros(3, paths, dtype=torch.float64))
+    ends = torch.zeros(2, paths, dtype=torch.float64)
+
+    def save(_: int, places: Tensor, values: SavedValues) -> None:
+        ends[:, places] = values.x[:2]
+
+    while not steps.finished(state):
+        for step in steps.block(state, save):
+            basis = steps.sde.reference_basis(step.x) if step.basis is None else step.basis
+            end = _Sum().step(steps.sde, step.x, basis, step.h, step.noise)
+            step.end, step.end_basis = end
+            step.rate = steps.rate(step.end)
     truth = BrownianPath(7, 2, paths, cell=1.0)(0.0, 3.0).T
     return ends, truth, int(state.rejected.sum())
 
@@ -217,16 +222,16 @@ def test_a_checkpoint_holds_the_steps_of_each_path(
     arguments: dict[str, Any] = {"n_paths": 6, "rtol": 5e-2, "chunk_size": 4}
     sde = DirectionDiffusion(problem)
     whole = solve(sde, problem.minimizer, [0.0, 1.0, 3.0], **arguments)
-    monkeypatch.setattr("manifold_sde.solvers.chunk._CHECKPOINT_SECONDS", 0.0)
-    real, calls = AdaptiveMarch.advance, []
+    monkeypatch.setattr("manifold_sde.solvers.stopping._CHECKPOINT_SECONDS", 0.0)
+    real, calls = AdaptiveSteps.block, []
 
-    def stopping(self: AdaptiveMarch, *given: Any) -> Any:
+    def stopping(self: AdaptiveSteps, *given: Any) -> Any:
         calls.append(None)
         if len(calls) == 2:
             raise KeyboardInterrupt
         return real(self, *given)
 
-    monkeypatch.setattr(AdaptiveMarch, "advance", stopping)
+    monkeypatch.setattr(AdaptiveSteps, "block", stopping)
     with pytest.raises(KeyboardInterrupt):
         solve(sde, problem.minimizer, [0.0, 1.0, 3.0], checkpoint=tmp_path, **arguments)
     again = solve(sde, problem.minimizer, [0.0, 1.0, 3.0], checkpoint=tmp_path, **arguments)
@@ -267,7 +272,7 @@ def test_a_path_that_needs_smaller_steps_is_lost_and_not_accepted() -> None:
         ({"rtol": -1.0}, "rtol is not a positive number"),
         ({"rtol": 1e-2, "dt_min": 1.0, "dt_max": 0.1}, "dt_min is larger than dt_max"),
         ({"rtol": 1e-2, "dt_min": 1.0}, "smallest step is larger"),
-        ({"adaptive": "yes"}, "neither yes nor no"),
+        ({"adaptive": "yes"}, "adaptive must be True, False or None"),
     ],
 )
 def test_what_cannot_be_is_refused(arguments: dict[str, Any], message: str) -> None:

@@ -22,9 +22,9 @@ from manifold_sde.solvers.sgd_step import BLOCK
 SCRIPT = """
 import sys
 from manifold_sde import problems
-from manifold_sde.solvers import run_sgd, runner
-runner._CHECKPOINT_SECONDS = 0.0
-runner._CHUNK = 16
+from manifold_sde.solvers import run_sgd, sgd, stopping
+stopping._CHECKPOINT_SECONDS = 0.0
+sgd._CHUNK = 16
 problem = problems.normalized_linear(seed=1)
 run_sgd(problem, problem.minimizer, 0.02, 0.05, [0, 900, 2500], n_paths=32, seed=5,
         compile=False, checkpoint=sys.argv[1])
@@ -51,8 +51,8 @@ def run(checkpoint=None, **changes):
 @pytest.fixture
 def eager_checkpoints(monkeypatch):
     """A checkpoint after every block, and more than one chunk."""
-    monkeypatch.setattr("manifold_sde.solvers.runner._CHECKPOINT_SECONDS", 0.0)
-    monkeypatch.setattr("manifold_sde.solvers.runner._CHUNK", 16)
+    monkeypatch.setattr("manifold_sde.solvers.stopping._CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("manifold_sde.solvers.sgd._CHUNK", 16)
 
 
 class Stop(Exception):
@@ -74,7 +74,7 @@ def test_a_stopped_run_goes_on_with_the_same_bits(tmp_path, monkeypatch, after):
             raise Stop
 
     with monkeypatch.context() as patch:
-        patch.setattr("manifold_sde.solvers.runner.write_archive", counting)
+        patch.setattr("manifold_sde.solvers.sgd.write_archive", counting)
         with pytest.raises(Stop):
             run(path)
     resumed = run(path)
@@ -118,7 +118,7 @@ def test_a_finished_run_is_not_run_again(tmp_path, monkeypatch):
     def forbidden(*_, **__):
         raise AssertionError("a step was taken")
 
-    monkeypatch.setattr("manifold_sde.solvers.runner.advance", forbidden)
+    monkeypatch.setattr("manifold_sde.solvers.sgd.advance", forbidden)
     again = run(path)
     assert torch.equal(first.ys, again.ys)
 
@@ -163,7 +163,7 @@ def test_a_schedule_that_differs_at_one_step_is_refused(tmp_path, name, step):
         run_sgd(problem, x0, rates["lr"], rates["weight_decay"], 10_000, checkpoint=path)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("manifold_sde.solvers.runner.advance", lambda *_, **__: iter([BLOCK]))
+        patch.setattr("manifold_sde.solvers.sgd.advance", lambda *_, **__: iter([BLOCK]))
         start(values)
         start(lambda k: values[k])
         for schedule in (other, lambda k: other[k]):
@@ -231,7 +231,7 @@ def test_what_is_missing_in_a_checkpoint_is_named(tmp_path):
 def test_a_folder_is_no_file_for_a_checkpoint(tmp_path):
     """It is said before any step is taken."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("manifold_sde.solvers.runner.advance", None)
+        patch.setattr("manifold_sde.solvers.sgd.advance", None)
         with pytest.raises(WriteError, match="Is a directory"):
             run(tmp_path)
 

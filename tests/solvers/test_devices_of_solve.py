@@ -19,9 +19,9 @@ from manifold_sde import (
 )
 from manifold_sde.equations import ManifoldEquation, StochasticEquation
 from manifold_sde.solvers import solve
-from manifold_sde.solvers.bookkeeping import Book, ClockBook, GrowthBook
 from manifold_sde.solvers.brownian import BrownianPath
-from manifold_sde.solvers.march import Goal, Grid, March
+from manifold_sde.solvers.clock import ClockIntegral, GrowthIntegrals, RunningIntegrals
+from manifold_sde.solvers.fixed import FixedSteps, Grid, SaveTimes, State
 from manifold_sde.solvers.schemes import SCHEMES
 
 
@@ -43,13 +43,24 @@ PROBLEMS = {
 }
 
 
-def march(sde: StochasticEquation, method: str, book: Book, dtype: torch.dtype) -> March:
+def steps_of(
+    sde: StochasticEquation, integrals: RunningIntegrals, dtype: torch.dtype
+) -> FixedSteps:
     def brownian(paths: torch.Tensor) -> BrownianPath:
         return BrownianPath(3, sde.n_noise, paths, dtype=dtype, device="meta")
 
-    grid = Grid(0.0, 0.25, 2, 1.0)
     paths = torch.arange(5, device="meta")
-    return March(sde, SCHEMES[method], grid, book, brownian, paths)
+    grid, saved = Grid(0.0, 0.25, 2, 1.0), SaveTimes((0.0, 0.5))
+    return FixedSteps(sde, grid, integrals, brownian, paths, saved)
+
+
+def take(steps: FixedSteps, method: str, state: State) -> None:
+    """Take a block of steps."""
+    for step in steps.block(state, lambda *_: None):
+        assert step.basis is not None
+        end = SCHEMES[method].step(steps.sde, step.x, step.basis, step.h, step.noise)
+        step.end, step.end_basis = end
+        step.rate = steps.rate(step.end)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32])
@@ -63,12 +74,12 @@ def test_a_block_of_steps_stays_on_its_device(name: str, method: str, dtype: tor
         assert isinstance(sde, ManifoldEquation)
         if problem.facts is not None:
             sde.require_on_manifold(problem.minimizer)
-        book = GrowthBook() if kind is DirectionDiffusion else ClockBook()
-        run = march(sde, method, book, dtype)
+        direct = kind is DirectionDiffusion
+        run = steps_of(sde, GrowthIntegrals() if direct else ClockIntegral(), dtype)
         x = torch.empty(problem.dim, 5, dtype=dtype, device="meta")
         state = run.begin(x)
-        run.advance(state, Goal((0.0, 0.5)))
-        for tensor in (state.x, state.anchor, state.rate, state.sums):
+        take(run, method, state)
+        for tensor in (state.x, state.basis, state.rate, state.sums):
             assert (tensor.device.type, tensor.dtype) == ("meta", dtype)
         assert state.x.shape == x.shape
         assert state.position == 2
@@ -79,27 +90,28 @@ def test_a_block_of_steps_stays_on_its_device(name: str, method: str, dtype: tor
 def test_steps_in_the_whole_space_stay_on_their_device(method: str) -> None:
     problem = problems.mixed_noise_circle()
     sde = WeightDecaySDE(problem, 0.05, 0.05, SCHEMES[method].calculus or "ito")
-    run = march(sde, method, ClockBook(0.05**2), torch.float64)
+    run = steps_of(sde, ClockIntegral(0.05**2), torch.float64)
     state = run.begin(torch.empty(3, 5, dtype=torch.float64, device="meta"))
-    block = run.advance(state, Goal((0.0, 0.5)))
-    assert block.x.device.type == "meta"
+    take(run, method, state)
+    assert state.x.device.type == "meta"
 
 
 def test_the_check_finds_a_step_that_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """The broken twin looks at a number in every step."""
     problem = problems.mixed_noise_circle()
     sde = WeightDecaySDE(problem, 0.05, 0.05)
-    run = march(sde, "euler", ClockBook(), torch.float64)
+    run = steps_of(sde, ClockIntegral(), torch.float64)
     state = run.begin(torch.empty(3, 5, dtype=torch.float64, device="meta"))
-    step = type(run.scheme).step
+    scheme = type(SCHEMES["euler"])
+    step = scheme.step
 
-    def waiting(self, sde, x, anchor, h, noise):  # type: ignore[no-untyped-def]
+    def waiting(self, sde, x, basis, h, noise):  # type: ignore[no-untyped-def]
         assert bool(torch.isfinite(x).all())
-        return step(self, sde, x, anchor, h, noise)
+        return step(self, sde, x, basis, h, noise)
 
-    monkeypatch.setattr(type(run.scheme), "step", waiting)
+    monkeypatch.setattr(scheme, "step", waiting)
     with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
-        run.advance(state, Goal((0.0, 0.5)))
+        take(run, "euler", state)
 
 
 @pytest.mark.cuda

@@ -9,7 +9,7 @@ import torch
 
 from manifold_sde import DirectionDiffusion, LimitingDiffusion, Problem, problems
 from manifold_sde.errors import ArgumentError, ClockRangeError
-from manifold_sde.solvers import DirectionSolution, march, solve
+from manifold_sde.solvers import DirectionSolution, fixed, solve
 
 STEP = 1.0 / 8.0
 
@@ -53,7 +53,7 @@ def test_times_asked_for_do_not_change_the_paths() -> None:
 @pytest.mark.parametrize("block", [2, 64])
 def test_split_takes_the_steps_that_it_needs(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """It ends within a few steps of the clock of the last path, also in many blocks."""
-    monkeypatch.setattr(march, "_BLOCK_STEPS", block)
+    monkeypatch.setattr(fixed, "_BLOCK_STEPS", block)
     problem = problems.mixed_noise_circle()
     times = [0.0, 0.2, 1.0]
     run = solve(LimitingDiffusion(problem), problem.minimizer, times, n_paths=3, dt=0.4)

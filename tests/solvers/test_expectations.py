@@ -13,7 +13,7 @@ from torch import Tensor
 from manifold_sde import DirectionDiffusion, problems
 from manifold_sde.errors import ArgumentError
 from manifold_sde.solvers import extrapolate, multilevel
-from manifold_sde.solvers.levels import MultilevelEstimate
+from manifold_sde.solvers.multilevel_estimate import MultilevelEstimate
 from manifold_sde.verification.exact import CircleDiffusion
 
 CLOCK = 3.0

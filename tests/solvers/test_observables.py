@@ -11,8 +11,8 @@ import torch
 from manifold_sde import DirectionDiffusion, LimitingDiffusion, WeightDecaySDE, problems
 from manifold_sde.errors import ArgumentError, LostPathsError, LostPathsWarning
 from manifold_sde.solvers import Solution, solve
-from manifold_sde.solvers.chunk import run_chunk
-from manifold_sde.solvers.run import Request, Run
+from manifold_sde.solvers.integrate import integrate
+from manifold_sde.solvers.simulation import Simulation
 from manifold_sde.verification.statistics import detectable_variance_ratio, variance_ratio
 
 FUNCTIONS = {
@@ -202,20 +202,18 @@ def test_a_chunk_gives_back_no_path() -> None:
     problem = problems.great_circle()
     sizes = set()
     for n_paths, last in ((4, 2.0), (64, 2.0), (64, 8.0)):
-        request = Request(
-            sde=WeightDecaySDE(problem, 0.1, 0.1),
-            equation=WeightDecaySDE(problem, 0.1, 0.1),
-            method="euler",
-            start=problem.minimizer[None],
+        simulation = Simulation.of(
+            WeightDecaySDE(problem, 0.1, 0.1),
+            problem.minimizer,
+            [0.0, last],
             n_paths=n_paths,
-            times=(0.0, last),
+            method="euler",
             observables=FUNCTIONS,
             compile=False,
             chunk_size=64,
         )
-        run = Run(request)
-        (task,) = run.tasks()
-        outcome = run_chunk(run.plan, task)
+        (chunk,) = simulation.chunks()
+        outcome = integrate(simulation, chunk)
         assert outcome.steps == last
         assert all(value.numel() == 0 for value in outcome.arrays().values())
         kept = [outcome.lost, *outcome.arrays().values()]

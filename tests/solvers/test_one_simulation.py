@@ -17,7 +17,7 @@ from torch import Tensor
 
 from manifold_sde import DirectionDiffusion, FixedRatioDiffusion, LimitingDiffusion, problems
 from manifold_sde.solvers import DirectionSolution, Solution, solve
-from manifold_sde.solvers.bookkeeping import GrowthBook
+from manifold_sde.solvers.clock import GrowthIntegrals
 from manifold_sde.verification.exact import CircleDiffusion, CircleNormLaw
 from tests.solvers.laws import Comparison, against, against_sample, expected, scale_of, values
 
@@ -124,12 +124,12 @@ def test_the_law_at_every_ratio_against_direct_integration_and_the_exact_one(
 # Broken twins: each is a mistake in what turns the direction into the other diffusions.
 
 
-def _half_growth(book: GrowthBook, x: Tensor, trace: Tensor) -> Tensor:
+def _half_growth(integrals: GrowthIntegrals, x: Tensor, trace: Tensor) -> Tensor:
     """dp/du = -V p + 4c."""
     return trace
 
 
-def _frozen_trace(book: GrowthBook, x: Tensor, trace: Tensor) -> Tensor:
+def _frozen_trace(integrals: GrowthIntegrals, x: Tensor, trace: Tensor) -> Tensor:
     """V as if it were that of the start all along."""
     return torch.full_like(trace, 2.0 * float(PROBLEM.noise_trace(START)))
 
@@ -137,10 +137,12 @@ def _frozen_trace(book: GrowthBook, x: Tensor, trace: Tensor) -> Tensor:
 def _square_clock(right: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Du = dt / |Y|^2: the elapsed time adds up the square of the norm."""
 
-    def advance(book: GrowthBook, sums: Tensor, h: Tensor, before: Tensor, after: Tensor) -> Tensor:
-        growth = right(book, sums, h, before, after)[0]
+    def advance(
+        integrals: GrowthIntegrals, sums: Tensor, h: Tensor, before: Tensor, after: Tensor
+    ) -> Tensor:
+        growth = right(integrals, sums, h, before, after)[0]
         halves = torch.stack([0.5 * sums[0], sums[1]])
-        elapsed = right(book, halves, h, 0.5 * before, 0.5 * after)[1]
+        elapsed = right(integrals, halves, h, 0.5 * before, 0.5 * after)[1]
         return torch.stack([growth, elapsed])
 
     return advance
@@ -149,10 +151,10 @@ def _square_clock(right: Callable[..., Tensor]) -> Callable[..., Tensor]:
 @pytest.mark.parametrize("twin", ["half growth", "frozen trace", "square clock"])
 def test_wrong_clocks_are_rejected(monkeypatch: pytest.MonkeyPatch, twin: str) -> None:
     if twin == "square clock":
-        monkeypatch.setattr(GrowthBook, "advance", _square_clock(GrowthBook.advance))
+        monkeypatch.setattr(GrowthIntegrals, "advance", _square_clock(GrowthIntegrals.advance))
     else:
         rate = {"half growth": _half_growth, "frozen trace": _frozen_trace}[twin]
-        monkeypatch.setattr(GrowthBook, "rate", rate)
+        monkeypatch.setattr(GrowthIntegrals, "rate", rate)
     broken = moment(simulate(n_paths=400), 0.5)
     comparison = against(sample(broken, 0.5), expected(law(0.5)))
     assert np.abs(comparison.scores).max() > 2.0 * comparison.threshold, str(comparison)

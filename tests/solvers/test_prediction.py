@@ -21,7 +21,7 @@ from manifold_sde.errors import (
     StepSizeWarning,
 )
 from manifold_sde.solvers import DirectionSolution, Solution, predict_sgd, prediction, solve
-from manifold_sde.solvers.bookkeeping import clock_at
+from manifold_sde.solvers.clock import clock_at
 
 DECAYS = {"constant": 0.05, "schedule": lambda k: 0.05 if k < 200 else 0.01}
 

@@ -188,7 +188,7 @@ def test_pairs_stay_together() -> None:
     refused(ArgumentError, "even, as pairs", chunk_size=3, n_paths=4, antithetic=True)
     refused(ArgumentError, "n_paths=4", n_paths=3, antithetic=True)
     refused(ArgumentError, "come in pairs", antithetic=True)
-    refused(ArgumentError, "neither yes nor no", antithetic="no")
+    refused(ArgumentError, "antithetic must be True or False", antithetic="no")
 
 
 @pytest.mark.parametrize(
@@ -323,12 +323,12 @@ def test_broken_twin_a_bar_that_counts_blocks(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Counting blocks in place of steps is seen by what the tests above look at."""
-    from manifold_sde.solvers import ensemble
+    from manifold_sde.solvers import solver
 
-    def counting(plan: Any, task: Any, report: Callable[[int], object]) -> Any:
-        return real(plan, task, lambda _: report(1))
+    def counting(simulation: Any, chunk: Any, report: Callable[[int], object]) -> Any:
+        return real(simulation, chunk, lambda _: report(1))
 
-    real = ensemble.run_chunk
-    monkeypatch.setattr(ensemble, "run_chunk", counting)
+    real = solver.integrate
+    monkeypatch.setattr(solver, "integrate", counting)
     run(ts=[0, 75], n_paths=5, chunk_size=2, progress=True)
     assert "225/225" not in capfd.readouterr().err

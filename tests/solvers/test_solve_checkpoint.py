@@ -32,11 +32,11 @@ SCRIPT = '''
 import os, signal, sys, time
 from pathlib import Path
 import torch
-from manifold_sde.solvers import archive, chunk, ensemble, march
+from manifold_sde.solvers import archive, fixed, solver, stopping
 from tests.solvers.test_solve_checkpoint import RUNS, bits
 
-chunk._CHECKPOINT_SECONDS = 0.0
-march._BLOCK_STEPS = 3
+stopping._CHECKPOINT_SECONDS = 0.0
+fixed._BLOCK_STEPS = 3
 run, folder = RUNS[sys.argv[1]], Path(sys.argv[2])
 die = lambda: os.kill(os.getpid(), signal.SIGKILL)
 
@@ -58,11 +58,13 @@ def half(file, **arrays):
 
 TRAPS = {
     "0.02": None, "0.05": None,
-    "in a step": lambda: nth(march.March, "advance", 2, before=lambda *_: die()),
+    "in a step": lambda: nth(fixed.FixedSteps, "block", 2, before=lambda *_, **__: die()),
     "while writing": lambda: nth(archive.np, "savez", 2, before=half),
-    "before the file is in place": lambda: nth(archive.Path, "replace", 2, before=lambda *_: die()),
+    "before the file is in place": lambda: nth(
+        archive.Path, "replace", 2, before=lambda *_, **__: die()
+    ),
     "after it is": lambda: nth(archive.Path, "replace", 1, after=die),
-    "between two chunks": lambda: nth(ensemble, "run_chunk", 2, before=lambda *_: die()),
+    "between two chunks": lambda: nth(solver, "integrate", 2, before=lambda *_, **__: die()),
     "0.2": None,
 }
 whole = bits(run())
@@ -183,8 +185,8 @@ class Stop(Exception):
 @pytest.fixture
 def eager_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:
     """A checkpoint after every block of two steps."""
-    monkeypatch.setattr("manifold_sde.solvers.chunk._CHECKPOINT_SECONDS", 0.0)
-    monkeypatch.setattr("manifold_sde.solvers.march._BLOCK_STEPS", 2)
+    monkeypatch.setattr("manifold_sde.solvers.stopping._CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("manifold_sde.solvers.fixed._BLOCK_STEPS", 2)
 
 
 @pytest.mark.usefixtures("eager_checkpoints")
@@ -207,7 +209,7 @@ def test_a_stopped_run_goes_on_with_the_same_bits(
                 raise Stop
 
         with monkeypatch.context() as patch:
-            patch.setattr("manifold_sde.solvers.chunk.write_archive", counting)
+            patch.setattr("manifold_sde.solvers.integrate.write_archive", counting)
             try:
                 last = run(checkpoint=tmp_path)
                 break
@@ -227,7 +229,7 @@ def test_a_finished_run_is_not_run_again(
     def forbidden(*_: Any, **__: Any) -> None:
         raise AssertionError("a step was taken")
 
-    monkeypatch.setattr("manifold_sde.solvers.march.March.advance", forbidden)
+    monkeypatch.setattr("manifold_sde.solvers.fixed.FixedSteps.block", forbidden)
     again = RUNS[name](checkpoint=tmp_path)
     assert first.stats == again.stats
     for key in ("ys", "clock"):
@@ -248,7 +250,7 @@ def test_broken_twin_a_resumed_run_that_starts_its_noise_anew(
         raise Stop
 
     with monkeypatch.context() as patch:
-        patch.setattr("manifold_sde.solvers.chunk.write_archive", stopping)
+        patch.setattr("manifold_sde.solvers.integrate.write_archive", stopping)
         with pytest.raises(Stop):
             weights(checkpoint=tmp_path)
     (file,) = tmp_path.glob("*.npz")
@@ -440,7 +442,7 @@ def test_a_header_that_does_not_fit_its_run_is_named(
         weights(checkpoint=tmp_path)
     else:
         with monkeypatch.context() as patch:
-            patch.setattr("manifold_sde.solvers.chunk.write_archive", stopping)
+            patch.setattr("manifold_sde.solvers.integrate.write_archive", stopping)
             with pytest.raises(Stop):
                 weights(checkpoint=tmp_path)
     file, kind = tmp_path / "chunk-000000.npz", "chunk of a run of solve"

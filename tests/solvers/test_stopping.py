@@ -66,8 +66,8 @@ def default_handlers() -> Iterator[None]:
 
 
 RUNS: dict[str, tuple[Callable[..., Solution], str, int, str]] = {
-    "solve": (weights, "manifold_sde.solvers.march.March._rate", 25, "position"),
-    "adaptive": (adaptive, "manifold_sde.solvers.march.March._rate", 10, "position"),
+    "solve": (weights, "manifold_sde.solvers.fixed.FixedSteps.rate", 25, "position"),
+    "adaptive": (adaptive, "manifold_sde.solvers.fixed.FixedSteps.rate", 10, "position"),
     "run_sgd": (sgd, "manifold_sde.solvers.sgd_step.update", 1050, "step"),
 }
 
@@ -85,7 +85,7 @@ def test_a_run_that_is_stopped_in_a_block_goes_on_with_the_same_bits(
     owner, _, attribute = function.rpartition(".")
     calls = 0
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("manifold_sde.solvers.adaptive_march._TRIES", 2)
+        patch.setattr("manifold_sde.solvers.adaptive._TRIES", 2)
         real = _resolved(owner).__dict__[attribute]
 
         def stopping(*arguments: Any) -> Any:
@@ -130,7 +130,7 @@ def read_kind(name: str) -> str:
 def test_without_a_checkpoint_it_is_said_how_to_keep_what_is_done() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            "manifold_sde.solvers.runner.advance",
+            "manifold_sde.solvers.sgd.advance",
             lambda *_, **__: signal.raise_signal(signal.SIGINT),
         )
         with pytest.raises(KeyboardInterrupt, match="nothing was saved: checkpoint="):
@@ -142,7 +142,7 @@ def test_a_program_that_handles_sigterm_is_left_alone(tmp_path: Path) -> None:
     told: list[int] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            "manifold_sde.solvers.chunk.one_thread",
+            "manifold_sde.solvers.integrate.one_thread",
             lambda: signal.raise_signal(signal.SIGTERM) or torch.no_grad(),
         )
         signal.signal(signal.SIGTERM, lambda number, _: told.append(number))
@@ -162,7 +162,7 @@ def test_other_threads_and_runs_with_nothing_to_save_set_no_handler(tmp_path: Pa
         return iter([1024])
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("manifold_sde.solvers.runner.advance", look)
+        patch.setattr("manifold_sde.solvers.sgd.advance", look)
         sgd()
         thread = threading.Thread(target=lambda: sgd(checkpoint=tmp_path / "run"))
         thread.start()

@@ -32,11 +32,12 @@ from manifold_sde.geometry import Geometry
 from manifold_sde.noise import LabelNoise, SamplingNoise, SphericalNoise
 from manifold_sde.problem import Problem
 from manifold_sde.sdes import FixedRatioDiffusion, LimitingDiffusion
-from manifold_sde.solvers.bookkeeping import clock_at, log_time_at_zero_ratio
+from manifold_sde.solvers.chunk import CHUNK
+from manifold_sde.solvers.clock import clock_at, log_time_at_zero_ratio
 from manifold_sde.solvers.prediction import on_manifold, predict_sgd
-from manifold_sde.solvers.runner import run_sgd
-from manifold_sde.solvers.simulation import CHUNK, solve
+from manifold_sde.solvers.sgd import run_sgd
 from manifold_sde.solvers.solution import Solution
+from manifold_sde.solvers.solver import solve
 from manifold_sde.time_scale import TimeScale
 from manifold_sde.verification import Subject
 

@@ -12,7 +12,7 @@ steps.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -20,13 +20,14 @@ from torch import Tensor
 from manifold_sde.arguments import check_integer, real
 from manifold_sde.equations import StochasticEquation
 from manifold_sde.errors import ArgumentError
-from manifold_sde.solvers.coupling import coupled_values, moments_at, request_of
+from manifold_sde.solvers.adaptive import ADAPTIVE
+from manifold_sde.solvers.arguments import require_equation
+from manifold_sde.solvers.chunk import CHUNK
+from manifold_sde.solvers.coupling import coupled, coupled_values, moments_at
 from manifold_sde.solvers.lost_paths import SHARE, check_average
 from manifold_sde.solvers.moments import Moments, Observable
-from manifold_sde.solvers.run import Request
 from manifold_sde.solvers.schemes import SCHEMES
-from manifold_sde.solvers.simulation import CHUNK, require_equation
-from manifold_sde.solvers.step_control import ADAPTIVE
+from manifold_sde.solvers.simulation import Simulation
 
 #: Indices of paths that a level has: levels do not share paths.
 _PATHS_OF_LEVEL = 1 << 27
@@ -116,7 +117,7 @@ def multilevel(
     Args:
         sde: The equation, in either form: the scheme takes the one that it needs.
         y0: Start (D,) on the manifold.
-        time: Time at which the expectation is asked for.
+        time: Time of the expectation.
         function: Function of states (n, D) with a value for each, (n, ...).
         tolerance: Root mean square error aimed at, in units of the function.
         dt: The largest step.
@@ -165,48 +166,53 @@ def multilevel(
         )
     most = check_integer("max_paths", max_paths, 1, 2**63)
     sde = require_equation(sde).with_calculus("stratonovich")
-    request = request_of(
+    simulation = coupled(
         sde,
         y0,
         [real(start), real(time)],
-        _PILOT,
-        dt,
-        method,
+        n_paths=_PILOT,
+        dt=dt,
+        method=method,
         seed=seed,
         compile=compile,
         chunk_size=chunk_size,
     )
-    if len(request.start) > 1:
+    if len(simulation.start) > 1:
         raise ArgumentError(
             "a multilevel estimate begins at one start",
             received=f"y0 of shape {tuple(y0.shape)}",
             expected="(D,)",
             remedy="one call for each start",
         )
-    order = SCHEMES[method].weak_order
-    run = _Multilevel(request, function, float(tolerance), order, most)
+    run = _Multilevel(simulation, real(dt), compile, function, float(tolerance), most)
     return run.estimate()
 
 
+@dataclass
 class _Multilevel:
-    """One multilevel estimate on its way."""
+    """One multilevel estimate on its way.
 
-    def __init__(
-        self,
-        request: Request,
-        function: Observable,
-        tolerance: float,
-        order: int,
-        max_paths: int,
-    ) -> None:
-        self.request = request
-        self.function = function
-        self.tolerance = tolerance
-        self.order = order
-        self.max_paths = max_paths
-        self.moments: list[Moments] = []
-        self._drawn: list[int] = []
-        self._lost: list[int] = []
+    Attributes:
+        simulation: The simulation at the largest step.
+        dt: The largest step.
+        compile: Mode of compiling.
+        function: The function.
+        tolerance: Root mean square error aimed at.
+        max_paths: Most paths of a level.
+        moments: Moments of what each level adds.
+        drawn: Number of paths of each level.
+        lost: Number of those that were lost.
+    """
+
+    simulation: Simulation
+    dt: float
+    compile: bool | str
+    function: Observable
+    tolerance: float
+    max_paths: int
+    moments: list[Moments] = field(default_factory=list)
+    drawn: list[int] = field(default_factory=list)
+    lost: list[int] = field(default_factory=list)
 
     def estimate(self) -> MultilevelEstimate:
         """Add levels and paths until both halves of the error are small enough."""
@@ -226,53 +232,52 @@ class _Multilevel:
         )
         mean = torch.stack([level.mean for level in levels]).sum(0)
         variance = torch.stack([level.variance / level.paths for level in levels]).sum(0)
-        found = MultilevelEstimate(mean, variance.sqrt(), bias, levels, sum(self._lost))
+        found = MultilevelEstimate(mean, variance.sqrt(), bias, levels, sum(self.lost))
         # Levels that lost more than this allows have been refused one by one.
-        check_average(found.lost, sum(self._drawn), partial=found)
+        check_average(found.lost, sum(self.drawn), partial=found)
         return found
 
     def _step(self, level: int) -> float:
-        assert self.request.dt is not None
-        return self.request.dt * 2.0**-level
+        return self.dt * 2.0**-level
 
     def _cost(self, level: int) -> float:
-        span = self.request.times[-1] - self.request.times[0]
-        return span / self._step(level) * (1.5 if level else 1.0)
+        first, last = self.simulation.times
+        return (last - first) / self._step(level) * (1.5 if level else 1.0)
 
     def _bias(self) -> Tensor:
         """What the smallest step leaves, from the last two differences."""
-        factor = 2.0**self.order
+        factor = 2.0 ** SCHEMES[self.simulation.scheme].weak_order
         last = torch.maximum(
             self.moments[-1].mean[0].abs(), self.moments[-2].mean[0].abs() / factor
         )
         return last / (factor - 1.0)
 
     def _add_level(self) -> None:
-        self._drawn.append(0)
-        self._lost.append(0)
+        self.drawn.append(0)
+        self.lost.append(0)
         self.moments.append(self._sample(len(self.moments), _PILOT))
 
     def _sample(self, level: int, count: int) -> Moments:
         """Moments of what a level adds, from new paths."""
-        first = self._drawn[level]
-        request = replace(
-            self.request,
+        first = self.drawn[level]
+        simulation = self.simulation.at_step(
+            self._step(level) * (2.0 if level else 1.0),
+            compile=self.compile,
             n_paths=count,
-            dt=self._step(level) * (2.0 if level else 1.0),
             first_path=level * _PATHS_OF_LEVEL + first,
         )
         total: Moments | None = None
-        for values, valid in coupled_values(request, self.function, (0, 1) if level else (0,)):
-            self._lost[level] += int((~valid[-1]).sum())
+        for values, valid in coupled_values(simulation, self.function, (0, 1) if level else (0,)):
+            self.lost[level] += int((~valid[-1]).sum())
             adds = values[1] - values[0] if level else values[0]
             new = moments_at(adds[-1:], valid[-1:])
             total = new if total is None else total.merge(new)
         assert total is not None
-        self._drawn[level] += count
-        if self._lost[level] > SHARE * self._drawn[level]:
+        self.drawn[level] += count
+        if self.lost[level] > SHARE * self.drawn[level]:
             check_average(
-                self._lost[level],
-                self._drawn[level],
+                self.lost[level],
+                self.drawn[level],
                 when=f" at the step {self._step(level):.3g}",
                 survivors="solve(sde, y0, ts, dt=...) returns all paths, NaN where lost",
             )
@@ -294,7 +299,7 @@ class _Multilevel:
             for k, (have, want) in enumerate(zip(counts, wanted, strict=True)):
                 if want > self.max_paths:
                     raise self._out_of_reach(f"{want} paths at the step {self._step(k):.3g}")
-                drawn = self._drawn[k]
+                drawn = self.drawn[k]
                 more = min(want - have, (_MOST_GROWTH - 1) * drawn)
                 if more > 0:
                     self.moments[k] = self.moments[k].merge(self._sample(k, more))

@@ -12,7 +12,7 @@ from torch import Tensor
 from manifold_sde import LimitingDiffusion, Problem, WeightDecaySDE, problems
 from manifold_sde.errors import ArgumentError
 from manifold_sde.solvers import BrownianPath, Solution, solve
-from manifold_sde.solvers.torchsde_bridge import TORCHSDE
+from manifold_sde.solvers.torchsde_schemes import TORCHSDE
 
 PROBLEM = problems.mixed_noise_circle()
 
@@ -96,7 +96,7 @@ def test_single_precision_stays_single() -> None:
 
 @pytest.mark.parametrize("method", sorted(TORCHSDE))
 def test_the_other_calculus_is_refused(method: str) -> None:
-    wrong = "stratonovich" if TORCHSDE[method] == "ito" else "ito"
+    wrong = "stratonovich" if TORCHSDE[method].calculus == "ito" else "ito"
     with pytest.raises(ArgumentError, match="does not integrate the form"):
         solve(sde(wrong), PROBLEM.minimizer, [0.0, 1.0], method=method)
 
@@ -118,7 +118,13 @@ def test_unsound_methods_are_refused_by_their_reason(name: str, reason: str) -> 
 @pytest.mark.parametrize("method", sorted(TORCHSDE))
 def test_adaptive_steps_of_torchsde_are_refused(method: str) -> None:
     with pytest.raises(ArgumentError, match="has no adaptive steps"):
-        solve(sde(TORCHSDE[method]), PROBLEM.minimizer, [0.0, 1.0], method=method, rtol=1e-3)
+        solve(
+            sde(TORCHSDE[method].calculus),
+            PROBLEM.minimizer,
+            [0.0, 1.0],
+            method=method,
+            rtol=1e-3,
+        )
 
 
 def test_unknown_methods_and_diffusions_on_the_manifold_are_refused() -> None:

@@ -19,8 +19,8 @@ import torch
 from manifold_sde import DirectionDiffusion, Problem, SphericalNoise, WeightDecaySDE, problems
 from manifold_sde.errors import ManifoldSDEError, MissingDependencyError, WorkerError
 from manifold_sde.solvers import DirectionSolution, Solution, solve
-from manifold_sde.solvers.plan import Task
-from manifold_sde.solvers.run import Run
+from manifold_sde.solvers.chunk import Chunk
+from manifold_sde.solvers.simulation import Simulation
 
 joblib = pytest.importorskip("joblib")
 
@@ -98,12 +98,15 @@ def test_broken_twin_noise_that_is_numbered_within_a_chunk(
 ) -> None:
     """Each worker that numbers its paths from 0 repeats the paths of the others."""
     whole = run()
-    real = Run.tasks
+    real = Simulation.chunks
 
-    def from_zero(self: Run, checkpoint: Path | None = None) -> Iterator[Task]:
-        return (dataclasses.replace(task, first=0) for task in real(self, checkpoint))
+    def from_zero(self: Simulation, checkpoint: Path | None = None) -> Iterator[Chunk]:
+        return (
+            dataclasses.replace(chunk, paths=chunk.paths - chunk.paths[0])
+            for chunk in real(self, checkpoint)
+        )
 
-    monkeypatch.setattr(Run, "tasks", from_zero)
+    monkeypatch.setattr(Simulation, "chunks", from_zero)
     with pytest.raises(AssertionError, match="not equal"):
         assert_same_bits(run(workers=1), whole)
 

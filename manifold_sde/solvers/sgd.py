@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
-import time
+import functools
 import warnings
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +16,10 @@ import torch
 from torch import Tensor
 
 from manifold_sde import rng
-from manifold_sde.arguments import check_path, check_point, integer, require_norms
+from manifold_sde.arguments import check_path, integer
 from manifold_sde.compile import check_mode, compiler_available
 from manifold_sde.deadline import Progress
-from manifold_sde.errors import (
-    ArgumentError,
-    LostPathsWarning,
-    TimeScaleError,
-    WriteError,
-)
+from manifold_sde.errors import LostPathsWarning, TimeScaleError
 from manifold_sde.paper import implements
 from manifold_sde.problem import Problem, require_problem
 from manifold_sde.schedules import Schedule
@@ -36,26 +30,25 @@ from manifold_sde.solvers.archive import (
     versions,
     write_archive,
 )
+from manifold_sde.solvers.arguments import check_steps, starts
 from manifold_sde.solvers.fingerprint import Fingerprint, rates, summary
 from manifold_sde.solvers.limits import (
     MAX_SGD_STEPS,
-    check_length,
     check_max_steps,
     refuse_many_steps,
     require_memory,
 )
-from manifold_sde.solvers.sgd_step import BLOCK, LANES, SgdState, advance
+from manifold_sde.solvers.sgd_step import BLOCK, SgdState, advance
 from manifold_sde.solvers.solution import Solution
-from manifold_sde.solvers.stopping import Stoppable
+from manifold_sde.solvers.stopping import Autosave, Stoppable
 from manifold_sde.threads import one_thread
 
 Rate = float | Sequence[float] | Tensor | Callable[[int], float] | Schedule
 
-#: Steps from which on a run is compiled when the choice is left to the toolkit.
+#: Steps above which "auto" compiles.
 _WORTH_COMPILING = 5000
 #: Largest number of paths that are stepped together.
 _CHUNK = 4096
-_CHECKPOINT_SECONDS = 20.0
 _KIND = "checkpoint of run_sgd"
 
 
@@ -142,39 +135,41 @@ def run_sgd(
         Stoppable(file),
         contextlib.nullcontext() if file is None else held_file(file),
     ):
-        run = _Run(problem, start, schedules, kept, seed, compiled)
-        return run.execute(progress, file, batched)
+        run = _Run(problem, start, schedules, kept, seed, compiled, file)
+        return run.execute(progress, batched)
 
 
+@dataclass
 class _Run:
-    """One call of ``run_sgd``: chunks of paths one after the other, each with its checkpoints."""
+    """One call of ``run_sgd``: chunks of paths one after the other, each with its checkpoints.
 
-    def __init__(
-        self,
-        problem: Problem,
-        start: Tensor,
-        schedules: tuple[Schedule, Schedule],
-        kept: list[int],
-        seed: int,
-        compiled: bool,
-    ) -> None:
-        self.problem = problem
-        self.start = start
-        self.schedules = schedules
-        self.kept = kept
-        self.seed = seed
-        self.compiled = compiled
-        n, dim = start.shape
-        self.fingerprint: Fingerprint | None = None
-        self.ys = start.new_full((len(kept), n, dim), float("nan"))
-        self.clock = start.new_full((len(kept), n), float("nan"))
+    Attributes:
+        problem: The problem.
+        start: Starts (n, D).
+        schedules: Learning rate and weight decay.
+        kept: Step counts to keep (K,).
+        seed: Seed.
+        compiled: Whether the step is compiled.
+        file: The checkpoint, or ``None``.
+    """
 
-    def execute(self, progress: bool | str, checkpoint: Path | None, batched: bool) -> Solution:
+    problem: Problem
+    start: Tensor
+    schedules: tuple[Schedule, Schedule]
+    kept: list[int]
+    seed: int
+    compiled: bool
+    file: Path | None
+
+    def __post_init__(self) -> None:
+        self.ys = self.start.new_full((len(self.kept), *self.start.shape), torch.nan)
+        self.clock = torch.full_like(self.ys[..., 0], torch.nan)
+        self.fingerprint = None if self.file is None else self._fingerprint()
+
+    def execute(self, progress: bool | str, batched: bool) -> Solution:
         """Run all chunks, from the checkpoint on if there is one."""
         n = len(self.start)
-        if checkpoint is not None:
-            self.fingerprint = self._fingerprint()
-        position = self._resume(checkpoint) if checkpoint and checkpoint.exists() else None
+        first_chunk, resumed = self._resume()
         total = self.kept[-1] * -(-n // _CHUNK)
         label = progress if isinstance(progress, str) else "SGD"
         with (
@@ -183,14 +178,11 @@ class _Run:
                 total=total, desc=label, unit="step", disable=not progress, unit_scale=True
             ) as bar,
         ):
-            for chunk, first in enumerate(range(0, n, _CHUNK)):
-                if position is not None and chunk < position["chunk"]:
-                    bar.update(self.kept[-1])
-                    continue
-                resumed = position if position is not None and chunk == position["chunk"] else None
-                self._run_chunk(
-                    chunk, slice(first, min(first + _CHUNK, n)), resumed, bar, checkpoint
-                )
+            if resumed is not None:
+                bar.update(first_chunk * self.kept[-1] + resumed.step)
+            for chunk in range(first_chunk, -(-n // _CHUNK)):
+                self._run_chunk(chunk, resumed, bar)
+                resumed = None
         finite = torch.isfinite(self.ys).all(-1)
         _warn_of_divergence(finite, self.kept)
         finite = finite[-1]
@@ -208,62 +200,33 @@ class _Run:
             config={**self._config(), "versions": versions()},
         )
 
-    def _run_chunk(
-        self,
-        chunk: int,
-        rows: slice,
-        resumed: dict[str, Any] | None,
-        bar: Progress,
-        checkpoint: Path | None,
-    ) -> None:
-        start = self.start[rows]
-        n = len(start)
-        padded = -(-n // LANES) * LANES
-        x = torch.cat([start, start[-1:].expand(padded - n, -1)]).T.contiguous()
-        paths = torch.arange(rows.start, rows.start + padded, device=x.device)
-        state = SgdState(x, x.new_zeros(padded), paths)
-        done = 0
-        if resumed is not None:
-            state.x, state.clock = (resumed[k].to(x) for k in ("x", "clock"))
-            done = resumed["step"]
-            bar.update(done)
-        self._keep(state, rows, done, n)
-        saved, whole = time.monotonic(), (done, replace(state))
-        try:
-            while done < self.kept[-1]:
-                stop = min(self._next_kept(done), done + BLOCK)
-                lrs, decays = (self._rates(s, done, stop) for s in self.schedules)
-                _check_decay(lrs * decays, done)
+    def _run_chunk(self, chunk: int, resumed: SgdState | None, bar: Progress) -> None:
+        """Run a chunk, from a state on if it is given."""
+        rows = slice(chunk * _CHUNK, min((chunk + 1) * _CHUNK, len(self.start)))
+        state = resumed or SgdState.begin(self.start[rows], rows.start)
+        self._keep(state, rows)
+        save = None if self.file is None else functools.partial(self._save, chunk)
+        with Autosave(save, replace(state)) as autosave:
+            while state.step < self.kept[-1]:
+                first = state.step
+                stop = min(self.kept[bisect_right(self.kept, first)], first + BLOCK)
+                lrs, decays = (self._rates(s, first, stop) for s in self.schedules)
+                _check_decay(lrs * decays, first)
+                tables, compiled = (lrs, decays), self.compiled
                 for taken in advance(
-                    self.problem,
-                    state,
-                    done,
-                    (lrs, decays),
-                    self.seed,
-                    compiled=self.compiled,
+                    self.problem, state, first, tables, self.seed, compiled=compiled
                 ):
                     bar.update(taken)
-                done = stop
-                self._keep(state, rows, done, n)
-                whole = done, replace(state)
-                if checkpoint and time.monotonic() - saved > _CHECKPOINT_SECONDS:
-                    self._save(checkpoint, chunk, *whole)
-                    saved = time.monotonic()
-        except (KeyboardInterrupt, SystemExit):
-            # A block may be half done: the state before it is whole, as no step changes a tensor.
-            if checkpoint:
-                with contextlib.suppress(WriteError):
-                    self._save(checkpoint, chunk, *whole)
-            raise
-        if checkpoint:
-            self._save(checkpoint, chunk, done, state)
+                state.step = stop
+                self._keep(state, rows)
+                autosave.keep(replace(state))
+        if save is not None:
+            save(state)
 
-    def _next_kept(self, done: int) -> int:
-        return self.kept[bisect_right(self.kept, done)]
-
-    def _keep(self, state: SgdState, rows: slice, done: int, n: int) -> None:
-        row = bisect_left(self.kept, done)
-        if row < len(self.kept) and self.kept[row] == done:
+    def _keep(self, state: SgdState, rows: slice) -> None:
+        """Write the state down, where its step is one to keep."""
+        row, n = bisect_left(self.kept, state.step), rows.stop - rows.start
+        if self.kept[row] == state.step:
             self.ys[row, rows] = state.x.T[:n]
             self.clock[row, rows] = state.clock[:n]
 
@@ -308,38 +271,39 @@ class _Run:
         with one_thread():
             return Fingerprint.of(self.problem, self.start[0], said, seen)
 
-    def _save(self, path: Path, chunk: int, step: int, state: SgdState) -> None:
+    def _save(self, chunk: int, state: SgdState) -> None:
+        """Write the state of a chunk, and what was kept of it and those before."""
         assert self.fingerprint is not None
+        assert self.file is not None
         arrays = {"x": state.x, "clock": state.clock, "kept_ys": self.ys, "kept_clock": self.clock}
         run, seen = self.fingerprint.stored()
         numbers = {name: value.cpu().numpy() for name, value in arrays.items()}
-        write_archive(path, _KIND, {**run, "chunk": chunk, "step": step}, numbers | seen)
+        write_archive(self.file, _KIND, {**run, "chunk": chunk, "step": state.step}, numbers | seen)
 
-    def _resume(self, path: Path) -> dict[str, Any]:
-        """Take up what was saved: chunk, step, x and clock."""
-        assert self.fingerprint is not None
-        header, arrays = read_archive(path, _KIND)
-        self.fingerprint.require(path, header, arrays)
+    def _resume(self) -> tuple[int, SgdState | None]:
+        """Take up what was saved: the chunk that was under way, and its state."""
+        if self.file is None or self.fingerprint is None or not self.file.exists():
+            return 0, None
+        header, arrays = read_archive(self.file, _KIND)
+        self.fingerprint.require(self.file, header, arrays)
         n = len(self.start)
-        with complete(path, "a checkpoint as run_sgd writes it", "delete it to start anew"):
+        with complete(self.file, "a checkpoint as run_sgd writes it", "delete it to start anew"):
             chunk, step = integer(header["chunk"]), integer(header["step"])
             if chunk is None or not 0 <= chunk * _CHUNK < n:
                 raise ValueError(f"chunk {header['chunk']!r}")
             if step is None or not 0 <= step <= self.kept[-1]:
                 raise ValueError(f"step {header['step']!r} of {self.kept[-1]}")
-            lanes = -(-min(_CHUNK, n - chunk * _CHUNK) // LANES) * LANES
-            shapes = {
-                "x": (self.problem.dim, lanes),
-                "clock": (lanes,),
-                "kept_ys": tuple(self.ys.shape),
-                "kept_clock": tuple(self.clock.shape),
-            }
-            found = {name: torch.from_numpy(arrays[name]) for name in shapes}
-            for name, shape in shapes.items():
-                if found[name].shape != shape or found[name].dtype != self.ys.dtype:
+            rows = self.start[chunk * _CHUNK : (chunk + 1) * _CHUNK]
+            state = SgdState.begin(rows, chunk * _CHUNK)
+            likes = {"x": state.x, "clock": state.clock, "kept_ys": self.ys}
+            likes["kept_clock"] = self.clock
+            found = {name: torch.from_numpy(arrays[name]) for name in likes}
+            for name, like in likes.items():
+                if found[name].shape != like.shape or found[name].dtype != like.dtype:
                     raise ValueError(f"{name} of shape {tuple(found[name].shape)}")
-        self.ys, self.clock = (found[f"kept_{k}"].to(self.start) for k in ("ys", "clock"))
-        return {"chunk": chunk, "step": step, "x": found["x"], "clock": found["clock"]}
+                found[name] = found[name].to(like)
+        self.ys, self.clock = found["kept_ys"], found["kept_clock"]
+        return chunk, SgdState(found["x"], found["clock"], state.paths, step)
 
 
 def _warn_of_divergence(finite: Tensor, kept: list[int]) -> None:
@@ -366,70 +330,3 @@ def _check_decay(products: Tensor, first: int) -> None:
             expected="less than 1, so that 1 - eta lambda is positive",
             remedy="a smaller learning rate or weight decay; lambda is the decoupled one of (1)",
         )
-
-
-def check_steps(steps: object) -> list[int]:
-    """Step counts.
-
-    Raises:
-        ArgumentError: If they are none, or do not increase.
-    """
-    check_length("steps", steps)
-    if isinstance(steps, Tensor):
-        steps = steps.tolist()
-    if isinstance(steps, (int, np.integer)):
-        listed: list[Any] = [steps]
-    else:
-        listed = list(steps) if isinstance(steps, Iterable) else [steps]
-    whole = all(isinstance(k, (int, np.integer)) and not isinstance(k, bool) for k in listed)
-    if (
-        not listed
-        or not whole
-        or listed[0] < 0
-        or any(b <= a for a, b in itertools.pairwise(listed))
-    ):
-        raise ArgumentError(
-            "steps are not step counts to keep",
-            received=repr(steps)[:80],
-            expected="a count, or increasing counts from 0 on",
-            remedy="steps=1000, or steps=[0, 100, 1000]; TimeScale(...).steps(T) gives counts",
-        )
-    if listed[-1] >= 2**48:
-        raise ArgumentError(
-            "there are too many steps",
-            received=str(listed[-1]),
-            expected="fewer than 2**48",
-            remedy="the limiting diffusion reaches such times",
-        )
-    return [int(k) for k in listed]
-
-
-def starts(
-    problem: Problem, x0: Tensor, n_paths: int | None, *, name: str = "x0"
-) -> tuple[Tensor, bool]:
-    """Start of each path, (n, D), and whether the result has a path dimension.
-
-    Raises:
-        ArgumentError, DTypeError: If a start cannot be used, or their number is another one.
-    """
-    x0 = check_point(x0, problem.dim, name=name, values=True).detach()
-    require_norms(x0, name=name)
-    count = integer(n_paths)
-    if n_paths is not None and (count is None or count < 1):
-        raise ArgumentError(
-            "n_paths is not a number of paths",
-            received=repr(n_paths),
-            expected="a positive integer",
-            remedy="n_paths=60, as in Figure 2",
-        )
-    if x0.dim() == 1:
-        require_memory(float(count or 1) * len(x0), x0.element_size(), "a smaller n_paths")
-        return x0.expand(count or 1, -1).clone(), count is not None
-    if x0.dim() != 2 or not len(x0) or count not in (None, len(x0)):
-        raise ArgumentError(
-            "the starts do not fit the number of paths",
-            received=f"{name} of shape {tuple(x0.shape)}, n_paths={n_paths}",
-            expected="one start (D,), or (B, D) with n_paths left out",
-            remedy=f"{name}.reshape(-1, D), or repeat each start as often as it is wanted",
-        )
-    return x0.clone(), True

@@ -223,7 +223,7 @@ class TestIndependenceOfTheBatch:
         problem = residual_problem(SphericalNoise(0.2))
         x0 = torch.linspace(1.0, 2.0, 6, dtype=F64)
         whole = run_sgd(problem, x0, 0.2, 0.1, [3, 20], n_paths=50, compile=False)
-        monkeypatch.setattr("manifold_sde.solvers.runner._CHUNK", 16)
+        monkeypatch.setattr("manifold_sde.solvers.sgd._CHUNK", 16)
         parts = run_sgd(problem, x0, 0.2, 0.1, [3, 20], n_paths=50, compile=False)
         torch.testing.assert_close(whole.ys, parts.ys, rtol=1e-12, atol=1e-13)
         torch.testing.assert_close(whole.clock, parts.clock, rtol=1e-12, atol=0)

@@ -1,4 +1,4 @@
-"""Chunks of paths in other processes, of loky or of Dask, or one after the other in this one."""
+"""Chunks of paths in other processes, of loky or of Dask."""
 
 from __future__ import annotations
 
@@ -13,18 +13,15 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from manifold_sde.arguments import integer
-from manifold_sde.deadline import Progress
 from manifold_sde.errors import ArgumentError, MissingDependencyError, Terminated, WorkerError
-from manifold_sde.solvers.archive import held_folder
-from manifold_sde.solvers.chunk import Outcome, run_chunk
-from manifold_sde.solvers.plan import Plan, Task
-from manifold_sde.solvers.run import Run
+from manifold_sde.solvers.chunk import Chunk, ChunkResult
+from manifold_sde.solvers.integrate import integrate
+from manifold_sde.solvers.simulation import Simulation
 
-BACKENDS = ("loky", "dask")
 _INSTALL = 'pip install "manifold_sde[cluster]"'
 _ONE_PROCESS = "leave workers out to run in this process"
 #: Seconds after which a process without work ends, and that one has to save its work.
@@ -33,70 +30,36 @@ _ONE = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "MKL", "OPENBLAS")}
 _local = threading.local()
 
 
-def check_workers(workers: object, backend: object) -> int | None:
-    """The number of workers, or ``None``.
-
-    Raises:
-        ArgumentError: If this is no number of workers, or no backend.
-    """
-    count = integer(workers)
-    if workers is not None and (count is None or count < 1):
-        raise ArgumentError(
-            "workers is not a number of processes",
-            received=repr(workers),
-            expected="a positive integer",
-            remedy=_ONE_PROCESS,
-        )
-    if backend not in BACKENDS:
-        raise ArgumentError(
-            "there is no such backend",
-            received=repr(backend),
-            expected='"loky", processes on this machine, or "dask", those of your Client',
-            remedy='leave it at "loky"',
-        )
-    return count
-
-
-def outcomes(
-    run: Run, workers: int | None, backend: str, progress: bool | str, checkpoint: Path | None
-) -> Generator[Outcome, None, None]:
-    """The outcomes of all chunks of a run, in order, each when it is there.
+def integrate_in_workers(
+    simulation: Simulation,
+    workers: int | None,
+    backend: str,
+    checkpoint: Path | None,
+    report: Callable[[], object],
+) -> Generator[ChunkResult, None, None]:
+    """Results of all chunks, in order, each when it is there.
 
     Args:
-        run: The run.
+        simulation: The simulation.
         workers: Number of processes; with "dask", of chunks under way at once.
         backend: "loky" or "dask".
-        progress: Whether to show a progress bar, or its label.
         checkpoint: Folder, or ``None``.
+        report: Called after each chunk.
+
+    Raises:
+        WorkerError: If a worker died, or the simulation cannot be sent to workers.
+        MissingDependencyError: If joblib or Dask is not installed.
     """
-    alone = workers in (None, 1) and backend == "loky"
-    label = progress if isinstance(progress, str) else "SDE"
-    total, unit = (run.steps, "step") if alone else (run.chunks, "chunk")
-    with (
-        contextlib.nullcontext() if checkpoint is None else held_folder(checkpoint),
-        Progress(total=total, desc=label, unit=unit, disable=not progress) as bar,
-    ):
-        if alone:
-            for task in run.tasks(checkpoint):
-                yield run_chunk(run.plan, task, bar.update)
-            return
-        kept = None if checkpoint is None else checkpoint.resolve()
-        results = _distributed(run, workers, backend, kept)
-        with contextlib.closing(results):
-            for outcome in results:
-                bar.update()
-                yield outcome
-
-
-def _distributed(
-    run: Run, workers: int | None, backend: str, kept: Path | None
-) -> Generator[Outcome, None, None]:
-    tasks = run.tasks(kept)
+    kept = None if checkpoint is None else checkpoint.resolve()
+    chunks = simulation.chunks(kept)
+    # Each chunk has its own starts.
+    sent = replace(simulation, start=simulation.start[:1].clone())
+    run = _on_dask if backend == "dask" else _on_loky
     try:
-        if backend == "dask":
-            yield from _on_dask(run.plan, tasks, workers)
-        else:
-            yield from _on_loky(run.plan, tasks, workers)
+        with contextlib.closing(run(sent, chunks, workers)) as results:
+            for result in results:
+                report()
+                yield result
     except _LostWorker as error:
         raise WorkerError(
             "a worker died",
@@ -120,25 +83,25 @@ class _LostWorker(Exception):
 
 
 def _in_order(
-    submit: Callable[[Task], Any],
+    submit: Callable[[Chunk], Any],
     wait: Callable[[list[Any]], object],
     most: Callable[[], int],
-    tasks: Iterator[Task],
+    chunks: Iterator[Chunk],
     under_way: deque[Any],
-) -> Generator[Outcome, None, None]:
-    """Outcomes of tasks in their order.
+) -> Generator[ChunkResult, None, None]:
+    """ChunkResults of chunks in their order.
 
     Args:
-        submit: Gives a task to a worker and returns its future.
+        submit: Gives a chunk to a worker and returns its future.
         wait: Waits until one of some futures is done.
-        most: Number of tasks that may be with workers at once.
-        tasks: The tasks.
+        most: Number of chunks that may be with workers at once.
+        chunks: The chunks.
         under_way: The futures, which the caller cancels when this ends early.
     """
 
     def fill() -> None:
         free = most() - sum(not future.done() for future in under_way)
-        under_way.extend(submit(task) for task in itertools.islice(tasks, max(0, free)))
+        under_way.extend(submit(chunk) for chunk in itertools.islice(chunks, max(0, free)))
 
     fill()
     while under_way:
@@ -150,26 +113,26 @@ def _in_order(
 
 
 def _on_loky(
-    plan: Plan, tasks: Iterator[Task], workers: int | None
-) -> Generator[Outcome, None, None]:
+    simulation: Simulation, chunks: Iterator[Chunk], workers: int | None
+) -> Generator[ChunkResult, None, None]:
     """Chunks in processes of this machine, by the executor that joblib brings along.
 
     Not by joblib itself, which ends its processes with SIGKILL: here they save their chunks first.
     """
     _load("joblib")
-    data = _packed(plan)
+    data = _packed(simulation)
     loky = importlib.import_module("joblib.externals.loky")
     executor = loky.get_reusable_executor(workers, timeout=_IDLE, initializer=_begin, env=_ONE)
     under_way: deque[Any] = deque()
 
-    def submit(task: Task) -> Any:
-        return executor.submit(_work_apart, data, _packed(task))
+    def submit(chunk: Chunk) -> Any:
+        return executor.submit(_work_apart, data, _packed(chunk))
 
     def wait(unfinished: list[Any]) -> None:
         concurrent.futures.wait(unfinished, return_when="FIRST_COMPLETED")
 
     try:
-        yield from _in_order(submit, wait, lambda: 2 * (workers or 1), tasks, under_way)
+        yield from _in_order(submit, wait, lambda: 2 * (workers or 1), chunks, under_way)
     except loky.BrokenProcessPool as error:
         raise _LostWorker(error) from error
     except BaseException:
@@ -216,20 +179,20 @@ def _begin() -> None:
     threading.Thread(target=watch, args=(os.getppid(),), daemon=True).start()
 
 
-def _work_apart(plan: bytes, task: bytes) -> Outcome:
+def _work_apart(simulation: bytes, chunk: bytes) -> ChunkResult:
     """Run a chunk in a process of loky, unless that has been told to stop."""
     if _Worker.stopping:
         raise Terminated
     _Worker.working = True
     try:
-        return _work(plan, task)
+        return _work(simulation, chunk)
     finally:
         _Worker.working = False
 
 
 def _on_dask(
-    plan: Plan, tasks: Iterator[Task], workers: int | None
-) -> Generator[Outcome, None, None]:
+    simulation: Simulation, chunks: Iterator[Chunk], workers: int | None
+) -> Generator[ChunkResult, None, None]:
     """Chunks on the workers of a Dask client.
 
     Not through joblib, whose backend for Dask waits for ever for a chunk that Dask has given up,
@@ -251,22 +214,18 @@ def _on_dask(
         def most() -> int:
             return workers or 2 * max(1, sum(client.ncores().values()))
 
-        # The plan is sent once. Bytes that are submitted, unlike what is scattered, are known to
-        # the scheduler, which has them made again if the workers that hold them die.
-        data = submit(_same, _packed(plan))
+        # Sent once. Bytes that are submitted, unlike what is scattered, are known to the scheduler,
+        # which has them made again if the workers that hold them die.
+        data = submit(bytes, _packed(simulation))
         under_way: deque[Any] = deque()
         try:
             yield from _in_order(
-                lambda task: submit(_work, data, _packed(task)), wait, most, tasks, under_way
+                lambda chunk: submit(_work, data, _packed(chunk)), wait, most, chunks, under_way
             )
         except (killed, distributed.CancelledError) as error:
             raise _LostWorker(error) from error
         finally:
             client.cancel(list(under_way))
-
-
-def _same(plan: bytes) -> bytes:
-    return plan
 
 
 def _first_line(error: BaseException) -> str:
@@ -329,11 +288,11 @@ def _packed(value: Any) -> bytes:
     return data
 
 
-def _unpacked(plan: bytes) -> Plan:
-    """The plan, with the kernels that this thread of the worker has compiled for it."""
-    if getattr(_local, "packed", None) != plan:
+def _unpacked(simulation: bytes) -> Simulation:
+    """The simulation, with the kernels that this thread of the worker has compiled for it."""
+    if getattr(_local, "packed", None) != simulation:
         try:
-            _local.plan = pickle.loads(plan)
+            _local.simulation = pickle.loads(simulation)
         except (ImportError, AttributeError) as error:
             raise WorkerError(
                 "a worker cannot import what the problem or an observable is made of",
@@ -343,11 +302,11 @@ def _unpacked(plan: bytes) -> Plan:
                 remedy="put its folder on PYTHONPATH and import it by name, or install it; or "
                 f"{_ONE_PROCESS}",
             ) from error
-        _local.packed = plan
-    found: Plan = _local.plan
+        _local.packed = simulation
+    found: Simulation = _local.simulation
     return found
 
 
-def _work(plan: bytes, task: bytes) -> Outcome:
+def _work(simulation: bytes, chunk: bytes) -> ChunkResult:
     """Run a chunk in a worker."""
-    return run_chunk(_unpacked(plan), pickle.loads(task))
+    return integrate(_unpacked(simulation), pickle.loads(chunk))

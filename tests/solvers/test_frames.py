@@ -1,0 +1,66 @@
+"""How far a call of ``solve`` is from a step: the frames between, on the README's first example."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+from manifold_sde.solvers import solve
+from manifold_sde.solvers.integrate import integrate
+from manifold_sde.solvers.schemes import Weak2
+
+README = Path(__file__).parents[2] / "README.md"
+#: Frames from ``solve`` to a scheme's ``step``, both of them counted.
+MOST_FRAMES = 3
+
+
+def frames_since(frame: FrameType | None, outermost: Callable[..., Any]) -> list[str]:
+    """Module and name of the frames up to one, from that of a function on."""
+    names: list[str] = []
+    while frame is not None:
+        names.insert(0, f"{frame.f_globals['__name__']}.{frame.f_code.co_name}")
+        if frame.f_code is outermost.__code__:
+            return names
+        frame = frame.f_back
+    return []
+
+
+def first_example(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The frames from ``solve`` to each step that the README's first example takes."""
+    seen: list[list[str]] = []
+    real = Weak2.step
+
+    def step(*arguments: Any) -> tuple[Tensor, Tensor]:
+        seen.append(frames_since(sys._getframe(), solve))
+        return real(*arguments)
+
+    monkeypatch.setattr(Weak2, "step", step)
+    text = README.read_text(encoding="utf-8")
+    found = re.search(r"^import torch\n.*?^paths = .*?$", text, re.DOTALL | re.MULTILINE)
+    assert found is not None
+    exec(compile(found.group(0), "README.md", "exec"), {})
+    return seen
+
+
+def test_a_step_is_three_frames_below_solve(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = first_example(monkeypatch)
+    assert len(seen) >= 8
+    assert {tuple(names) for names in seen if len(names) > MOST_FRAMES} == set()
+    solving, integrating, _ = seen[0]
+    assert solving == "manifold_sde.solvers.solver.solve"
+    assert integrating == "manifold_sde.solvers.integrate.integrate"
+
+
+def test_broken_twin_a_layer_that_only_forwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forwarding(*arguments: Any, **options: Any) -> Any:
+        return integrate(*arguments, **options)
+
+    monkeypatch.setattr("manifold_sde.solvers.solver.integrate", forwarding)
+    assert min(map(len, first_example(monkeypatch))) == MOST_FRAMES + 1
