@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from manifold_sde.arguments import LARGEST, Array, Numbers, as_float64
 from manifold_sde.errors import TimeScaleError
+from manifold_sde.number_arrays import LARGEST, Array, Numbers, as_float64
 
 Steps = NDArray[np.int64]
 

@@ -27,7 +27,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from manifold_sde.arguments import (
+from manifold_sde.errors import TimeScaleError
+from manifold_sde.number_arrays import (
     LARGEST,
     LARGEST_STEP,
     SMALLEST,
@@ -40,7 +41,6 @@ from manifold_sde.arguments import (
     finite,
     like,
 )
-from manifold_sde.errors import TimeScaleError
 from manifold_sde.paper import implements
 from manifold_sde.schedules import (
     WIDE,

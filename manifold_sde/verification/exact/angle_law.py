@@ -9,9 +9,10 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from manifold_sde.arguments import check_number, check_point
+from manifold_sde.arguments import check_point
 from manifold_sde.errors import ArgumentError
 from manifold_sde.noise import SphericalNoise
+from manifold_sde.number_arrays import check_number
 from manifold_sde.problem import Problem
 from manifold_sde.time_scale import TimeScale
 from manifold_sde.verification.exact.wrapped_normal import WrappedNormal

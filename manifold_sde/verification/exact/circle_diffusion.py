@@ -13,8 +13,8 @@ import scipy.linalg
 import scipy.sparse
 from numpy.typing import ArrayLike, NDArray
 
-from manifold_sde.arguments import check_number
 from manifold_sde.errors import ArgumentError
+from manifold_sde.number_arrays import check_number
 from manifold_sde.problem import Problem
 from manifold_sde.time_scale import TimeScale
 from manifold_sde.verification.exact.circle_coefficients import (

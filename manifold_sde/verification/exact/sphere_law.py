@@ -12,10 +12,11 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import eval_chebyt, eval_gegenbauer
 from torch import Tensor
 
-from manifold_sde.arguments import check_number, check_point
+from manifold_sde.arguments import check_point
 from manifold_sde.errors import ArgumentError
 from manifold_sde.loss_checks import fixed_directions
 from manifold_sde.noise import SphericalNoise
+from manifold_sde.number_arrays import check_number
 from manifold_sde.problem import Problem
 from manifold_sde.time_scale import TimeScale
 
