@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import html
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 from manifold_sde.solvers.archive import versions
 from manifold_sde.verification.pictures import picture_as_svg
 from manifold_sde.verification.result import KINDS, Design, Result
-
-if TYPE_CHECKING:
-    from manifold_sde.verification.report import Report
 
 _STYLE = """
 :root { color-scheme: light dark; --line: #8884; --holds: #00795c; --fails: #c03a00;
@@ -46,20 +43,28 @@ footer { border-top: 1px solid var(--line); font-size: .85em; margin-top: 2rem; 
 """
 
 
-def page(report: Report) -> str:
-    """A self-contained page of a report, without scripts."""
-    how = [report.effort and f"effort {report.effort}", f"seed {report.seed}"]
-    how += [f"{report.seconds:.0f} s", report.summary]
-    title = html.escape(f"{report.title}: {report.problem}")
+def page(
+    title: str, how: Sequence[str], verdict: str, conclusion: str, results: Sequence[Result]
+) -> str:
+    """A self-contained page of results, without scripts.
+
+    Args:
+        title: The title.
+        how: How the results were made, in a few words each.
+        verdict: The verdict on all of them.
+        conclusion: It, in words.
+        results: The results.
+    """
+    title = html.escape(title)
     body = [
         f"<h1>{title}</h1>",
         f'<p class="how">{html.escape(", ".join(part for part in how if part))}</p>',
-        f'<p class="conclusion {report.verdict}">{html.escape(report.conclusion)}</p>',
+        f'<p class="conclusion {verdict}">{html.escape(conclusion)}</p>',
     ]
     for kind, heading in KINDS.items():
-        results = [result for result in report if result.kind == kind]
-        if results:
-            body += [f"<h2>{heading}</h2>", *map(_result, results)]
+        of_kind = [result for result in results if result.kind == kind]
+        if of_kind:
+            body += [f"<h2>{heading}</h2>", *map(_result, of_kind)]
     made = ", ".join(f"{name} {version}" for name, version in versions().items())
     return "\n".join(
         [

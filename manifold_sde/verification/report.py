@@ -173,9 +173,12 @@ class Report:
 
     def to_html(self) -> str:
         """A self-contained page with the plots behind the verdicts."""
-        from manifold_sde.verification.page import page
+        from manifold_sde.verification.page import page  # it loads matplotlib
 
-        return page(self)
+        how = [self.effort and f"effort {self.effort}", f"seed {self.seed}"]
+        how += [f"{self.seconds:.0f} s", self.summary]
+        title = f"{self.title}: {self.problem}"
+        return page(title, how, self.verdict, self.conclusion, self.results)
 
     def save(self, path: str | Path) -> None:
         """Write the report to a file, whose ending says in which form.
