@@ -89,11 +89,12 @@ def third_derivative(function: ScalarFunction, x: Tensor, a: Tensor, b: Tensor) 
     Returns:
         Tensor (D,).
     """
+    _load_forward_mode()
 
     def first(z: Tensor) -> Tensor:
-        return jvp(grad(function), (z,), (a,))[1]
+        return torch.func.jvp(grad(function), (z,), (a,))[1]
 
-    return jvp(first, (x,), (b,))[1].to(x.dtype)
+    return torch.func.jvp(first, (x,), (b,))[1].to(x.dtype)
 
 
 def batched(

@@ -203,7 +203,8 @@ class DenseSpace(NormalSpace):
         return self._thirds(y, a, b).sum(0)
 
     def _third_along_axes(self, y: Tensor, matrix: Tensor) -> Tensor:
-        return self._script_t(y, torch.eye(len(y), dtype=y.dtype, device=y.device), matrix)
+        axes, third = torch.eye(len(y), dtype=y.dtype, device=y.device), self.loss.third_derivative
+        return vmap(lambda p, q: third(y, p, q), in_dims=(1, 1))(axes, matrix).sum(0)
 
 
 def eigenframe_of(values: Tensor, vectors: Tensor, rank: int) -> Frame:

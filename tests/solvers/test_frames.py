@@ -10,8 +10,12 @@ from types import FrameType
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor
 
+from manifold_sde import DirectionDiffusion, Problem, SphericalNoise
+from manifold_sde.geometry.dense import DenseSpace
+from manifold_sde.geometry.normal_space import Frame
 from manifold_sde.solvers import solve
 from manifold_sde.solvers.integrate import integrate
 from manifold_sde.solvers.schemes import Weak2
@@ -64,3 +68,43 @@ def test_broken_twin_a_layer_that_only_forwards(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr("manifold_sde.solvers.solver.integrate", forwarding)
     assert min(map(len, first_example(monkeypatch))) == MOST_FRAMES + 1
+
+
+#: Frames of the package between ``solve`` and the user's loss, neither of them counted: where the
+#: drift looks at the Hessian, and at most, where it looks at third derivatives or the noise.
+FRAMES, MOST = 9, 13
+
+
+def frames_to_the_loss() -> list[list[str]]:
+    """Frames of the package between ``solve`` and each call of the loss from a step."""
+    found: list[list[str]] = []
+
+    def loss(x: Tensor) -> Tensor:
+        names = frames_since(sys._getframe(1), solve)
+        ours = [name for name in names if name.startswith("manifold_sde.")]
+        if any(".schemes." in name for name in ours):
+            found.append(ours[1:])
+        return 0.5 * (x[2] / x.norm()) ** 2
+
+    problem = Problem(loss, 3, SphericalNoise(0.3))
+    y = torch.tensor([0.6, 0.8, 0.0], dtype=torch.float64)
+    solve(DirectionDiffusion(problem), y, [0.0, 8.0], n_paths=50, dt=1.0, compile=False)
+    return found
+
+
+def test_the_loss_is_few_frames_below_solve() -> None:
+    found = frames_to_the_loss()
+    assert len(found[0]) <= FRAMES
+    assert len({name.rpartition(".")[0] for name in found[0]}) <= FRAMES
+    assert max(map(len, found)) <= MOST
+
+
+def test_broken_twin_a_space_that_only_forwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = DenseSpace.frame
+
+    def frame(self: DenseSpace, y: Tensor, basis: Tensor) -> Frame:
+        return real(self, y, basis)
+
+    monkeypatch.setattr(DenseSpace, "frame", frame)
+    monkeypatch.setitem(frame.__globals__, "__name__", "manifold_sde.layer")
+    assert len(frames_to_the_loss()[0]) == FRAMES + 1
