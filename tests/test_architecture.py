@@ -27,7 +27,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("problem",),
     ("problems",),
     ("geometry",),
-    ("equations", "degeneracy"),
+    ("equations",),
     ("schedules", "time_scale"),
     ("sdes",),
     ("",),  # manifold_sde itself, which shows what is below

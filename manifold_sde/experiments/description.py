@@ -7,9 +7,9 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from manifold_sde.degeneracy import NO_PART, noise_along
 from manifold_sde.errors import ManifoldSDEError, printable
 from manifold_sde.geometry import Geometry
+from manifold_sde.geometry.tangent_noise import NO_PART, noise_along
 from manifold_sde.problem import Problem
 from manifold_sde.verification import Subject
 

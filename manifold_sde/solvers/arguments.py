@@ -22,9 +22,9 @@ from manifold_sde.arguments import (
     real,
     require_norms,
 )
-from manifold_sde.degeneracy import measure_diffusion
 from manifold_sde.equations import ManifoldEquation, StochasticEquation
 from manifold_sde.errors import ArgumentError, DTypeError, NoDiffusionWarning
+from manifold_sde.geometry.tangent_noise import measure_diffusion
 from manifold_sde.problem import Problem
 from manifold_sde.sdes import DirectionDiffusion, WeightDecaySDE
 from manifold_sde.solvers.adaptive import ADAPTIVE, Tolerance
@@ -127,7 +127,7 @@ def require_start(
     # Where the direction is simulated for an equation with a norm, it is that of the start.
     own = type(equation) is type(sde)
     equation.require_on_manifold(start if own else start / start.norm(dim=1, keepdim=True))
-    share, statement = measure_diffusion(equation, start)
+    share, statement = measure_diffusion(equation.geometry, equation.space, start)
     if statement is not None:
         warnings.warn(
             f"{statement}. Way out: noise along the manifold (SphericalNoise, SamplingNoise of "

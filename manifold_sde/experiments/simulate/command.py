@@ -16,7 +16,6 @@ from torch import Tensor
 
 from manifold_sde.arguments import check_point
 from manifold_sde.compile import compiler_available
-from manifold_sde.degeneracy import Degeneracy
 from manifold_sde.errors import ArgumentError, ManifoldSDEWarning, NoDiffusionWarning
 from manifold_sde.experiments.experiment import print_files, save_figure
 from manifold_sde.experiments.problem_file import (
@@ -29,6 +28,7 @@ from manifold_sde.experiments.settings.simulate import Settings
 from manifold_sde.experiments.simulate.plots import plot_law
 from manifold_sde.experiments.simulate.summary import Row, law_table, summarize
 from manifold_sde.geometry import Geometry
+from manifold_sde.geometry.tangent_noise import Degeneracy
 from manifold_sde.noise import LabelNoise, SamplingNoise, SphericalNoise
 from manifold_sde.problem import Problem
 from manifold_sde.sdes import FixedRatioDiffusion, LimitingDiffusion

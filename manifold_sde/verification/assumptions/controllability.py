@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.func import grad, vmap
 
-from manifold_sde.degeneracy import tangent_noise
+from manifold_sde.geometry.tangent_noise import tangent_noise
 from manifold_sde.paper import implements
 from manifold_sde.problem import Problem
 from manifold_sde.verification.assumptions.search import Valued, along_kernel, lowest

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from manifold_sde.degeneracy import radial_vectors
+from manifold_sde.geometry.tangent_noise import radial_vectors
 from manifold_sde.scale_invariance import SOLVED_DIM, describe_coordinates
 from manifold_sde.verification.assumptions.minimisers import curvature
 from manifold_sde.verification.assumptions.search import lowest

@@ -16,8 +16,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from manifold_sde.deadline import shared_property
-from manifold_sde.degeneracy import Degeneracy
 from manifold_sde.errors import NoiseError
+from manifold_sde.geometry.tangent_noise import Degeneracy
 from manifold_sde.verification.check import Check
 from manifold_sde.verification.effort import Effort
 from manifold_sde.verification.result import Design, Result, Series, Verdict, found

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from manifold_sde import LeastSquaresProblem, Problem, SamplingNoise, SphericalNoise, problems
-from manifold_sde.degeneracy import tangent_noise
+from manifold_sde.geometry.tangent_noise import tangent_noise
 from manifold_sde.verification import Subject
 from manifold_sde.verification.assumptions.connected import separation
 from manifold_sde.verification.assumptions.controllability import smallest_noise
@@ -153,7 +153,7 @@ def test_tangent_noise_in_pieces_and_with_few_columns(monkeypatch: pytest.Monkey
     torch.testing.assert_close(values, torch.full((3, 2), 0.3, dtype=torch.float64))
     moved = (problem.noise_factor(y) @ w[..., None])[..., 0]
     torch.testing.assert_close((t * moved).sum(1), values[:, -1])
-    monkeypatch.setattr("manifold_sde.degeneracy._ENTRIES", 1)
+    monkeypatch.setattr("manifold_sde.geometry.tangent_noise._ENTRIES", 1)
     torch.testing.assert_close(tangent_noise(problem, y, 1, (range(4),))[0], values)
 
     def samples(x: Tensor) -> Tensor:

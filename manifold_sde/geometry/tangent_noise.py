@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from manifold_sde.equations import ManifoldEquation
 from manifold_sde.errors import RankError
-from manifold_sde.geometry import Geometry, drift
+from manifold_sde.geometry import drift
+from manifold_sde.geometry.geometry import Geometry
 from manifold_sde.geometry.matrix_free import MatrixFreeSpace
+from manifold_sde.geometry.normal_space import NormalSpace
 from manifold_sde.geometry.retraction import retract
 from manifold_sde.loss_checks import fixed_directions
 from manifold_sde.noise import SphericalNoise
@@ -123,39 +124,42 @@ def noise_along(problem: Problem, y: Tensor, rank: int) -> Tensor:
     return values.square().sum(1) / problem.noise_trace(y).clamp(min=_TINY)
 
 
-def measure_diffusion(equation: ManifoldEquation, start: Tensor) -> tuple[float, str | None]:
-    """The part of the noise along Gamma, and what is to be said where it is nothing.
+def measure_diffusion(
+    geometry: Geometry, space: NormalSpace, start: Tensor
+) -> tuple[float, str | None]:
+    """The part of the noise along Gamma, and a sentence where it is nothing.
 
     It is measured at some of the starts, and where it is nothing there, around them.
 
     Args:
-        equation: The equation, which has seen that the starts are on the manifold.
-        start: States on the manifold (n, D).
+        geometry: The geometry.
+        space: Its normal space at the starts.
+        start: Points of the manifold (n, D).
 
     Returns:
         Mean of tr P Sigma P / tr Sigma over the starts, and a sentence, or ``None`` where there is
         a diffusion.
     """
-    by_products = equation.geometry.products is not None
-    most = 1 if by_products else max(1, min(_POINTS, _NUMBERS // equation.dim**2))
+    dim, most = start.shape[1], 1
+    if not isinstance(space, MatrixFreeSpace):
+        most = max(1, min(_POINTS, _NUMBERS // dim**2))
     few = start[:: -(-len(start) // most)]
     few = few / few.norm(dim=1, keepdim=True)
     none = NO_PART if start.dtype == torch.float64 else _NO_PART_SINGLE
-    shares = _shares(equation, few)
+    shares = _shares(geometry, space, few)
     share = float(shares.mean())
     if float(shares.max()) > none:
         return share, None
-    around = torch.cat([few, *(_moved(equation, few, length) for length in _MOVES)])
-    if float(_shares(equation, around).max()) > none:
+    around = torch.cat([few, *(_moved(geometry, space, few, length) for length in _MOVES)])
+    if float(_shares(geometry, space, around).max()) > none:
         return share, (
             "the noise has no part along the manifold at the start, though it has one around it: "
             "a path leaves such a point by its drift alone, and stays where there is none"
         )
-    space, columns = equation.space, around.T.contiguous()
-
-    basis = equation.reference_basis(columns)
+    columns = around.T.contiguous()
+    basis = space.over_points(space.reference_basis, columns)
     sizes = drift.direction_drift(space, columns, basis, "tangent").norm(dim=0)
-    speed = float((sizes / equation.problem.noise_trace(around)).max())
+    speed = float((sizes / space.problem.noise_trace(around)).max())
     moves = f"a flow of speed up to {speed:.2g} tr Sigma in the clock u, the same for all paths"
     return share, (
         "the noise has no part along the manifold: P sigma = 0. This is no diffusion, but "
@@ -163,33 +167,30 @@ def measure_diffusion(equation: ManifoldEquation, start: Tensor) -> tuple[float,
     )
 
 
-def _shares(equation: ManifoldEquation, y: Tensor) -> Tensor:
+def _shares(geometry: Geometry, space: NormalSpace, y: Tensor) -> Tensor:
     """The part of the noise along Gamma at unit vectors of it: (n, D) -> (n,)."""
-    problem = equation.problem
+    problem = space.problem
     if isinstance(problem.noise, SphericalNoise):
-        along = max(0, problem.dim - equation.rank - 1) / max(1, problem.dim - 1)
+        along = max(0, problem.dim - space.rank - 1) / max(1, problem.dim - 1)
         return torch.full_like(y[:, 0], along)
-    space = equation.space
     if not isinstance(space, MatrixFreeSpace):
-        return noise_along(problem, y, equation.rank)
+        return noise_along(problem, y, space.rank)
     # Without a matrix of the noise, its products with some vectors stand for it.
     exact = problem.n_noise <= _PROBES
     probes = torch.eye(problem.n_noise) if exact else fixed_directions(problem.n_noise, _PROBES)
     moves = problem.noise_product(y[:, None].expand(-1, len(probes), -1), probes.to(y))
-    inside = torch.stack(
-        [equation.geometry.projector(point)(own) for point, own in zip(y, moves, strict=True)]
-    )
+    inside = torch.stack([geometry.projector(z)(own) for z, own in zip(y, moves, strict=True)])
     return inside.square().sum((1, 2)) / moves.square().sum((1, 2)).clamp(min=_TINY)
 
 
-def _moved(equation: ManifoldEquation, y: Tensor, length: float) -> Tensor:
+def _moved(geometry: Geometry, space: NormalSpace, y: Tensor, length: float) -> Tensor:
     """Points of the manifold some way from unit vectors of it: (n, D) -> (at most n, D)."""
     columns = y.T.contiguous()
-    way = fixed_directions(equation.dim, 1).to(y) * torch.ones_like(y)
-    way = equation.geometry.tangent_projection(y, way)
+    way = fixed_directions(y.shape[1], 1).to(y) * torch.ones_like(y)
+    way = geometry.tangent_projection(y, way)
     way = way / way.norm(dim=1, keepdim=True)
-    basis = equation.reference_basis(columns)
-    found = retract(equation.space, columns + length * way.T, basis)[0].T
+    basis = space.over_points(space.reference_basis, columns)
+    found = retract(space, columns + length * way.T, basis)[0].T
     found = found / found.norm(dim=1, keepdim=True)
     return found[torch.isfinite(found).all(1)]
 

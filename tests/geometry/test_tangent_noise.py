@@ -16,9 +16,9 @@ from manifold_sde import (
     SphericalNoise,
     problems,
 )
-from manifold_sde.degeneracy import Degeneracy, noise_along
 from manifold_sde.errors import NoDiffusionWarning
 from manifold_sde.experiments.description import describe_problem
+from manifold_sde.geometry.tangent_noise import Degeneracy, noise_along
 from manifold_sde.scale_invariance import scaling_groups
 from manifold_sde.solvers import extrapolate, predict_sgd, solve
 
