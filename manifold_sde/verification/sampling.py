@@ -46,8 +46,7 @@ def retracted(geometry: Geometry, x: Tensor) -> Tensor:
 
 def along_manifold(geometry: Geometry, y: Tensor, v: Tensor) -> Tensor:
     """Part of vectors that is tangent to Gamma_1: (n, D), (n, D) -> (n, D)."""
-    along = geometry.tangent_projection(y, v)
-    return along - y * (along * y).sum(1, keepdim=True)
+    return geometry.tangent_projection(y, v - y * (v * y).sum(1, keepdim=True))
 
 
 def advance(geometry: Geometry, y: Tensor, move: Tensor) -> tuple[Tensor, Tensor]:
