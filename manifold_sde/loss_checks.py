@@ -60,7 +60,8 @@ _NUMBERS = 1 << 16
 
 def check_dim(dim: object) -> int:
     """Check the dimension of a space with directions, of vectors that fit into memory."""
-    return check_integer("dim", dim, 2, (1 << 40) - 1, "dim is the length of the vector x")
+    remedy = "dim is the dimension of the vector x: a direction needs two coordinates"
+    return check_integer("dim", dim, 2, (1 << 40) - 1, remedy)
 
 
 def fixed_directions(dim: int, count: int = 16) -> Tensor:
