@@ -30,7 +30,6 @@ from manifold_sde.verification.exact import CircleDiffusion
 from manifold_sde.verification.exact.spectral import (
     fourier_cardinals,
     fourier_nodes,
-    gauss_hermite,
 )
 
 Array = np.ndarray
@@ -167,6 +166,19 @@ def _norms(setting: Setting) -> Array:
     low, high = _NORMS_BELOW * min(1.0, settled), _NORMS_ABOVE * max(1.0, settled)
     angles = np.pi * (2 * np.arange(_NORM_NODES) + 1) / (2 * _NORM_NODES)
     return 0.5 * (low + high) - 0.5 * (high - low) * np.cos(angles)
+
+
+def gauss_hermite(dim: int, nodes: int) -> tuple[Tensor, Tensor]:
+    """Tensor rule for independent standard normals: points (dim, q), weights (q,).
+
+    Points whose weight is below rounding are left out.
+    """
+    points, weights = np.polynomial.hermite_e.hermegauss(nodes)
+    weights = weights / weights.sum()
+    grid = np.array(list(itertools.product(points, repeat=dim))).T
+    masses = np.array(list(itertools.product(weights, repeat=dim))).prod(1)
+    kept = masses > 1e-15
+    return torch.from_numpy(grid[:, kept].copy()), torch.from_numpy(masses[kept])
 
 
 @torch.no_grad()

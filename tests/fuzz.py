@@ -54,17 +54,12 @@ from manifold_sde.solvers import (
 )
 from manifold_sde.verification import (
     MinimiserManifold,
-    Picture,
-    Series,
-    Subject,
     check_assumptions,
     exact,
-    plot_picture,
     verify,
 )
 
 NAN, INF = float("nan"), float("inf")
-_PICTURE = Picture("title", "x", "y", (Series("a", (0.0, 1.0), (0.0, 1.0)),))
 E1 = torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64)
 DRAW = torch.tensor([0.3, -0.2, 0.5], dtype=torch.float64)
 
@@ -175,15 +170,6 @@ WRONG: dict[str, dict[str, Any]] = {
         "beyond 64 bits": [0, 2**70],
     },
     "path": {"a number": 3, "no word": "", "a list": ["a"]},
-    "moment": {
-        "None": None,
-        "a word": "x",
-        "NaN": torch.tensor(NAN),
-        "infinity": torch.tensor(INF),
-        "complex": torch.tensor(1j),
-        "sparse": torch.ones(1).to_sparse(),
-        "a list": ["a"],
-    },
 }
 
 
@@ -225,6 +211,33 @@ RIGHT: dict[tuple[str, str], set[str]] = {
     ("time_scale.tau_inverse", "T"): _SEVERAL,
     ("time_scale.steps", "T"): _SEVERAL,
     ("time_scale.equilibrium_norm", "noise_trace"): _SEVERAL,
+    # A sequence of one number is that number.
+    **{
+        (f"{law}.{name}", argument): {"a list"}
+        for law, name, argument in (
+            ("AngleLaw", "at", "T"),
+            ("AngleLaw", "at_clock", "u"),
+            ("AngleLaw", "clock", "T"),
+            ("AngleLaw", "norm", "T"),
+            ("SphereLaw", "mean", "u"),
+            ("SphereLaw", "second_moment", "u"),
+            ("SphereLaw", "clock", "T"),
+            ("CircleDiffusion", "at", "t"),
+            ("CircleDiffusion", "at", "ratio"),
+            ("CircleDiffusion", "at", "norm"),
+            ("CircleDiffusion", "at_clock", "u"),
+            ("CircleDiffusion", "joint_equilibrium", "ratio"),
+        )
+    },
+    ("CircleDiffusion.expectation", "clock"): _SEVERAL,
+    # Angles and orders have a sign; the harmonic of degree 0 is constant; no draws are a sample.
+    ("WrappedNormal", "mean"): {"negative"},
+    ("AngleLaw", "start"): {"negative"},
+    ("PeriodicLaw.moment", "order"): {"negative", "zero"},
+    ("WrappedNormal.moment", "order"): {"negative", "zero"},
+    ("SphereLaw.rate", "degree"): {"zero"},
+    ("SphereLaw.zonal", "degree"): {"zero"},
+    ("WrappedNormal.sample", "size"): {"zero", "a list"},
     # Coordinates are looked up in any vector, and zero weights can be loaded.
     ("problem.part", "x"): {"NaN", "infinity", "meta", "zero"},
     ("problem.load_into", "x"): {"zero"},
@@ -374,7 +387,10 @@ def _of_laws(of: Callable[..., Target]) -> dict[str, Target]:
         ),
         "TracedCurve.angle": of(traced.angle, {"x": curve.minimizer}, x="point"),
         "convergence": of(
-            exact.convergence, {"problem": curve, "nodes": 17}, problem="problem", nodes="count"
+            exact.convergence,
+            {"problem": problems.varying_circle(0.2), "nodes": 17},
+            problem="problem",
+            nodes="count",
         ),
     }
 
@@ -400,8 +416,6 @@ def targets(folder: Path) -> dict[str, Target]:
     report = verify(problem, checks=["Euler's theorem"])
     level = MinimiserManifold(problem)
     batch = E1[None]
-    brownian = BrownianPath(0, 2, 4)
-    facts = problem.facts
 
     def of(target: Callable[..., Any], good: dict[str, Any], /, **kinds: str) -> Target:
         return Target(target, good, kinds)
@@ -760,30 +774,6 @@ def targets(folder: Path) -> dict[str, Target]:
         ),
     }
     found |= _of_laws(of)
-    found |= {
-        "BrownianPath.between": of(
-            brownian.between,
-            {"ta": torch.tensor(0.0), "tb": torch.tensor(1.0)},
-            ta="moment",
-            tb="moment",
-        ),
-        "BrownianPath.increments": of(
-            brownian.increments,
-            {"level": 0, "first": 0, "count": 2},
-            level="seed",
-            first="seed",
-            count="count",
-        ),
-        "LayerNorm": of(networks.LayerNorm, {"shape": 4}, shape="count"),
-        "GroupNorm": of(
-            networks.GroupNorm, {"groups": 2, "channels": 4}, groups="count", channels="count"
-        ),
-        "WeightNorm": of(networks.WeightNorm, {"layer": nn.Linear(3, 2)}, layer="problem"),
-        "Subject": of(Subject.of, {"problem": problem, "seed": 0}, problem="problem", seed="seed"),
-        "plot_picture": of(plot_picture, {"picture": _PICTURE}, picture="problem"),
-        "Circle.angle": of(facts.circle.angle, {"x": E1}, x="point"),
-        "Circle.point": of(facts.circle.point, {"angle": torch.tensor(0.3)}, angle="moment"),
-    }
     for name in ("loss", "gradient", "hessian", "noise_factor", "noise_covariance", "noise_trace"):
         found[f"problem.{name}"] = of(getattr(problem, name), {"x": E1}, x="point")
     for name in ("scale_invariance_violation", "noise_violations", "derivative_errors"):

@@ -20,6 +20,7 @@ import torch
 from scipy.special import eval_legendre
 from torch import Tensor
 
+from benchmarks.weak_errors import gauss_hermite
 from manifold_sde import DirectionDiffusion, Problem, problems
 from manifold_sde.equations import StochasticEquation
 from manifold_sde.solvers.schemes import PhiJet, Scheme, StepNoise, Weak2
@@ -27,7 +28,6 @@ from manifold_sde.verification.exact import CircleDiffusion
 from manifold_sde.verification.exact.spectral import (
     fourier_cardinals,
     fourier_nodes,
-    gauss_hermite,
 )
 
 Array = np.ndarray

@@ -128,8 +128,11 @@ def _linear(dim: int) -> problems.NormalizedLinear:
 @pytest.mark.parametrize(
     ("problem", "message"),
     [
-        (Problem(lambda x: x[0] ** 2 / (x @ x), 2, SphericalNoise(0.3)), "no circle"),
-        (_linear(10), "no circle"),
+        (
+            Problem(lambda x: x[0] ** 2 / (x @ x), 2, SphericalNoise(0.3)),
+            "circle of minimisers",
+        ),
+        (_linear(10), "circle of minimisers"),
         (problems.varying_circle(0.5), "log pdet H varies"),
         (problems.normalized_linear(noise=SamplingNoise()), "its noise is SamplingNoise"),
         (problems.label_noise_circle(), "its noise is LabelNoise"),
@@ -149,13 +152,13 @@ def test_unknown_limit_map_needs_a_start_on_the_circle() -> None:
     with pytest.raises(ArgumentError, match="off the circle"):
         AngleLaw.of(problem, torch.tensor([1.0, 0.0, 0.2], dtype=torch.float64))
     problem.facts = dataclasses.replace(known.facts, log_pseudo_determinant=None)
-    with pytest.raises(ArgumentError, match="pdet H is not known"):
+    with pytest.raises(ArgumentError, match="log pdet H is not known"):
         AngleLaw.of(problem)
 
 
 def test_several_starts_are_refused() -> None:
     problem = problems.great_circle()
-    with pytest.raises(ArgumentError, match="one start"):
+    with pytest.raises(ArgumentError, match="x0 must be one point"):
         AngleLaw.of(problem, torch.eye(3, dtype=torch.float64))
 
 

@@ -135,7 +135,7 @@ def test_spectral_gap_in_time(mixed: CircleDiffusion) -> None:
 def test_problems_without_such_a_law_are_refused() -> None:
     with pytest.raises(ArgumentError, match="not a curve"):
         CircleDiffusion.of(problems.great_sphere(), _great_circle_in(4), nodes=17)
-    with pytest.raises(ArgumentError, match="no circle"):
+    with pytest.raises(ArgumentError, match="circle of minimisers is not known"):
         CircleDiffusion.of(Problem(lambda x: (x[2] / x.norm()) ** 2, 3, SphericalNoise(0.3)))
     with pytest.raises(ArgumentError, match="does not move the direction"):
         CircleDiffusion.of(problems.label_noise_circle())
@@ -143,7 +143,7 @@ def test_problems_without_such_a_law_are_refused() -> None:
         CircleDiffusion.of(problems.great_circle(noise=CustomNoise(lambda x: x[:, None] / (x @ x))))
     with pytest.raises(ArgumentError, match="noise of \\(18\\)"):
         CircleDiffusion.reversible(problems.mixed_noise_circle())
-    with pytest.raises(ArgumentError, match="log pdet H on a circle"):
+    with pytest.raises(ArgumentError, match="circle of minimisers is not known"):
         CircleDiffusion.reversible(problems.great_sphere())
 
 
@@ -169,7 +169,7 @@ def test_curves_and_limits_that_are_wrong_are_refused() -> None:
         CircleDiffusion.of(problems.mixed_noise_circle(), _great_circle_in(3), nodes=17)
     with pytest.raises(ArgumentError, match="resolve the curve"):
         CircleDiffusion.of(p, lambda a: _great_circle_in(3)(0.5 * a), nodes=17)
-    with pytest.raises(ArgumentError, match="does not give points"):
+    with pytest.raises(ArgumentError, match="the curve does not return finite numbers"):
         CircleDiffusion.of(p, lambda a: np.zeros((3, 3)))
     with pytest.raises(ArgumentError, match="step of the differences"):
         CircleDiffusion.of(p, step=0.5)
@@ -217,11 +217,11 @@ def test_arguments_out_of_range_are_refused(varying: CircleDiffusion) -> None:
         varying.at(1.0, ratio=-0.5)
     with pytest.raises(ArgumentError, match="no equilibrium"):
         varying.joint_equilibrium(0.0)
-    with pytest.raises(ArgumentError, match="initial norm"):
+    with pytest.raises(ArgumentError, match="norm is out of range"):
         varying.at(1.0, norm=0.0)
-    with pytest.raises(ArgumentError, match="not an angle"):
+    with pytest.raises(ArgumentError, match="start is out of range"):
         varying.at_clock(1.0, math.inf)
-    with pytest.raises(ArgumentError, match="one number for each point"):
+    with pytest.raises(ArgumentError, match="the function does not return finite numbers"):
         varying.expectation(lambda a: np.ones(3), 1.0)
     with pytest.raises(ArgumentError, match="starts at -pi"):
         PeriodicLaw(np.full(9, 1 / 9)).cdf(4.0)
@@ -235,3 +235,22 @@ def test_a_variance_that_vanishes_has_no_equilibrium_here() -> None:
         law.equilibrium_in_clock  # noqa: B018
     with pytest.raises(ArgumentError, match=r"Assumption 5\.2"):
         law.spectral_gap  # noqa: B018
+
+
+def test_expectations_are_of_functions_with_finite_real_values(varying: CircleDiffusion) -> None:
+    law = varying.at_clock(1.0)
+    assert law.expectation(lambda a: 2) == pytest.approx(2.0, abs=1e-12)
+    assert np.isnan(float(law.weights @ np.full(law.weights.shape, None, dtype=np.float64)))
+    for wrong in (
+        None,
+        lambda a: None,
+        lambda a: 1j * a,
+        lambda a: np.full_like(a, math.inf),
+        lambda a: np.ones(3),
+        lambda a: a.nothing,
+        lambda: 1.0,
+    ):
+        with pytest.raises(ArgumentError, match="the function does not return finite numbers"):
+            law.expectation(wrong)
+    with pytest.raises(ArgumentError, match="equally spaced angles"):
+        PeriodicLaw(np.full(8, 1 / 8))

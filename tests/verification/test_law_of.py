@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from manifold_sde import CustomNoise, Problem, SphericalNoise, problems
-from manifold_sde.errors import ArgumentError, NotOnManifoldError
+from manifold_sde.errors import ArgumentError, DTypeError, NotOnManifoldError
 from manifold_sde.verification import exact
 from tests.verification.ergodic import circle_with_varying_trace
 
@@ -41,6 +41,9 @@ def test_the_traced_curve_is_the_circle(traced: exact.TracedCurve) -> None:
     away = points + 1e-3 * torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64)
     assert float((traced.angle(5.0 * away) - angles).abs().max()) < 1e-8
     assert traced.point(angles.reshape(2, 25)).shape == (2, 25, 3)
+    whole = torch.tensor([1, 2])
+    assert torch.equal(traced.point(whole), traced.point(whole.double()))
+    assert traced.point(whole).to(whole.dtype).double().norm(dim=1).max() < 0.5  # cut to integers
 
 
 @pytest.mark.thorough
@@ -80,7 +83,7 @@ def test_curves_that_cannot_be_traced() -> None:
     problem = problems.varying_circle()
     with pytest.raises(NotOnManifoldError, match="does not start on the manifold"):
         exact.TracedCurve.of(problem, torch.tensor([1.0, 0.0, 0.5], dtype=torch.float64))
-    with pytest.raises(ArgumentError, match="from one point"):
+    with pytest.raises(ArgumentError, match="start must be one point"):
         exact.TracedCurve.of(problem, torch.ones(2, 3, dtype=torch.float64))
 
 
@@ -97,7 +100,7 @@ def test_each_problem_has_its_law() -> None:
         exact.law_of(problems.great_sphere(noise=CustomNoise(flat)))
     for name in ("AngleLaw", "SphereLaw", "CircleDiffusion"):
         assert name in str(caught.value)
-    with pytest.raises(ArgumentError, match="no minimiser"):
+    with pytest.raises(ArgumentError, match="a minimiser is not known"):
         exact.curve_of(Problem(lambda x: (x[2] / x.norm()) ** 2, 3, SphericalNoise(0.3)))
 
 
@@ -140,7 +143,7 @@ def test_what_has_no_density_is_refused() -> None:
         exact.ReversibleLaw.of(problems.mixed_noise_circle())
     with pytest.raises(ArgumentError, match="curves and surfaces"):
         exact.ReversibleLaw.of(problems.great_sphere(6))
-    with pytest.raises(ArgumentError, match="not known as a whole"):
+    with pytest.raises(ArgumentError, match="circle of minimisers is not known"):
         exact.ReversibleLaw.of(unknown(problems.varying_circle()))
 
 
@@ -155,3 +158,20 @@ def test_convergence_tells_when_nodes_are_too_few() -> None:
     assert many.nodes == (33, 65)
     assert many.largest < 1e-8
     assert 1e-7 < few.equilibrium < 0.1
+
+
+def test_what_is_known_of_the_curve_does_not_excuse_the_start() -> None:
+    problem = problems.varying_circle()
+    for wrong in (torch.ones(2, 3, dtype=torch.float64), torch.ones(2, dtype=torch.float64)):
+        for function in (exact.curve_of, exact.law_of):
+            with pytest.raises(ArgumentError, match="start"):
+                function(problem, wrong)
+    with pytest.raises(DTypeError, match="start is not a torch tensor"):
+        exact.curve_of(problem, "x")  # type: ignore[arg-type]
+
+
+def test_the_reversible_law_needs_the_circle_where_phi_alone_is_known() -> None:
+    problem = problems.great_circle()
+    problem.facts = replace(problem.facts, circle=None)
+    with pytest.raises(ArgumentError, match="circle of minimisers is not known"):
+        exact.ReversibleLaw.of(problem)

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from scipy.special import eval_legendre
+from scipy.special import eval_gegenbauer, eval_legendre
 
 from manifold_sde import LabelNoise, Problem, SphericalNoise, problems
 from manifold_sde.errors import ArgumentError, TimeScaleError
@@ -131,7 +131,7 @@ def test_other_problems_are_refused(problem: Problem, message: str) -> None:
 
 def test_arguments_that_are_wrong_are_refused() -> None:
     law = SphereLaw.of(problems.great_sphere())
-    with pytest.raises(ArgumentError, match="one start"):
+    with pytest.raises(ArgumentError, match="x0 must be one point"):
         SphereLaw.of(problems.great_sphere(), torch.eye(4, dtype=torch.float64))
     with pytest.raises(ArgumentError, match="pole"):
         law.zonal_mean(1, [0.0, 0.0, 0.0, 1.0], 1.0)
@@ -150,3 +150,20 @@ def test_arguments_that_are_wrong_are_refused() -> None:
     ):
         with pytest.raises(ArgumentError, match="great sphere"):
             SphereLaw(start, tangent, scale)
+
+
+def test_degrees_are_integers_whose_harmonics_are_numbers() -> None:
+    law = SphereLaw.of(problems.great_sphere())
+    assert law.zonal(10**5, 0.3) == pytest.approx(eval_legendre(10**5, 0.3), abs=1e-12)
+    for degree in (-1, 1.0, True, None, 10**18, 2**70):
+        for method in (law.rate, lambda degree: law.zonal(degree, 0.3)):
+            with pytest.raises(ArgumentError, match="degree is not an integer"):
+                method(degree)
+    basis = np.eye(200)
+    wide = SphereLaw(basis[0], basis[:150], 0.3)
+    assert wide.zonal(2, 0.0) == pytest.approx(-1 / 149, rel=1e-12)  # (d + 1) c^2 - 1 over d
+    with np.errstate(invalid="ignore", over="ignore"):
+        top = eval_gegenbauer(10**5, 74.0, 1.0)
+        assert np.isnan(eval_gegenbauer(10**5, 74.0, 0.3) / top)  # what it would be
+    with pytest.raises(ArgumentError, match="too large for a float"):
+        wide.zonal(10**5, 0.3)

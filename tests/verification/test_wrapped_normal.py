@@ -96,3 +96,26 @@ def test_what_is_not_a_law_is_refused(mean: float, variance: float) -> None:
 def test_angles_off_the_interval_are_refused(angle: float) -> None:
     with pytest.raises(ArgumentError, match="starts at -pi"):
         WrappedNormal(0.0, 1.0).cdf([0.0, angle])
+
+
+def test_moments_of_high_order_do_not_overflow() -> None:
+    order, variance = 4 * 10**9, 1e-20
+    law = WrappedNormal(0.0, variance)
+    assert law.moment(order) == pytest.approx(math.exp(-0.08), rel=1e-12)
+    assert np.square(np.int64(order)) < 0  # whole numbers overflow
+    for wrong in (0.5, True, None, 2**70):
+        with pytest.raises(ArgumentError, match="order is not an integer"):
+            law.moment(wrong)  # type: ignore[arg-type]
+
+
+def test_draws_have_a_shape_and_a_seed() -> None:
+    law = WrappedNormal(0.3, 2.0)
+    expected = 0.3 + math.sqrt(2.0) * np.random.default_rng(5).standard_normal((2, 3))
+    for seed in (5, np.int32(5), np.random.default_rng(5)):
+        assert (law.sample((2, 3), seed) == expected).all()
+    for size in (None, -1, 1.5, (2, True), 10**18):
+        with pytest.raises(ArgumentError, match="size is not an integer"):
+            law.sample(size, 0)  # type: ignore[arg-type]
+    for seed in (None, -1, 2**64):
+        with pytest.raises(ArgumentError, match="seed is not an integer"):
+            law.sample(3, seed)  # type: ignore[arg-type]

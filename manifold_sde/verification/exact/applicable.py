@@ -3,34 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from manifold_sde.arguments import check_point
 from manifold_sde.errors import ArgumentError, ManifoldSDEError
 from manifold_sde.problem import Problem, require_problem
 from manifold_sde.verification.exact.angle_law import AngleLaw
 from manifold_sde.verification.exact.circle_coefficients import LimitMap
 from manifold_sde.verification.exact.circle_diffusion import CircleDiffusion
+from manifold_sde.verification.exact.facts import ClosedCurve, chart_of, known, one_point
+from manifold_sde.verification.exact.inputs import check_nodes
 from manifold_sde.verification.exact.sphere_law import SphereLaw
 from manifold_sde.verification.exact.traced_curve import TracedCurve
 
 
-class ClosedCurve(Protocol):
-    """A closed curve of unit vectors: ``problem.facts.circle``, or a :class:`TracedCurve`."""
-
-    def point(self, angle: Tensor) -> Tensor:
-        """Unit vector at an angle: (...) -> (..., D)."""
-
-    def angle(self, x: Tensor) -> Tensor:
-        """Angle in (-pi, pi] of a point: (..., D) -> (...)."""
-
-
 def curve_of(problem: Problem, start: Tensor | None = None) -> ClosedCurve:
-    """Gamma_1 where it is a curve: the circle that the problem knows, or the curve traced.
+    """Return Gamma_1 where it is a curve: the known circle, or the curve traced.
 
     Args:
         problem: A problem with dim Gamma_1 = 1.
@@ -42,25 +31,18 @@ def curve_of(problem: Problem, start: Tensor | None = None) -> ClosedCurve:
     Raises:
         ArgumentError, NotOnManifoldError: As :meth:`TracedCurve.of`, or if no point is known.
     """
-    facts = require_problem(problem).facts
-    if facts is not None and facts.circle is not None:
-        return facts.circle
+    require_problem(problem)
     if start is not None:
-        return TracedCurve.of(problem, start)
-    if facts is not None:
-        return TracedCurve.of(problem, facts.minimizer)
-    raise ArgumentError(
-        f"no minimiser of {problem.name!r} is known",
-        received="start=None",
-        expected="a point of the manifold (D,)",
-        remedy="start=Geometry(problem).limit_map(x)",
-    )
+        one_point(problem, start, "start")
+    if problem.facts is not None and problem.facts.circle is not None:
+        return problem.facts.circle
+    return TracedCurve.of(problem, known(problem, "minimizer") if start is None else start)
 
 
 def law_of(
     problem: Problem, start: Tensor | None = None, *, limit_map: LimitMap | None = None
 ) -> AngleLaw | SphereLaw | CircleDiffusion:
-    """The exact law that applies to a problem, the one with the most digits first.
+    """Find the exact law that applies to a problem, the most accurate first.
 
     ==================================================  ======================
     Problem                                             Law
@@ -93,7 +75,7 @@ def law_of(
     """
     require_problem(problem)
     if start is not None:
-        check_point(start, problem.dim, name="start", values=True)
+        one_point(problem, start, "start")
     reasons = []
     for kind in (AngleLaw, SphereLaw):
         try:
@@ -101,12 +83,8 @@ def law_of(
         except ArgumentError as error:
             reasons.append(f"{kind.__name__}: {error.received or error.problem}")
     try:
-        curve = curve_of(problem, start)
-        return CircleDiffusion.of(
-            problem,
-            lambda angles: curve.point(torch.from_numpy(angles)).numpy(),
-            limit_map=limit_map,
-        )
+        chart = chart_of(curve_of(problem, start))
+        return CircleDiffusion.of(problem, chart, limit_map=limit_map)
     except ManifoldSDEError as error:
         reasons.append(f"CircleDiffusion: {error.problem} ({error.received})")
         raise ArgumentError(
@@ -119,7 +97,7 @@ def law_of(
 
 @dataclass(frozen=True)
 class Convergence:
-    """What changes in the laws on a curve when the number of nodes is doubled.
+    """Changes in the laws on a curve when the number of nodes is doubled.
 
     Attributes:
         nodes: The two numbers of nodes.
@@ -146,10 +124,10 @@ def convergence(
     nodes: int = 65,
     limit_map: LimitMap | None = None,
 ) -> Convergence:
-    """The convergence test of :class:`CircleDiffusion`: the number of nodes doubled.
+    """Test the convergence of :class:`CircleDiffusion` by doubling the number of nodes.
 
-    The error of the coarser one is what changes, up to a factor near 1, as collocation converges
-    faster than any power.
+    Collocation converges faster than any power, so the change is the error of the coarser law, up
+    to a factor near 1.
 
     Args:
         problem: A problem with dim Gamma_1 = 1.
@@ -168,11 +146,7 @@ def convergence(
         >>> convergence(problems.varying_circle()).largest < 1e-8
         True
     """
-    curve = curve_of(problem, start)
-
-    def chart(angles: np.ndarray) -> np.ndarray:
-        return np.asarray(curve.point(torch.from_numpy(angles)))
-
+    chart, nodes = chart_of(curve_of(problem, start)), check_nodes("nodes", nodes)
     finer = 2 * nodes - 1
     coarse, fine = (
         CircleDiffusion.of(problem, chart, nodes=n, limit_map=limit_map) for n in (nodes, finer)
@@ -193,7 +167,7 @@ def convergence(
 
 
 def _resampled(values: np.ndarray, nodes: int) -> np.ndarray:
-    """Trigonometric interpolation at other nodes."""
+    """Interpolate trigonometrically at other nodes."""
     spectrum = np.fft.rfft(values) / len(values)
     waves = np.exp(2j * np.pi * np.outer(np.arange(nodes), np.arange(1, len(spectrum))) / nodes)
     resampled: np.ndarray = spectrum[0].real + 2.0 * (waves @ spectrum[1:]).real

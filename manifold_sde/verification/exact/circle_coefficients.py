@@ -6,19 +6,20 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from scipy.integrate import solve_ivp
 
+from manifold_sde.arguments import real
 from manifold_sde.errors import ArgumentError, LimitMapError, NoiseError, NotOnManifoldError
-from manifold_sde.noise import SphericalNoise
-from manifold_sde.problem import Problem
+from manifold_sde.problem import Problem, require_problem
+from manifold_sde.verification.exact.facts import chart_of, known, spherical_scale
+from manifold_sde.verification.exact.inputs import check_nodes, values_at
 from manifold_sde.verification.exact.spectral import (
+    Array,
     fourier_derivative,
     fourier_nodes,
     fourier_tail,
 )
 
-Array = NDArray[np.float64]
 Curve = Callable[[Array], Array]
 LimitMap = Callable[[Array], Array]
 
@@ -31,7 +32,7 @@ _CONVERGED = 1e-6
 _ON_CURVE, _ENDED = 1e-8, 1e-11
 #: Largest violation of the two properties of the noise.
 _VIOLATION = 1e-8
-#: The flow runs for so many of its slowest relaxation times.
+#: Time of the flow, in units of its slowest relaxation time.
 _RELAXATIONS = 34.0
 
 
@@ -43,7 +44,7 @@ def circle_coefficients(
     limit_map: LimitMap | None,
     step: float,
 ) -> tuple[Array, Array, Array]:
-    r"""Drift, variance and trace along Gamma_1 in the clock u: three arrays (n,).
+    r"""Compute drift, variance and trace along Gamma_1 in the clock u: three arrays (n,).
 
     With d^2 Phi[Sigma] = sum_j d^2/dh^2 Phi(y + h sigma_j) from differences of order eight, no
     formula for the second derivative of Phi is used. In the coordinate theta of the curve gamma,
@@ -56,8 +57,10 @@ def circle_coefficients(
 
     The arguments are those of ``CircleDiffusion.of``.
     """
-    angles = fourier_nodes(_check_nodes(nodes))
-    points = _points(problem, curve, angles)
+    require_problem(problem)
+    angles = fourier_nodes(check_nodes("nodes", nodes))
+    curve = chart_of(known(problem, "circle")) if curve is None else curve
+    points = values_at("curve", curve, (nodes, problem.dim), angles)
     derivative = fourier_derivative(nodes)
     velocity = derivative @ points
     if not fourier_tail(points) <= 1e-9:
@@ -69,7 +72,7 @@ def circle_coefficients(
         )
     speed = (velocity**2).sum(1)
     _check_noise(problem)
-    slowest, size = _curvature(problem, points)
+    slowest, size = curvature_of(problem, points)
     factor = _shortest_factor(problem.noise_factor(torch.from_numpy(points)).numpy())
     variance = (np.einsum("idj,id->ij", factor, velocity) ** 2).sum(1) / speed**2
     trace = (factor**2).sum((1, 2))
@@ -80,7 +83,12 @@ def circle_coefficients(
             expected="a diffusion: noise with a tangential part (Assumption 5.2)",
             remedy="for label noise and at interpolation the limit is a flow, or stands still",
         )
-    phi = limit_map or (lambda x: flow_to_limit(problem, x, slowest, size))
+
+    def phi(x: Array) -> Array:
+        if limit_map is None:
+            return flow_to_limit(problem, x, slowest, size)
+        return values_at("limit map", limit_map, x.shape, x)
+
     second = second_difference(phi, points, factor, step)
     bent = 0.5 * second - 0.5 * variance[:, None] * (derivative @ velocity)
     drift = (velocity * bent).sum(1) / speed
@@ -88,39 +96,24 @@ def circle_coefficients(
 
 
 def reversible_coefficients(problem: Problem, *, nodes: int) -> tuple[Array, Array, Array]:
-    """Drift, variance and trace for the noise of (18), from the known pdet H: three arrays (n,)."""
-    angles = fourier_nodes(_check_nodes(nodes))
-    facts = problem.facts
-    if facts is None or facts.circle is None or facts.log_pseudo_determinant is None:
-        raise ArgumentError(
-            f"log pdet H on a circle is not known of {problem.name!r}",
-            received="no such facts",
-            expected="facts.circle and facts.log_pseudo_determinant",
-            remedy="CircleDiffusion.of(problem, curve) asks for neither",
-        )
-    if type(problem.noise) is not SphericalNoise:
-        raise ArgumentError(
-            "the direction is reversible with respect to pdet(H)^{-1/2} for the noise of (18)",
-            received=f"{problem.noise!r}",
-            expected="SphericalNoise",
-            remedy="CircleDiffusion.of(problem) takes every noise with the two properties",
-        )
-    values = facts.log_pseudo_determinant(facts.circle.point(torch.from_numpy(angles))).numpy()
-    square = problem.noise.scale**2
+    """Compute the same from the known pdet H, for the noise of (18)."""
+    circle, square = known(require_problem(problem), "circle"), spherical_scale(problem) ** 2
+    points = circle.point(torch.from_numpy(fourier_nodes(check_nodes("nodes", nodes))))
+    values = known(problem, "log_pseudo_determinant")(points).numpy()
     slope = fourier_derivative(nodes) @ values
-    drift = -0.25 * square / facts.circle.radius**2 * slope
-    variance = np.full(nodes, square / facts.circle.radius**2)
+    drift = -0.25 * square / circle.radius**2 * slope
+    variance = np.full(nodes, square / circle.radius**2)
     return drift, variance, np.full(nodes, square * (problem.dim - 1))
 
 
 def second_difference(phi: LimitMap, points: Array, factor: Array, step: float) -> Array:
-    """The sum over j of d^2/dh^2 phi(y + h sigma_j) at h = 0: (n, D), (n, D, m) -> (n, D).
+    """Sum d^2/dh^2 phi(y + h sigma_j) at h = 0 over j: (n, D), (n, D, m) -> (n, D).
 
-    At points y that phi leaves alone. Differences of order eight along each column, in one batch:
-    if phi is computed with the same steps for all of its points, its own error is smooth and is not
-    magnified.
+    The points y are fixed points of phi. All differences, of order eight, are one batch: where phi
+    takes the same steps for all of its points, its error is smooth and is not magnified.
     """
-    if not 0.0 < step < 0.2:
+    size = real(step)
+    if not 0.0 < size < 0.2:
         raise ArgumentError(
             "the step of the differences is out of range",
             received=repr(step),
@@ -129,7 +122,7 @@ def second_difference(phi: LimitMap, points: Array, factor: Array, step: float) 
         )
     sizes = np.linalg.norm(factor, axis=1)  # (n, m)
     columns = factor.transpose(0, 2, 1) / np.where(sizes > 0, sizes, 1.0)[:, :, None]
-    offsets = np.array([k * step for k in (-4, -3, -2, -1, 1, 2, 3, 4)])
+    offsets = np.array([k * size for k in (-4, -3, -2, -1, 1, 2, 3, 4)])
     shifted = points[:, None, None] + offsets[:, None] * columns[:, :, None]  # (n, m, 8, D)
     ends = phi(shifted.reshape(-1, points.shape[1])).reshape(shifted.shape)
     sums = [2.0 * np.broadcast_to(points[:, None], columns.shape)]
@@ -137,22 +130,22 @@ def second_difference(phi: LimitMap, points: Array, factor: Array, step: float) 
 
     def derivative(weights: tuple[float, ...]) -> Array:
         terms = sum(weight * term for weight, term in zip(weights, sums, strict=True))
-        return np.asarray((terms * sizes[:, :, None] ** 2).sum(1) / step**2, dtype=np.float64)
+        return np.asarray((terms * sizes[:, :, None] ** 2).sum(1) / size**2, dtype=np.float64)
 
     second = derivative(_EIGHT)
     error = float(np.abs(second - derivative(_SIX)).max() / np.abs(second).max())
     if not error <= _CONVERGED:
         raise ArgumentError(
             "the differences of Phi have not converged",
-            received=f"order six and eight differ by {error:.2g} at the step {step:g}",
+            received=f"order six and eight differ by {error:.2g} at the step {size:g}",
             expected=f"at most {_CONVERGED:g}, relative to the largest second derivative",
-            remedy=f"step={step / 4:g}, so that Phi is smooth over four steps on either side",
+            remedy=f"step={size / 4:g}, so that Phi is smooth over four steps on either side",
         )
     return second
 
 
 def flow_to_limit(problem: Problem, x: Array, slowest: float, size: float) -> Array:
-    """Phi(x), (k, D) -> (k, D), by SciPy's Dormand-Prince method of order eight.
+    """Compute Phi, (k, D) -> (k, D), by SciPy's Dormand-Prince method of order eight.
 
     Args:
         problem: The problem.
@@ -168,12 +161,11 @@ def flow_to_limit(problem: Problem, x: Array, slowest: float, size: float) -> Ar
     """
     norms = np.linalg.norm(x, axis=1, keepdims=True)
 
-    def force(state: Array) -> Array:
-        z = state.reshape(x.shape)
+    def force(z: Array) -> Array:
         return -problem.gradient(torch.from_numpy(z)).numpy()
 
     result = solve_ivp(
-        lambda _, state: force(state).ravel(),
+        lambda _, state: force(state.reshape(x.shape)).ravel(),
         (0.0, _RELAXATIONS / slowest),
         (x / norms).ravel(),
         method="DOP853",
@@ -197,31 +189,13 @@ def flow_to_limit(problem: Problem, x: Array, slowest: float, size: float) -> Ar
     return limit
 
 
-def _points(problem: Problem, curve: Curve | None, angles: Array) -> Array:
-    if curve is None:
-        facts = problem.facts
-        if facts is None or facts.circle is None:
-            raise ArgumentError(
-                f"no circle of minimisers is known of {problem.name!r}",
-                received="curve=None",
-                expected="a problem with facts.circle, or Gamma_1 as a function of an angle",
-                remedy="CircleDiffusion.of(problem, curve)",
-            )
-        points: Array = facts.circle.point(torch.from_numpy(angles)).numpy()
-        return points
-    points = np.asarray(curve(angles), dtype=np.float64)
-    if points.shape != (len(angles), problem.dim) or not np.isfinite(points).all():
-        raise ArgumentError(
-            "the curve does not give points",
-            received=f"shape {points.shape}, finite: {bool(np.isfinite(points).all())}",
-            expected=f"({len(angles)}, {problem.dim}) for {len(angles)} angles",
-            remedy="a function of an array of angles, with the points as rows",
-        )
-    return points
+def curvature_of(problem: Problem, points: Array) -> tuple[float, float]:
+    """Return the smallest positive and the largest eigenvalue of H on a curve that is Gamma_1.
 
-
-def _curvature(problem: Problem, points: Array) -> tuple[float, float]:
-    """Smallest positive and largest eigenvalue of H on the curve, if it is Gamma_1."""
+    Raises:
+        NotOnManifoldError: If its points are not minimisers of unit norm.
+        ArgumentError: If these are not a curve.
+    """
     y = torch.from_numpy(points)
     eigenvalues = np.linalg.eigvalsh(problem.hessian(y).numpy())
     eigenvalues = np.pad(eigenvalues, ((0, 0), (0, max(0, 3 - problem.dim))))
@@ -247,7 +221,7 @@ def _curvature(problem: Problem, points: Array) -> tuple[float, float]:
 
 
 def _shortest_factor(factor: Array) -> Array:
-    """A factor of the same covariance with D - 1 columns, those of eigenvectors."""
+    """Return a factor of the same covariance with D - 1 columns, scaled eigenvectors."""
     values, vectors = np.linalg.eigh(factor @ factor.transpose(0, 2, 1))
     shortest: Array = vectors[:, :, 1:] * np.sqrt(np.maximum(values[:, None, 1:], 0.0))
     return shortest
@@ -257,19 +231,8 @@ def _check_noise(problem: Problem) -> None:
     violations = problem.noise_violations()
     if not max(violations.values()) <= _VIOLATION:
         raise NoiseError(
-            "the noise has not the two properties, so the direction has no law of its own",
+            "the noise lacks the two properties, so the direction alone has no law",
             received=", ".join(f"{name} {value:.2g}" for name, value in violations.items()),
             expected=f"violations of at most {_VIOLATION:g}",
             remedy="sigma of degree -1 with sigma^T x = 0, as of every scale-invariant loss",
         )
-
-
-def _check_nodes(nodes: int) -> int:
-    if not (isinstance(nodes, int) and nodes >= 9 and nodes % 2):
-        raise ArgumentError(
-            "the number of nodes is out of range",
-            received=f"nodes={nodes!r}",
-            expected="an odd integer of at least 9",
-            remedy="nodes=65",
-        )
-    return nodes

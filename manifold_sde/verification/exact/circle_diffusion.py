@@ -5,16 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 import scipy.linalg
 import scipy.sparse
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from manifold_sde.errors import ArgumentError
-from manifold_sde.number_arrays import check_number
+from manifold_sde.number_arrays import LARGEST_FLOAT, SMALLEST, as_float64, check_number
 from manifold_sde.problem import Problem
 from manifold_sde.time_scale import TimeScale
 from manifold_sde.verification.exact.circle_coefficients import (
@@ -23,8 +23,10 @@ from manifold_sde.verification.exact.circle_coefficients import (
     circle_coefficients,
     reversible_coefficients,
 )
+from manifold_sde.verification.exact.inputs import check_nodes, check_time, keep
 from manifold_sde.verification.exact.periodic_law import CircleNormLaw, PeriodicLaw
 from manifold_sde.verification.exact.spectral import (
+    Array,
     chebyshev,
     chebyshev_size,
     fourier_cardinals,
@@ -35,8 +37,6 @@ from manifold_sde.verification.exact.spectral import (
     propagate,
     slowest_eigenvalues,
 )
-
-Array = NDArray[np.float64]
 
 #: Relative variation of the trace that counts as rounding.
 _CONSTANT = 1e-9
@@ -101,15 +101,14 @@ class CircleDiffusion:
     trace: Array
 
     def __post_init__(self) -> None:
-        values = tuple(
-            np.asarray(v, dtype=np.float64) for v in (self.drift, self.variance, self.trace)
-        )
+        names = ("drift", "variance", "trace")
+        values = [as_float64(name, getattr(self, name)) for name in names]
         drift, variance, trace = values
         fits = drift.ndim == 1 and drift.shape == variance.shape == trace.shape
-        if not (fits and len(drift) >= 9 and len(drift) % 2 and all(map(_finite, values))):
+        finite = all(bool(np.isfinite(v).all()) for v in values)
+        if not (fits and len(drift) >= 9 and len(drift) % 2 and finite):
             _refuse(
-                f"shapes {', '.join(str(v.shape) for v in values)}, "
-                f"finite: {all(map(_finite, values))}",
+                f"shapes {', '.join(str(v.shape) for v in values)}, finite: {finite}",
                 "three arrays (n,) of finite numbers, n odd and at least 9",
             )
         if not (trace.min() > 0.0 and variance.min() >= 0.0):
@@ -119,8 +118,7 @@ class CircleDiffusion:
             )
         if not variance.max() > 1e-12 * trace.max():
             _refuse("v = 0: the direction stands still or flows", "a diffusion, v > 0")
-        for name, value in zip(("drift", "variance", "trace"), values, strict=True):
-            object.__setattr__(self, name, value)
+        keep(self, drift=drift, variance=variance, trace=trace)
         if not self.tail <= _RESOLVED:
             raise ArgumentError(
                 "the nodes do not resolve the coefficients of the diffusion",
@@ -139,7 +137,7 @@ class CircleDiffusion:
         limit_map: LimitMap | None = None,
         step: float = 0.02,
     ) -> CircleDiffusion:
-        """The diffusion of a problem, its coefficients from differences of Phi.
+        """Compute the diffusion of a problem from differences of Phi.
 
         Args:
             problem: A problem with dim Gamma_1 = 1 and a noise with the two properties.
@@ -162,7 +160,7 @@ class CircleDiffusion:
 
     @classmethod
     def reversible(cls, problem: Problem, *, nodes: int = 65) -> CircleDiffusion:
-        """The diffusion with the noise of (18), its drift from the known pdet H.
+        """Compute the diffusion with the noise of (18) from the known pdet H.
 
         In arc length the drift is -(s^2 / 4) d log pdet H, and the variance s^2. It is reversible,
         with pi proportional to pdet(H)^{-1/2}.
@@ -187,7 +185,7 @@ class CircleDiffusion:
 
     @cached_property
     def tail(self) -> float:
-        """How well the nodes resolve the coefficients: their last Fourier coefficients."""
+        """The last Fourier coefficients of drift, variance and trace, small where resolved."""
         size = np.abs(self.drift).max() + self.variance.max()
         drift = fourier_tail(self.drift) * float(np.abs(self.drift).max() / size)
         return max(drift, fourier_tail(self.variance), fourier_tail(self.trace))
@@ -202,7 +200,7 @@ class CircleDiffusion:
     # In the clock.
 
     def at_clock(self, u: float, start: float = 0.0) -> PeriodicLaw:
-        """Law of the angle at the intrinsic clock u >= 0.
+        """Compute the law of the angle at the intrinsic clock u >= 0.
 
         Args:
             u: The clock.
@@ -212,17 +210,17 @@ class CircleDiffusion:
             The law.
 
         Raises:
-            TimeScaleError: If u is out of range.
+            TimeScaleError: If u or the start is out of range.
         """
-        u = check_number("u", u, "the diffusion starts at u = 0")
+        u = check_time("u", u)
         row = fourier_cardinals(len(self.drift), _angle(start))
         return PeriodicLaw(row @ scipy.linalg.expm(u * self.generator))
 
     def expectation(self, f: Callable[[Array], Array], clock: ArrayLike, start: float = 0.0) -> Any:
-        """E f(angle) at clocks u, for a periodic function f of an array of angles.
+        """Compute E f(angle) at clocks u.
 
         Args:
-            f: The function.
+            f: Periodic function of an array of angles.
             clock: Clocks u, a number or (k,).
             start: The angle at u = 0.
 
@@ -230,13 +228,14 @@ class CircleDiffusion:
             A number, or an array (k,).
 
         Raises:
-            TimeScaleError: If a clock is out of range.
+            TimeScaleError: If a clock or the start is out of range.
+            ArgumentError: If f does not return finite real numbers.
         """
-        return _each(clock, lambda u: self.at_clock(u, start).expectation(f))
+        return _each("clock", clock, lambda u: self.at_clock(u, start).expectation(f))
 
     @cached_property
     def equilibrium_in_clock(self) -> PeriodicLaw:
-        """The law pi_u that is invariant in the clock u. It is not the pi of Theorem 5.4.
+        """The law that is invariant in the clock u, which is not the pi of Theorem 5.4.
 
         Raises:
             ArgumentError: If the variance vanishes somewhere.
@@ -246,7 +245,7 @@ class CircleDiffusion:
 
     @cached_property
     def spectral_gap(self) -> float:
-        """Slowest rate at which expectations of the angle settle, per unit of the clock u."""
+        """Slowest rate at which expectations of the angle relax, per unit of the clock u."""
         self._require_ergodic()
         rates = np.sort(-scipy.linalg.eigvals(self.generator).real)
         return float(rates[1])
@@ -267,15 +266,15 @@ class CircleDiffusion:
         norm: float = 1.0,
         norm_nodes: int | None = None,
     ) -> CircleNormLaw:
-        """Joint law of the angle and ||Y|| at the time t of (8), or T of (13).
+        """Compute the joint law of the angle and ||Y|| at the time t of (8), or T of (13).
 
         Args:
             t: The diffusion's own time.
             start: The angle at time 0.
             ratio: The ratio C of (8), 0 or more; 1/2 is (13).
             norm: ||Y(0)||.
-            norm_nodes: Odd number of Chebyshev nodes for the norm; by default what the variation
-                of V asks for.
+            norm_nodes: Odd number of Chebyshev nodes for the norm; by default as many as
+                the variation of V needs.
 
         Returns:
             The law.
@@ -283,7 +282,7 @@ class CircleDiffusion:
         Raises:
             TimeScaleError, ArgumentError: If an argument is out of range.
         """
-        t = check_number("t", t, "the diffusion starts at t = 0")
+        t = check_time("t", t)
         c = check_number("ratio", ratio, "(8) has C >= 0, and (13) is C = 1/2")
         if t == 0.0:
             return self._joint(-math.inf, 0.0, start, norm, norm_nodes)
@@ -294,7 +293,7 @@ class CircleDiffusion:
     def at_steps(
         self, lr: Any, weight_decay: Any, steps: int, start: float = 0.0, *, norm: float = 1.0
     ) -> CircleNormLaw:
-        """The limit's joint law of the angle and the norm after so many steps of SGD.
+        """Compute the joint law of the angle and the norm in the limit of SGD after some steps.
 
         Args:
             lr: Learning rate, a number or a schedule, as in ``TimeScale``.
@@ -311,8 +310,9 @@ class CircleDiffusion:
             TimeScaleError, ArgumentError: If an argument is out of range.
         """
         scale = TimeScale(lr, weight_decay)
-        log_time = float(scale.log_accumulated(steps))
-        return self._joint(log_time, float(scale.log_shrinkage(steps)), start, norm, None)
+        k = check_number("steps", steps, "steps=1000: the law is that of one number")
+        log_time = float(scale.log_accumulated(k))
+        return self._joint(log_time, float(scale.log_shrinkage(k)), start, norm, None)
 
     def expectation_at(
         self,
@@ -323,10 +323,10 @@ class CircleDiffusion:
         ratio: float = 0.5,
         norm: float = 1.0,
     ) -> Any:
-        """E f(angle, ||Y||) at times t of (8), or T of (13); of several functions, by :meth:`at`.
+        """Compute E f(angle, ||Y||) at times t of (8), or T of (13).
 
         Args:
-            f: Smooth function of two arrays that broadcast.
+            f: Smooth function of two arrays that broadcast; for several functions use :meth:`at`.
             times: Times, a number or (k,).
             start: The angle at time 0.
             ratio: The ratio C of (8), 0 or more; 1/2 is (13).
@@ -338,12 +338,13 @@ class CircleDiffusion:
         Raises:
             TimeScaleError, ArgumentError: If an argument is out of range.
         """
-        return _each(times, lambda t: self.at(t, start, ratio=ratio, norm=norm).expectation(f))
+        at = partial(self.at, start=start, ratio=ratio, norm=norm)
+        return _each("times", times, lambda t: at(t).expectation(f))
 
     def joint_equilibrium(
         self, ratio: float = 0.5, *, norm_nodes: int | None = None
     ) -> CircleNormLaw:
-        """The equilibrium in time of the angle and ||Y||, at a ratio C > 0.
+        """Compute the equilibrium in time of the angle and ||Y||, at a ratio C > 0.
 
         Args:
             ratio: The ratio C of (8), positive; 1/2 is (13). The law of the angle is the same for
@@ -372,7 +373,7 @@ class CircleDiffusion:
 
     @cached_property
     def equilibrium(self) -> PeriodicLaw:
-        """The law pi of Theorem 5.4: the equilibrium of the angle in time, that is in SGD steps.
+        """The law pi of Theorem 5.4, the equilibrium of the angle in time and in SGD steps.
 
         It weights the equilibrium in the clock by ||Y||^4.
 
@@ -382,7 +383,7 @@ class CircleDiffusion:
         return self.joint_equilibrium().angle
 
     def spectral_gap_in_time(self, ratio: float = 0.5) -> float:
-        """Slowest rate at which expectations of the angle and the norm settle, per unit of time.
+        """Compute the slowest rate at which the angle and the norm relax, per unit of time.
 
         Args:
             ratio: The ratio C of (8), to which the rate is proportional; 1/2 is (13). Per step of
@@ -408,14 +409,8 @@ class CircleDiffusion:
     def _joint(
         self, log_time: float, log_shrinkage: float, start: float, norm: float, nodes: int | None
     ) -> CircleNormLaw:
-        """Law at t_0 without weight decay, the norm multiplied by the shrinkage."""
-        if not (math.isfinite(norm) and norm > 0):
-            raise ArgumentError(
-                "the initial norm is out of range",
-                received=repr(norm),
-                expected="a positive finite number",
-                remedy="norm=1.0, or the norm of x_0",
-            )
+        """Compute the law at t_0 without weight decay, the norm times the shrinkage."""
+        norm = check_number("norm", norm, "norm=1.0, or the norm of x_0", least=SMALLEST)
         log_q = 4.0 * math.log(norm)
         log_grown = float(np.logaddexp(log_q, math.log(2.0 * self._middle) + log_time))
         # As log1p where little has grown, so that short times keep their digits.
@@ -430,19 +425,14 @@ class CircleDiffusion:
         return CircleNormLaw(weights, np.exp(0.25 * log_grown + log_shrinkage) * z**0.25)
 
     def _scaled_generator(self, nodes: int | None) -> tuple[Array, scipy.sparse.csr_array]:
-        """Nodes z (m,), and z^{-1} G + 2 (V - V_m z) d/dz as a matrix (n m, n m)."""
+        """Return nodes z (m,), and z^{-1} G + 2 (V - V_m z) d/dz as a matrix (n m, n m)."""
         half = float(np.ptp(self.trace)) / (2.0 * self._middle)
         if half <= _CONSTANT:
             half, nodes = 0.0, 1
         elif nodes is None:
             nodes = chebyshev_size(half)
-        elif nodes < 3 or nodes % 2 == 0:
-            raise ArgumentError(
-                "the number of nodes for the norm is out of range",
-                received=f"norm_nodes={nodes!r}",
-                expected="an odd number of at least 3, so that one is at the start",
-                remedy="leave it out",
-            )
+        else:
+            nodes = check_nodes("norm_nodes", nodes, least=3)
         x, derivative = chebyshev(nodes)
         z = 1.0 + half * x
         n = len(self.drift)
@@ -465,25 +455,15 @@ class CircleDiffusion:
             )
 
 
-def _each(points: ArrayLike, compute: Callable[[float], float]) -> Any:
-    array = np.asarray(points, dtype=np.float64)
+def _each(name: str, points: ArrayLike, compute: Callable[[float], float]) -> Any:
+    array = as_float64(name, points)
     values = np.array([compute(float(point)) for point in array.ravel()])
     return float(values[0]) if array.ndim == 0 else values.reshape(array.shape)
 
 
 def _angle(start: float) -> float:
-    if not math.isfinite(start):
-        raise ArgumentError(
-            "the start is not an angle",
-            received=repr(start),
-            expected="a finite number, in radians",
-            remedy="problem.facts.circle.angle(x) gives that of a point",
-        )
-    return float(start)
-
-
-def _finite(values: Array) -> bool:
-    return bool(np.isfinite(values).all())
+    hint = "radians; problem.facts.circle.angle(x) gives the angle of a point"
+    return check_number("start", start, hint, least=-LARGEST_FLOAT)
 
 
 def _refuse(received: str, expected: str) -> None:

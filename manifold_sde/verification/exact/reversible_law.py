@@ -8,17 +8,18 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from torch import Tensor
 
+from manifold_sde.arguments import integer
 from manifold_sde.errors import ArgumentError
-from manifold_sde.noise import SphericalNoise
 from manifold_sde.paper import implements
-from manifold_sde.problem import Problem
+from manifold_sde.problem import Problem, require_problem
+from manifold_sde.verification.exact.facts import chart_of, kernel_basis, known, spherical_scale
+from manifold_sde.verification.exact.inputs import check_nodes, values_at
 from manifold_sde.verification.exact.periodic_law import PeriodicLaw
-from manifold_sde.verification.exact.spectral import fourier_derivative, fourier_nodes
+from manifold_sde.verification.exact.spectral import Array, fourier_derivative, fourier_nodes
 
-Array = NDArray[np.float64]
 #: Angles (n,) -> points (n, D) of a closed curve, or unit vectors (n, 3) -> points of a surface.
 Chart = Callable[[Array], Array]
 
@@ -69,71 +70,72 @@ class ReversibleLaw:
         log_pseudo_determinant: Callable[[Tensor], Tensor] | None = None,
         nodes: int = 65,
     ) -> ReversibleLaw:
-        """The law of a problem with the noise of (18).
+        """Compute the law of a problem with the noise of (18).
 
         Args:
             problem: The problem.
             chart: Gamma_1 as a map of the whole circle or sphere: angles (n,), or unit vectors
                 (n, 3), to points (n, D). By default the circle that the problem knows, or the
-                subspace's sphere of a problem whose Phi is known.
-            dimension: Dimension 1 or 2 of Gamma_1; by default what the problem says.
-            log_pseudo_determinant: log pdet H, tensors (n, D) -> (n,); by default what the
-                problem knows of it, or from the eigenvalues of its Hessian.
-            nodes: Odd number of nodes along the curve, or a great circle of the sphere.
+                sphere of a problem whose Phi is known.
+            dimension: Dimension 1 or 2 of Gamma_1; by default that of the problem's facts.
+            log_pseudo_determinant: log pdet H, tensors (n, D) -> (n,); by default the
+                known one, or that of the eigenvalues of the Hessian.
+            nodes: Odd number of nodes along the curve, or along a great circle of the sphere.
 
         Returns:
             The law.
 
         Raises:
-            ArgumentError: If the noise is another one, or the chart is missing or is none.
+            ArgumentError: If the noise is another one, or the chart is missing or gives no points.
         """
-        if type(problem.noise) is not SphericalNoise:
-            raise ArgumentError(
-                "pi is known by its density for the noise of (18)",
-                received=f"{problem.noise!r}",
-                expected="SphericalNoise",
-                remedy="CircleDiffusion.of(problem) finds pi for every noise on a curve",
-            )
+        spherical_scale(require_problem(problem))
         facts = problem.facts
         if dimension is None and facts is not None:
             dimension = facts.manifold_dim
-        if dimension not in (1, 2) or nodes < 9 or nodes % 2 == 0:
+        d = integer(dimension)
+        if d is None or not 1 <= d <= 2:
             raise ArgumentError(
                 "the density of pi is integrated over curves and surfaces",
-                received=f"dimension={dimension!r}, nodes={nodes!r}",
-                expected="dimension 1 or 2, and an odd number of nodes of at least 9",
+                received=f"dimension={dimension!r}",
+                expected="dimension 1 or 2",
                 remedy="in more dimensions test the law by its generator",
             )
-        chart = chart or _known_chart(problem, dimension)
-        places, area = _curve(chart, nodes) if dimension == 1 else _surface(chart, nodes)
-        points = np.asarray(chart(places), dtype=np.float64)
+        nodes = check_nodes("nodes", nodes)
+        given = chart or _known_chart(problem, d)
+
+        def checked(places: Array) -> Array:
+            return values_at("chart", given, (len(places), problem.dim), places)
+
+        places, area = _curve(checked, nodes) if d == 1 else _surface(checked, nodes)
+        points = checked(places)
         if log_pseudo_determinant is None and facts is not None:
             log_pseudo_determinant = facts.log_pseudo_determinant
         if log_pseudo_determinant is None:
-            values = _log_determinant(problem, points, dimension)
+            values = _log_determinant(problem, points, d)
         else:
-            values = log_pseudo_determinant(torch.from_numpy(points)).numpy()
+            y = torch.from_numpy(points)
+            values = values_at("log_pseudo_determinant", log_pseudo_determinant, area.shape, y)
         density = area * np.exp(-0.5 * (values - values.min()))
         return cls(points, density / density.sum())
 
     def expectation(self, f: Callable[[Array], ArrayLike]) -> float:
-        """E f(direction), for a smooth function of points (n, D) with a value for each, (n,)."""
-        return float(self.weights @ np.asarray(f(self.points), dtype=np.float64))
+        """Compute E f(direction) for a smooth function of points, (n, D) -> (n,)."""
+        return float(self.weights @ values_at("function", f, self.weights.shape, self.points))
 
     @property
     def periodic(self) -> PeriodicLaw:
-        """The law of the angle of a curve's chart; of no meaning on a surface."""
+        """The law of the angle of a curve's chart, without meaning on a surface."""
         return PeriodicLaw(self.weights)
 
 
 def _curve(chart: Chart, nodes: int) -> tuple[Array, Array]:
     angles = fourier_nodes(nodes)
-    velocity = fourier_derivative(nodes) @ np.asarray(chart(angles), dtype=np.float64)
+    velocity = fourier_derivative(nodes) @ chart(angles)
     return angles, np.linalg.norm(velocity, axis=1)
 
 
 def _surface(chart: Chart, nodes: int) -> tuple[Array, Array]:
-    """Unit vectors (k, 3), and the area of Gamma_1 that each stands for (k,)."""
+    """Return unit vectors (k, 3), and the area of Gamma_1 that each stands for (k,)."""
     heights, weights = np.polynomial.legendre.leggauss((nodes + 1) // 2)
     longitudes = fourier_nodes(nodes)
     z = np.repeat(heights, nodes)
@@ -157,31 +159,21 @@ def _surface(chart: Chart, nodes: int) -> tuple[Array, Array]:
 
 
 def _known_chart(problem: Problem, dimension: int) -> Chart:
-    facts = problem.facts
-    if facts is not None and facts.circle is not None and dimension == 1:
-        circle = facts.circle
-        return lambda angles: np.asarray(circle.point(torch.from_numpy(angles)))
-    if facts is not None and facts.limit_map is not None:
-        phi = facts.limit_map
-        # Phi maps the unit vectors of the tangent space of the cone at one point onto Gamma_1.
-        hessian = problem.hessian(facts.minimizer).numpy()
-        basis = np.linalg.eigh(hessian)[1][:, : problem.dim - facts.rank].T
+    if dimension == 1:
+        return chart_of(known(problem, "circle"))
+    phi = known(problem, "limit_map")
+    # Phi maps the unit vectors of the tangent space of the cone at one point onto Gamma_1.
+    basis = kernel_basis(problem)
 
-        def chart(n: Array) -> Array:
-            limits = phi(torch.from_numpy(n @ basis)).numpy()
-            return np.asarray(limits / np.linalg.norm(limits, axis=1, keepdims=True))
+    def chart(n: Array) -> Array:
+        limits = phi(torch.from_numpy(n @ basis)).numpy()
+        return np.asarray(limits / np.linalg.norm(limits, axis=1, keepdims=True))
 
-        return chart
-    raise ArgumentError(
-        f"Gamma_1 of {problem.name!r} is not known as a whole",
-        received="chart=None",
-        expected="a map of the circle or the sphere onto Gamma_1",
-        remedy="ReversibleLaw.of(problem, chart), with TracedCurve.of(problem, y) for a curve",
-    )
+    return chart
 
 
 def _log_determinant(problem: Problem, points: Array, dimension: int) -> Array:
-    """Log pdet H from the eigenvalues of H: (n, D) -> (n,)."""
+    """Compute log pdet H from the eigenvalues of H: (n, D) -> (n,)."""
     values = np.linalg.eigvalsh(problem.hessian(torch.from_numpy(points)).numpy())
     logs: Array = np.log(values[:, dimension + 1 :]).sum(1)
     return logs

@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 
 import numpy as np
 import scipy.linalg
 import scipy.sparse
 import scipy.sparse.linalg
-import torch
 from numpy.typing import ArrayLike, NDArray
-from torch import Tensor
 
 Array = NDArray[np.float64]
 
-#: From this norm on the whole exponential of a matrix is faster than its action.
+#: Norm above which the exponential of a matrix is computed faster than its action on a row.
 _LONG = 3e4
 
 
 def fourier_nodes(n: int) -> Array:
-    """N equally spaced angles from 0, in [0, 2 pi)."""
+    """Return the n equally spaced angles 2 pi j / n."""
     return 2.0 * math.pi * np.arange(n) / n
 
 
 def fourier_derivative(n: int) -> Array:
-    """Differentiation with respect to the angle at an odd number n of nodes: (n, n).
+    """Return the matrix (n, n) that differentiates values at an odd number n of nodes.
 
     It is exact for trigonometric polynomials of degree (n - 1) / 2, and antisymmetric.
     """
@@ -39,16 +36,16 @@ def fourier_derivative(n: int) -> Array:
 
 
 def fourier_cardinals(n: int, angle: ArrayLike) -> Array:
-    """The weights of the n values in the trigonometric interpolant at angles (...): (..., n)."""
+    """Return the weights of n values in their trigonometric interpolant at angles: (..., n)."""
     away = np.asarray(angle, dtype=np.float64)[..., None] - fourier_nodes(n)
     modes = np.arange(1, (n + 1) // 2)
     return (1.0 + 2.0 * np.cos(away[..., None] * modes).sum(-1)) / n
 
 
 def fourier_tail(values: Array) -> float:
-    """The largest of the last eighth of the Fourier coefficients, relative to the largest value.
+    """Return the largest of the last Fourier coefficients, relative to the largest value.
 
-    It says how well the values resolve their function: rounding level where they do.
+    The last eighth is looked at: it is at rounding level where the values resolve their function.
     """
     size = float(np.abs(values).max())
     if size == 0.0:
@@ -59,7 +56,7 @@ def fourier_tail(values: Array) -> float:
 
 
 def chebyshev(n: int) -> tuple[Array, Array]:
-    """Nodes (n,) from -1 to 1 and differentiation matrix (n, n) of n Chebyshev-Lobatto points.
+    """Return n Chebyshev-Lobatto nodes from -1 to 1 and their differentiation matrix (n, n).
 
     One node is at 0, and has no derivative; an odd n always has a node at 0.
     """
@@ -78,13 +75,13 @@ def chebyshev(n: int) -> tuple[Array, Array]:
 
 
 def chebyshev_size(half: float) -> int:
-    """Odd number of nodes that resolve functions of z on [1 - half, 1 + half], singular at 0."""
+    """Return an odd number of nodes for functions on [1 - half, 1 + half] singular at 0."""
     decay = math.log((1.0 + math.sqrt(1.0 - half**2)) / half)
     return 2 * math.ceil((math.log(1e9) / decay + 4.0) / 2.0) + 1
 
 
 def propagate(row: Array, matrix: scipy.sparse.csr_array, length: float) -> Array:
-    """The row vector times exp(length * matrix)."""
+    """Multiply a row vector by exp(length * matrix)."""
     transposed = (length * matrix).T.tocsr()
     if abs(transposed).sum(0).max() > _LONG:
         return row @ scipy.linalg.expm(length * matrix.toarray())
@@ -95,7 +92,7 @@ def propagate(row: Array, matrix: scipy.sparse.csr_array, length: float) -> Arra
 
 
 def invariant_row(matrix: Array) -> Array:
-    """The row of sum 1 that the matrix takes to 0."""
+    """Find the row of sum 1 that the matrix takes to 0."""
     n = len(matrix)
     bordered = np.ones((n + 1, n + 1))
     bordered[:n, :n] = matrix.T
@@ -109,7 +106,7 @@ def invariant_row(matrix: Array) -> Array:
 
 
 def slowest_eigenvalues(matrix: scipy.sparse.csr_array, count: int = 6) -> NDArray[np.complex128]:
-    """The eigenvalues nearest to 0 of a generator, 0 among them."""
+    """Find the eigenvalues of a generator nearest to 0, with 0 itself."""
     size = float(abs(matrix).sum(1).max())
     start = np.ones(matrix.shape[0])
     start[::2] = 0.5
@@ -118,16 +115,3 @@ def slowest_eigenvalues(matrix: scipy.sparse.csr_array, count: int = 6) -> NDArr
         matrix.tocsc(), count, sigma=1e-6 * size, v0=start, return_eigenvectors=False
     )
     return np.asarray(values, dtype=np.complex128)
-
-
-def gauss_hermite(dim: int, nodes: int) -> tuple[Tensor, Tensor]:
-    """Tensor rule for independent standard normals: points (dim, q), weights (q,).
-
-    Points whose weight is below rounding are left out.
-    """
-    points, weights = np.polynomial.hermite_e.hermegauss(nodes)
-    weights = weights / weights.sum()
-    grid = np.array(list(itertools.product(points, repeat=dim))).T
-    masses = np.array(list(itertools.product(weights, repeat=dim))).prod(1)
-    kept = masses > 1e-15
-    return torch.from_numpy(grid[:, kept].copy()), torch.from_numpy(masses[kept])

@@ -4,32 +4,37 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NoReturn
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy.special import eval_chebyt, eval_gegenbauer
 from torch import Tensor
 
-from manifold_sde.arguments import check_point
+from manifold_sde.arguments import check_integer, real
 from manifold_sde.errors import ArgumentError
 from manifold_sde.loss_checks import fixed_directions
-from manifold_sde.noise import SphericalNoise
-from manifold_sde.number_arrays import check_number
-from manifold_sde.problem import Problem
-from manifold_sde.time_scale import TimeScale
+from manifold_sde.number_arrays import as_float64
+from manifold_sde.problem import Problem, require_problem
+from manifold_sde.verification.exact.facts import (
+    KnownNorm,
+    kernel_basis,
+    known,
+    one_point,
+    require_constant_determinant,
+    spherical_scale,
+)
+from manifold_sde.verification.exact.inputs import check_time, keep
+from manifold_sde.verification.exact.spectral import Array
 
-Array = NDArray[np.float64]
-
-#: R is 1 throughout, and tau(t) = t: functions of steps are functions of the time T of (13).
-_LIMIT = TimeScale(1.0, 0.5)
-#: Largest spread of log pdet H and distance from the subspace that count as rounding.
-_CONSTANT = 1e-8
+#: Largest distance from the subspace that counts as rounding.
+_IN_SUBSPACE = 1e-8
+#: Highest degree of a harmonic: the time of its recurrence is proportional to it.
+_HIGHEST = 10**5
 
 
 @dataclass(frozen=True, eq=False)
-class SphereLaw:
+class SphereLaw(KnownNorm):
     r"""The exact law of (13) where Gamma_1 is a great sphere, with the noise of (18).
 
     If Gamma is a linear subspace without the origin and pdet H is constant on the sphere Gamma_1,
@@ -66,7 +71,7 @@ class SphereLaw:
     initial_norm: float = 1.0
 
     def __post_init__(self) -> None:
-        start, tangent = np.asarray(self.start, float), np.asarray(self.tangent, float)
+        start, tangent = as_float64("start", self.start), as_float64("tangent", self.tangent)
         good = start.ndim == 1 and tangent.ndim == 2 and tangent.shape[1:] == start.shape
         good = good and 2 <= len(tangent) < len(start)
         if good:
@@ -75,7 +80,7 @@ class SphereLaw:
                 and np.allclose(tangent.T @ (tangent @ start), start, atol=1e-9)
                 and abs(np.linalg.norm(start) - 1.0) < 1e-9
             )
-        numbers = (self.noise_scale, self.initial_norm)
+        numbers = (real(self.noise_scale), real(self.initial_norm))
         if not (good and all(math.isfinite(value) and value > 0 for value in numbers)):
             raise ArgumentError(
                 "these do not describe a diffusion on a great sphere",
@@ -85,12 +90,11 @@ class SphereLaw:
                 "and positive numbers",
                 remedy="SphereLaw.of(problem) reads them off a problem",
             )
-        object.__setattr__(self, "start", start)
-        object.__setattr__(self, "tangent", tangent)
+        keep(self, start=start, tangent=tangent, noise_scale=numbers[0], initial_norm=numbers[1])
 
     @classmethod
     def of(cls, problem: Problem, x0: Tensor | None = None) -> SphereLaw:
-        """The law for a problem that knows its sphere.
+        """Read the law off a problem that knows its sphere.
 
         Args:
             problem: A problem with ``facts``, the noise of (18), a linear Gamma and constant
@@ -104,35 +108,24 @@ class SphereLaw:
         Raises:
             ArgumentError: If the law of this problem is another one, or not known.
         """
-        facts = problem.facts
-        if facts is None or facts.limit_map is None or facts.log_pseudo_determinant is None:
-            _refuse(problem, "Phi or log pdet H is not known")
-        if type(problem.noise) is not SphericalNoise:
-            _refuse(problem, f"its noise is {problem.noise!r}")
-        points = facts.limit_map(fixed_directions(problem.dim))
+        phi = known(require_problem(problem), "limit_map")
+        scale = spherical_scale(problem)
+        points = phi(fixed_directions(problem.dim))
         points = points / points.norm(dim=1, keepdim=True)
-        hessian = problem.hessian(facts.minimizer).numpy()
-        tangent = np.linalg.eigh(hessian)[1][:, : problem.dim - facts.rank].T
+        tangent = kernel_basis(problem)
         outside = float(np.abs(points.numpy() - points.numpy() @ tangent.T @ tangent).max())
-        values = facts.log_pseudo_determinant(points)
-        spread = float(values.max() - values.min())
-        if not (outside <= _CONSTANT and spread <= _CONSTANT):
-            _refuse(
-                problem,
-                f"minimisers off a subspace by {outside:.2g}, log pdet H that varies by "
-                f"{spread:.2g}",
-            )
-        x = problem.minimizer if x0 is None else check_point(x0, problem.dim, name="x0")
-        if x.dim() != 1:
+        if not outside <= _IN_SUBSPACE:
             raise ArgumentError(
-                "the law is that of one start",
-                received=f"x0 of shape {tuple(x.shape)}",
-                expected=f"({problem.dim},)",
-                remedy="one SphereLaw.of(problem, x) for each start",
+                f"the minimisers of {problem.name!r} of unit norm are not a great sphere",
+                received=f"minimisers off a subspace by {outside:.2g}",
+                expected="minimisers in a subspace",
+                remedy="law_of(problem) finds the law of a curve",
             )
-        y = facts.limit_map(x.detach().cpu().to(torch.float64)).numpy()
+        require_constant_determinant(problem, points)
+        x = problem.minimizer if x0 is None else one_point(problem, x0, "x0")
+        y = phi(x.detach().cpu().to(torch.float64)).numpy()
         norm = float(np.linalg.norm(y))
-        return cls(y / norm, tangent, problem.noise.scale, norm)
+        return cls(y / norm, tangent, scale, norm)
 
     @property
     def dimension(self) -> int:
@@ -144,31 +137,35 @@ class SphereLaw:
         """V = s^2 (D - 1), the trace of the noise covariance at norm 1."""
         return self.noise_scale**2 * (len(self.start) - 1)
 
-    def norm(self, T: float) -> float:
-        """Norm of Y(T), the same on every path."""
-        return float(_LIMIT.norm(_time(T), self.initial_norm, self.noise_trace))
-
-    def clock(self, T: float) -> float:
-        """Intrinsic clock u(T)."""
-        return float(_LIMIT.clock(_time(T), self.noise_trace, self.initial_norm))
-
     def rate(self, degree: int) -> float:
-        """Rate l (l + d - 1) s^2 / 2 at which a harmonic of degree l decays, per unit of u."""
+        """Compute the rate l (l + d - 1) s^2 / 2 at which a harmonic of degree l decays in u."""
+        degree = _check_degree(degree)
         return 0.5 * self.noise_scale**2 * degree * (degree + self.dimension - 1)
 
     def zonal(self, degree: int, cosine: ArrayLike) -> Array:
-        """The zonal harmonic of a degree, with value 1 at its pole, at cosines to the pole (...).
+        """Evaluate the zonal harmonic of value 1 at its pole, at cosines to the pole (...).
 
         It is Legendre's polynomial for d = 2, and cos(l angle) for d = 1.
+
+        Raises:
+            ArgumentError: If the degree is out of range, or too high for the dimension.
         """
+        degree, cosine = _check_degree(degree), as_float64("cosine", cosine)
         if self.dimension == 1:
             return np.asarray(eval_chebyt(degree, cosine))
         alpha = 0.5 * (self.dimension - 1)
-        values = eval_gegenbauer(degree, alpha, cosine) / eval_gegenbauer(degree, alpha, 1.0)
-        return np.asarray(values)
+        at_pole = float(eval_gegenbauer(degree, alpha, 1.0))
+        if not math.isfinite(at_pole):
+            raise ArgumentError(
+                "the harmonic is too large for a float",
+                received=f"degree={degree} on a sphere of dimension {self.dimension}",
+                expected="a finite Gegenbauer polynomial at 1",
+                remedy="a lower degree; the harmonics of high ones decay at once",
+            )
+        return np.asarray(eval_gegenbauer(degree, alpha, cosine) / at_pole)
 
     def zonal_mean(self, degree: int, pole: ArrayLike, u: float) -> float:
-        """Expectation at the clock u of the zonal harmonic of <pole, direction>.
+        """Compute the expectation at the clock u of the zonal harmonic of <pole, direction>.
 
         Args:
             degree: The degree l, 0 or more.
@@ -179,44 +176,37 @@ class SphereLaw:
             The expectation.
 
         Raises:
-            ArgumentError: If the pole is not on the sphere.
+            ArgumentError: If the pole is not on the sphere, or the degree out of range.
             TimeScaleError: If u is out of range.
         """
-        pole = np.asarray(pole, dtype=np.float64)
-        on_sphere = pole.shape == self.start.shape and np.allclose(
-            self.tangent.T @ (self.tangent @ pole) / np.linalg.norm(pole), pole, atol=1e-9
+        pole = as_float64("pole", pole)
+        size = float(np.linalg.norm(pole))
+        on_sphere = pole.shape == self.start.shape and 0 < size < math.inf
+        on_sphere = on_sphere and np.allclose(
+            self.tangent.T @ (self.tangent @ pole) / size, pole, atol=1e-9
         )
         if not on_sphere:
             raise ArgumentError(
                 "the pole is not on the sphere",
-                received=f"shape {pole.shape}, norm {np.linalg.norm(pole):.6g}",
+                received=f"shape {pole.shape}, norm {size:.6g}",
                 expected=f"a unit vector ({len(self.start)},) of Gamma_1",
                 remedy="law.start, or a combination of the rows of law.tangent",
             )
         return self._decay(degree, u) * float(self.zonal(degree, pole @ self.start))
 
     def mean(self, u: float) -> Array:
-        """Expectation of the direction at the clock u, (D,)."""
+        """Compute the expectation of the direction at the clock u, (D,)."""
         return self._decay(1, u) * self.start
 
     def second_moment(self, u: float) -> Array:
-        """Expectation of direction times its transpose at the clock u, (D, D)."""
+        """Compute the second moment of the direction at the clock u, (D, D)."""
         uniform = self.tangent.T @ self.tangent / len(self.tangent)
         moment: Array = uniform + self._decay(2, u) * (np.outer(self.start, self.start) - uniform)
         return moment
 
     def _decay(self, degree: int, u: float) -> float:
-        return math.exp(-self.rate(degree) * check_number("u", u, "the diffusion starts at u = 0"))
+        return math.exp(-self.rate(degree) * check_time("u", u))
 
 
-def _time(T: float) -> float:
-    return check_number("T", T, "the diffusion starts at T = 0")
-
-
-def _refuse(problem: Problem, received: str) -> NoReturn:
-    raise ArgumentError(
-        f"the exact law on a great sphere is not that of {problem.name!r}",
-        received=received,
-        expected="minimisers in a subspace, constant pdet H there, and the noise of (18)",
-        remedy="problems.great_sphere(dim)",
-    )
+def _check_degree(degree: object) -> int:
+    return check_integer("degree", degree, 0, _HIGHEST)

@@ -9,27 +9,25 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from scipy.integrate import solve_ivp
 from torch import Tensor
 
 from manifold_sde.arguments import check_point
 from manifold_sde.errors import ArgumentError, NotOnManifoldError
-from manifold_sde.problem import Problem
-from manifold_sde.verification.exact.spectral import fourier_cardinals, fourier_nodes
-
-Array = NDArray[np.float64]
+from manifold_sde.number_arrays import as_float64, like
+from manifold_sde.problem import Problem, require_problem
+from manifold_sde.verification.exact.circle_coefficients import curvature_of
+from manifold_sde.verification.exact.facts import one_point
+from manifold_sde.verification.exact.spectral import Array, fourier_cardinals, fourier_nodes
 
 #: Points by which the curve is kept.
 _NODES = 513
-#: Arc length after which a curve that has not closed is given up.
+#: Longest curve that is followed.
 _LONGEST = 200.0
 #: Largest relative gradient of a start, before Newton's method improves it.
 _NEAR = 1e-4
-#: Eigenvalues of H below this part of the largest belong to its kernel.
-_KERNEL = 1e-7
 _FINE = 8
-#: Arc length that is looked through for a return at once.
+#: Arc length that is searched for a return at once.
 _WINDOW = 4.0
 
 
@@ -59,8 +57,8 @@ class TracedCurve:
     def of(cls, problem: Problem, start: Tensor) -> TracedCurve:
         """Trace the curve of minimisers of unit norm through a point.
 
-        The tangent is followed by SciPy's Dormand-Prince method of order eight, at the arc lengths
-        asked for, and each point is brought onto the manifold by Newton's method.
+        SciPy's Dormand-Prince method of order eight follows the tangent, and Newton's method
+        brings each point onto the manifold.
 
         Args:
             problem: A problem with dim Gamma_1 = 1.
@@ -73,37 +71,34 @@ class TracedCurve:
         Raises:
             ArgumentError: If the minimisers of unit norm are not a curve, or one that does not
                 close within an arc length of 200.
+            DTypeError: If the problem is no problem, or the start no tensor.
             NotOnManifoldError: If the start is not near the manifold.
         """
-        x = check_point(start, problem.dim, name="start").detach().cpu().to(torch.float64).numpy()
-        if x.ndim != 1:
-            raise ArgumentError(
-                "a curve is traced from one point",
-                received=f"a start of shape {x.shape}",
-                expected=f"({problem.dim},)",
-                remedy="TracedCurve.of(problem, points[0])",
-            )
-        first = _onto(problem, x[None] / np.linalg.norm(x))[0]
-        _require_curve(problem, first)
+        x = one_point(require_problem(problem), start, "start")
+        y = x.detach().cpu().to(torch.float64).numpy()
+        first = _onto(problem, y[None] / np.linalg.norm(y))[0]
+        curvature_of(problem, first[None])
         tangent = _tangent(problem, first)
         tangent *= math.copysign(1.0, tangent[np.abs(tangent).argmax()])
         length = _period(problem, first, tangent)
         steps = length * np.arange(_NODES) / _NODES
-        path = _flow(problem, first, tangent, float(steps[-1]), steps)
-        return cls(_onto(problem, path), length)
+        path = _solve(problem, first, tangent, float(steps[-1]), t_eval=steps)
+        return cls(_onto(problem, path.y.T), length)
 
     def __call__(self, angles: Array) -> Array:
-        """Points (n, D) at angles (n,), arrays: a curve as ``CircleDiffusion.of`` takes it."""
+        """Return points (n, D) at angles (n,), as ``CircleDiffusion.of`` takes a curve."""
         curve: Array = fourier_cardinals(len(self.points), angles) @ self.points
         return curve / np.linalg.norm(curve, axis=1, keepdims=True)
 
     def point(self, angle: Tensor) -> Tensor:
-        """Unit vector at an angle: (...) -> (..., D)."""
-        flat = self(angle.detach().cpu().to(torch.float64).numpy().reshape(-1))
-        return torch.from_numpy(flat).to(angle).reshape(*angle.shape, -1)
+        """Return the unit vectors at angles: (...) -> (..., D)."""
+        angles: Any = as_float64("angle", angle)
+        points: Tensor = like(self(angles.reshape(-1)).reshape(*angles.shape, -1), angle)
+        return points
 
     def angle(self, x: Tensor) -> Tensor:
-        """Angle in (-pi, pi] of the nearest point of the curve: (..., D) -> (...)."""
+        """Return the angle in (-pi, pi] of the nearest point of the curve: (..., D) -> (...)."""
+        check_point(x, self.points.shape[1], values=True)
         flat = x.detach().cpu().to(torch.float64).numpy().reshape(-1, x.shape[-1])
         y = flat / np.linalg.norm(flat, axis=1, keepdims=True)
         finest, points, slopes, bends = self._table
@@ -118,7 +113,7 @@ class TracedCurve:
 
     @cached_property
     def _table(self) -> tuple[Array, Array, Array, Array]:
-        """A fine grid: angles (k,), points, first and second derivatives (k, D)."""
+        """A fine grid: angles (k,), points and their first two derivatives (k, D)."""
         n, fine = len(self.points), _FINE * len(self.points)
         spectrum = np.fft.rfft(self.points, axis=0)
         modes = 1j * np.arange(len(spectrum))[:, None]
@@ -130,7 +125,7 @@ class TracedCurve:
 
 
 def _tangent(problem: Problem, y: Array) -> Array:
-    """The unit vector orthogonal to y in the span of the two flattest directions of H."""
+    """Return the unit vector orthogonal to y among the two flattest directions of H."""
     values, vectors = np.linalg.eigh(problem.hessian(torch.from_numpy(y)).numpy())
     basis = vectors[:, np.argsort(np.abs(values))[:2]]
     across = basis - y[:, None] * (y @ basis)
@@ -138,25 +133,8 @@ def _tangent(problem: Problem, y: Array) -> Array:
     return direction
 
 
-def _require_curve(problem: Problem, y: Array) -> None:
-    values = np.abs(np.linalg.eigvalsh(problem.hessian(torch.from_numpy(y)).numpy()))
-    kernel = int((values <= _KERNEL * values.max()).sum())
-    if kernel != 2:
-        raise ArgumentError(
-            "the minimisers of unit norm are not a curve",
-            received=f"a kernel of H of dimension {kernel}",
-            expected="two: the curve's direction and the radius",
-            remedy="dim Gamma_1 = 1 is needed; problems.varying_circle() has it",
-        )
-
-
-def _flow(problem: Problem, first: Array, tangent: Array, end: float, times: Array) -> Array:
-    """Points at arc lengths, (k, D)."""
-    return _solve(problem, first, tangent, end, t_eval=times).y.T
-
-
 def _period(problem: Problem, first: Array, tangent: Array) -> float:
-    """Arc length at which the curve comes back to its start."""
+    """Find the arc length at which the curve returns to its start."""
 
     def plane(s: float, y: Array) -> float:
         return float(tangent @ (y - first)) if s > 0 else 1.0
@@ -198,7 +176,7 @@ def _aligned(problem: Problem, y: Array, before: Array) -> Array:
 
 
 def _onto(problem: Problem, points: Array) -> Array:
-    """Unit vectors at which the gradient vanishes to rounding, by Newton's method: (n, D)."""
+    """Retract points (n, D) onto the minimisers of unit norm by Newton's method."""
     y = points / np.linalg.norm(points, axis=1, keepdims=True)
     left = np.full(len(y), np.inf)
     for _ in range(6):

@@ -7,29 +7,32 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy.special import ndtr
 
+from manifold_sde.arguments import check_integer, real
 from manifold_sde.errors import ArgumentError
-
-Array = NDArray[np.float64]
+from manifold_sde.number_arrays import LARGEST_STEP, as_float64
+from manifold_sde.verification.exact.inputs import check_order, check_turn, keep
+from manifold_sde.verification.exact.spectral import Array
 
 _TURN = 2.0 * math.pi
-#: Up to this variance the sum over images is used, beyond it the Fourier series: with so many
-#: terms either is right to rounding on its side.
+#: Largest variance for which the images are summed, not the Fourier series: each is right to
+#: rounding on its side with this number of terms.
 _CROSSOVER = 4.0
 _IMAGES = np.arange(-5.0, 6.0)
 _MODES = np.arange(1.0, 7.0)
 
 
 def wrap(angle: ArrayLike) -> Array:
-    """Angles modulo a turn, in [-pi, pi), the shape of the input.
+    """Reduce angles modulo a turn to [-pi, pi).
 
     >>> from math import pi
     >>> wrap([0.5, 0.5 + 2 * pi, pi])
     array([ 0.5       ,  0.5       , -3.14159265])
     """
-    return (np.asarray(angle, dtype=np.float64) + math.pi) % _TURN - math.pi
+    away: Any = as_float64("angle", angle) + math.pi
+    return away % _TURN - math.pi
 
 
 @dataclass(frozen=True)
@@ -60,16 +63,18 @@ class WrappedNormal:
     variance: float
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.mean) and math.isfinite(self.variance) and self.variance >= 0):
+        mean, variance = real(self.mean), real(self.variance)
+        if not (math.isfinite(mean) and 0 <= variance < math.inf):
             raise ArgumentError(
                 "these are not the mean and variance of an angle",
                 received=f"mean={self.mean!r}, variance={self.variance!r}",
                 expected="a finite mean, and a finite variance of at least 0",
                 remedy="check the time and the radius that they come from",
             )
+        keep(self, mean=mean, variance=variance)
 
     def density(self, angle: ArrayLike) -> Array:
-        """Density with respect to d(angle), at any angles (...).
+        """Compute the density with respect to d(angle), at any angles (...).
 
         Raises:
             ArgumentError: If the variance is 0: a point mass has no density.
@@ -81,7 +86,7 @@ class WrappedNormal:
                 expected="a positive variance",
                 remedy="use cdf, or a time after the start",
             )
-        away = wrap(np.asarray(angle, dtype=np.float64) - self.mean)[..., None]
+        away = wrap(as_float64("angle", angle) - self.mean)[..., None]
         if self.variance <= _CROSSOVER:
             exponents = -((away + _TURN * _IMAGES) ** 2) / (2.0 * self.variance)
             return np.exp(exponents).sum(-1) / math.sqrt(_TURN * self.variance)
@@ -89,19 +94,12 @@ class WrappedNormal:
         return (1.0 + 2.0 * terms.sum(-1)) / _TURN
 
     def cdf(self, angle: ArrayLike) -> Array:
-        """Probability of (-pi, angle], for angles (...) in [-pi, pi].
+        """Compute the probability of (-pi, angle], for angles (...) in [-pi, pi].
 
         Raises:
             ArgumentError: If an angle is outside [-pi, pi].
         """
-        angle = np.asarray(angle, dtype=np.float64)
-        if not bool(np.all(np.abs(angle) <= math.pi)):
-            raise ArgumentError(
-                "the distribution function starts at -pi and ends at pi",
-                received=f"angles from {np.min(angle):g} to {np.max(angle):g}",
-                expected="angles in [-pi, pi]",
-                remedy="wrap(angle) takes whole turns off",
-            )
+        angle = check_turn(angle)
         mean = float(wrap(self.mean))
         if self.variance == 0.0:
             return np.where(angle >= mean, 1.0, 0.0)
@@ -115,21 +113,28 @@ class WrappedNormal:
         return np.clip((angle + math.pi + 2.0 * terms.sum(-1)) / _TURN, 0.0, 1.0)
 
     def moment(self, order: int) -> complex:
-        """Fourier moment E exp(i k angle) = exp(-k^2 variance / 2) exp(i k mean)."""
-        return complex(np.exp(1j * order * self.mean) * self._decay(order))
+        """Compute E exp(i k angle) = exp(-k^2 variance / 2) exp(i k mean)."""
+        order = check_order(order)
+        return complex(np.exp(1j * order * self.mean) * self._decay(float(order)))
 
     def sample(self, size: int | tuple[int, ...], seed: int | np.random.Generator) -> Array:
-        """Independent draws of the unwrapped angle.
+        """Draw independent unwrapped angles.
 
         Args:
             size: Shape of the result.
-            seed: Seed, or a generator to draw from.
+            seed: Seed in [0, 2^64), or a generator to draw from.
 
         Returns:
             Array of the shape; :func:`wrap` puts it on the circle.
+
+        Raises:
+            ArgumentError: If the shape or the seed is out of range.
         """
-        generator = np.random.default_rng(seed)
-        return self.mean + math.sqrt(self.variance) * generator.standard_normal(size)
+        lengths = size if isinstance(size, (tuple, list)) else (size,)
+        shape = tuple(check_integer("size", length, 0, LARGEST_STEP) for length in lengths)
+        if not isinstance(seed, np.random.Generator):
+            seed = np.random.default_rng(check_integer("seed", seed, 0, 2**64 - 1))
+        return self.mean + math.sqrt(self.variance) * seed.standard_normal(shape)
 
     def _decay(self, order: Any) -> Any:
         return np.exp(-0.5 * self.variance * np.square(order))
