@@ -14,6 +14,8 @@ A value of the set :data:`WRONG` of its kind must not be taken, either, where it
 
 from __future__ import annotations
 
+import inspect
+import types
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -54,12 +56,18 @@ from manifold_sde.solvers import (
 )
 from manifold_sde.verification import (
     MinimiserManifold,
+    Picture,
+    Series,
+    Subject,
     check_assumptions,
     exact,
+    plot_picture,
+    properties,
     verify,
 )
 
 NAN, INF = float("nan"), float("inf")
+_PICTURE = Picture("title", "x", "y", (Series("a", (0.0, 1.0), (0.0, 1.0)),))
 E1 = torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64)
 DRAW = torch.tensor([0.3, -0.2, 0.5], dtype=torch.float64)
 
@@ -170,6 +178,15 @@ WRONG: dict[str, dict[str, Any]] = {
         "beyond 64 bits": [0, 2**70],
     },
     "path": {"a number": 3, "no word": "", "a list": ["a"]},
+    "moment": {
+        "None": None,
+        "a word": "x",
+        "NaN": torch.tensor(NAN),
+        "infinity": torch.tensor(INF),
+        "complex": torch.tensor(1j),
+        "sparse": torch.ones(1).to_sparse(),
+        "a list": ["a"],
+    },
 }
 
 
@@ -177,6 +194,15 @@ _LARGE = {"huge", "beyond 64 bits"}
 _SEVERAL = {"a list", "two numbers"}
 #: Odd values that are right after all, by target and argument.
 RIGHT: dict[tuple[str, str], set[str]] = {
+    # None means (13), or the rates of (9).
+    ("properties.norm_identity", "ratio"): {"None"},
+    ("properties.stratonovich_tangency", "ratio"): {"None"},
+    ("properties.reparametrisation", "C"): {"None"},
+    # Sizes of several dimensions.
+    ("LayerNorm", "shape"): {"a list"},
+    # A path that was lost stays NaN, and a shape is known without values.
+    ("Circle.angle", "x"): {"NaN", "infinity", "meta"},
+    ("Circle.point", "angle"): {"NaN", "infinity"},
     # A number is a constant loss.
     ("from_sympy", "losses"): {"a number"},
     # Whether a batch fits the data is seen with the data, how long a run is, with the run.
@@ -395,6 +421,23 @@ def _of_laws(of: Callable[..., Target]) -> dict[str, Target]:
     }
 
 
+def _of_properties(of: Callable[..., Target]) -> dict[str, Target]:
+    """The functions that return a defect; their arguments have the same names everywhere."""
+    problem = problems.great_circle()
+    good = {"problem": problem, "x": E1 + 0.1 * DRAW, "y": E1, "alpha": 2.0, "lr": 0.01}
+    good |= {"weight_decay": 0.05, "C": 5.0, "ratio": 0.5, "order": 1}
+    kinds = dict.fromkeys(("lr", "weight_decay", "C", "ratio"), "number")
+    kinds |= {"problem": "problem", "x": "point", "y": "point", "order": "count"}
+    found = {}
+    for name in properties.__all__:
+        function = getattr(properties, name)
+        if isinstance(function, types.FunctionType):
+            names = [n for n in inspect.signature(function).parameters if n in good]
+            given, odd = ({n: v[n] for n in names if n in v} for v in (good, kinds))
+            found[f"properties.{name}"] = of(function, given, **odd)
+    return found
+
+
 def targets(folder: Path) -> dict[str, Target]:
     """All public callables.
 
@@ -416,6 +459,8 @@ def targets(folder: Path) -> dict[str, Target]:
     report = verify(problem, checks=["Euler's theorem"])
     level = MinimiserManifold(problem)
     batch = E1[None]
+    brownian = BrownianPath(0, 2, 4)
+    facts = problem.facts
 
     def of(target: Callable[..., Any], good: dict[str, Any], /, **kinds: str) -> Target:
         return Target(target, good, kinds)
@@ -773,7 +818,33 @@ def targets(folder: Path) -> dict[str, Target]:
             norm="choice",
         ),
     }
-    found |= _of_laws(of)
+    found |= _of_laws(of) | _of_properties(of)
+    found |= {
+        "BrownianPath.between": of(
+            brownian.between,
+            {"ta": torch.zeros(4, dtype=torch.float64), "tb": torch.ones(4, dtype=torch.float64)},
+            ta="moment",
+            tb="moment",
+        ),
+        "BrownianPath.increments": of(
+            brownian.increments,
+            {"level": 0, "first": 0, "count": 2},
+            level="seed",
+            first="seed",
+            count="count",
+        ),
+        "LayerNorm": of(networks.LayerNorm, {"shape": 4}, shape="count"),
+        "GroupNorm": of(
+            networks.GroupNorm, {"groups": 2, "channels": 4}, groups="count", channels="count"
+        ),
+        "WeightNorm": of(
+            networks.WeightNorm, {"layer": nn.Linear(3, 2, bias=False)}, layer="problem"
+        ),
+        "Subject": of(Subject.of, {"problem": problem, "seed": 0}, problem="problem", seed="seed"),
+        "plot_picture": of(plot_picture, {"picture": _PICTURE}, picture="problem"),
+        "Circle.angle": of(facts.circle.angle, {"x": E1}, x="point"),
+        "Circle.point": of(facts.circle.point, {"angle": torch.tensor(0.3)}, angle="moment"),
+    }
     for name in ("loss", "gradient", "hessian", "noise_factor", "noise_covariance", "noise_trace"):
         found[f"problem.{name}"] = of(getattr(problem, name), {"x": E1}, x="point")
     for name in ("scale_invariance_violation", "noise_violations", "derivative_errors"):

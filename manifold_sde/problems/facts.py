@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from manifold_sde.arguments import check_point
+
 
 @dataclass(frozen=True)
 class Circle:
@@ -24,7 +26,12 @@ class Circle:
     radius: float
 
     def plane_coordinates(self, x: Tensor) -> Tensor:
-        """Coordinates of the direction of x in the plane: (..., D) -> (..., 2)."""
+        """Coordinates of the direction of x in the plane: (..., D) -> (..., 2).
+
+        Raises:
+            DTypeError, ShapeError, ZeroVectorError: If x cannot be used. NaN stays NaN.
+        """
+        check_point(x, len(self.center), allow_nan=True)
         direction = x / x.norm(dim=-1, keepdim=True)
         return direction @ self.basis.to(x).mT
 
@@ -34,7 +41,13 @@ class Circle:
         return torch.atan2(plane[..., 1], plane[..., 0])
 
     def point(self, angle: Tensor) -> Tensor:
-        """Unit vector at an angle: (...) -> (..., D)."""
+        """Unit vector at an angle: (...) -> (..., D).
+
+        Raises:
+            DTypeError: If the angles are not a tensor of single or double precision.
+        """
+        column = angle.unsqueeze(-1) if isinstance(angle, Tensor) else angle
+        check_point(column, 1, name="angle", allow_zero=True, allow_nan=True)
         plane = torch.stack([torch.cos(angle), torch.sin(angle)], dim=-1)
         return self.center.to(angle) + self.radius * plane @ self.basis.to(angle)
 

@@ -10,6 +10,8 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from manifold_sde.arguments import kind_of
+from manifold_sde.errors import DTypeError
 from manifold_sde.verification.result import Picture, Series
 
 #: Okabe and Ito's colours, which the colour-blind tell apart.
@@ -27,7 +29,17 @@ def plot_picture(picture: Picture, ax: Axes | None = None, **kwargs: Any) -> Axe
 
     Returns:
         The axes.
+
+    Raises:
+        DTypeError: If it is no picture.
     """
+    if not isinstance(picture, Picture):
+        raise DTypeError(
+            "this is not a picture",
+            received=kind_of(picture),
+            expected="a Picture, as results of verify hold",
+            remedy="plot_picture(result.pictures[0])",
+        )
     ax = ax or Figure(figsize=_SIZE, layout="constrained").subplots()
     for number, series in enumerate(picture.series):
         _draw(ax, series, {"color": _COLOURS[number % len(_COLOURS)], **kwargs})

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from manifold_sde.errors import PropertyError
+from manifold_sde.arguments import check_point
+from manifold_sde.errors import ArgumentError, PropertyError
 from manifold_sde.verification.check import Check
 from manifold_sde.verification.effort import Effort
 from manifold_sde.verification.result import Picture, Result, Series, Verdict, found
@@ -131,15 +132,34 @@ def spread_norms(subject: Subject, n: int) -> Tensor:
     return torch.cat([extremes, spread[len(extremes) :]])
 
 
-def flat_points(x: Tensor) -> Tensor:
-    """Points (..., D) as (n, D)."""
-    return x.reshape(-1, x.shape[-1])
+def flat_points(x: Tensor, dim: int) -> Tensor:
+    """Points (..., D) as (n, D), checked.
+
+    Raises:
+        DTypeError, ShapeError, NonFiniteError, ZeroVectorError: If they cannot be used.
+    """
+    return check_point(x, dim, values=True).reshape(-1, dim)
 
 
-def with_factors(x: Tensor, alpha: Tensor | float) -> tuple[Tensor, Tensor]:
-    """Points (n, D) and their factors (n, 1)."""
-    factors = torch.as_tensor(alpha, dtype=x.dtype, device=x.device).expand(x.shape[:-1])
-    return flat_points(x), factors.reshape(-1, 1)
+def with_factors(x: Tensor, alpha: Tensor | float, dim: int) -> tuple[Tensor, Tensor]:
+    """Points (n, D) and their factors (n, 1), checked.
+
+    Raises:
+        ArgumentError: If a factor is no positive number, or they do not fit the points.
+    """
+    points = flat_points(x, dim)
+    try:
+        factors = torch.as_tensor(alpha, dtype=x.dtype, device=x.device).expand(x.shape[:-1])
+        if not bool(((factors > 0) & torch.isfinite(factors)).all()):
+            raise ValueError
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        raise ArgumentError(
+            "alpha is not a factor of points",
+            received=repr(alpha),
+            expected=f"positive finite numbers that broadcast against {tuple(x.shape[:-1])}",
+            remedy="alpha=2.0",
+        ) from None
+    return points, factors.reshape(-1, 1)
 
 
 def property_check(

@@ -123,7 +123,7 @@ def tangent_projection(problem: Problem | Subject, y: Tensor) -> Defect:
 
 def _at(subject: Subject, y: Tensor) -> tuple[Tensor, Kernel, Tensor]:
     """Unit vectors (n, D), the kernels there, and directions (n, k, D), the last one y."""
-    points = flat_points(y)
+    points = flat_points(y, subject.problem.dim)
     unit = points / points.norm(dim=1, keepdim=True)
     others = directions_at(unit)
     v = torch.cat([others.expand(len(unit), *others.shape), unit[:, None]], 1)
@@ -148,7 +148,7 @@ def second_derivative(
     Source: the drift of equations (5), (8) and (13).
     """
     subject = Subject.of(problem)
-    points = flat_points(y)
+    points = flat_points(y, subject.problem.dim)
     norms = points.norm(dim=1)
     unit = points / norms[:, None]
     columns = _factor(unit, factor)
@@ -182,7 +182,7 @@ def second_derivative_degree(
     Source: Lemmas 2.4 and 2.7.
     """
     subject = Subject.of(problem)
-    points, scale = with_factors(y, alpha)
+    points, scale = with_factors(y, alpha, subject.problem.dim)
     norms = points.norm(dim=1, keepdim=True)
     unit, columns = points / norms, _factor(points / norms, factor)
     here = norms * subject.geometry.second_derivative(points, factor=columns)
@@ -208,7 +208,7 @@ def normal_trace(problem: Problem | Subject, y: Tensor) -> Defect:
     Source: second derivative of |Phi(x)| = |x| along N Sigma N, and (5).
     """
     subject = Subject.of(problem)
-    points = flat_points(y)
+    points = flat_points(y, subject.problem.dim)
     owner, kernel = subject.problem, _kernel(subject, points)
     sigma, factor = owner.noise_covariance(points), owner.noise_factor(points)
     normal = torch.eye(points.shape[1]).to(points) - kernel.projectors

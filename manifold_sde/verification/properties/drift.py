@@ -66,7 +66,7 @@ def norm_identity(problem: Problem | Subject, y: Tensor, ratio: float | None = N
     Source: the equation of |Y|^2 before (10), for (8) and (13).
     """
     subject = Subject.of(problem)
-    points = flat_points(y)
+    points = flat_points(y, subject.problem.dim)
     c = 0.5 if ratio is None else ratio
     square = points.square().sum(1)
     factor = subject.problem.noise_factor(points)
@@ -104,7 +104,7 @@ def stratonovich_tangency(
         NoiseError: As :func:`norm_identity`.
     """
     subject = Subject.of(problem)
-    points = flat_points(y)
+    points = flat_points(y, subject.problem.dim)
     norms = points.norm(dim=1)
     kernel = Kernel.of(subject, points / norms[:, None])
     time = torch.zeros((), dtype=points.dtype)
@@ -137,7 +137,7 @@ def calculus_correction(problem: Problem | Subject, y: Tensor) -> Defect:
     Source: Ito's correction for (13).
     """
     subject = Subject.of(problem)
-    points = flat_points(y)
+    points = flat_points(y, subject.problem.dim)
     unit = points / points.norm(dim=1, keepdim=True)
     time = torch.zeros((), dtype=unit.dtype)
     ito, stratonovich = (_equation(subject, None, c) for c in ("ito", "stratonovich"))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from manifold_sde import loss_checks
+from manifold_sde.arguments import check_integer
 from manifold_sde.errors import ManifoldSDEError
 from manifold_sde.paper import implements
 from manifold_sde.problem import Problem
@@ -39,7 +40,9 @@ def loss_size(problem: Problem, x: Tensor) -> float:
 
     A computation of the losses to some units of rounding is that far off, at most.
     """
-    points = torch.cat([flat_points(x), loss_checks.fixed_directions(problem.dim).to(x)])
+    points = torch.cat(
+        [flat_points(x, problem.dim), loss_checks.fixed_directions(problem.dim).to(x)]
+    )
     slopes = euler_products(problem.pointwise, points)[1]
     return max(float((_losses(problem, points).abs() + slopes).max()), 1e-300)
 
@@ -76,7 +79,7 @@ def scale_invariance(problem: Problem | Subject, x: Tensor, alpha: Tensor | floa
     Source: Definition 2.2 with k = 0, Assumption 2.3.
     """
     owner = Subject.of(problem).problem
-    points, factors = with_factors(x, alpha)
+    points, factors = with_factors(x, alpha, owner.dim)
     gap = _losses(owner, factors * points) - _losses(owner, points)
     values = gap.abs().amax(1) / loss_size(owner, points)
     return Defect.of(values, rounding(points), "L(a x) = L(x)")
@@ -101,7 +104,8 @@ def derivative_degree(
     Source: Lemma 2.4.
     """
     owner = Subject.of(problem).problem
-    points, factors = with_factors(x, alpha)
+    order = check_integer("order", order, 1, 3)
+    points, factors = with_factors(x, alpha, owner.dim)
     there, here = (_derivative(owner, z, order) for z in (factors * points, points))
     gap = (factors**order * there - here).norm(dim=1) * points.norm(dim=1) ** order
     values = gap / _derivative_size(owner, points)
@@ -123,7 +127,7 @@ def euler(problem: Problem | Subject, x: Tensor) -> Defect:
     Source: Lemma 2.5.
     """
     owner = Subject.of(problem).problem
-    points = flat_points(x)
+    points = flat_points(x, owner.dim)
     terms, _ = euler_products(owner.pointwise, points)
     first = terms.sum(-1).abs().amax(1) / loss_size(owner, points)
     turned = (owner.hessian(points) @ points[..., None])[..., 0] + owner.gradient(points)
@@ -166,7 +170,9 @@ def _check_euler(subject: Subject, effort: Effort) -> list[Defect]:
 
 def noise_size(problem: Problem, x: Tensor) -> float:
     """Largest |x| |sigma(x)| over the points and fixed directions."""
-    points = torch.cat([flat_points(x), loss_checks.fixed_directions(problem.dim).to(x)])
+    points = torch.cat(
+        [flat_points(x, problem.dim), loss_checks.fixed_directions(problem.dim).to(x)]
+    )
     sizes = points.norm(dim=1) * problem.noise_factor(points).flatten(1).norm(dim=1)
     return max(float(sizes.max()), 1e-300)
 
@@ -190,7 +196,7 @@ def noise_degree(problem: Problem | Subject, x: Tensor, alpha: Tensor | float) -
     Source: section 2, after Lemma 2.5.
     """
     owner = Subject.of(problem).problem
-    points, factors = with_factors(x, alpha)
+    points, factors = with_factors(x, alpha, owner.dim)
     norms, size = points.norm(dim=1), noise_size(owner, points)
     scaled = factors * points
     gap = factors[..., None] * owner.noise_factor(scaled) - owner.noise_factor(points)
@@ -217,7 +223,7 @@ def noise_is_tangent(problem: Problem | Subject, x: Tensor) -> Defect:
     Source: Lemma 2.5 for the columns of sigma in (2).
     """
     owner = Subject.of(problem).problem
-    points = flat_points(x)
+    points = flat_points(x, owner.dim)
     size = noise_size(owner, points)
     radial = (owner.noise_factor(points) * points[..., None]).sum(1).norm(dim=1)
     return Defect.of(radial / size, _tolerance(owner, points, size), "sigma(x)^T x = 0")

@@ -60,7 +60,7 @@ def limit_map_degree(problem: Problem | Subject, x: Tensor, alpha: Tensor | floa
     Source: Lemma 2.7.
     """
     subject = Subject.of(problem)
-    points, factors = with_factors(x, alpha)
+    points, factors = with_factors(x, alpha, subject.problem.dim)
     here = subject.geometry.limit_map(points)
     there = subject.limits(factors * points) / factors
     values = (there - here).norm(dim=1) / points.norm(dim=1)
@@ -80,7 +80,7 @@ def limit_map_idempotent(problem: Problem | Subject, x: Tensor) -> Defect:
     Source: Definition 2.6.
     """
     subject = Subject.of(problem)
-    points = flat_points(x)
+    points = flat_points(x, subject.problem.dim)
     once = subject.geometry.limit_map(points)
     values = (subject.limits(once) - once).norm(dim=1) / points.norm(dim=1)
     return Defect.of(values, limit_accuracy(x), "Phi(Phi(x)) = Phi(x)")
@@ -99,7 +99,7 @@ def limit_map_norm(problem: Problem | Subject, x: Tensor) -> Defect:
     Source: Lemma 2.5 along the flow of Definition 2.6.
     """
     subject = Subject.of(problem)
-    points = flat_points(x)
+    points = flat_points(x, subject.problem.dim)
     norms = points.norm(dim=1)
     values = (subject.geometry.limit_map(points).norm(dim=1) - norms).abs() / norms
     tolerance = rounding(points) if points.dtype == torch.float64 else limit_accuracy(points)
@@ -123,7 +123,7 @@ def limit_map_flow(problem: Problem | Subject, x: Tensor) -> Defect:
     Source: Definition 2.6.
     """
     subject = Subject.of(problem)
-    points = flat_points(x).double()
+    points = flat_points(x, subject.problem.dim).double()
     claimed = subject.geometry.limit_map(points)
     norms = points.norm(dim=1)
     values, tolerances = [], []

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from manifold_sde.arguments import check_positive
 from manifold_sde.problem import Problem
 from manifold_sde.sdes import WeightDecaySDE
 from manifold_sde.verification.check import Check
@@ -39,7 +40,7 @@ def stable_rate(problem: Problem | Subject, x: Tensor) -> float:
         0.1 |x|^2 over the larger of the largest eigenvalue of H and the noise's size, at unit norm.
     """
     owner = Subject.of(problem).problem
-    points = flat_points(x)
+    points = flat_points(x, owner.dim)
     square = float(points.square().sum(1).min())
     unit = points / points.norm(dim=1, keepdim=True)
     curvature = torch.linalg.matrix_norm(owner.hessian(unit), ord="fro").max()
@@ -76,7 +77,8 @@ def reparametrisation(
     Source: equation (9), Remark 4.2.
     """
     subject = Subject.of(problem)
-    starts = flat_points(x)
+    starts = flat_points(x, subject.problem.dim)
+    lr, weight_decay, C = _checked(lr, weight_decay, C)
     ratio = lr / weight_decay if C is None else C
     rates = (lr / math.sqrt(ratio), weight_decay * math.sqrt(ratio))
     factor = ratio**-0.25
@@ -112,7 +114,8 @@ def decay_as_rate(
     Source: Theorem 3.2 and Remark 3.3, path by path.
     """
     subject = Subject.of(problem)
-    starts = flat_points(x)
+    starts = flat_points(x, subject.problem.dim)
+    lr, weight_decay, _ = _checked(lr, weight_decay, None)
     count = _STEPS[-1]
     k = torch.arange(count, dtype=torch.float64)
     rates = lr * (1.0 - 0.5 * k / count)
@@ -151,7 +154,9 @@ def decay_equation_scaling(
     Source: Remark 4.2.
     """
     owner = Subject.of(problem).problem
-    points, time, factor = flat_points(x), torch.zeros((), dtype=x.dtype), C**-0.25
+    lr, weight_decay, _ = _checked(lr, weight_decay, None)
+    points, C = flat_points(x, owner.dim), check_positive("C", C, "C=2.0")
+    time, factor = torch.zeros((), dtype=points.dtype), C**-0.25
     one = WeightDecaySDE(owner, lr, weight_decay)
     other = WeightDecaySDE(owner, lr / math.sqrt(C), weight_decay * math.sqrt(C))
     values = []
@@ -162,6 +167,15 @@ def decay_equation_scaling(
         values.append((there / factor - here).norm(dim=1) / size)
     return Defect.of(
         torch.maximum(*values), rounding(points), f"(3) at C = {C:g} of Remark 4.2 is (3) scaled"
+    )
+
+
+def _checked(lr: float, weight_decay: float, C: float | None) -> tuple[float, float, float | None]:
+    """The rates, and the factor of Remark 4.2 or ``None`` for (9): positive numbers."""
+    return (
+        check_positive("lr", lr, "lr=0.01"),
+        check_positive("weight_decay", weight_decay, "weight_decay=0.05"),
+        None if C is None else check_positive("C", C, "C=2.0, or None for (9)"),
     )
 
 
