@@ -157,10 +157,10 @@ def test_finished_ensembles_are_not_run_again(tiny: Figure2, tmp_path: Path) -> 
 KILLED = """
 import sys
 from manifold_sde.experiments.figure2 import Settings, simulate
-from manifold_sde.solvers import runner
+from manifold_sde.solvers import stopping
 
-assert hasattr(runner, "_CHECKPOINT_SECONDS")
-runner._CHECKPOINT_SECONDS = 0.2
+assert hasattr(stopping, "_CHECKPOINT_SECONDS")
+stopping._CHECKPOINT_SECONDS = 0.2
 settings = Settings(lrs=(0.01,), runs=3, law_runs=8, horizon=0.6, columns=4, compiled=False)
 simulate(settings, folder=sys.argv[1]).save(sys.argv[2])
 """

@@ -199,19 +199,19 @@ def test_runs_of_sgd_that_blow_up_are_no_survivors() -> None:
 
 def test_multilevel_warns_of_few(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Two of some thousand paths: the estimate is returned, with its count and a warning."""
-    from manifold_sde.solvers import levels
+    from manifold_sde.solvers import multilevel_estimate
 
-    whole = levels.coupled_values
+    whole = multilevel_estimate.coupled_values
     spoiled: list[int] = []
 
-    def losing(request: Any, *arguments: Any) -> Any:
-        for values, valid in whole(request, *arguments):
-            if request.first_path == 0:
+    def losing(simulation: Any, *arguments: Any) -> Any:
+        for values, valid in whole(simulation, *arguments):
+            if simulation.first_path == 0:
                 valid[-1, :2] = False
                 spoiled.append(2)
             yield values, valid
 
-    monkeypatch.setattr(levels, "coupled_values", losing)
+    monkeypatch.setattr(multilevel_estimate, "coupled_values", losing)
     problem = problems.great_circle(noise_scale=0.6)
     with pytest.warns(LostPathsWarning, match="2 of "):
         found = multilevel(

@@ -38,7 +38,7 @@ from tests.solvers.test_solve_checkpoint import RUNS, bits
 stopping._CHECKPOINT_SECONDS = 0.0
 fixed._BLOCK_STEPS = 3
 run, folder = RUNS[sys.argv[1]], Path(sys.argv[2])
-die = lambda: os.kill(os.getpid(), signal.SIGKILL)
+die = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
 
 def nth(owner, name, number, before=None, after=None):
     """Do something at the n-th call of a function."""
@@ -58,13 +58,11 @@ def half(file, **arrays):
 
 TRAPS = {
     "0.02": None, "0.05": None,
-    "in a step": lambda: nth(fixed.FixedSteps, "block", 2, before=lambda *_, **__: die()),
+    "in a step": lambda: nth(fixed.FixedSteps, "block", 2, before=die),
     "while writing": lambda: nth(archive.np, "savez", 2, before=half),
-    "before the file is in place": lambda: nth(
-        archive.Path, "replace", 2, before=lambda *_, **__: die()
-    ),
+    "before the file is in place": lambda: nth(archive.Path, "replace", 2, before=die),
     "after it is": lambda: nth(archive.Path, "replace", 1, after=die),
-    "between two chunks": lambda: nth(solver, "integrate", 2, before=lambda *_, **__: die()),
+    "between two chunks": lambda: nth(solver, "integrate", 2, before=die),
     "0.2": None,
 }
 whole = bits(run())
