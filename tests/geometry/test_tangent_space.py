@@ -256,5 +256,5 @@ def test_a_hessian_of_rank_zero_is_refused(loss, method: str, rank: int | None) 
 
 
 def test_rank_zero_is_not_a_rank_to_declare() -> None:
-    with pytest.raises(ArgumentError, match=r"an integer M in \[1, 2\]"):
+    with pytest.raises(ArgumentError, match=r"an integer in \[1, 2\]"):
         Problem(constant, 3, NOISE, rank=0)
