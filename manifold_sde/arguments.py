@@ -153,7 +153,7 @@ def check_choice(name: str, value: object, choices: Sequence[object], remedy: st
             return choice
     *first, last = map(repr, choices)
     raise ArgumentError(
-        f"{name} is none of its choices",
+        f"{name} is not one of its choices",
         received=repr(value),
         expected=f"{', '.join(first)} or {last}",
         remedy=remedy,

@@ -29,6 +29,7 @@ class DenseSpace(NormalSpace):
         eigenbasis: Whether frames are eigenbases; by default as the noise asks for.
     """
 
+    label = "HessianField"
     fresh_steps = 1
     shared_steps = 4
 

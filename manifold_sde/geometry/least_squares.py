@@ -77,6 +77,7 @@ class LeastSquaresSpace(NormalSpace):
 
     problem: LeastSquaresProblem
     loss: LeastSquaresLoss
+    label = "InterpolationField"
     fresh_steps = 4
     shared_steps = 0
 

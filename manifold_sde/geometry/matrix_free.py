@@ -63,6 +63,7 @@ class MatrixFreeSpace(NormalSpace):
         memory: Bytes that a block of vectors may take together with what is computed from it.
     """
 
+    label = "MatrixFreeField"
     fresh_steps = 0
     shared_steps = 4
 

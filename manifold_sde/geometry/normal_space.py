@@ -42,6 +42,8 @@ class NormalSpace(ABC):
         compiled: Whether the kernels are compiled.
     """
 
+    #: What checkpoints call the implementation.
+    label: str
     #: Newton steps of a retraction with a frame of their own beyond those that the scheme asks
     #: for, and those that share the last frame.
     fresh_steps: int

@@ -173,7 +173,7 @@ def route(equation: StochasticEquation) -> str:
     """How the coefficients of an equation are computed."""
     if not isinstance(equation, ManifoldEquation):
         return "none"
-    return f"{equation.geometry.method}, {type(equation.space).__name__} of rank {equation.rank}"
+    return f"{equation.geometry.method}, {equation.space.label} of rank {equation.rank}"
 
 
 def rates(schedule: Schedule, steps: int) -> tuple[dict[str, Any], dict[str, Array]]:

@@ -85,7 +85,7 @@ def test_interrupt_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         (["--data", "mnist"], "there are no such data"),
         (["--data", "cifar10"], "--data-dir DIR"),
         (["--data", "cifar10", "--data-dir", "nowhere"], "there is no such folder"),
-        (["--norm", "instance"], "norm is none of its choices"),
+        (["--norm", "instance"], "norm is not one of its choices"),
         (["--depth", "9"], "6n + 2"),
         (["--device", "cuda:99"], "cannot compute on this device"),
         (["--device", "nothing"], "cannot compute on this device"),

@@ -161,7 +161,7 @@ def test_steps(dt: Any) -> None:
 
 @pytest.mark.parametrize("compile", ["maybe", None, 2])
 def test_modes_of_compiling(compile: Any) -> None:
-    refused(ArgumentError, "not a mode of compiling", compile=compile)
+    refused(ArgumentError, "compile is not one of its choices", compile=compile)
 
 
 @pytest.mark.parametrize("seed", [-1, 1.5, None, 2**64])
