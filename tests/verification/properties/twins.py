@@ -134,7 +134,10 @@ def second_derivative_twin(change: Callable[[Geometry, Tensor, Tensor], Tensor])
         def second_derivative(
             self, y: Tensor, covariance: Tensor | None = None, *, factor: Tensor | None = None
         ) -> Tensor:
-            return change(self, y, self._covariance(y, covariance, factor))
+            if factor is not None:
+                covariance = factor @ factor.mT
+            sigma = self.problem.noise_covariance(y) if covariance is None else covariance
+            return change(self, y, sigma)
 
     return Twin
 
