@@ -87,6 +87,10 @@ def results(name: str, *, compile: bool = False) -> dict[str, Tensor]:
     found["at"] = direction.at(ratio=0.7, times=[0.0, 0.2 * clock], norm=1.1).ys
     steps = direction.at_steps(lr=1e-2, weight_decay=0.05, steps=[3, 40], norm=1.3)
     found["at steps"], found["at steps, clock"] = steps.ys, steps.clock
+    sgd = run_sgd(problem, 1.1 * y, 0.01, 0.05, [0, 7, 50], **few)
+    found["sgd"], found["sgd, clock"] = sgd.ys, sgd.clock
+    if compile:
+        return found
     split = solve(LimitingDiffusion(problem), 1.1 * y, [0.0, 0.1, 0.3], **few)
     found["split"], found["split, clock"] = split.ys, split.clock
     for calculus, method in (("ito", "euler"), ("stratonovich", "weak2")):
@@ -94,10 +98,6 @@ def results(name: str, *, compile: bool = False) -> dict[str, Tensor]:
         found[method] = solve(sde, y, times, method=method, dt=clock / 4, **few).ys
     ambient = WeightDecaySDE(problem, 0.01, 0.05)
     found["ambient"] = solve(ambient, 1.1 * y, [0, 5, 20], **few).ys
-    sgd = run_sgd(problem, 1.1 * y, 0.01, 0.05, [0, 7, 50], **few)
-    found["sgd"], found["sgd, clock"] = sgd.ys, sgd.clock
-    if compile:
-        return found
     sde = DirectionDiffusion(problem, "stratonovich")
     for method in ("heun", "midpoint", "walk", "phi_jet"):
         found[method] = solve(sde, y, times, method=method, dt=clock / 4, **few).ys
