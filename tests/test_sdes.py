@@ -201,3 +201,17 @@ def test_norms_in_range_have_coefficients_of_their_degree(size: float) -> None:
     moved = limit.g(0.0, size * y) * size
     torch.testing.assert_close(moved, limit.g(0.0, y))
     assert bool((limit.f(0.0, math.nan * y)).isnan().all())
+
+
+def test_states_that_are_all_lost_have_coefficients_that_are_lost() -> None:
+    """The first that an equation of declared rank sees."""
+    problem = problems.varying_circle()
+    lost = torch.full((2, 3), torch.nan, dtype=torch.float64)
+    sde = DirectionDiffusion(problem, "stratonovich")
+    assert bool(sde.f(ZERO, lost).isnan().all())
+    assert bool(sde.g_prod(ZERO, lost, torch.ones_like(lost)).isnan().all())
+    y = on_circle(problem, 2)
+    torch.testing.assert_close(
+        sde.f(ZERO, torch.cat([y, lost]))[:2],
+        DirectionDiffusion(problem, "stratonovich").f(ZERO, y),
+    )

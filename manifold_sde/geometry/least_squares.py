@@ -51,6 +51,8 @@ def has_zero_residuals(problem: Problem, y: Tensor, rank: int) -> bool:
     """
     if not isinstance(problem, LeastSquaresProblem) or problem.pointwise.n_residuals != rank:
         return False
+    if not len(y):
+        return False
     points = y[:: -(-len(y) // _POINTS)]
     for _ in range(2):
         residuals, jacobian = problem.residuals(points), problem.jacobian(points)
