@@ -145,7 +145,7 @@ class LostPathsError(PartialError, RuntimeError):
     """An average would leave out more than one path in a hundred, because they were lost.
 
     Attributes:
-        lost: Number of paths that were lost at the worst of the times asked for.
+        lost: Number of paths that were lost at the worst of the save times.
         paths: Number of all paths.
         partial: The result over those that are left, or ``None``.
     """
@@ -169,7 +169,7 @@ class TimeScaleError(ArgumentError):
 
 
 class ClockRangeError(ManifoldSDEError):
-    """A moment was asked for that lies beyond what was simulated.
+    """The moment lies beyond what was simulated.
 
     Attributes:
         needed: Clock u up to which to simulate, with a tenth to spare, or ``None``.

@@ -1,7 +1,7 @@
 r"""Gradient flow to its limit: a stiff integrator for a batch of points, and its derivative.
 
 Near a manifold of minimisers gradient flow is stiff, with the condition number of the Hessian,
-and its end is all that is asked for. Radau IIA collocation of order 9 follows it with step sizes
+and only its end is wanted. Radau IIA collocation of order 9 follows it with step sizes
 that grow without bound as the flow settles. Only the limit counts, so errors in directions that
 the flow is about to contract are weighted down by the distance that is left.
 

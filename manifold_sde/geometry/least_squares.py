@@ -73,7 +73,7 @@ class LeastSquaresSpace(NormalSpace):
 
     Args:
         problem: Least squares whose residuals vanish on the manifold.
-        needs_basis: Whether the Ito drift will be asked for.
+        needs_basis: Whether the Ito drift will be needed.
         compiled: Whether the kernels are compiled.
     """
 

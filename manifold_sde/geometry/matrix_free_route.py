@@ -50,7 +50,7 @@ DEFAULT_MEMORY = 1 << 29
 _ROUNDING_UNITS = 1e3
 #: Eigenvalue of J J^T, relative to the largest, below which a direction has no slope.
 _NO_SLOPE = 1e-12
-#: Eigenvalue of H, relative to the largest, from which on a direction counts as normal.
+#: Eigenvalue of H, relative to the largest, above which a direction counts as normal.
 _SLOW = 1e-6
 #: Leading eigenvalues that are looked at first where the rank is not known.
 _FIRST_LOOK = 16
@@ -70,7 +70,7 @@ class LeadingSpace(HessianSpace):
         memory: As for :class:`MatrixFreeSpace`.
     """
 
-    #: Eigenvalue, relative to the largest, from which on a direction stands out.
+    #: Eigenvalue, relative to the largest, above which a direction stands out.
     floor = 1e-4
     #: Columns to begin with, and beside those that stood out nearby; and their largest number.
     spare, most = 16, 512

@@ -60,7 +60,7 @@ _DEEPEST = 39
 
 @dataclass(frozen=True)
 class Tolerance:
-    """What a user says of adaptive steps, in the time of the equation asked for.
+    """What a user says of adaptive steps, in the time of the given equation.
 
     Attributes:
         rtol: Tolerance relative to the norm.
@@ -82,7 +82,7 @@ class Tolerance:
         Args:
             start: Time at the start.
             h: First step, in the time of the equation that is simulated.
-            clock_unit: What its time is multiplied by to give that of the equation asked for.
+            clock_unit: What its time is multiplied by to give that of the given equation.
             scheme: The scheme.
 
         Raises:

@@ -59,7 +59,7 @@ def write_archive(
 
     Args:
         path: Where to; its folder is made.
-        kind: What the file holds; asked for again when it is read.
+        kind: What the file holds; checked when it is read.
         header: Anything that JSON can hold.
         arrays: The arrays.
 

@@ -61,7 +61,7 @@ def choose(
     """Name of the method and the equation that its scheme integrates.
 
     Args:
-        sde: The equation asked for.
+        sde: The given equation.
         method: Name, or "auto".
         adaptive: Whether steps are adaptive.
 

@@ -23,7 +23,7 @@ class Chunk:
 
     Attributes:
         paths: Indices of the paths (n,).
-        start: States at the start, in the space of the equation asked for (D, n), paths last.
+        start: States at the start, in the space of the given equation (D, n), paths last.
         checkpoint: File for the state on the way, or ``None``.
         fingerprint: What the file has to agree in with the run.
         restart: Where the paths are taken up again, instead of at the start; or ``None``.

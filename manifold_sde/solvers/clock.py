@@ -143,7 +143,7 @@ class ReadOff:
 
     @property
     def log_elapsed(self) -> Tensor:
-        """Values of log E at which the direction is asked for, (K, n)."""
+        """Values of log E at which the direction is saved, (K, n)."""
         return self.log_time[:, None] - 4.0 * self.norm.log()
 
     def norms(self, growth: Tensor) -> Tensor:

@@ -2,7 +2,7 @@ r"""The same run of SGD in fewer, larger steps.
 
 SGD with weight decay takes, up to the factor :math:`a_k`, the path of SGD without it at the
 learning rates :math:`\tilde\eta_k = \eta_k / (a_k a_{k+1})`, and has the time
-:math:`t_0 = \sum \tilde\eta_k^2` (:mod:`manifold_sde.time_scale`). One step in the place of m has
+:math:`t_0 = \sum \tilde\eta_k^2` (:mod:`manifold_sde.time_scale`). One step in place of m has
 the same law in the limit if it has the same :math:`\sum \tilde\eta^2` and the same a: from count
 p to count q,
 
@@ -35,7 +35,7 @@ class CoarserRates:
     Attributes:
         lr: Learning rates (j,).
         weight_decay: Weight decays (j,).
-        counts: Numbers of its steps at which the counts asked for are reached, (K,).
+        counts: Numbers of its steps at which the given counts are reached, (K,).
         coarseness: How many times as large its steps are, up to each of them (K,).
     """
 

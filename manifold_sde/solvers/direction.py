@@ -413,7 +413,7 @@ class DirectionSolution(Solution):
         Args:
             ts: What the K moments are called.
             read_off: The moments.
-            config: What was asked for.
+            config: The arguments of the run.
         """
         single = self.ys.dim() == 2
         read_off = read_off.to(self.ys)

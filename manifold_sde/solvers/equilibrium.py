@@ -89,7 +89,7 @@ class EquilibriumAverage:
         bias: By how much the start may move it besides, (...); infinite where the run cannot tell.
         effective_sample_size: Number of independent draws from pi whose mean would have the same
             mean square error, (...); a bias above two standard errors is a part of it.
-        burn_in: Time from which on states were counted.
+        burn_in: Time after which states were counted.
         paths: Number of paths that were counted; lost ones are not.
         parts: Number of independent parts from which the standard error was taken.
         extent: Range (...) of f over the manifold, where it was asked for and is known.
@@ -144,7 +144,7 @@ def average(
         solution: The solution.
         function: Function of states (n, D) with a value for each, (n, ...).
         weights: Weights of the kept states, (K,) or (K, n), not negative; ``None`` for equal ones.
-        burn_in: Time from which on states count; by default half of the time of the run.
+        burn_in: Time after which states count; by default half of the time of the run.
         extent: Range of the function over the manifold, if it is known.
     """
     begin = _burn_in(solution.ts, burn_in)
@@ -438,7 +438,7 @@ def _warn_of_memory(found: EquilibriumAverage, run: _Run) -> None:
 
 
 def _burn_in(ts: Tensor, burn_in: float | None) -> float:
-    """The time from which on states count."""
+    """The time after which states count."""
     first, last = float(ts[0]), float(ts[-1])
     if burn_in is None:
         return 0.5 * (first + last)

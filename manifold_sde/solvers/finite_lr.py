@@ -103,8 +103,8 @@ def finite_lr_error(
 ) -> FiniteLrError:
     r"""Estimate E f(Phi(x_k)) under SGD, less the expectation that the limit predicts.
 
-    SGD is run with several steps in the place of one, at rates that leave the limit as it is and
-    make the bias larger, and the bias is extrapolated from there to the rates asked for. It costs a
+    SGD is run with several steps in place of one, at rates that leave the limit as it is and
+    make the bias larger, and the bias is extrapolated from there to the given rates. It costs a
     part of what SGD at these rates would.
 
     Args:

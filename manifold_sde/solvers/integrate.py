@@ -36,7 +36,7 @@ def integrate(
         report: Called with the number of steps just taken.
 
     Returns:
-        States of the equation asked for; the moments alone if only these are kept.
+        States of the given equation; the moments alone if only these are kept.
     """
     with torch.no_grad(), one_thread():
         steps, start = simulation.steps(chunk), simulation.begin(chunk)
@@ -75,7 +75,7 @@ def integrate(
 def _finished(
     simulation: Simulation, chunk: Chunk, state: State, result: ChunkResult
 ) -> ChunkResult:
-    """The states of the equation asked for; the moments alone if only these are kept."""
+    """The states of the given equation; the moments alone if only these are kept."""
     result.steps, result.rejected = state.counts()
     read_off = simulation.read_off(chunk)
     if read_off is not None:

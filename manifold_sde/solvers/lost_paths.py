@@ -37,7 +37,7 @@ def check_average(
     """Refuse an average over survivors where more than one path in a hundred is lost.
 
     Args:
-        lost: Number of paths that do not count, at the worst of the times asked for.
+        lost: Number of paths that do not count, at the worst of the save times.
         paths: Number of all paths.
         when: Where they were lost, after the numbers.
         partial: The average over the others, for the error.

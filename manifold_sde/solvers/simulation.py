@@ -60,16 +60,16 @@ class Simulation:
     """What all chunks of a run share.
 
     Attributes:
-        sde: The equation asked for.
+        sde: The given equation.
         equation: The equation that is integrated, in the calculus of the scheme.
-        method: Name of the method asked for.
+        method: Name of the given method.
         scheme: Name of the scheme that integrates.
         start: The one start of all paths (1, D), or one for each (n, D).
         n_paths: Number n of paths.
-        times: Save times (K,), in the time of the equation asked for; the first is the start.
+        times: Save times (K,), in the time of the given equation; the first is the start.
         grid: Grid of the steps, in the time of the equation that is integrated.
         control: Tolerance and range of adaptive steps, or ``None`` for steps of one size.
-        clock_unit: Time of the equation asked for in one unit of the grid's.
+        clock_unit: Time of the given equation in one unit of the grid's.
         seed: Seed of the Brownian paths.
         antithetic: Whether paths 2i and 2i + 1 have opposite noise.
         observables: Functions whose moments are kept instead of the paths, or ``None``.

@@ -112,7 +112,7 @@ class Solution:
         return self.ys / self.ys.norm(dim=-1, keepdim=True)
 
     def limit(self, geometry: Geometry) -> Solution:
-        """The same paths with Phi of every state in the place of the state.
+        """The same paths with Phi of every state in place of the state.
 
         It is Phi of SGD's weights that the theorems speak of, and that
         :func:`~manifold_sde.solvers.predict_sgd` and ``at_steps`` predict: compare them with
@@ -259,7 +259,7 @@ class Solution:
         Args:
             function: Function of states (n, D) with a value for each, (n, ...). It is given a
                 copy.
-            burn_in: Time of the solution from which on states count; by default half of the run.
+            burn_in: Time of the solution after which states count; by default half of the run.
 
         Returns:
             Mean, standard error, bound of the bias, interval and effective sample size.

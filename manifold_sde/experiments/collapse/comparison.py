@@ -27,7 +27,7 @@ from manifold_sde.experiments.experiment import Array, plain_table
 AXIS_NAMES = {"steps": "k", "lr_steps": "ηk", "lr_decay_steps": "ηλk", "clock": "u"}
 #: Positions of the common grid.
 _POINTS = 40
-#: Standard errors from which on one axis counts as better than another.
+#: Standard errors above which one axis counts as better than another.
 _SEEN = 3.0
 #: Probability that the differences from the diffusion, all together, are said to be seen where
 #: there are none.

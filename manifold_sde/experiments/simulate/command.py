@@ -45,7 +45,7 @@ from manifold_sde.verification import Subject
 PATHS = 1000
 #: Moments that the figure shows beside those of the settings.
 _DRAWN = 9
-#: Clock times trace at the start from which on kernels are compiled: some 200 steps.
+#: Clock times trace at the start above which kernels are compiled: some 200 steps.
 _LONG = 3.0
 
 

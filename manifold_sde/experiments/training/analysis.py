@@ -14,7 +14,7 @@ from manifold_sde.paper import implements
 
 #: How near to its late mean an accuracy, and a norm, count as being on their plateau.
 _ACCURACY_NEAR, _NORM_NEAR = 0.01, 0.05
-#: Number of runs from which on a saturation is looked for.
+#: Number of runs above which a saturation is looked for.
 _ENOUGH = 3
 #: Accuracy at which training counts as full.
 _FULL = 1.0 - 1e-9

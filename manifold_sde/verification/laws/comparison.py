@@ -37,7 +37,7 @@ _SURE = 3.0
 
 @dataclass(frozen=True)
 class Side:
-    """One way to the law; nothing is drawn before its states are asked for.
+    """One way to the law; nothing is drawn before its states are used.
 
     Attributes:
         label: What it is.

@@ -28,7 +28,7 @@ Array = NDArray[np.float64]
 
 
 class Runs:
-    """Runs of a system under test, each of which is drawn when it is first asked for.
+    """Runs of a system under test, each of which is drawn when it is first used.
 
     Args:
         subject: The system under test.
