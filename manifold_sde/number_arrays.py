@@ -69,8 +69,9 @@ def check_range(
     """
     values = as_float64(name, value)
     bound = "a finite number" if most == LARGEST_FLOAT else f"a number up to {most:g}"
+    bound += f", at least {least:g}" if least > -LARGEST_FLOAT else ""
     usable = (values >= least) & (values <= most)
-    return _require(name, values, usable, f"{bound}, at least {least:g}", hint)
+    return _require(name, values, usable, bound, hint)
 
 
 def check_number(
