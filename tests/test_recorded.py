@@ -61,4 +61,14 @@ def test_another_problem_is_told_apart() -> None:
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("problem", ["great circle", "mixed noise", "linear model"])
 def test_verdicts_are_those_recorded(problem: str) -> None:
-    assert verdicts(problem) == recorded()[f"{problem}/verdicts"].tolist()
+    """Check by check; what the budget of one of the two runs did not reach is undecided there."""
+    found, wanted = (
+        dict(line.rsplit(": ", 1) for line in lines)
+        for lines in (verdicts(problem), recorded()[f"{problem}/verdicts"].tolist())
+    )
+    assert found.keys() == wanted.keys()
+    decided = [
+        name for name, verdict in wanted.items() if "undecided" not in (verdict, found[name])
+    ]
+    assert len(decided) > 25
+    assert {name: found[name] for name in decided} == {name: wanted[name] for name in decided}
