@@ -25,7 +25,6 @@ from torch.func import grad, vjp, vmap
 from manifold_sde.errors import DTypeError, ShapeError
 
 ScalarFunction = Callable[[Tensor], Tensor]
-VectorFunction = Callable[[Tensor], Tensor]
 
 
 @functools.cache

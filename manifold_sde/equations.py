@@ -20,7 +20,7 @@ from manifold_sde.geometry import Geometry, drift
 from manifold_sde.geometry.dense import DenseSpace
 from manifold_sde.geometry.kernels import Kernels
 from manifold_sde.geometry.least_squares import LeastSquaresSpace, has_zero_residuals
-from manifold_sde.geometry.normal_space import NormalSpace, lengths
+from manifold_sde.geometry.normal_space import NormalSpace
 from manifold_sde.geometry.retraction import retract
 from manifold_sde.noise import SphericalNoise
 from manifold_sde.problem import LeastSquaresProblem, Problem, require_problem
@@ -149,12 +149,8 @@ class StochasticEquation(ABC):
 
     def ambient_noise(self, x: Tensor, w: Tensor) -> Tensor:
         """The product sigma w, not projected: (D, n), (m, n) -> (D, n)."""
-        r = lengths(x)
-        noise, loss = self.problem.noise, self.problem.pointwise
-        result: Tensor = self.kernels.run_last(
-            "noise_product", lambda y, v: noise.product(loss, y, v), x / r, w
-        )
-        return result / r
+        r = x.norm(dim=0)
+        return self.kernels.noise_product(x / r, w) / r
 
     def noise_trace(self, x: Tensor) -> Tensor:
         """V = tr Sigma at the directions: (D, n) -> (n,)."""
@@ -165,8 +161,12 @@ class StochasticEquation(ABC):
     def _columns(self, y: Tensor, *vectors: Tensor) -> tuple[Tensor, ...]:
         """States, reference bases there, and vectors, points last."""
         self.require_states(y, *vectors)
+        self._look_at(y)
         x = y.T.contiguous()
         return x, self.reference_basis(x), *(v.T.contiguous() for v in vectors)
+
+    def _look_at(self, y: Tensor) -> None:  # noqa: B027  (most need not)
+        """See states (B, D) before their coefficients are computed."""
 
     def f(self, t: Tensor, y: Tensor) -> Tensor:
         """Drift: (B, D) -> (B, D)."""
@@ -282,29 +282,29 @@ class ManifoldEquation(StochasticEquation):
                 + "SphericalNoise, or a loss that its samples disagree on",
             )
 
-    def _columns(self, y: Tensor, *vectors: Tensor) -> tuple[Tensor, ...]:
-        if self._space is None:
-            self.require_states(y, *vectors)
-            if self.problem.rank is None or self.geometry.products is not None:
-                self.require_on_manifold(y)
-            else:
-                self._space = self._space_at(y[torch.isfinite(y).all(1)])
-        return super()._columns(y, *vectors)
+    def _look_at(self, y: Tensor) -> None:
+        """Choose the normal space at the first states."""
+        if self._space is not None:
+            return
+        if self.problem.rank is None or self.geometry.products is not None:
+            self.require_on_manifold(y)
+        else:
+            self._space = self._space_at(y[torch.isfinite(y).all(1)])
 
     def reference_basis(self, x: Tensor) -> Tensor:
         """Reference bases at states, of NaN where a state is: (D, n) -> (D, d, n)."""
         lost = ~torch.isfinite(x).all(dim=0)
         safe = torch.where(lost, torch.ones_like(x), x)
-        found = self.space.over_points(self.space.reference_basis, safe / lengths(safe))
+        found = self.space.over_points(self.space.reference_basis, safe / safe.norm(dim=0))
         return torch.where(lost, torch.nan, found)
 
     def tangent_increment(self, x: Tensor, basis: Tensor, h: Tensor, w: Tensor) -> Tensor:
         """Tangent part of the direction's Ito drift times h, and P sigma w: -> (D, n)."""
-        return drift.tangent_increment(self.space, x / lengths(x), basis, h, w)
+        return drift.tangent_increment(self.space, x / x.norm(dim=0), basis, h, w)
 
     def noise(self, x: Tensor, basis: Tensor, w: Tensor) -> Tensor:
         """P sigma w: (D, n), (D, d, n), (m, n) -> (D, n)."""
-        r = lengths(x)
+        r = x.norm(dim=0)
         return drift.tangent_noise(self.space, x / r, basis, w) / r
 
     def factor(self, x: Tensor, basis: Tensor) -> Tensor:
@@ -320,7 +320,7 @@ class ManifoldEquation(StochasticEquation):
                 expected="its products with vectors",
                 remedy="sde.g_prod(t, y, v)",
             )
-        r = lengths(x)
+        r = x.norm(dim=0)
         return self.space.tangent_factor(x / r, basis) / r
 
     def retract(self, x: Tensor, basis: Tensor, fresh_steps: int = 2) -> tuple[Tensor, Tensor]:

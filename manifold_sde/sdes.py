@@ -10,7 +10,6 @@ from manifold_sde.equations import ManifoldEquation, StochasticEquation
 from manifold_sde.errors import ArgumentError, NotOnManifoldError
 from manifold_sde.geometry import Geometry
 from manifold_sde.geometry.drift import direction_drift, direction_drift_and_noise
-from manifold_sde.geometry.normal_space import lengths
 from manifold_sde.paper import implements
 from manifold_sde.problem import Problem
 
@@ -84,9 +83,7 @@ class WeightDecaySDE(StochasticEquation):
 
     def factor(self, x: Tensor, basis: Tensor) -> Tensor:
         """The matrix eta sigma: (D, n) -> (D, m, n)."""
-        noise, loss = self.problem.noise, self.problem.pointwise
-        found: Tensor = self.kernels.run_last("noise_factor", lambda y: noise.factor(loss, y), x)
-        return self.lr * found
+        return self.lr * self.kernels.noise_factor(x)
 
     def retract(self, x: Tensor, basis: Tensor, fresh_steps: int = 2) -> tuple[Tensor, Tensor]:
         """The state itself."""
@@ -139,13 +136,13 @@ class FixedRatioDiffusion(ManifoldEquation):
 
     def drift(self, x: Tensor, basis: Tensor) -> Tensor:
         """Drift: (D, n), (D, d, n) -> (D, n)."""
-        r = lengths(x)
+        r = x.norm(dim=0)
         y = x / r
         return self._scaled(direction_drift(self.space, y, basis, self.calculus), y, r)
 
     def drift_and_noise(self, x: Tensor, basis: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
         """Drift, and P sigma w: (D, n) each."""
-        r = lengths(x)
+        r = x.norm(dim=0)
         y = x / r
         drift, noise = direction_drift_and_noise(self.space, y, basis, w, self.calculus)
         return self._scaled(drift, y, r), noise / r
@@ -239,23 +236,23 @@ class DirectionDiffusion(ManifoldEquation):
 
     def drift(self, x: Tensor, basis: Tensor) -> Tensor:
         """Drift at the direction: (D, n), (D, d, n) -> (D, n)."""
-        return direction_drift(self.space, x / lengths(x), basis, self.calculus)
+        return direction_drift(self.space, x / x.norm(dim=0), basis, self.calculus)
 
     def noise(self, x: Tensor, basis: Tensor, w: Tensor) -> Tensor:
         """P sigma w at the direction: (D, n), (D, d, n), (m, n) -> (D, n)."""
-        return super().noise(x / lengths(x), basis, w)
+        return super().noise(x / x.norm(dim=0), basis, w)
 
     def drift_and_noise(self, x: Tensor, basis: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
         """Drift, and P sigma w, at the direction: (D, n) each."""
-        return direction_drift_and_noise(self.space, x / lengths(x), basis, w, self.calculus)
+        return direction_drift_and_noise(self.space, x / x.norm(dim=0), basis, w, self.calculus)
 
     def factor(self, x: Tensor, basis: Tensor) -> Tensor:
         """P sigma at the direction: (D, n), (D, d, n) -> (D, m, n)."""
-        return super().factor(x / lengths(x), basis)
+        return super().factor(x / x.norm(dim=0), basis)
 
     def retract(self, x: Tensor, basis: Tensor, fresh_steps: int = 2) -> tuple[Tensor, Tensor]:
         """The retraction of the direction."""
-        return super().retract(x / lengths(x), basis, fresh_steps)
+        return super().retract(x / x.norm(dim=0), basis, fresh_steps)
 
 
 def _number(name: str, value: object, *, positive: bool = False) -> float:

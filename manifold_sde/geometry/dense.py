@@ -25,7 +25,6 @@ class DenseSpace(NormalSpace):
     Args:
         problem: The problem.
         rank: Rank M of its Hessian on the manifold.
-        compiled: Whether the kernels are compiled.
         eigenbasis: Whether frames are eigenbases; by default as the noise asks for.
     """
 
@@ -38,10 +37,9 @@ class DenseSpace(NormalSpace):
         problem: Problem,
         rank: int,
         *,
-        compiled: bool = False,
         eigenbasis: bool | None = None,
     ) -> None:
-        super().__init__(problem, rank, compiled=compiled)
+        super().__init__(problem, rank)
         isotropic = isinstance(problem.noise, SphericalNoise)
         self.eigenbasis = not isotropic if eigenbasis is None else eigenbasis
 

@@ -70,7 +70,7 @@ class DenseRoute(Route):
         distance = step.norm(dim=-1) / y.norm(dim=-1)
         refuse_off_manifold(distance, gradient.__getitem__, y.dtype)
         rank = common_rank(find_rank(values, self.problem.rank))
-        space = DenseSpace(self.problem, rank, compiled=self.kernels.compiled, eigenbasis=True)
+        space = DenseSpace(self.problem, rank, eigenbasis=True).with_kernels(self.kernels)
         frame = eigenframe_of(values.T, basis.movedim(0, -1), rank)
         return space, frame, values[:, values.shape[1] - rank :]
 

@@ -59,7 +59,9 @@ def second_derivative(
     return -space.inverse(y, frame, along) - space.project(y, frame, across)
 
 
-def direction_drift(space: NormalSpace, y: Tensor, basis: Tensor, calculus: str) -> Tensor:
+def direction_drift(
+    space: NormalSpace, y: Tensor, basis: Tensor, calculus: str, frame: Frame | None = None
+) -> Tensor:
     """Drift of the direction diffusion.
 
     Args:
@@ -68,6 +70,7 @@ def direction_drift(space: NormalSpace, y: Tensor, basis: Tensor, calculus: str)
         basis: Reference bases nearby (D, d, n).
         calculus: "ito", "stratonovich", or "tangent" for the part of the Ito drift that is tangent
             to Gamma_1.
+        frame: Their frame, where it is there already.
 
     Returns:
         Tensor (D, n).
@@ -77,7 +80,7 @@ def direction_drift(space: NormalSpace, y: Tensor, basis: Tensor, calculus: str)
             lambda z, near: direction_drift(space, z, near, calculus), y, basis
         )
         return found
-    frame = space.frame(y, basis)
+    frame = space.frame(y, basis) if frame is None else frame
     if calculus == "ito":
         return _ito_drift(space, y, frame)
     force = tangent_force(space, y, frame, calculus)
@@ -91,11 +94,8 @@ def direction_drift_and_noise(
 
     def at(z: Tensor, near: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         frame = space.frame(z, near)
-        noise = space.project(z, frame, space.noise_product(z, v))
-        if calculus == "ito":
-            return _ito_drift(space, z, frame), noise
-        force = tangent_force(space, z, frame, calculus)
-        return without_radial_part(space.project(z, frame, force), z), noise
+        noise = space.project(z, frame, space.kernels.noise_product(z, v))
+        return direction_drift(space, z, near, calculus, frame), noise
 
     found: tuple[Tensor, Tensor] = space.over_points(at, y, basis, w)
     return found
@@ -117,7 +117,7 @@ def tangent_increment(space: NormalSpace, y: Tensor, basis: Tensor, h: Tensor, w
 
     def at(z: Tensor, near: Tensor, step: Tensor, v: Tensor) -> Tensor:
         frame = space.frame(z, near)
-        move = step * tangent_force(space, z, frame, "tangent") + space.noise_product(z, v)
+        move = step * tangent_force(space, z, frame, "tangent") + space.kernels.noise_product(z, v)
         return without_radial_part(space.project(z, frame, move), z)
 
     found: Tensor = space.over_points(at, y, basis, h.expand(y.shape[1]), w)
@@ -151,7 +151,7 @@ def _ito_drift(space: NormalSpace, y: Tensor, frame: Frame) -> Tensor:
             remedy='the Stratonovich form, sde.with_calculus("stratonovich"), or '
             'solve(..., method="walk"), which needs the tangent part alone',
         )
-    radial = -0.5 * space.noise_trace(y) * y
+    radial = -0.5 * space.kernels.noise_trace(y) * y
     if not isinstance(space.noise, SphericalNoise):
         return 0.5 * second_derivative(space, y, frame) + radial
     # T[P - y y^T] is T[P], because the gradient is homogeneous and vanishes at y.

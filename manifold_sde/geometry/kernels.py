@@ -107,6 +107,20 @@ class Kernels:
         result: Tensor = self.run_last("trace", lambda y: noise.trace(loss, y), x / x.norm(dim=0))
         return result
 
+    def noise_product(self, y: Tensor, w: Tensor) -> Tensor:
+        """The product sigma w, not projected: (D, n), (m, n) -> (D, n)."""
+        noise, loss = self.problem.noise, self.problem.pointwise
+        result: Tensor = self.run_last(
+            "noise_product", lambda z, v: noise.product(loss, z, v), y, w
+        )
+        return result
+
+    def noise_factor(self, y: Tensor) -> Tensor:
+        """The matrix sigma: (D, n) -> (D, m, n)."""
+        noise, loss = self.problem.noise, self.problem.pointwise
+        result: Tensor = self.run_last("noise_factor", lambda z: noise.factor(loss, z), y)
+        return result
+
     def gradient(self, x: Tensor, size: int | None = None) -> Tensor:
         """Gradients: (n, D) -> (n, D)."""
         return self.run("gradient", self.problem.pointwise.gradient, x, size=size)

@@ -74,7 +74,6 @@ class LeastSquaresSpace(NormalSpace):
     Args:
         problem: Least squares whose residuals vanish on the manifold.
         needs_basis: Whether the Ito drift will be needed.
-        compiled: Whether the kernels are compiled.
     """
 
     problem: LeastSquaresProblem
@@ -83,11 +82,9 @@ class LeastSquaresSpace(NormalSpace):
     fresh_steps = 4
     shared_steps = 0
 
-    def __init__(
-        self, problem: LeastSquaresProblem, *, needs_basis: bool, compiled: bool = False
-    ) -> None:
+    def __init__(self, problem: LeastSquaresProblem, *, needs_basis: bool) -> None:
         assert isinstance(problem.noise, SphericalNoise)
-        super().__init__(problem, problem.pointwise.n_residuals, compiled=compiled)
+        super().__init__(problem, problem.pointwise.n_residuals)
         self.loss = problem.pointwise
         self.needs_basis = needs_basis
 
@@ -149,7 +146,7 @@ class LeastSquaresSpace(NormalSpace):
     # Functions of one unit vector.
 
     def _tangent_noise(self, y: Tensor, w: Tensor) -> Tensor:
-        return project_on_kernel(self.loss.jacobian(y), self._noise_product(y, w))
+        return project_on_kernel(self.loss.jacobian(y), self.noise.product(self.loss, y, w))
 
     def _dual(self, y: Tensor) -> tuple[Tensor, Tensor]:
         return dual_rows(self.loss.jacobian(y))

@@ -14,6 +14,7 @@ third derivatives.
 
 from __future__ import annotations
 
+import functools
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -131,7 +132,7 @@ class MatrixFreeSpace(NormalSpace):
     def noise_pairs_at(self, y: Tensor) -> Iterator[Pairs]:
         """Columns of sigma(y), by products, each with itself."""
         for _, units in self._unit_rows(y, self.noise.n_components(self.loss)):
-            block = vmap(lambda w: self._noise_product(y, w))(units)
+            block = vmap(lambda w: self.noise.product(self.loss, y, w))(units)
             yield block, block
 
     def _unit_rows(self, y: Tensor, count: int) -> Iterator[tuple[slice, Tensor]]:
@@ -159,6 +160,10 @@ class MatrixFreeSpace(NormalSpace):
         if isinstance(found[0], Tensor):
             return torch.cat(found, -1)
         return tuple(torch.cat(parts, -1) for parts in zip(*found, strict=True))
+
+    def at_points(self, function: Callable[..., Any], *arguments: Tensor) -> Any:
+        """A function of ONE point at all points, as many at once as fit."""
+        return self.over_points(functools.partial(each, function), *arguments)
 
     def reference_basis(self, y: Tensor) -> Tensor:
         """Reference bases from nothing: (D, n) -> (D, d, n)."""
@@ -269,8 +274,8 @@ class MatrixFreeSpace(NormalSpace):
 
         def at_one(z: Tensor, *f: Tensor) -> Tensor:
             def column(w: Tensor) -> Tensor:
-                along = self.project_at(z, f, self._noise_product(z, w))
-                return jvp(lambda x: self._noise_product(x, w), (z,), (along,))[1]
+                along = self.project_at(z, f, self.noise.product(self.loss, z, w))
+                return jvp(lambda x: self.noise.product(self.loss, x, w), (z,), (along,))[1]
 
             total = torch.zeros_like(z)
             for _, units in self._unit_rows(z, count):
@@ -278,11 +283,6 @@ class MatrixFreeSpace(NormalSpace):
             return total
 
         result: Tensor = each(at_one, y, *frame)
-        return result
-
-    def noise_product(self, y: Tensor, w: Tensor) -> Tensor:
-        """The product sigma w, not projected: (D, n), (m, n) -> (D, n)."""
-        result: Tensor = each(self._noise_product, y, w)
         return result
 
     # Newton's method.

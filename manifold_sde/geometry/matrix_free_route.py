@@ -28,7 +28,6 @@ from manifold_sde.geometry.matrix_free import (
     HessianSpace,
     JacobianSpace,
     MatrixFreeSpace,
-    each,
     eigen,
     fixed_vectors,
 )
@@ -160,9 +159,6 @@ class MatrixFreeRoute(Route):
         if not bool(torch.isfinite(values).all()):
             raise _not_finite("Jacobian")
 
-        def left(points: Tensor, *frame: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            return each(residuals_left, points, *frame)
-
         def residuals_left(point: Tensor, *frame: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             moved, first = point, None
             for _ in range(3):
@@ -172,7 +168,7 @@ class MatrixFreeRoute(Route):
             assert first is not None
             return first.norm() / point.norm(), loss.residuals(moved).norm(), size
 
-        distance, residuals, sizes = whole.over_points(left, x, values, weights)
+        distance, residuals, sizes = whole.at_points(residuals_left, x, values, weights)
         refuse_off_manifold(distance, lambda k: self.loss.gradient(y[k]), y.dtype)
         if bool((residuals > _ROUNDING_UNITS * torch.finfo(y.dtype).eps * sizes).any()):
             return None
@@ -270,7 +266,7 @@ class MatrixFreeRoute(Route):
             ]
             return torch.cat(parts)
 
-        variances: Tensor = space.over_points(lambda *a: each(at_one, *a), y.T, *frame)
+        variances: Tensor = space.at_points(at_one, y.T, *frame)
         return eigenvalues, variances.T
 
     def newton(
@@ -290,7 +286,7 @@ class MatrixFreeRoute(Route):
             return space.displacement_at(y, frame, y), space.reference_at(y, frame)
 
         for _ in range(NEWTON_STEPS):
-            moved, basis = space.over_points(lambda *a: each(displacement, *a), x, basis)
+            moved, basis = space.at_points(displacement, x, basis)
             x = x - moved
             if invariant:
                 x = x / x.norm(dim=0)
@@ -410,7 +406,7 @@ class MatrixFreeRoute(Route):
             )
 
         names = ("orthogonality", "eigenvectors", "projection", "constraint")
-        found = space.over_points(lambda *a: each(at_one, *a), y.T, *frame)
+        found = space.at_points(at_one, y.T, *frame)
         return dict(zip(names, found, strict=True))
 
 

@@ -21,7 +21,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, Self
 
-import torch
 from torch import Tensor
 
 from manifold_sde.geometry.kernels import Kernels
@@ -39,7 +38,6 @@ class NormalSpace(ABC):
     Args:
         problem: The problem, with its noise.
         rank: Rank M of H on the manifold.
-        compiled: Whether the kernels are compiled.
     """
 
     #: What checkpoints call the implementation.
@@ -49,12 +47,12 @@ class NormalSpace(ABC):
     fresh_steps: int
     shared_steps: int
 
-    def __init__(self, problem: Problem, rank: int, *, compiled: bool = False) -> None:
+    def __init__(self, problem: Problem, rank: int) -> None:
         self.problem = problem
         self.loss = problem.pointwise
         self.noise = problem.noise
         self.rank = rank
-        self.kernels = Kernels(problem, compiled)
+        self.kernels = Kernels(problem, False)
 
     def with_kernels(self, kernels: Kernels) -> Self:
         """The same space, computed by other kernels."""
@@ -150,33 +148,18 @@ class NormalSpace(ABC):
 
     # The noise.
 
-    def noise_product(self, y: Tensor, w: Tensor) -> Tensor:
-        """The product sigma w, not projected: (D, n), (m, n) -> (D, n)."""
-        result: Tensor = self.kernels.run_last("noise_product", self._noise_product, y, w)
-        return result
-
-    def _noise_product(self, y: Tensor, w: Tensor) -> Tensor:
-        return self.noise.product(self.loss, y, w)
-
     def tangent_noise(self, y: Tensor, basis: Tensor, w: Tensor) -> Tensor:
         """P sigma w: (D, n), (D, d, n), (m, n) -> (D, n)."""
-        return self.project(y, self.tangent_frame(y, basis), self.noise_product(y, w))
+        return self.project(y, self.tangent_frame(y, basis), self.kernels.noise_product(y, w))
 
     def tangent_factor(self, y: Tensor, basis: Tensor) -> Tensor:
         """P sigma: (D, n), (D, d, n) -> (D, m, n)."""
-        factor = self.kernels.run_last("noise_factor", self._noise_factor, y)
+        factor = self.kernels.noise_factor(y)
         m = factor.shape[1]
         frame = (part.repeat_interleave(m, -1) for part in self.tangent_frame(y, basis))
         columns = factor.movedim(1, -1).flatten(1)
         found = self.project(y.repeat_interleave(m, -1), tuple(frame), columns)
         return found.unflatten(1, (-1, m)).movedim(-1, 1)
-
-    def _noise_factor(self, y: Tensor) -> Tensor:
-        return self.noise.factor(self.loss, y)
-
-    def noise_trace(self, y: Tensor) -> Tensor:
-        """V = tr Sigma: (D, n) -> (n,)."""
-        return self.kernels.noise_trace(y)
 
 
 def to_unit(y: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
@@ -188,8 +171,3 @@ def to_unit(y: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
 def without_radial_part(v: Tensor, y: Tensor) -> Tensor:
     """The part of v orthogonal to unit vectors y: (D, n), (D, n) -> (D, n)."""
     return v - y * (y * v).sum(0)
-
-
-def lengths(v: Tensor) -> Tensor:
-    """Norms of columns: (D, n) -> (n,)."""
-    return torch.linalg.vector_norm(v, dim=0)

@@ -1,8 +1,6 @@
-"""The spectrum of the Hessian on the manifold of minimisers: rank, gap, projection, inverse."""
+"""The rank of the Hessian on the manifold of minimisers, by the gap in its spectrum."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -14,53 +12,6 @@ from manifold_sde.geometry.gradient_flow import precision
 MIN_GAP = {torch.float64: 1e4, torch.float32: 1e2}
 #: The gap has to beat every other ratio of neighbouring eigenvalues by this factor.
 GAP_LEAD = 10.0
-
-
-@dataclass(frozen=True)
-class Spectrum:
-    """Eigendecomposition of H at points of the manifold, split into normal and tangent.
-
-    Attributes:
-        eigenvalues: Ascending, (..., D).
-        eigenvectors: As columns, in the same order, (..., D, D).
-        rank: Rank M, one number for the whole batch.
-    """
-
-    eigenvalues: Tensor
-    eigenvectors: Tensor
-    rank: int
-
-    @property
-    def normal_values(self) -> Tensor:
-        """The M nonzero eigenvalues, ascending: (..., M)."""
-        return self.eigenvalues[..., self.eigenvalues.shape[-1] - self.rank :]
-
-    @property
-    def normal_basis(self) -> Tensor:
-        """Orthonormal basis of range H as columns: (..., D, M)."""
-        return self.eigenvectors[..., self.eigenvalues.shape[-1] - self.rank :]
-
-    @property
-    def tangent_basis(self) -> Tensor:
-        """Orthonormal basis of ker H = T_y(Gamma) as columns: (..., D, D - M)."""
-        return self.eigenvectors[..., : self.eigenvalues.shape[-1] - self.rank]
-
-    def project(self, v: Tensor) -> Tensor:
-        """P v, orthogonal projection onto ker H: (..., D) -> (..., D).
-
-        The smaller of the two bases is used.
-        """
-        if 2 * self.rank >= self.eigenvalues.shape[-1]:
-            basis = self.tangent_basis
-            return (basis @ (basis.mT @ v[..., None]))[..., 0]
-        basis = self.normal_basis
-        return v - (basis @ (basis.mT @ v[..., None]))[..., 0]
-
-    def pseudo_inverse(self, v: Tensor) -> Tensor:
-        """H^+ v: (..., D) -> (..., D)."""
-        basis = self.normal_basis
-        components = (basis.mT @ v[..., None])[..., 0] / self.normal_values
-        return (basis @ components[..., None])[..., 0]
 
 
 def gap_ratios(eigenvalues: Tensor) -> Tensor:

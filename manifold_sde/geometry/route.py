@@ -108,15 +108,15 @@ class Route(ABC):
     ) -> Tensor:
         """d^2 Phi(y)[Sigma]; Sigma is (n, D, D), has a factor (n, D, m), or is the problem's."""
         space, frame, _ = self.frames_at(y)
-        given = {"covariance": covariance, "factor": factor}
-        name, matrix = next(((k, v) for k, v in given.items() if v is not None), ("", None))
+        both = {"covariance": covariance, "factor": factor}
+        given = {name: value.movedim(0, -1) for name, value in both.items() if value is not None}
+        count = len(frame)
 
         def at(z: Tensor, *rest: Tensor) -> Tensor:
-            own = {name: rest[-1]} if matrix is not None else {}
-            return drift.second_derivative(space, z, rest[: len(frame)], **own)
+            own = dict(zip(given, rest[count:], strict=True))
+            return drift.second_derivative(space, z, rest[:count], **own)
 
-        matrices = () if matrix is None else (matrix.movedim(0, -1),)
-        found: Tensor = space.over_points(at, y.T, *frame, *matrices)
+        found: Tensor = space.over_points(at, y.T, *frame, *given.values())
         return found.T
 
     def log_pseudo_determinant(self, y: Tensor) -> Tensor:

@@ -194,7 +194,7 @@ def test_drift_and_noise(one: Case, calculus: str) -> None:
         close(found, right)
     factor = space.tangent_factor(y, basis)
     close(torch.einsum("dmn,mn->dn", factor, w), noise)
-    close(space.noise_trace(y)[None], [r.trace[None] for r in one.references])
+    close(space.kernels.noise_trace(y)[None], [r.trace[None] for r in one.references])
     if calculus == "tangent":
         h = torch.tensor([0.1, 0.2, 0.3], dtype=y.dtype)
         steps = [t * b + s for t, b, s in zip(h, wanted, noise, strict=True)]
