@@ -180,6 +180,10 @@ class ClockRangeError(ManifoldSDEError):
         self.needed = needed
 
 
+class MixingClockError(ManifoldSDEError, RuntimeError):
+    """A training clock was not stepped, or belongs to another run."""
+
+
 class CheckpointError(ManifoldSDEError, RuntimeError):
     """A checkpoint or solution file is corrupted or belongs to another run."""
 
@@ -253,3 +257,7 @@ class StepSizeWarning(ManifoldSDEWarning):
 
 class NotMixedWarning(ManifoldSDEWarning):
     """An average over a run whose paths still remember their start."""
+
+
+class MixingClockWarning(ManifoldSDEWarning):
+    """A training clock does not see the run that it is meant for."""

@@ -1,10 +1,12 @@
 """The training clock: norms, directions and mixing of a network in training."""
 
+from manifold_sde.training.clock import MixingClock
 from manifold_sde.training.expected import ExpectedClock, expected_clock
 from manifold_sde.training.groups import ScaleGroup, ScaleGroups, scale_invariant_groups
 
 __all__ = [
     "ExpectedClock",
+    "MixingClock",
     "ScaleGroup",
     "ScaleGroups",
     "expected_clock",

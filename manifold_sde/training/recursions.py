@@ -56,7 +56,7 @@ def sgd_step(
     dampening: float = 0.0,
     nesterov: bool = False,
     decoupled: bool = False,
-    first: bool = False,
+    first: Number = False,
 ) -> LinearStep:
     """A step of ``torch.optim.SGD``, or of SGDW.
 
@@ -67,7 +67,8 @@ def sgd_step(
         dampening: Dampening d of the buffer.
         nesterov: Whether the step looks ahead as ``nesterov=True`` does.
         decoupled: Whether the decay acts on the weights as 1 - ηλ, and not on the gradient (SGDW).
-        first: Whether it is the first one. Its buffer is the gradient, which is not dampened.
+        first: Whether it is the first one, of all groups or of each. Its buffer is the gradient,
+            which is not dampened.
 
     Raises:
         TimeScaleError: If the decay is so large that weights without gradient would change sign:
@@ -85,7 +86,7 @@ def sgd_step(
             "and no run without decay has the same directions",
             remedy="lower the learning rate or the weight decay, or use decoupled decay",
         )
-    new = 1.0 if first else 1.0 - dampening
+    new = np.where(first, 1.0, 1.0 - dampening)[()] if dampening else 1.0
     if decoupled:
         return LinearStep(1.0 - decay, -lr * momentum, -lr * new, 0.0, momentum, new)
     # The step is -lr (ahead of the buffer: once the gradient, and momentum times the buffer).
@@ -94,7 +95,7 @@ def sgd_step(
 
 
 def averaging_step(
-    lr: Number, decay: Number, average: float, count: int, *, coupled: Number = 0.0
+    lr: Number, decay: Number, average: float, count: Number, *, coupled: Number = 0.0
 ) -> LinearStep:
     """A step along the running average of normalised gradients, as Adam and AdamW take it.
 
@@ -102,7 +103,8 @@ def averaging_step(
         lr: Learning rate η.
         decay: What the weights lose, ηλ (AdamW).
         average: The first of the betas.
-        count: Number of the step, 1, 2, ...: the average is divided by 1 - average^count.
+        count: Number of the step, 1, 2, ..., of all groups or of each; the average is divided by
+            1 - average^count.
         coupled: What is added to the normalised gradient for each unit of x (Adam with L2).
     """
     rate = lr / (1.0 - average**count) if average > 0.0 else lr

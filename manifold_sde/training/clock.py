@@ -1,0 +1,520 @@
+"""The training clock: how far the directions of scale-invariant weights have turned in a run."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from manifold_sde.arguments import check_choice, check_count, kind_of
+from manifold_sde.errors import (
+    ArgumentError,
+    DTypeError,
+    MixingClockError,
+    MixingClockWarning,
+)
+from manifold_sde.number_arrays import Array
+from manifold_sde.training.euler import Forward
+from manifold_sde.training.freshness import Noise, measure_noise
+from manifold_sde.training.groups import ScaleGroup, ScaleGroups, scale_invariant_groups
+from manifold_sde.training.rules import Options, matrix, options_of, rule_of
+from manifold_sde.training.track import Details, Track
+from manifold_sde.training.watch import Watch
+
+SAMPLINGS = ("iid", "reshuffled")
+_MOST_PENDING = 1000
+_MOST_HISTORY = 2000
+
+
+@dataclass
+class _Pending:
+    """A step that was not counted yet; tensors are still on their device."""
+
+    options: Options
+    active: tuple[bool, ...] = ()
+    first: Tensor | None = None
+    after: Tensor | None = None
+    details: list[Tensor] | None = None
+
+
+@dataclass
+class _Lane:
+    """The groups in one parameter group of the optimizer."""
+
+    index: int
+    watch: Watch
+    track: Track
+    pending: list[_Pending] = field(default_factory=list)
+    started: bool = False
+    before: dict[str, Tensor] | None = None
+    open: list[Tensor] | None = None
+
+
+class MixingClock:
+    r"""The angular clock v of a network's scale-invariant weights, while it is trained.
+
+    One line beside the optimizer; then train as ever. By v, pure noise has turned a direction so
+    that E cos = e^{-v/2}. It is not the rotation of single steps, and it is known from norms,
+    learning rates and the size of the gradients: for a loss, what counts is how many relaxation
+    times it holds.
+
+    The order of the data decides what the noise does: where every sample comes once an epoch, the
+    noise of an epoch sums to 0, and only what is fresh at each visit (augmentation, dropout)
+    explores the minimisers. The norms do not show it. So there is a second clock, ``effective``,
+    the share f of fresh noise times v: f is told by ``sampling``, or measured by :meth:`measure`.
+
+    Norms are taken on the device and read only by :meth:`values`, or every thousand steps.
+
+    Args:
+        model: The module; ``DistributedDataParallel`` is looked through.
+        optimizer: Its optimizer: SGD, Adam, AdamW or Muon of ``torch.optim``, or one with a rule.
+        groups: Its scale-invariant groups, or names of tensors; measured if not given.
+        inputs: A batch of what the module is called with, to measure them.
+        forward: How to call it, if not ``model(inputs)``.
+        rule: What an optimizer does that is not torch's: ``"sgdw"``, ``"signsgd"``, ``"signum"``,
+            ``"lion"``, ``"normalised_sgd"``, ``"lamb"``, ``"lars"`` (with ``lr`` times the trust
+            coefficient), ``"hyperball"``, or ``"norms"`` if only its decay is known, 1 - lr *
+            weight_decay: then the growth of the norms is taken for the clock, and alignment with
+            the gradient for noise.
+        sampling: ``"iid"`` where batches are drawn independently (f = 1), ``"reshuffled"`` where
+            every sample comes once an epoch and looks the same each time (f = 0).
+        every: Norms are taken every so many steps, and each time in the first hundred.
+        details: Gradients and updates are looked at every so many steps; for that step there is one
+            more copy of the scale-invariant weights.
+
+    Attributes:
+        groups: The groups.
+        steps: Number of steps counted.
+
+    Raises:
+        ArgumentError: If nothing is scale-invariant, or the optimizer is not known.
+
+    Source: exact for pure noise but for the sampling of gradient norms; see the functions of
+    :mod:`manifold_sde.training.recursions`.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 8, bias=False), nn.LayerNorm(8), nn.Linear(8, 2))
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-3)
+        >>> x = torch.randn(16, 4)
+        >>> clock = MixingClock(model, optimizer, inputs=x, sampling="iid")
+        >>> for _ in range(20):
+        ...     optimizer.zero_grad()
+        ...     model(x).square().mean().backward()
+        ...     optimizer.step()
+        >>> clock.steps, sorted(clock.values(each_group=False))[:3]
+        (20, ['clock/effective', 'clock/fresh', 'clock/growth'])
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        groups: ScaleGroups | Sequence[ScaleGroup | str] | None = None,
+        inputs: Any = None,
+        *,
+        forward: Forward | None = None,
+        rule: str | None = None,
+        sampling: str | None = None,
+        every: int = 1,
+        details: int = 20,
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise DTypeError(
+                "model is not a torch module",
+                received=kind_of(model),
+                expected="a torch.nn.Module",
+                remedy="MixingClock(model, optimizer, inputs=inputs)",
+            )
+        if isinstance(model, nn.parallel.DistributedDataParallel):
+            model = model.module
+        optimizer = getattr(optimizer, "optimizer", optimizer)
+        self.rule = rule_of(optimizer, rule)
+        self.every = check_count("every", every, "steps", "every=1")
+        self.details = check_count("details", details, "steps", "details=20")
+        if sampling is not None:
+            check_choice("sampling", sampling, SAMPLINGS, 'sampling="reshuffled"')
+        self.sampling = sampling
+        self.model, self.optimizer = model, optimizer
+        self.groups = _groups(model, groups, inputs, forward)
+        self.noise: Noise | None = None
+        self.steps = 0
+        self._asked = 0
+        self._history: list[tuple[int, float, list[float]]] = []
+        tensors = dict(model.named_parameters())
+        self._lanes = [
+            _Lane(index, watch := Watch(own, tensors), Track(self.rule, watch.weights().numpy()))
+            for index, own in _by_parameter_group(optimizer, self.groups, tensors).items()
+        ]
+        for lane in self._lanes:
+            matrix(self.rule, options_of(optimizer.param_groups[lane.index]).numbers(), np.ones(1))
+        self._resumed = _has_stepped(optimizer)
+        self._hooks = [
+            optimizer.register_step_pre_hook(self._before),
+            optimizer.register_step_post_hook(self._after),
+        ]
+
+    def detach(self) -> None:
+        """Stop to watch the optimizer."""
+        for hook in self._hooks:
+            hook.remove()
+
+    # What the hooks do: nothing here waits for the device.
+
+    @torch.no_grad()
+    def _before(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        if self._resumed and not self.steps:
+            warnings.warn(
+                "The optimizer has made steps before this clock was there: it starts at 0 here. "
+                "Load the clock's state too: clock.load_state_dict(checkpoint['clock']).",
+                MixingClockWarning,
+                stacklevel=3,
+            )
+            self._resumed = False
+        close = self.steps % self.details == 0
+        closure = any(given is not None for given in (*args[1:], *kwargs.values()))
+        for lane in self._lanes:
+            values = lane.watch.values()
+            lane.pending.append(_Pending(options_of(optimizer.param_groups[lane.index])))
+            if not lane.started:
+                lane.started = True
+                lane.pending[-1].first = lane.watch.squares(values)
+            if close:
+                lane.before = {name: value.clone() for name, value in values.items()}
+                lane.open = None if closure else lane.watch.gradient_products(values)
+
+    @torch.no_grad()
+    def _after(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        self.steps += 1
+        measured = self.steps <= 100 or self.steps % self.every == 0
+        for lane in self._lanes:
+            step = lane.pending[-1]
+            step.active = lane.watch.active()
+            values = lane.watch.values()
+            if lane.before is not None:
+                moved = {n: value - lane.before[n] for n, value in values.items()}
+                step.details = [
+                    lane.watch.products(lane.before, lane.before),
+                    *(lane.open or lane.watch.gradient_products(lane.before)),
+                    lane.watch.products(lane.before, moved),
+                    lane.watch.products(moved, moved),
+                    lane.watch.products(values, values),
+                ]
+                step.after = step.details[-1]
+                lane.before = lane.open = None
+            elif measured:
+                step.after = lane.watch.squares(values)
+        if len(self._lanes[0].pending) >= _MOST_PENDING and measured:
+            self._catch_up()
+
+    # What is read off.
+
+    def _catch_up(self) -> None:
+        """Count the steps that are pending."""
+        for lane in self._lanes:
+            if not lane.pending:
+                continue
+            if lane.pending[-1].after is None:
+                with torch.no_grad():
+                    lane.pending[-1].after = lane.watch.squares(lane.watch.values())
+            _count(lane)
+        if not self._history or self._history[-1][0] < self.steps:
+            self._history.append((self.steps, self.time, self._norms()))
+        if len(self._history) > _MOST_HISTORY:
+            self._history = self._history[::2]
+
+    def _norms(self) -> list[float]:
+        return [
+            float(np.sqrt(np.mean(z)))
+            for lane in self._lanes
+            for z in _split(lane, lane.track.square)
+        ]
+
+    def each(self, quantity: Callable[[Track], Array]) -> dict[str, Array]:
+        """A quantity of all parts, by the name of their group: each (parts,)."""
+        self._catch_up()
+        return {
+            group.name: part
+            for lane in self._lanes
+            for group, part in zip(
+                lane.watch.groups, _split(lane, quantity(lane.track)), strict=True
+            )
+        }
+
+    @property
+    def time(self) -> float:
+        """The angular clock v of the slowest group (of the median of its parts) that moves."""
+        if any(lane.pending for lane in self._lanes):
+            self._catch_up()
+        clocks = [
+            float(np.median(part))
+            for lane in self._lanes
+            for part, count in zip(
+                _split(lane, lane.track.clock), _split(lane, lane.track.count), strict=True
+            )
+            if count.max() > 0
+        ]
+        return min(clocks, default=0.0)
+
+    @property
+    def fresh(self) -> float | None:
+        """The share f of the noise that is fresh at each visit, ``None`` where it is not known."""
+        if self.sampling == "iid":
+            return 1.0
+        if self.noise is not None:
+            return self.noise.fresh
+        return 0.0 if self.sampling == "reshuffled" else None
+
+    @property
+    def effective(self) -> float | None:
+        """The clock by which the minimisers are explored, f v, or ``None`` if f is not known."""
+        fresh = self.fresh
+        return None if fresh is None else fresh * self.time
+
+    @property
+    def history(self) -> tuple[Array, Array, dict[str, Array]]:
+        """Where it was read: steps (n,), clock v (n,), and root mean square norms of each group."""
+        self._catch_up()
+        steps, times, norms = zip(*self._history, strict=True)
+        names = [group.name for lane in self._lanes for group in lane.watch.groups]
+        columns = np.array(norms).T
+        return np.array(steps), np.array(times), dict(zip(names, columns, strict=True))
+
+    def measure(
+        self,
+        loss: Callable[[nn.Module, Any], Tensor],
+        batch: Any,
+        again: Any = None,
+        *,
+        seed: int = 0,
+    ) -> Noise:
+        """Measure the noise of a batch: its trace, the signal beside it, and the fresh share f.
+
+        Four backward passes: two over halves of the batch, whose gradients differ by the noise,
+        and two over all of it, which differ by what is fresh at each visit. Gradients, buffers and
+        random generators are left as they were. Measured again, it is averaged with what was
+        before.
+
+        Args:
+            loss: ``loss(model, batch)``, the mean over the samples.
+            batch: A tensor, or a tuple or mapping of tensors with the samples first.
+            again: The same samples as they come at the next visit, if they are augmented before the
+                model sees them.
+            seed: Of what the model draws.
+
+        Source: unbiased for independent batches; with data that is reshuffled, of N samples, off by
+        a share of the order of 1/N.
+        """
+        lanes = [(lane.watch, lane.track.weights) for lane in self._lanes]
+        found = measure_noise(self.model, lanes, loss, batch, again, seed)
+        self.noise = found if self.noise is None else self.noise.merged(found)
+        return self.noise
+
+    def values(self, *, each_group: bool = True) -> dict[str, float]:
+        """What to log: a dictionary of floats. The device is waited for here.
+
+        Args:
+            each_group: Whether each group has its own clock, norm and rotation.
+        """
+        self._catch_up()
+        self._asked += 1
+        if not self.steps and self._asked == 2:
+            warnings.warn(
+                "The clock has counted no step: the optimizer it watches was not stepped. Make the "
+                "clock with the optimizer whose step() the loop calls.",
+                MixingClockWarning,
+                stacklevel=2,
+            )
+        found = {"clock/steps": float(self.steps), "clock/v": self.time}
+        fresh, effective = self.fresh, self.effective
+        if fresh is not None and effective is not None:
+            found |= {"clock/fresh": fresh, "clock/effective": effective}
+        found["clock/growth"] = min(
+            (float(np.median(part)) for part in self.each(lambda t: t.growth).values()), default=0.0
+        )
+        if not each_group:
+            return found
+        quantities: dict[str, Callable[[Track], Array]] = {
+            "v": lambda t: t.clock,
+            "norm": lambda t: np.sqrt(t.square),
+            "rotation": lambda t: np.sqrt(t.mean("turned")),
+            "gradient_ratio": lambda t: t.mean("ratio"),
+        }
+        if self.rule in ("sgd", "sgdw"):
+            quantities["u"] = lambda t: np.asarray(t.intrinsic.value)
+        for name, quantity in quantities.items():
+            for group, part in self.each(quantity).items():
+                found[f"{group}/{name}"] = float(np.median(part))
+        return found
+
+    def __str__(self) -> str:
+        v, fresh = self.time, self.fresh
+        line = f"{self.steps} steps, angular clock v = {v:.3g}"
+        if fresh is None:
+            return (
+                f"{line}; exploration of minimisers: unknown\n"
+                'until sampling="iid" or "reshuffled" is told, or clock.measure(loss, batch) called'
+            )
+        line = f"{line}, of which {fresh:.2g} fresh: effective clock {fresh * v:.3g}"
+        if fresh < 0.5:
+            line += (
+                "\nevery sample once an epoch: the noise of an epoch sums to 0, and only what is "
+                "\nfresh at each visit explores the minimisers, though norms turn the same"
+            )
+        return line
+
+    def __repr__(self) -> str:
+        return f"<MixingClock of {len(self.groups)} groups, {self.rule}, {self.steps} steps>"
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state, of plain lists and numbers."""
+        self._catch_up()
+        return {
+            "version": 1,
+            "rule": self.rule,
+            "groups": [(g.name, g.parts) for lane in self._lanes for g in lane.watch.groups],
+            "steps": self.steps,
+            "history": list(self._history),
+            "noise": None if self.noise is None else self.noise.state(),
+            "tracks": [lane.track.state() for lane in self._lanes],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a state.
+
+        Raises:
+            MixingClockError: If it is that of other groups, or of another optimizer.
+        """
+        own = [(g.name, g.parts) for lane in self._lanes for g in lane.watch.groups]
+        theirs = [tuple(pair) for pair in state.get("groups", [])]
+        if state.get("rule") != self.rule or theirs != own:
+            raise MixingClockError(
+                "this is the state of another clock",
+                received=f"{len(theirs)} groups under {state.get('rule')!r}",
+                expected=f"{len(own)} groups under {self.rule!r}, of the same names and parts",
+                remedy="pass the groups of the first run: MixingClock(model, optimizer, groups)",
+            )
+        self.steps = int(state["steps"])
+        self._history = [(int(k), float(v), list(n)) for k, v, n in state["history"]]
+        self.noise = None if state["noise"] is None else Noise(**state["noise"])
+        for lane, track in zip(self._lanes, state["tracks"], strict=True):
+            lane.pending.clear()
+            lane.track.load(track)
+            lane.started = self.steps > 0
+        self._resumed = False
+
+
+def _split(lane: _Lane, values: Array) -> list[Array]:
+    """Values of all parts, group by group."""
+    return np.split(np.asarray(values), np.cumsum(lane.watch.parts)[:-1])
+
+
+def _count(lane: _Lane) -> None:
+    """Read what the steps of a lane left on the device, and count them."""
+    kept = [
+        t
+        for step in lane.pending
+        for t in (step.first, *(step.details or []), step.after)
+        if t is not None
+    ]
+    rows = iter(torch.stack([t.double() for t in kept]).cpu().numpy())
+    read: list[tuple[Array | None, Details | None, Array | None]] = []
+    for step in lane.pending:
+        first = next(rows) if step.first is not None else None
+        details = Details(*(next(rows) for _ in step.details)) if step.details else None
+        read.append((first, details, next(rows) if step.after is not None else None))
+    track = lane.track
+    for k, (step, (first, details, after)) in enumerate(zip(lane.pending, read, strict=True)):
+        track.begin(track.square if first is None else first)
+        if after is None:
+            # Between two norms that were taken, they grow by the same factor each step.
+            ahead = next(i for i in range(k, len(read)) if read[i][2] is not None)
+            whole = np.asarray(read[ahead][2]) / track.square
+            after = track.square * whole ** (1.0 / (ahead - k + 1))
+        active = np.repeat(step.active, lane.watch.parts)
+        track.advance(step.options.numbers(), active, after, details)
+    lane.pending.clear()
+
+
+def _groups(
+    model: nn.Module,
+    groups: ScaleGroups | Sequence[ScaleGroup | str] | None,
+    inputs: Any,
+    forward: Forward | None,
+) -> list[ScaleGroup]:
+    tensors = dict(model.named_parameters())
+    if groups is None:
+        if inputs is None:
+            raise ArgumentError(
+                "which weights are scale-invariant is not known",
+                received="neither groups nor inputs",
+                expected="groups, or inputs to measure them",
+                remedy="MixingClock(model, optimizer, inputs=batch)",
+            )
+        groups = scale_invariant_groups(model, inputs, forward=forward)
+    chosen = []
+    for group in groups:
+        if isinstance(group, str):
+            if group not in tensors:
+                raise ArgumentError(
+                    "there is no parameter of this name",
+                    received=repr(group),
+                    expected="a name of model.named_parameters()",
+                    remedy=", ".join(list(tensors)[:6]),
+                )
+            count = tensors[group].numel()
+            group = ScaleGroup(group, (group,), 0, 0, None, 1, count, float("nan"))
+        chosen.append(group)
+    if not chosen:
+        raise ArgumentError(
+            "nothing in the model is scale-invariant",
+            received="no group",
+            expected="weights that feed a normalisation",
+            remedy="print(scale_invariant_groups(model, inputs)) says why of each tensor; in eval "
+            "mode batch normalisation does not count",
+        )
+    return chosen
+
+
+def _by_parameter_group(
+    optimizer: torch.optim.Optimizer, groups: Sequence[ScaleGroup], tensors: dict[str, Any]
+) -> dict[int, list[ScaleGroup]]:
+    """The groups of each of the optimizer's parameter groups."""
+    home = {id(p): i for i, g in enumerate(optimizer.param_groups) for p in g["params"]}
+    found: dict[int, list[ScaleGroup]] = {}
+    for group in groups:
+        homes = {home.get(id(tensors[name])) for name in group.parameters}
+        if None in homes:
+            raise ArgumentError(
+                f"the optimizer does not have all weights of the group {group.name!r}",
+                received=", ".join(n for n in group.parameters if id(tensors[n]) not in home),
+                expected="an optimizer of the model's parameters",
+                remedy="make the clock with the optimizer that trains them, or pass the groups "
+                "that it has",
+            )
+        indices = sorted(i for i in homes if i is not None)
+        options = [
+            {k: v for k, v in optimizer.param_groups[i].items() if k not in ("params", "name")}
+            for i in indices
+        ]
+        if any(other != options[0] for other in options[1:]):
+            raise ArgumentError(
+                f"the weights of the group {group.name!r} have different options",
+                received=f"parameter groups {', '.join(map(str, indices))} of the optimizer",
+                expected="one learning rate and weight decay for weights that scale together",
+                remedy="groups.optimizer_groups(lr=..., weight_decay=...) keeps them together",
+            )
+        found.setdefault(indices[0], []).append(group)
+    return found
+
+
+def _has_stepped(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether an optimizer has a state that only steps leave."""
+    return any(
+        isinstance(state.get("momentum_buffer"), Tensor) or float(state.get("step", 0)) > 0
+        for state in optimizer.state.values()
+    )

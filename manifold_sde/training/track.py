@@ -1,0 +1,268 @@
+"""The clocks of the groups that share an optimizer's parameter group, step by step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from manifold_sde.number_arrays import Array
+from manifold_sde.training.expected import ADAM, LINEAR, RELATIVE
+from manifold_sde.training.recursions import RunningClock, SecondMoments
+from manifold_sde.training.rules import (
+    NORMS,
+    Options,
+    matrix,
+    pure_alignment,
+    turn,
+    variance,
+)
+
+_MEMORY = 0.99
+_KEPT = ("count", "start", "square", "lag", "power", "angle", "size_ratio")
+_MEANS = (
+    "weight",
+    "noise",
+    "cosine",
+    "injection",
+    "growth",
+    "alignment",
+    "decay",
+    "change",
+    "turned",
+    "ratio",
+    "pure",
+)
+
+
+@dataclass(frozen=True)
+class Details:
+    """Inner products around one step, of each part: (parts,).
+
+    Attributes:
+        square: |x|^2 before the step.
+        gradient: |g|^2, as the optimizer was given it.
+        radial: <x, g>.
+        moved: <x, x' - x>.
+        length: |x' - x|^2.
+        after: |x'|^2.
+    """
+
+    square: Array
+    gradient: Array
+    radial: Array
+    moved: Array
+    length: Array
+    after: Array
+
+
+@dataclass
+class Track:
+    """Clock, norm and ledger of parts of weights under the same options.
+
+    Attributes:
+        rule: What the optimizer does.
+        weights: Number of weights of each part, (parts,).
+        count: Steps that each part has made.
+        start: |x|^2 at the first of them.
+        square: |x|^2 after the last.
+        intrinsic: The clock u, of rules that are linear in the gradient.
+        decay: What the same steps make of the weights without gradients.
+        angle: The clock v: by how much the gradients that were applied, if they were independent,
+            add to the squared norm of the run without decay, relative to it.
+        predicted: Second moments of weights and buffer with such gradients.
+        closing: The largest difference between the change of a norm and what the ledger says of
+            it, relative to the norm.
+        touched: The largest relative change of |x|^2 between two steps, by others.
+        means: Running means over the steps that were looked at closely.
+    """
+
+    rule: str
+    weights: Array
+    count: Array = field(init=False)
+    closing: float = 0.0
+    touched: float = 0.0
+
+    def __post_init__(self) -> None:
+        parts = len(self.weights)
+        self.count = np.zeros(parts)
+        self.start, self.square = np.full(parts, np.nan), np.full(parts, np.nan)
+        self.lag, self.power, self.angle = np.zeros(parts), np.zeros(parts), np.zeros(parts)
+        self.size_ratio = np.ones(parts)
+        self.intrinsic, self.decay = RunningClock(), RunningClock()
+        for clock in (self.intrinsic, self.decay):
+            clock.ratio = clock.log_factor = np.zeros(parts)
+            clock.sums = SecondMoments(*np.zeros((3, parts)))
+        self.predicted = SecondMoments(*np.zeros((3, parts)))
+        self.means = {name: np.zeros(parts) for name in _MEANS}
+
+    @property
+    def clock(self) -> Array:
+        """The angular clock v of each part."""
+        return self.growth if self.rule == NORMS else self.angle
+
+    @property
+    def growth(self) -> Array:
+        """How far the norms without decay have grown, ln(|x|^2 / (a^2 |x_0|^2)).
+
+        It is v where the gradients are independent noise.
+        """
+        with np.errstate(invalid="ignore", divide="ignore"):
+            grown = np.log(self.square / self.start) - 2.0 * self.decay.log_factor
+        return np.where(self.count > 0, grown, 0.0)
+
+    @property
+    def trace(self) -> Array:
+        """|x|^2 |g|^2 of each part, of steps looked at lately: V, where the gradient is noise."""
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return self.means["noise"] / self.means["weight"]
+
+    def mean(self, name: str) -> Array:
+        """A running mean, NaN where nothing was looked at yet."""
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return self.means[name] / self.means["weight"]
+
+    def begin(self, square: Array) -> None:
+        """Take the norms before the first step."""
+        fresh = self.count == 0
+        self.start = np.where(fresh, square, self.start)
+        self.square = np.where(fresh, square, self.square)
+        xx = np.where(fresh, square, self.predicted.xx)
+        self.predicted = SecondMoments(xx, self.predicted.xm, self.predicted.mm)
+
+    def advance(self, now: Options, active: Array, after: Array, details: Details | None) -> None:
+        """Count a step of the parts that had a gradient.
+
+        Args:
+            now: The options in it.
+            active: Which parts the optimizer moved, (parts,), bool.
+            after: |x|^2 after it.
+            details: Inner products, if it was looked at closely.
+        """
+        square = self.square
+        if details is not None:
+            self._learn(details, active)
+        noise, coupled = self._noise(now, square, active)
+        step = matrix(self.rule, now, self.count, coupled=coupled)
+        clocks = (self.intrinsic, self.decay) if self.rule in LINEAR else (self.decay,)
+        before = [(c.ratio, c.log_factor, c.sums) for c in clocks]
+        for clock in clocks:
+            clock.advance(step, square**-2.0 if clock is self.intrinsic else 0.0)
+        rho = np.exp(self.decay.log_factor - before[-1][1])
+        moments = self.predicted.after(step, noise)
+        if self.rule in RELATIVE:
+            turned = turn(self.rule, now, square)
+        else:
+            added = moments.xx / (rho * rho) - self.predicted.xx
+            turned = np.log1p(np.maximum(added, 0.0) / square)
+        self.angle = self.angle + np.where(active, turned, 0.0)
+        if active.all():
+            self.predicted = moments
+        else:
+            self.predicted = _where(active, moments, self.predicted)
+            for clock, old in zip(clocks, before, strict=True):
+                clock.ratio = np.where(active, clock.ratio, old[0])
+                clock.log_factor = np.where(active, clock.log_factor, old[1])
+                clock.sums = _where(active, clock.sums, old[2])
+        if details is not None:
+            self._enter(now, details, rho, active)
+        self.count = self.count + active
+        self.square = np.where(active, after, square)
+
+    def _learn(self, details: Details, active: Array) -> None:
+        """Take the size of the gradients until the next close look."""
+        self.power = np.where(active, details.gradient * details.square, self.power)
+
+    def _noise(self, now: Options, square: Array, active: Array) -> tuple[Array, Any]:
+        """E|g|^2 of what enters the linear step, and the decay that does with it."""
+        if self.rule in LINEAR:
+            return self.power / square, 0.0
+        size = variance(self.rule, now)
+        if self.rule not in ADAM:
+            fixed = self.rule in ("normalised_sgd", *RELATIVE, NORMS)
+            return np.full_like(square, size) * (1.0 if fixed else self.weights), 0.0
+        second = now.betas[1]
+        lag = second * self.lag + (1.0 - second) / square
+        self.lag = np.where(active, lag, self.lag)
+        mean = lag / (1.0 - second ** (self.count + 1))
+        noise = size * self.size_ratio * self.weights / (square * mean)
+        if self.rule == "adamw":
+            return noise, 0.0
+        with np.errstate(divide="ignore"):
+            scale = np.sqrt(self.power / self.weights * mean)
+            return noise, np.where(scale > 0.0, now.weight_decay / scale, 0.0)
+
+    def _enter(self, now: Options, details: Details, rho: Array, active: Array) -> None:
+        """Enter a step in the ledger."""
+        d, loss = details, rho - 1.0
+        aligned = 2.0 * rho * (d.moved - loss * d.square)
+        injected = d.length - 2.0 * loss * d.moved + loss * loss * d.square
+        forward = d.square + d.moved
+        with np.errstate(invalid="ignore", divide="ignore"):
+            across = np.maximum(d.length - d.moved**2 / d.square, 0.0)
+            entries = {
+                "weight": np.ones_like(rho),
+                "noise": d.gradient * d.square,
+                "cosine": d.radial**2 / np.maximum(d.gradient * d.square, 1e-300),
+                "injection": injected / d.square,
+                "growth": (injected + aligned) / d.square,
+                "alignment": aligned / d.square,
+                "decay": (rho * rho - 1.0),
+                "change": (d.after - d.square) / d.square,
+                "turned": np.arctan2(np.sqrt(across * d.square), forward) ** 2,
+                "ratio": np.sqrt(d.gradient / d.square),
+                "pure": np.full_like(rho, pure_alignment(self.rule, now)),
+            }
+            off = np.abs(d.after - d.square - 2.0 * d.moved - d.length) / d.square
+        if active.any():
+            self.closing = max(self.closing, float(off[active].max()))
+            drift = np.abs(d.square / self.square - 1.0)
+            self.touched = max(self.touched, float(drift[active].max()))
+        for name, entry in entries.items():
+            old = self.means[name]
+            self.means[name] = np.where(active, _MEMORY * old + entry, old)
+        if self.rule in ADAM:
+            # Smaller than noise alone makes it: eps is seen. Larger: signal, which is no noise.
+            first = now.betas[0]
+            expected = now.lr**2 * self.weights * (1.0 - first) / (1.0 + first)
+            with np.errstate(invalid="ignore", divide="ignore"):
+                ratio = np.minimum(1.0, injected / expected)
+            late = active & (self.count > 3.0 / (1.0 - first)) & (expected > 0.0)
+            self.size_ratio = np.where(
+                late, self.size_ratio + (1.0 - _MEMORY) * (ratio - self.size_ratio), self.size_ratio
+            )
+
+    def state(self) -> dict[str, Any]:
+        """All of it, as nested dictionaries of lists and numbers."""
+        arrays = {name: getattr(self, name) for name in _KEPT}
+        for name in ("intrinsic", "decay"):
+            clock = getattr(self, name)
+            arrays |= {f"{name}.ratio": clock.ratio, f"{name}.log_factor": clock.log_factor}
+            arrays |= {f"{name}.{k}": v for k, v in clock.sums._asdict().items()}
+        arrays |= {f"predicted.{k}": v for k, v in self.predicted._asdict().items()}
+        arrays |= {f"means.{k}": v for k, v in self.means.items()}
+        return {
+            "closing": self.closing,
+            "touched": self.touched,
+            **{k: np.asarray(v, dtype=np.float64).tolist() for k, v in arrays.items()},
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take over what :meth:`state` gave."""
+        values = {
+            k: np.asarray(v, dtype=np.float64) for k, v in state.items() if isinstance(v, list)
+        }
+        self.closing, self.touched = float(state["closing"]), float(state["touched"])
+        for name in _KEPT:
+            setattr(self, name, values[name])
+        for name in ("intrinsic", "decay"):
+            clock = getattr(self, name)
+            clock.ratio, clock.log_factor = values[f"{name}.ratio"], values[f"{name}.log_factor"]
+            clock.sums = SecondMoments(*(values[f"{name}.{k}"] for k in SecondMoments._fields))
+        self.predicted = SecondMoments(*(values[f"predicted.{k}"] for k in SecondMoments._fields))
+        self.means = {name: values[f"means.{name}"] for name in _MEANS}
+
+
+def _where(active: Array, new: SecondMoments, old: SecondMoments) -> SecondMoments:
+    return SecondMoments(*(np.where(active, a, b) for a, b in zip(new, old, strict=True)))

@@ -1,0 +1,532 @@
+"""The training clock on optimizers that see noise alone, and on networks in training."""
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from manifold_sde.errors import (
+    ArgumentError,
+    DTypeError,
+    MixingClockError,
+    MixingClockWarning,
+    TimeScaleError,
+)
+from manifold_sde.training import MixingClock, ScaleGroup, scale_invariant_groups
+
+PATHS, DIM = 150, 120
+
+
+class Rows(nn.Module):
+    """Rows of weights, each a path, whose gradients are independent noise tangent to each."""
+
+    def __init__(self, seed: int = 0, paths: int = PATHS, dim: int = DIM) -> None:
+        super().__init__()
+        self.generator = torch.Generator().manual_seed(seed)
+        start = torch.randn(paths, dim, generator=self.generator, dtype=torch.float64)
+        self.weight = nn.Parameter(start / start.norm(dim=1, keepdim=True))
+        self.start = self.weight.detach().clone()
+
+    @property
+    def group(self) -> ScaleGroup:
+        n = len(self.weight)
+        return ScaleGroup("rows", ("weight",), 0, 1, None, n, self.weight.numel(), 0.0)
+
+    def noise(self) -> None:
+        x = self.weight.detach()
+        z = torch.randn(x.shape, generator=self.generator, dtype=x.dtype)
+        square = x.square().sum(1, keepdim=True)
+        z = z - x * ((x * z).sum(1, keepdim=True) / square)
+        self.weight.grad = z / torch.sqrt((x.shape[1] - 1) * square)
+
+    def off(self, v: float) -> float:
+        """E cos against e^{-v/2}, in standard errors and 1/D."""
+        cos = nn.functional.cosine_similarity(self.weight.detach(), self.start)
+        error = float(cos.std()) / math.sqrt(len(cos)) + 0.25 / DIM
+        return abs(float(cos.mean()) - math.exp(-v / 2.0)) / error
+
+
+class Signs(torch.optim.Optimizer):
+    """Lion, the sign of a running average, or SGD with decoupled decay, in a few lines."""
+
+    def __init__(self, params: Any, kind: str, **options: Any) -> None:
+        self.kind = kind
+        super().__init__(params, {"lr": 0.01, "weight_decay": 0.0, "momentum": 0.9, **options})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            for p in group["params"]:
+                state = self.state[p]
+                m = state.setdefault("m", torch.zeros_like(p))
+                if self.kind == "lion":
+                    first, second = group["betas"]
+                    update = torch.sign(first * m + (1 - first) * p.grad)
+                    m.mul_(second).add_(p.grad, alpha=1 - second)
+                else:
+                    m.mul_(group["momentum"]).add_(p.grad)
+                    update = m.sign() if self.kind == "signum" else m
+                p.mul_(1.0 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"])
+
+
+def run(
+    make: Callable[[Any], torch.optim.Optimizer],
+    steps: int,
+    *,
+    schedule: Callable[[int], float] | None = None,
+    **options: Any,
+) -> tuple[Rows, MixingClock]:
+    rows = Rows()
+    optimizer = make([rows.weight])
+    clock = MixingClock(rows, optimizer, [rows.group], **options)
+    for k in range(steps):
+        if schedule is not None:
+            optimizer.param_groups[0]["lr"] = schedule(k)
+        rows.noise()
+        optimizer.step()
+    return rows, clock
+
+
+def drop(top: float) -> Callable[[int], float]:
+    return lambda k: top * min(1.0, (k + 1) / 20) * (0.1 if k >= 120 else 1.0)
+
+
+CASES: dict[str, tuple[Callable[[Any], torch.optim.Optimizer], float, dict[str, Any]]] = {
+    "sgd": (lambda p: torch.optim.SGD(p, 0.1, weight_decay=0.05), 0.1, {}),
+    "momentum": (lambda p: torch.optim.SGD(p, 0.01, momentum=0.9, weight_decay=0.05), 0.01, {}),
+    "dampening": (
+        lambda p: torch.optim.SGD(p, 0.01, momentum=0.9, dampening=0.9, weight_decay=0.05),
+        0.1,
+        {},
+    ),
+    "nesterov": (
+        lambda p: torch.optim.SGD(p, 0.01, momentum=0.9, nesterov=True, weight_decay=0.05),
+        0.01,
+        {},
+    ),
+    "adamw": (
+        lambda p: torch.optim.AdamW(p, weight_decay=0.2, betas=(0.9, 0.99), eps=1e-20),
+        0.01,
+        {},
+    ),
+    "adam": (
+        lambda p: torch.optim.Adam(p, weight_decay=0.001, betas=(0.9, 0.99), eps=1e-20),
+        0.01,
+        {"rule": "adam"},
+    ),
+    "sgdw": (lambda p: Signs(p, "sgdw", weight_decay=0.5), 0.01, {"rule": "sgdw"}),
+    "signum": (lambda p: Signs(p, "signum", weight_decay=0.5), 0.002, {"rule": "signum"}),
+    "lion": (
+        lambda p: Signs(p, "lion", betas=(0.8, 0.9), weight_decay=0.5),
+        0.003,
+        {"rule": "lion"},
+    ),
+    "norms": (lambda p: Signs(p, "signum", weight_decay=0.5), 0.002, {"rule": "norms"}),
+}
+
+
+@pytest.mark.parametrize("name", list(CASES))
+def test_the_clock_of_pure_noise(name: str) -> None:
+    make, top, options = CASES[name]
+    rows, clock = run(make, 200, schedule=drop(top), **options)
+    values = clock.values()
+    v = values["clock/v"]
+    assert v > 0.3
+    assert rows.off(v) < 4.0
+    assert rows.off(values["clock/growth"]) < 4.0
+    if name == "adam":
+        return
+    # Broken twin: the sum of the rotations of single steps, 19 times too slow at momentum .9.
+    turned = float(np.median(clock._lanes[0].track.mean("turned"))) * 200
+    if name in ("momentum", "nesterov", "sgdw", "signum", "lion", "norms"):
+        assert rows.off(turned) > 10.0
+
+
+def test_u_is_the_clock_of_the_norms() -> None:
+    _, clock = run(CASES["momentum"][0], 200, schedule=drop(0.003))
+    values = clock.values()
+    assert values["rows/u"] == pytest.approx(values["clock/v"], rel=0.05)  # V = 1
+
+
+def test_alignment_of_noise_is_what_momentum_makes() -> None:
+    for name in ("momentum", "adamw", "signum"):
+        make, top, options = CASES[name]
+        _, clock = run(make, 300, schedule=lambda k, top=top: top, details=1, **options)
+        clock.values()
+        track = clock._lanes[0].track
+        share = track.means["alignment"].sum() / track.means["growth"].sum()
+        pure = float(np.median(track.mean("pure")))
+        assert share == pytest.approx(pure, abs=0.03)
+        assert pure > 0.9
+        assert track.closing < 1e-13
+        parts = track.means["decay"] + track.means["growth"] - track.means["change"]
+        assert float(np.abs(parts).max()) < 1e-12
+        assert track.touched < 1e-12
+
+
+def test_norms_that_are_taken_now_and_then() -> None:
+    runs = [run(CASES["momentum"][0], 215, schedule=drop(0.01), every=n)[1] for n in (1, 7)]
+    often, seldom = (clock.values() for clock in runs)
+    assert seldom["clock/v"] == pytest.approx(often["clock/v"], rel=1e-3)
+    assert seldom["rows/norm"] == often["rows/norm"]
+
+
+def network(dropout: float = 0.0) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Linear(6, 16, bias=False),
+        nn.LayerNorm(16),
+        nn.Dropout(dropout),
+        nn.ReLU(),
+        nn.Linear(16, 16),
+        nn.BatchNorm1d(16),
+        nn.ReLU(),
+        nn.Linear(16, 3),
+    )
+
+
+def batches(count: int, size: int = 32) -> list[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(4)
+    x = torch.randn(count, size, 6, generator=generator)
+    return list(zip(x, torch.randint(3, (count, size), generator=generator), strict=True))
+
+
+def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+
+def train(
+    model: nn.Module, optimizer: Any, data: list[tuple[Tensor, Tensor]], **options: Any
+) -> None:
+    for batch in data:
+        optimizer.zero_grad()
+        loss(model, batch).backward()
+        if "clip" in options:
+            nn.utils.clip_grad_norm_(model.parameters(), options["clip"])
+        optimizer.step()
+
+
+def make(model: nn.Module, **options: Any) -> tuple[torch.optim.Optimizer, MixingClock]:
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=5e-3)
+    return optimizer, MixingClock(model, optimizer, inputs=batches(1)[0][0], **options)
+
+
+def test_a_network_in_training() -> None:
+    model = network()
+    optimizer, clock = make(model)
+    train(model, optimizer, batches(150))
+    values = clock.values()
+    assert [g.name for g in clock.groups] == ["0.weight", "4.weight"]
+    assert values["clock/steps"] == 150
+    assert values["0.weight/norm"] == pytest.approx(
+        model[0].weight.detach().norm().item(), rel=1e-5
+    )
+    assert values["clock/v"] > 0.0
+    track = clock._lanes[0].track
+    assert track.closing < 1e-5  # single precision
+    assert float(np.sqrt(track.mean("cosine")).max()) < 1e-3
+    assert "sampling=" in str(clock)
+    steps, times, norms = clock.history
+    assert steps[-1] == 150
+    assert times[-1] == values["clock/v"]
+    assert norms["0.weight"][-1] == pytest.approx(values["0.weight/norm"])
+
+
+def test_a_run_that_is_stopped_and_resumed() -> None:
+    data = batches(60)
+    whole = network()
+    optimizer, clock = make(whole)
+    train(whole, optimizer, data)
+
+    model = network()
+    optimizer, first = make(model)
+    train(model, optimizer, data[:30])
+    saved = (model.state_dict(), optimizer.state_dict(), first.state_dict())
+    again = network()
+    again.load_state_dict(saved[0])
+    optimizer, second = make(again)
+    optimizer.load_state_dict(saved[1])
+    second.load_state_dict(saved[2])
+    train(again, optimizer, data[30:])
+    a, b = clock.values(), second.values()
+    assert a.keys() == b.keys()
+    assert all(a[k] == b[k] or math.isnan(a[k]) for k in a)
+
+
+def test_the_state_passes_through_a_file_that_holds_weights_only(tmp_path: Any) -> None:
+    model = network()
+    optimizer, clock = make(model)
+    train(model, optimizer, batches(5))
+    clock.measure(loss, batches(1)[0])
+    torch.save({"clock": clock.state_dict()}, tmp_path / "run.pt")
+    state = torch.load(tmp_path / "run.pt", weights_only=True)["clock"]
+    _, other = make(network())
+    other.load_state_dict(state)
+    assert other.values() == pytest.approx(clock.values(), nan_ok=True)
+
+
+def test_a_resumed_run_without_the_clocks_state() -> None:
+    model = network()
+    optimizer, first = make(model)
+    train(model, optimizer, batches(5))
+    first.detach()
+    clock = MixingClock(model, optimizer, first.groups)
+    with pytest.warns(MixingClockWarning, match="has made steps before this clock"):
+        train(model, optimizer, batches(1))
+    assert clock.steps == 1
+    assert first.steps == 5
+
+
+def test_the_state_of_another_clock_is_refused() -> None:
+    _, clock = make(network())
+    _, other = run(CASES["adamw"][0], 2)
+    with pytest.raises(MixingClockError, match="state of another clock"):
+        clock.load_state_dict(other.state_dict())
+
+
+def test_the_hooks_do_not_wait_for_the_device() -> None:
+    class Watched(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            seen.append(func.overloadpacket.__name__)
+            return func(*args, **(kwargs or {}))
+
+    seen: list[str] = []
+    model = network()
+    optimizer, clock = make(model, details=2)
+    train(model, optimizer, batches(1))
+    loss(model, batches(1)[0]).backward()
+    for _ in range(2):
+        with Watched():
+            optimizer.step()
+    assert "_foreach_norm" in seen
+    assert "_local_scalar_dense" not in seen
+    with Watched():
+        torch.ones(2).sum().item()  # what is looked for is seen
+    assert "_local_scalar_dense" in seen
+    assert clock.steps == 3
+
+
+def test_no_decay_has_no_equilibrium_and_the_clock_runs() -> None:
+    rows, clock = run(lambda p: torch.optim.SGD(p, 0.1), 100)
+    assert rows.off(clock.time) < 4.0
+
+
+def test_frozen_weights_stand_still() -> None:
+    model = network()
+    optimizer, clock = make(model)
+    model[0].weight.requires_grad_(False)
+    train(model, optimizer, batches(20))
+    assert model[0].weight.grad is None
+    values = clock.values()
+    assert values["0.weight/v"] == 0.0
+    assert values["clock/v"] == values["4.weight/v"] > 0.0
+    before = values["4.weight/v"]
+    model[0].weight.requires_grad_(True)
+    model[4].weight.requires_grad_(False)
+    train(model, optimizer, batches(20))
+    values = clock.values()
+    assert values["0.weight/v"] > 0.0
+    assert values["4.weight/v"] == before
+
+
+def test_accumulated_and_clipped_gradients_are_those_applied() -> None:
+    model = network()
+    optimizer, clock = make(model, details=1)
+    for k, batch in enumerate(batches(40)):
+        (loss(model, batch) / 4).backward()
+        if k % 4 == 3:
+            nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
+            optimizer.step()
+            optimizer.zero_grad()
+    assert clock.steps == 10
+    ratios = clock.each(lambda t: np.sqrt(t.mean("ratio") ** 2 * t.square))
+    whole = np.sqrt(sum(float((r**2).sum()) for r in ratios.values()))
+    assert whole <= 1.01e-3
+
+
+def test_parameter_groups_have_their_own_rates() -> None:
+    model = network()
+    groups = [
+        {"params": model[:4].parameters(), "lr": 0.05},
+        {"params": model[4:].parameters(), "lr": 0.2},
+    ]
+    optimizer = torch.optim.SGD(groups, 0.1, momentum=0.9)
+    clock = MixingClock(model, optimizer, inputs=batches(1)[0][0])
+    train(model, optimizer, batches(30))
+    alone = []
+    for index in (0, 4):
+        model = network()
+        optimizer = torch.optim.SGD(
+            [
+                {"params": model[:4].parameters(), "lr": 0.05},
+                {"params": model[4:].parameters(), "lr": 0.2},
+            ],
+            0.1,
+            momentum=0.9,
+        )
+        one = MixingClock(model, optimizer, [g for g in clock.groups if str(index) in g.name])
+        train(model, optimizer, batches(30))
+        alone.append(one.values()[f"{index}.weight/v"])
+    assert [clock.values()[f"{i}.weight/v"] for i in (0, 4)] == alone
+
+
+def test_closures() -> None:
+    model = network()
+    optimizer, clock = make(model)
+    for batch in batches(5):
+
+        def closure(batch: Any = batch) -> Tensor:
+            optimizer.zero_grad()
+            value = loss(model, batch)
+            value.backward()
+            return value
+
+        optimizer.step(closure)
+    assert clock.steps == 5
+    assert clock.time > 0.0
+
+
+def test_fresh_noise_is_measured() -> None:
+    data = batches(40, size=64)
+    for dropout, low, high in ((0.0, 0.0, 1e-6), (0.5, 0.15, 0.95)):
+        model = network(dropout)
+        optimizer, clock = make(model)
+        assert clock.fresh is None
+        assert clock.effective is None
+        state = torch.get_rng_state()
+        for k, batch in enumerate(data):
+            clock.measure(loss, batch, seed=10 * k)
+        assert torch.equal(state, torch.get_rng_state())
+        assert float(model[5].running_mean.abs().sum()) == 0.0
+        fresh = clock.fresh
+        assert fresh is not None
+        assert low <= fresh <= high
+        train(model, optimizer, batches(3))
+        assert clock.values()["clock/effective"] == pytest.approx(fresh * clock.time)
+        if fresh < 0.5:
+            assert "every sample once an epoch" in str(clock)
+    model = network()
+    _, clock = make(model)
+    for batch, other in zip(data[:20], data[20:], strict=True):
+        clock.measure(loss, batch, other)  # other samples altogether: all noise is fresh
+    assert clock.fresh == pytest.approx(1.0, abs=0.3)
+
+
+def test_the_trace_of_the_noise_is_unbiased() -> None:
+    """Against the covariance of single samples' gradients; the gradient of a batch is too large."""
+    model = nn.Sequential(nn.Linear(6, 8, bias=False), nn.LayerNorm(8), nn.Linear(8, 3))
+    x = torch.cat([batch[0] for batch in batches(16)])
+    y = x[:, :3].argmax(1)
+    _, clock = make(model)
+    grads = []
+    for i in range(len(x)):
+        (g,) = torch.autograd.grad(loss(model, (x[i : i + 1], y[i : i + 1])), model[0].weight)
+        grads.append(g.flatten())
+    each = torch.stack(grads)
+    trace = float((each - each.mean(0)).square().sum(1).mean()) / 8
+    signal = float(each.mean(0).square().sum())
+    generator = torch.Generator().manual_seed(7)
+    found, whole = [], []
+    for _ in range(300):
+        chosen = torch.randint(len(x), (8,), generator=generator)
+        clock.noise = None
+        found.append(clock.measure(loss, (x[chosen], y[chosen])).trace)
+        whole.append(float(each[chosen].mean(0).square().sum()))
+    error = float(np.std(found)) / math.sqrt(300)
+    assert abs(np.mean(found) - trace) < 4.0 * error
+    # Broken twin: the square of the batch's gradient, which has the signal too.
+    assert np.mean(whole) - trace > 4.0 * error
+    assert np.mean(whole) - trace == pytest.approx(signal, rel=0.5)
+
+
+def test_data_parallel(tmp_path: Any) -> None:
+    """Two processes with half of each batch have the clock of one with all of it."""
+    from torch.multiprocessing.spawn import spawn
+
+    spawn(_worker, args=(str(tmp_path),), nprocs=2)
+    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+    assert ranks[0] == ranks[1]
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8, bias=False), nn.LayerNorm(8), nn.Linear(8, 3))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    clock = MixingClock(model, optimizer, ["0.weight"])
+    train(model, optimizer, batches(6))
+    assert clock.values() == pytest.approx(ranks[0], rel=1e-4)
+
+
+def _worker(rank: int, folder: str) -> None:
+    warnings.simplefilter("ignore")
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2
+    )
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8, bias=False), nn.LayerNorm(8), nn.Linear(8, 3))
+    parallel = nn.parallel.DistributedDataParallel(model)
+    optimizer = torch.optim.AdamW(parallel.parameters(), lr=0.01)
+    clock = MixingClock(parallel, optimizer, ["0.weight"])
+    train(parallel, optimizer, [(x[rank::2], y[rank::2]) for x, y in batches(6)])
+    torch.save(clock.values(), f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_a_clock_that_is_not_stepped() -> None:
+    model = network()
+    _, clock = make(model)
+    other = torch.optim.SGD(model.parameters(), 0.1)
+    clock.values()
+    train(model, other, batches(2))
+    with pytest.warns(MixingClockWarning, match="counted no step"):
+        clock.values()
+
+
+def test_wrong_use_is_named() -> None:
+    model, x = network(), batches(1)[0][0]
+    sgd = torch.optim.SGD(model.parameters(), 0.1)
+    plain = nn.Sequential(nn.Linear(6, 3))
+    with pytest.raises(ArgumentError, match="nothing in the model is scale-invariant"):
+        MixingClock(plain, torch.optim.SGD(plain.parameters(), 0.1), inputs=x)
+    with pytest.raises(ArgumentError, match="which weights are scale-invariant is not known"):
+        MixingClock(model, sgd)
+    with pytest.raises(ArgumentError, match="the optimizer RMSprop is not known"):
+        MixingClock(model, torch.optim.RMSprop(model.parameters()), inputs=x)
+    with pytest.raises(ArgumentError, match="rule is not one of those"):
+        MixingClock(model, sgd, inputs=x, rule="adagrad")
+    with pytest.raises(ArgumentError, match="free of the weight decay"):
+        MixingClock(model, torch.optim.Adam(model.parameters(), weight_decay=0.1), inputs=x)
+    with pytest.raises(ArgumentError, match="does not have all weights of the group"):
+        MixingClock(model, torch.optim.SGD(model[4:].parameters(), 0.1), inputs=x)
+    with pytest.raises(DTypeError, match="not a torch optimizer"):
+        MixingClock(model, "sgd", inputs=x)  # type: ignore[arg-type]
+    with pytest.raises(ArgumentError, match="no parameter of this name"):
+        MixingClock(model, sgd, ["1.weights"])
+    heavy = torch.optim.SGD(model.parameters(), 0.1, momentum=0.99, weight_decay=1e-3)
+    with pytest.raises(TimeScaleError, match="too strong for this momentum"):
+        MixingClock(model, heavy, inputs=x)
+    with pytest.raises(ArgumentError, match="one of its choices"):
+        MixingClock(model, sgd, inputs=x, sampling="epochs")
+
+
+def test_weights_that_scale_together_have_one_rate() -> None:
+    model = nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8), nn.Linear(8, 3))
+    groups = scale_invariant_groups(model, torch.randn(16, 6))
+    split = torch.optim.SGD(
+        [
+            {"params": [model[0].weight], "weight_decay": 0.1},
+            {"params": [model[0].bias, *model[1:].parameters()]},
+        ],
+        0.1,
+    )
+    with pytest.raises(ArgumentError, match="have different options"):
+        MixingClock(model, split, groups)
+    clock = MixingClock(
+        model, torch.optim.SGD(groups.optimizer_groups(lr=0.1, weight_decay=0.1)), groups
+    )
+    assert clock.rule == "sgd"
