@@ -29,6 +29,7 @@ NAMES = (
     "diffusion",
     "network",
     "limits",
+    "training",
 )
 PACKAGES = (
     "manifold_sde",

@@ -19,6 +19,7 @@ from benchmarks import (
     bench_second_derivative,
     bench_sgd,
     bench_symbolic,
+    bench_training,
     network_problems,
     rows,
 )
@@ -35,6 +36,7 @@ MODULES = {
     "diffusion": bench_diffusion,
     "network": bench_network,
     "limits": bench_limits,
+    "training": bench_training,
 }
 needs_jax = pytest.mark.skipif(not rows.installed("jax"), reason="no JAX (make bench-environment)")
 STEPS = 40

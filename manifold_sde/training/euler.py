@@ -132,11 +132,16 @@ class Probe:
                     buffer.copy_(value)
 
     def perturb(self, saved: dict[str, Tensor], count: int) -> None:
-        """Move the tensors a tenth of their size away, in a way of each pass."""
+        """Move the tensors a tenth of their size away, in a way of each pass.
+
+        A bias that is near 0 is moved by a tenth of what tensors have as a rule: it must be seen.
+        """
         generator = torch.Generator().manual_seed(self.seed + 1000003 * (count + 1))
+        sizes = {name: float(z.double().square().mean().sqrt()) for name, z in saved.items()}
+        typical = float(np.median([size for size in sizes.values() if size > 0.0] or [1.0]))
         with torch.no_grad():
             for name, p in self.tensors.items():
-                size = float(saved[name].double().square().mean().sqrt()) or 1.0
+                size = max(sizes[name], typical) if p.dim() < 2 else sizes[name] or typical
                 z = torch.randn(p.shape, generator=generator, dtype=torch.float32).to(p)
                 p.copy_(saved[name] + _PERTURBED * size * z)
 

@@ -141,6 +141,13 @@ def test_pre_norm_transformer() -> None:
     assert reasons(module, randn(8, 5, 6))["1.layers.0.linear1.weight"] == "its bias stays"
 
 
+def test_biases_that_have_hardly_moved_from_zero_are_seen() -> None:
+    module = nn.Sequential(nn.Linear(6, 12), nn.LayerNorm(12), nn.Linear(12, 4))
+    with torch.no_grad():
+        module[0].bias.copy_(1e-9 * randn(12))
+    assert found(module, randn(16, 6)) == {"0.weight 0.bias": "jointly"}
+
+
 def test_post_norm_transformer() -> None:
     """The skip keeps what is written into it from being scale-invariant."""
     layer = nn.TransformerEncoderLayer(
