@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,6 @@ from torch import Tensor, nn
 
 from manifold_sde.arguments import check_choice, check_count, kind_of
 from manifold_sde.errors import (
-    ArgumentError,
     DTypeError,
     MixingClockError,
     MixingClockWarning,
@@ -21,38 +19,17 @@ from manifold_sde.errors import (
 from manifold_sde.number_arrays import Array
 from manifold_sde.training.euler import Forward
 from manifold_sde.training.freshness import Noise, measure_noise
-from manifold_sde.training.groups import ScaleGroup, ScaleGroups, scale_invariant_groups
-from manifold_sde.training.rules import Options, matrix, options_of, rule_of
-from manifold_sde.training.track import Details, Track
+from manifold_sde.training.groups import ScaleGroup, ScaleGroups
+from manifold_sde.training.lane import Lane, Pending, count_steps, split
+from manifold_sde.training.rules import matrix, options_of, rule_of
+from manifold_sde.training.track import Track
 from manifold_sde.training.watch import Watch
+from manifold_sde.training.wiring import by_parameter_group, chosen_groups, has_stepped
 
 SAMPLINGS = ("iid", "reshuffled")
 _MOST_PENDING = 1000
 _MOST_HISTORY = 2000
-
-
-@dataclass
-class _Pending:
-    """A step that was not counted yet; tensors are still on their device."""
-
-    options: Options
-    active: tuple[bool, ...] = ()
-    first: Tensor | None = None
-    after: Tensor | None = None
-    details: list[Tensor] | None = None
-
-
-@dataclass
-class _Lane:
-    """The groups in one parameter group of the optimizer."""
-
-    index: int
-    watch: Watch
-    track: Track
-    pending: list[_Pending] = field(default_factory=list)
-    started: bool = False
-    before: dict[str, Tensor] | None = None
-    open: list[Tensor] | None = None
+_MOST_SIZES = 50
 
 
 class MixingClock:
@@ -90,6 +67,7 @@ class MixingClock:
     Attributes:
         groups: The groups.
         steps: Number of steps counted.
+        sizes: Norms of the last gradients of all parameters that were looked at, 50 at most.
 
     Raises:
         ArgumentError: If nothing is scale-invariant, or the optimizer is not known.
@@ -140,19 +118,21 @@ class MixingClock:
             check_choice("sampling", sampling, SAMPLINGS, 'sampling="reshuffled"')
         self.sampling = sampling
         self.model, self.optimizer = model, optimizer
-        self.groups = _groups(model, groups, inputs, forward)
+        self.groups = chosen_groups(model, groups, inputs, forward)
         self.noise: Noise | None = None
         self.steps = 0
         self._asked = 0
+        self._totals: list[Tensor] = []
+        self.sizes: list[float] = []
         self._history: list[tuple[int, float, list[float]]] = []
         tensors = dict(model.named_parameters())
         self._lanes = [
-            _Lane(index, watch := Watch(own, tensors), Track(self.rule, watch.weights().numpy()))
-            for index, own in _by_parameter_group(optimizer, self.groups, tensors).items()
+            Lane(index, watch := Watch(own, tensors), Track(self.rule, watch.weights().numpy()))
+            for index, own in by_parameter_group(optimizer, self.groups, tensors).items()
         ]
         for lane in self._lanes:
             matrix(self.rule, options_of(optimizer.param_groups[lane.index]).numbers(), np.ones(1))
-        self._resumed = _has_stepped(optimizer)
+        self._resumed = has_stepped(optimizer)
         self._hooks = [
             optimizer.register_step_pre_hook(self._before),
             optimizer.register_step_post_hook(self._after),
@@ -177,9 +157,14 @@ class MixingClock:
             self._resumed = False
         close = self.steps % self.details == 0
         closure = any(given is not None for given in (*args[1:], *kwargs.values()))
+        if close and not closure:
+            gradients = [p.grad for g in optimizer.param_groups for p in g["params"]]
+            norms = torch._foreach_norm([g for g in gradients if g is not None])
+            if norms:
+                self._totals.append(torch.stack([n.to(norms[0]) for n in norms]).norm())
         for lane in self._lanes:
             values = lane.watch.values()
-            lane.pending.append(_Pending(options_of(optimizer.param_groups[lane.index])))
+            lane.pending.append(Pending(options_of(optimizer.param_groups[lane.index])))
             if not lane.started:
                 lane.started = True
                 lane.pending[-1].first = lane.watch.squares(values)
@@ -221,7 +206,10 @@ class MixingClock:
             if lane.pending[-1].after is None:
                 with torch.no_grad():
                     lane.pending[-1].after = lane.watch.squares(lane.watch.values())
-            _count(lane)
+            count_steps(lane)
+        if self._totals:
+            self.sizes = [*self.sizes, *torch.stack(self._totals).tolist()][-_MOST_SIZES:]
+            self._totals.clear()
         if not self._history or self._history[-1][0] < self.steps:
             self._history.append((self.steps, self.time, self._norms()))
         if len(self._history) > _MOST_HISTORY:
@@ -231,7 +219,7 @@ class MixingClock:
         return [
             float(np.sqrt(np.mean(z)))
             for lane in self._lanes
-            for z in _split(lane, lane.track.square)
+            for z in split(lane, lane.track.square)
         ]
 
     def each(self, quantity: Callable[[Track], Array]) -> dict[str, Array]:
@@ -241,7 +229,7 @@ class MixingClock:
             group.name: part
             for lane in self._lanes
             for group, part in zip(
-                lane.watch.groups, _split(lane, quantity(lane.track)), strict=True
+                lane.watch.groups, split(lane, quantity(lane.track)), strict=True
             )
         }
 
@@ -254,11 +242,19 @@ class MixingClock:
             float(np.median(part))
             for lane in self._lanes
             for part, count in zip(
-                _split(lane, lane.track.clock), _split(lane, lane.track.count), strict=True
+                split(lane, lane.track.clock), split(lane, lane.track.count), strict=True
             )
             if count.max() > 0
         ]
         return min(clocks, default=0.0)
+
+    @property
+    def clipped(self) -> float:
+        """Share of the last gradients whose norm is the largest of all: they are clipped to it."""
+        self._catch_up()
+        if len(self.sizes) < 5:
+            return 0.0
+        return float(np.mean(np.array(self.sizes) > 0.999 * max(self.sizes)))
 
     @property
     def fresh(self) -> float | None:
@@ -271,9 +267,13 @@ class MixingClock:
 
     @property
     def effective(self) -> float | None:
-        """The clock by which the minimisers are explored, f v, or ``None`` if f is not known."""
+        """The clock by which the minimisers are explored, or ``None`` if f is not known.
+
+        It is f v, of which only the share of the noise in E |g|^2 is taken where it was measured.
+        """
         fresh = self.fresh
-        return None if fresh is None else fresh * self.time
+        share = 1.0 if self.noise is None else self.noise.share
+        return None if fresh is None else fresh * share * self.time
 
     @property
     def history(self) -> tuple[Array, Array, dict[str, Array]]:
@@ -333,6 +333,8 @@ class MixingClock:
         fresh, effective = self.fresh, self.effective
         if fresh is not None and effective is not None:
             found |= {"clock/fresh": fresh, "clock/effective": effective}
+        if self.noise is not None:
+            found["clock/noise_share"] = self.noise.share
         found["clock/growth"] = min(
             (float(np.median(part)) for part in self.each(lambda t: t.growth).values()), default=0.0
         )
@@ -359,7 +361,7 @@ class MixingClock:
                 f"{line}; exploration of minimisers: unknown\n"
                 'until sampling="iid" or "reshuffled" is told, or clock.measure(loss, batch) called'
             )
-        line = f"{line}, of which {fresh:.2g} fresh: effective clock {fresh * v:.3g}"
+        line = f"{line}, noise {fresh:.2g} fresh: effective clock {self.effective:.3g}"
         if fresh < 0.5:
             line += (
                 "\nevery sample once an epoch: the noise of an epoch sums to 0, and only what is "
@@ -406,115 +408,3 @@ class MixingClock:
             lane.track.load(track)
             lane.started = self.steps > 0
         self._resumed = False
-
-
-def _split(lane: _Lane, values: Array) -> list[Array]:
-    """Values of all parts, group by group."""
-    return np.split(np.asarray(values), np.cumsum(lane.watch.parts)[:-1])
-
-
-def _count(lane: _Lane) -> None:
-    """Read what the steps of a lane left on the device, and count them."""
-    kept = [
-        t
-        for step in lane.pending
-        for t in (step.first, *(step.details or []), step.after)
-        if t is not None
-    ]
-    rows = iter(torch.stack([t.double() for t in kept]).cpu().numpy())
-    read: list[tuple[Array | None, Details | None, Array | None]] = []
-    for step in lane.pending:
-        first = next(rows) if step.first is not None else None
-        details = Details(*(next(rows) for _ in step.details)) if step.details else None
-        read.append((first, details, next(rows) if step.after is not None else None))
-    track = lane.track
-    for k, (step, (first, details, after)) in enumerate(zip(lane.pending, read, strict=True)):
-        track.begin(track.square if first is None else first)
-        if after is None:
-            # Between two norms that were taken, they grow by the same factor each step.
-            ahead = next(i for i in range(k, len(read)) if read[i][2] is not None)
-            whole = np.asarray(read[ahead][2]) / track.square
-            after = track.square * whole ** (1.0 / (ahead - k + 1))
-        active = np.repeat(step.active, lane.watch.parts)
-        track.advance(step.options.numbers(), active, after, details)
-    lane.pending.clear()
-
-
-def _groups(
-    model: nn.Module,
-    groups: ScaleGroups | Sequence[ScaleGroup | str] | None,
-    inputs: Any,
-    forward: Forward | None,
-) -> list[ScaleGroup]:
-    tensors = dict(model.named_parameters())
-    if groups is None:
-        if inputs is None:
-            raise ArgumentError(
-                "which weights are scale-invariant is not known",
-                received="neither groups nor inputs",
-                expected="groups, or inputs to measure them",
-                remedy="MixingClock(model, optimizer, inputs=batch)",
-            )
-        groups = scale_invariant_groups(model, inputs, forward=forward)
-    chosen = []
-    for group in groups:
-        if isinstance(group, str):
-            if group not in tensors:
-                raise ArgumentError(
-                    "there is no parameter of this name",
-                    received=repr(group),
-                    expected="a name of model.named_parameters()",
-                    remedy=", ".join(list(tensors)[:6]),
-                )
-            count = tensors[group].numel()
-            group = ScaleGroup(group, (group,), 0, 0, None, 1, count, float("nan"))
-        chosen.append(group)
-    if not chosen:
-        raise ArgumentError(
-            "nothing in the model is scale-invariant",
-            received="no group",
-            expected="weights that feed a normalisation",
-            remedy="print(scale_invariant_groups(model, inputs)) says why of each tensor; in eval "
-            "mode batch normalisation does not count",
-        )
-    return chosen
-
-
-def _by_parameter_group(
-    optimizer: torch.optim.Optimizer, groups: Sequence[ScaleGroup], tensors: dict[str, Any]
-) -> dict[int, list[ScaleGroup]]:
-    """The groups of each of the optimizer's parameter groups."""
-    home = {id(p): i for i, g in enumerate(optimizer.param_groups) for p in g["params"]}
-    found: dict[int, list[ScaleGroup]] = {}
-    for group in groups:
-        homes = {home.get(id(tensors[name])) for name in group.parameters}
-        if None in homes:
-            raise ArgumentError(
-                f"the optimizer does not have all weights of the group {group.name!r}",
-                received=", ".join(n for n in group.parameters if id(tensors[n]) not in home),
-                expected="an optimizer of the model's parameters",
-                remedy="make the clock with the optimizer that trains them, or pass the groups "
-                "that it has",
-            )
-        indices = sorted(i for i in homes if i is not None)
-        options = [
-            {k: v for k, v in optimizer.param_groups[i].items() if k not in ("params", "name")}
-            for i in indices
-        ]
-        if any(other != options[0] for other in options[1:]):
-            raise ArgumentError(
-                f"the weights of the group {group.name!r} have different options",
-                received=f"parameter groups {', '.join(map(str, indices))} of the optimizer",
-                expected="one learning rate and weight decay for weights that scale together",
-                remedy="groups.optimizer_groups(lr=..., weight_decay=...) keeps them together",
-            )
-        found.setdefault(indices[0], []).append(group)
-    return found
-
-
-def _has_stepped(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether an optimizer has a state that only steps leave."""
-    return any(
-        isinstance(state.get("momentum_buffer"), Tensor) or float(state.get("step", 0)) > 0
-        for state in optimizer.state.values()
-    )

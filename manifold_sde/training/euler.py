@@ -15,7 +15,7 @@ from manifold_sde.errors import ArgumentError
 from manifold_sde.number_arrays import Array
 from manifold_sde.training.homogeneity import Degrees
 
-_PERTURBED = 0.1
+_PERTURBED, _VECTORS = 0.1, 0.3
 Forward = Callable[[nn.Module, Any], Any]
 
 
@@ -134,16 +134,16 @@ class Probe:
     def perturb(self, saved: dict[str, Tensor], count: int) -> None:
         """Move the tensors a tenth of their size away, in a way of each pass.
 
-        A bias that is near 0 is moved by a tenth of what tensors have as a rule: it must be seen.
+        Vectors are moved by .3 at least: a bias near 0, beside a gain of 1, must be seen.
         """
         generator = torch.Generator().manual_seed(self.seed + 1000003 * (count + 1))
-        sizes = {name: float(z.double().square().mean().sqrt()) for name, z in saved.items()}
-        typical = float(np.median([size for size in sizes.values() if size > 0.0] or [1.0]))
         with torch.no_grad():
             for name, p in self.tensors.items():
-                size = max(sizes[name], typical) if p.dim() < 2 else sizes[name] or typical
+                size = _PERTURBED * float(saved[name].double().square().mean().sqrt())
+                if p.dim() < 2:
+                    size = max(size, _VECTORS)
                 z = torch.randn(p.shape, generator=generator, dtype=torch.float32).to(p)
-                p.copy_(saved[name] + _PERTURBED * size * z)
+                p.copy_(saved[name] + (size or _PERTURBED) * z)
 
     def outputs(self) -> list[Tensor]:
         """The outputs, with the random numbers of the same seed each time."""

@@ -350,6 +350,8 @@ def test_accumulated_and_clipped_gradients_are_those_applied() -> None:
     ratios = clock.each(lambda t: np.sqrt(t.mean("ratio") ** 2 * t.square))
     whole = np.sqrt(sum(float((r**2).sum()) for r in ratios.values()))
     assert whole <= 1.01e-3
+    assert clock.clipped == 1.0
+    assert make(network())[1].clipped == 0.0
 
 
 def test_parameter_groups_have_their_own_rates() -> None:
@@ -410,7 +412,9 @@ def test_fresh_noise_is_measured() -> None:
         assert fresh is not None
         assert low <= fresh <= high
         train(model, optimizer, batches(3))
-        assert clock.values()["clock/effective"] == pytest.approx(fresh * clock.time)
+        assert clock.values()["clock/effective"] == pytest.approx(
+            fresh * clock.noise.share * clock.time
+        )
         if fresh < 0.5:
             assert "every sample once an epoch" in str(clock)
     model = network()

@@ -148,6 +148,15 @@ def test_biases_that_have_hardly_moved_from_zero_are_seen() -> None:
     assert found(module, randn(16, 6)) == {"0.weight 0.bias": "jointly"}
 
 
+def test_a_gain_beside_a_bias_that_is_zero_is_not_scale_invariant() -> None:
+    module = nn.Sequential(
+        nn.Linear(6, 8), nn.LayerNorm(8), nn.ReLU(), nn.Linear(8, 8, bias=False), nn.RMSNorm(8)
+    )
+    names = found(module, randn(32, 6))
+    assert names["1.weight 1.bias"] == "jointly"
+    assert "1.weight" not in names
+
+
 def test_post_norm_transformer() -> None:
     """The skip keeps what is written into it from being scale-invariant."""
     layer = nn.TransformerEncoderLayer(

@@ -1,0 +1,70 @@
+"""The groups in one parameter group of an optimizer, and their steps that are not counted yet."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from manifold_sde.number_arrays import Array
+from manifold_sde.training.rules import Options
+from manifold_sde.training.track import Details, Track
+from manifold_sde.training.watch import Watch
+
+
+@dataclass
+class Pending:
+    """A step that was not counted yet; tensors are still on their device."""
+
+    options: Options
+    active: tuple[bool, ...] = ()
+    first: Tensor | None = None
+    after: Tensor | None = None
+    details: list[Tensor] | None = None
+
+
+@dataclass
+class Lane:
+    """The groups in one parameter group of the optimizer."""
+
+    index: int
+    watch: Watch
+    track: Track
+    pending: list[Pending] = field(default_factory=list)
+    started: bool = False
+    before: dict[str, Tensor] | None = None
+    open: list[Tensor] | None = None
+
+
+def split(lane: Lane, values: Array) -> list[Array]:
+    """Values of all parts, group by group."""
+    return np.split(np.asarray(values), np.cumsum(lane.watch.parts)[:-1])
+
+
+def count_steps(lane: Lane) -> None:
+    """Read what the steps of a lane left on the device, and count them."""
+    kept = [
+        t
+        for step in lane.pending
+        for t in (step.first, *(step.details or []), step.after)
+        if t is not None
+    ]
+    rows = iter(torch.stack([t.double() for t in kept]).cpu().numpy())
+    read: list[tuple[Array | None, Details | None, Array | None]] = []
+    for step in lane.pending:
+        first = next(rows) if step.first is not None else None
+        details = Details(*(next(rows) for _ in step.details)) if step.details else None
+        read.append((first, details, next(rows) if step.after is not None else None))
+    track = lane.track
+    for k, (step, (first, details, after)) in enumerate(zip(lane.pending, read, strict=True)):
+        track.begin(track.square if first is None else first)
+        if after is None:
+            # Between two norms that were taken, they grow by the same factor each step.
+            ahead = next(i for i in range(k, len(read)) if read[i][2] is not None)
+            whole = np.asarray(read[ahead][2]) / track.square
+            after = track.square * whole ** (1.0 / (ahead - k + 1))
+        active = np.repeat(step.active, lane.watch.parts)
+        track.advance(step.options.numbers(), active, after, details)
+    lane.pending.clear()
