@@ -61,8 +61,8 @@ class MixingClock:
         sampling: ``"iid"`` where batches are drawn independently (f = 1), ``"reshuffled"`` where
             every sample comes once an epoch and looks the same each time (f = 0).
         every: Norms are taken every so many steps, and each time in the first hundred.
-        details: Gradients and updates are looked at every so many steps; for that step there is one
-            more copy of the scale-invariant weights.
+        details: Gradients and updates are looked at every so many steps, and in the first of them
+            each time; for that step there is one more copy of the scale-invariant weights.
 
     Attributes:
         groups: The groups.
@@ -155,7 +155,7 @@ class MixingClock:
                 stacklevel=3,
             )
             self._resumed = False
-        close = self.steps % self.details == 0
+        close = self.steps < 2 * self.details or self.steps % self.details == 0
         closure = any(given is not None for given in (*args[1:], *kwargs.values()))
         if close and not closure:
             gradients = [p.grad for g in optimizer.param_groups for p in g["params"]]

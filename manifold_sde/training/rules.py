@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -171,3 +172,18 @@ def pure_alignment(rule: str, now: Options) -> float:
     if rule in RELATIVE or rule == NORMS:
         return float("nan")
     return 1.0 - 1.0 / variance(rule, now)
+
+
+def relaxation_rate(rule: str, now: Options, loss: float) -> float:
+    """The rate a step at which the norm comes to rest, from what decay takes of |x|^2 in a step.
+
+    |x|^4 of SGD relaxes at twice that rate, |x|^2 of steps of fixed size at the rate itself; with
+    Adam's v behind by 1/(1 - beta2) steps, at the slower of two rates.
+    """
+    if rule in LINEAR:
+        return 2.0 * loss
+    if rule not in ADAM:
+        return loss
+    memory = 1.0 - now.betas[1]
+    half = 0.5 * (2.0 * loss + memory)
+    return half - math.sqrt(half * half - loss * memory)

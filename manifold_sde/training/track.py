@@ -19,7 +19,7 @@ from manifold_sde.training.rules import (
     variance,
 )
 
-_MEMORY = 0.99
+_MEMORY = 0.97
 _KEPT = ("count", "start", "square", "lag", "power", "angle", "size_ratio")
 _MEANS = (
     "weight",

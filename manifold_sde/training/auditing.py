@@ -1,0 +1,235 @@
+"""Is this normal? Norms, rotations and clock of a run against what theory says of them."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from manifold_sde.arguments import kind_of
+from manifold_sde.errors import ArgumentError, DTypeError, MixingClockError
+from manifold_sde.number_arrays import Array
+from manifold_sde.training.clock import MixingClock
+from manifold_sde.training.expected import LINEAR, RELATIVE
+from manifold_sde.training.groups import EPS_MATTERS, INVARIANT, ScaleGroup
+from manifold_sde.training.lane import Lane, split
+from manifold_sde.training.logs import audit_log
+from manifold_sde.training.report import (
+    AS_PREDICTED,
+    NONE,
+    NOT_YET,
+    OFF,
+    AuditReport,
+    GroupAudit,
+)
+from manifold_sde.training.rules import (
+    NORMS,
+    Options,
+    matrix,
+    options_of,
+    relaxation_rate,
+    variance,
+)
+
+NORM_OFF, NORM_AT_REST, ALIGNMENT_OFF = 0.1, 0.05, 0.03
+"""By how much norms may be off prediction and equilibrium, and alignment off momentum's."""
+
+
+def audit(source: MixingClock | str | Path, **options: Any) -> AuditReport:
+    """Compare a run with theory: its norms, how far a step turns, and the ledger of the norms.
+
+    Of each group: the norm against what independent gradients of the sizes that were seen would
+    have made of it; the norm at rest at the present rates, and the steps until it is within 5 % of
+    it; the angle of a step; the share of the norm's growth that is alignment of the update with
+    the weights, of which momentum alone makes 2β/(1 + β).
+
+    None of it says that the run has mixed: norms and single rotations are the same whether the
+    noise explores the minimisers or not.
+
+    Args:
+        source: A clock that was stepped; or a log (CSV, JSON lines) or a folder of checkpoints,
+            with the rates as options: see :func:`~manifold_sde.training.logs.audit_log`.
+        **options: For a log or folder.
+
+    Returns:
+        The report: ``print`` it, ``.plot()``, ``.save("audit.json")``, and its rows.
+
+    Raises:
+        MixingClockError: If the clock was not stepped.
+
+    Source: the norm equations of Section 3 group by group, in their exact discrete form.
+    """
+    if isinstance(source, (str, Path)):
+        return audit_log(source, **options)
+    if not isinstance(source, MixingClock):
+        raise DTypeError(
+            "there is nothing to audit",
+            received=kind_of(source),
+            expected="a MixingClock, or the path of a log or of a folder of checkpoints",
+            remedy="audit(clock)",
+        )
+    if options:
+        raise ArgumentError(
+            "a clock knows its rates",
+            received=", ".join(options),
+            expected="no options",
+            remedy="audit(clock)",
+        )
+    if not source.steps:
+        raise MixingClockError(
+            "the clock was not stepped",
+            received="0 steps",
+            expected="steps of the optimizer that the clock was made with",
+            remedy="make the clock before training, with the optimizer whose step() is called",
+        )
+    steps, _, norms = source.history
+    rows = [row for lane in source._lanes for row in _rows(source, lane)]
+    closing = max(lane.track.closing for lane in source._lanes)
+    return AuditReport(
+        " ".join(str(source).split()), tuple(rows), tuple(_notes(source)), closing, steps, norms
+    )
+
+
+def _notes(clock: MixingClock) -> list[str]:
+    notes = []
+    if clock.clipped >= 0.8:
+        notes.append(
+            f"{100 * clock.clipped:.0f} % of the gradients looked at are clipped: steps have the "
+            "size of the clip, the norm at rest goes with its square, and u is not the clock."
+        )
+    if clock.fresh is not None and clock.fresh < 0.1:
+        notes.append(
+            "Nearly all noise comes back each epoch: norms and rotations are as with independent "
+            "batches, but the minimisers are not explored (f = "
+            f"{clock.fresh:.2g})."
+        )
+    if clock.fresh is None:
+        notes.append(
+            "Whether the noise explores the minimisers is not in these numbers: it depends on the "
+            'order of the data. Tell sampling="iid" or "reshuffled", or call clock.measure(...).'
+        )
+    return notes
+
+
+def _rows(clock: MixingClock, lane: Lane) -> list[GroupAudit]:
+    """The audit of the groups of a lane, each by the median of its parts."""
+    track = lane.track
+    now = options_of(clock.optimizer.param_groups[lane.index]).numbers()
+    loss = 1.0 - decay_factor(clock.rule, now) ** 2
+    speed = relaxation_rate(clock.rule, now, loss)
+    gain, rate = _growth(clock.rule, now, lane)
+    power = 4.0 if clock.rule in LINEAR else 2.0
+    with np.errstate(invalid="ignore", divide="ignore"):
+        at_rest = gain / loss if loss > 0.0 else np.full_like(gain, math.inf)
+        equilibrium = np.sqrt(track.square) * at_rest ** (1.0 / power)
+        predicted = np.sqrt(track.predicted.xx)
+        expected = np.sqrt(gain * (1.0 - track.mean("pure")))
+    if clock.rule in RELATIVE or clock.rule == NORMS:
+        predicted = equilibrium = expected = np.full_like(predicted, np.nan)
+    growth = track.mean("growth")
+    columns: dict[str, Array] = {
+        "norm": np.sqrt(track.square),
+        "predicted": predicted,
+        "equilibrium": equilibrium if loss > 0.0 else np.full_like(predicted, np.nan),
+        "rotation": np.sqrt(track.mean("turned")),
+        "expected_rotation": expected,
+        "gradient_ratio": track.mean("ratio"),
+        "effective_rate": rate,
+        "decay": track.mean("decay"),
+        "growth": growth,
+        "change": track.mean("change"),
+        "pure_alignment": track.mean("pure"),
+        "cosine": np.sqrt(track.mean("cosine")),
+        "clock": track.clock,
+    }
+    parts = {name: split(lane, column) for name, column in columns.items()}
+    aligned = split(lane, track.mean("alignment"))
+    found = []
+    for i, group in enumerate(lane.watch.groups):
+        numbers = {name: _median(column[i]) for name, column in parts.items()}
+        # A share of sums, not of medians: both fluctuate from step to step.
+        whole = float(np.nansum(parts["growth"][i]))
+        numbers["alignment"] = float(np.nansum(aligned[i])) / whole if whole else math.nan
+        moved = bool(split(lane, track.count)[i].max())
+        ratio = float(np.median(split(lane, track.size_ratio)[i]))
+        found.append(_judged(group, numbers, loss, power, speed, moved, track.touched, ratio))
+    return found
+
+
+def decay_factor(rule: str, now: Options) -> float:
+    """What a step makes of weights without gradient, in the long run at these options."""
+    step = matrix(rule, now, np.full(1, 1e9))
+    pair = np.array([[_one(step.xx), _one(step.xm)], [_one(step.mx), _one(step.mm)]])
+    return float(np.abs(np.linalg.eigvals(pair)).max())
+
+
+def _one(value: Any) -> float:
+    return float(np.reshape(value, -1)[0])
+
+
+def _growth(rule: str, now: Options, lane: Lane) -> tuple[Array, Array]:
+    """What noise makes of |x|^2 in a step, relative, and the effective learning rate."""
+    track = lane.track
+    if rule in LINEAR:
+        rate = now.lr * (1.0 - now.dampening) / (1.0 - now.momentum)
+        return rate**2 * track.trace / track.square**2, rate / track.square
+    size = variance(rule, now) * track.size_ratio
+    if rule != "normalised_sgd":
+        size = size * track.weights
+    return now.lr**2 * size / track.square, now.lr / np.sqrt(track.square)
+
+
+def _median(values: Array) -> float:
+    finite = values[np.isfinite(values)]
+    return float(np.median(finite)) if len(finite) else math.nan
+
+
+def _judged(
+    group: ScaleGroup,
+    numbers: dict[str, float],
+    loss: float,
+    power: float,
+    speed: float,
+    moved: bool,
+    touched: float,
+    size_ratio: float,
+) -> GroupAudit:
+    """The verdict on a group."""
+    norm, predicted, rest = numbers["norm"], numbers["predicted"], numbers["equilibrium"]
+    to_go = math.inf if loss <= 0.0 else math.nan
+    if math.isfinite(rest) and rest > 0.0:
+        off = abs((norm / rest) ** power - 1.0) / ((1.0 + NORM_AT_REST) ** power - 1.0)
+        to_go = max(0.0, math.log(off)) / speed if off > 0.0 else 0.0
+    verdict, reason = AS_PREDICTED, ""
+    if not moved:
+        verdict, reason = AS_PREDICTED, "frozen, it had no gradient"
+    elif numbers["cosine"] > EPS_MATTERS:
+        verdict = OFF
+        reason = f"it is not scale-invariant: cos(x, g) = {numbers['cosine']:.1e}"
+    elif math.isfinite(predicted) and abs(norm / predicted - 1.0) > NORM_OFF:
+        verdict, reason = OFF, _likely(numbers, touched, size_ratio)
+    elif loss <= 0.0:
+        verdict, reason = NONE, "without decay the norm grows for ever, and the clock slows down"
+    elif to_go > 0.0:
+        verdict = NOT_YET
+    if not reason and INVARIANT < numbers["cosine"] <= EPS_MATTERS:
+        reason = "the eps of its normalisation is seen at this norm"
+    return GroupAudit(
+        group.name, group.parts, **numbers, steps_to_go=to_go, verdict=verdict, reason=reason
+    )
+
+
+def _likely(numbers: dict[str, float], touched: float, size_ratio: float) -> str:
+    """Why a norm is not what independent gradients make of it."""
+    if touched > 1e-3:
+        return "the weights are changed outside of optimizer.step()"
+    if numbers["cosine"] > INVARIANT:
+        return "the eps of its normalisation is too large for this norm"
+    if size_ratio < 0.8:
+        return "the optimizer's eps is not small against the gradients"
+    excess = numbers["alignment"] - numbers["pure_alignment"]
+    if excess > ALIGNMENT_OFF or numbers["norm"] > numbers["predicted"]:
+        return "successive gradients agree (signal): more growth than momentum and noise make"
+    return "successive gradients undo each other: less growth than noise makes"

@@ -1,0 +1,328 @@
+"""The audit of runs whose norms are known, of runs that are off for a known reason, and of logs."""
+
+import csv
+import json
+import math
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from manifold_sde.errors import ArgumentError, DataFileError, DTypeError, MixingClockError
+from manifold_sde.training import AuditReport, MixingClock, ScaleGroup, audit, expected_clock
+
+PATHS, DIM = 40, 200
+
+
+class Rows(nn.Module):
+    """Rows whose gradients are noise tangent to each: fresh, repeated, or of changing sign."""
+
+    def __init__(self, noise: str = "fresh") -> None:
+        super().__init__()
+        self.generator = torch.Generator().manual_seed(0)
+        start = torch.randn(PATHS, DIM, generator=self.generator, dtype=torch.float64)
+        self.weight = nn.Parameter(start / start.norm(dim=1, keepdim=True))
+        self.noise, self.steps, self.z = noise, 0, torch.zeros(0)
+        self.group = ScaleGroup("rows", ("weight",), 0, 1, None, PATHS, PATHS * DIM, 0.0)
+
+    def fill(self) -> None:
+        x = self.weight.detach()
+        if self.noise == "fresh" or self.steps % 20 == 0:
+            self.z = torch.randn(x.shape, generator=self.generator, dtype=x.dtype)
+        self.z = -self.z if self.noise == "opposite" else self.z
+        self.steps += 1
+        z = self.z - x * ((x * self.z).sum(1, keepdim=True) / x.square().sum(1, keepdim=True))
+        self.weight.grad = z / (math.sqrt(DIM - 1) * x.norm(dim=1, keepdim=True))
+
+
+def run(
+    steps: int, noise: str = "fresh", *, between: Any = None, adam: bool = False, **options: Any
+) -> tuple[Rows, MixingClock]:
+    rows = Rows(noise)
+    optimizer: torch.optim.Optimizer
+    if adam:
+        optimizer = torch.optim.AdamW([rows.weight], eps=1e-20, **options)
+    else:
+        optimizer = torch.optim.SGD([rows.weight], **{"lr": 0.01, "momentum": 0.9, **options})
+    clock = MixingClock(rows, optimizer, [rows.group], sampling="iid")
+    for _ in range(steps):
+        rows.fill()
+        optimizer.step()
+        if between is not None:
+            between(rows)
+    return rows, clock
+
+
+def only(report: AuditReport) -> Any:
+    (row,) = report
+    return row
+
+
+def test_a_run_of_noise_is_as_predicted() -> None:
+    _, clock = run(600, weight_decay=0.05)
+    report = audit(clock)
+    row = only(report)
+    assert row.verdict == "as predicted"
+    assert report.passed
+    assert row.norm == pytest.approx(row.predicted, rel=0.02)
+    assert row.norm == pytest.approx(row.equilibrium, rel=0.03)
+    assert row.norm == pytest.approx((0.1 / 0.1) ** 0.25, rel=0.02)  # (ηe V / 2λ)^(1/4)
+    assert row.rotation == pytest.approx(row.expected_rotation, rel=0.05)
+    assert row.alignment == pytest.approx(0.9474, abs=0.01)
+    assert row.pure_alignment == pytest.approx(0.9474, abs=1e-4)
+    assert row.decay + row.growth == pytest.approx(row.change, abs=1e-12)
+    assert report.closing < 1e-12
+    assert row.cosine < 1e-12
+
+
+@pytest.mark.parametrize("adam", [False, True])
+def test_steps_to_go_are_the_steps_that_it_takes(adam: bool) -> None:
+    options = {"lr": 0.004, "weight_decay": 0.1} if adam else {"weight_decay": 0.01}
+    keywords: dict[str, Any] = {"optimizer": "adamw", "size": DIM} if adam else {"momentum": 0.9}
+    _, clock = run(60, adam=adam, **options)
+    row = only(audit(clock))
+    assert row.verdict == "not yet in equilibrium"
+    lr = options.get("lr", 0.01)
+    norms = expected_clock(lr, 20000, weight_decay=options["weight_decay"], **keywords).norms
+    assert row.equilibrium == pytest.approx(norms[-1], rel=0.03)
+    there = int(np.argmax(np.abs(norms / norms[-1] - 1.0) < 0.05))
+    assert row.steps_to_go == pytest.approx(there - 60, rel=0.2)
+    assert "steps to go" in str(audit(clock))
+
+
+def test_no_decay_is_no_equilibrium() -> None:
+    row = only(audit(run(60)[1]))
+    assert row.verdict == "no equilibrium"
+    assert row.steps_to_go == math.inf
+    assert math.isnan(row.equilibrium)
+
+
+@pytest.mark.parametrize(
+    ("noise", "reason"),
+    [("repeated", "successive gradients agree"), ("opposite", "successive gradients undo")],
+)
+def test_gradients_that_are_not_independent(noise: str, reason: str) -> None:
+    report = audit(run(600, noise, weight_decay=0.02)[1])
+    row = only(report)
+    assert row.verdict == "off"
+    assert reason in row.reason
+    assert not report.passed
+
+
+def test_alignment_of_momentum_is_not_taken_for_signal() -> None:
+    """A rule by which an alignment of .95 is signal would reject every run with momentum."""
+    row = only(audit(run(300, weight_decay=0.05)[1]))
+    assert row.alignment > 0.9
+    assert row.verdict != "off"
+
+
+def test_weights_that_others_change() -> None:
+    def shrink(rows: Rows) -> None:
+        rows.weight.data.mul_(0.99)
+
+    row = only(audit(run(200, weight_decay=0.02, between=shrink)[1]))
+    assert row.verdict == "off"
+    assert "outside of optimizer.step()" in row.reason
+
+
+def classifier(
+    model: nn.Module, groups: Any, *, clip: float = 0.0, freeze: str = ""
+) -> MixingClock:
+    torch.manual_seed(0)
+    optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9, weight_decay=1e-3)
+    x, y = torch.randn(64, 6), torch.randint(3, (64,))
+    clock = MixingClock(model, optimizer, groups, inputs=x)
+    for name, p in model.named_parameters():
+        p.requires_grad_(name != freeze)
+    for _ in range(60):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        if clip:
+            nn.utils.clip_grad_norm_(model.parameters(), clip)
+        optimizer.step()
+    return clock
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(1)
+    return nn.Sequential(
+        nn.Linear(6, 16, bias=False),
+        nn.LayerNorm(16),
+        nn.ReLU(),
+        nn.Linear(16, 16, bias=False),
+        nn.LayerNorm(16),
+        nn.Linear(16, 3),
+    )
+
+
+def test_what_is_not_scale_invariant_is_seen() -> None:
+    report = audit(classifier(network(), ["0.weight", "5.weight"]))
+    assert report["5.weight"].verdict == "off"
+    assert "it is not scale-invariant" in report["5.weight"].reason
+    assert report["0.weight"].cosine < 1e-3
+
+
+def test_an_eps_that_is_seen() -> None:
+    model = network()
+    with torch.no_grad():
+        model[0].weight.mul_(0.02)
+    clock = classifier(model, ["0.weight"])
+    assert "eps" in audit(clock)["0.weight"].sentence
+
+
+def test_frozen_and_clipped() -> None:
+    report = audit(classifier(network(), None, clip=1e-3, freeze="0.weight"))
+    assert report["0.weight"].reason == "frozen, it had no gradient"
+    assert any("are clipped" in note for note in report.notes)
+    assert not any("are clipped" in note for note in audit(classifier(network(), None)).notes)
+
+
+def test_the_report(tmp_path: Path) -> None:
+    _, clock = run(120, weight_decay=0.02)
+    clock.values()
+    report = audit(clock)
+    text = str(report)
+    assert max(len(line) for line in text.splitlines()) <= 80
+    assert "ledger of |x|^2" in text
+    report.save(tmp_path / "audit.json")
+    saved = json.loads((tmp_path / "audit.json").read_text())
+    assert saved["groups"][0]["norm"] == only(report).norm
+    assert saved["passed"] is True
+    ax = report.plot(Figure().subplots())
+    assert ax.get_xlabel() == "steps"
+    assert len(ax.lines) >= 2
+    clock.sampling = "reshuffled"
+    assert any("comes back each epoch" in note for note in audit(clock).notes)
+
+
+def test_wrong_use_is_named() -> None:
+    _, clock = run(0)
+    with pytest.raises(MixingClockError, match="was not stepped"):
+        audit(clock)
+    with pytest.raises(DTypeError, match="nothing to audit"):
+        audit(nn.Linear(2, 2))  # type: ignore[arg-type]
+    _, clock = run(1)
+    with pytest.raises(ArgumentError, match="knows its rates"):
+        audit(clock, lr=0.1)
+
+
+# Logs.
+
+STEPS = 2000
+
+
+def sgd_log(path: Path, *, jsonl: bool = False, every: int = 50, broken: bool = False) -> Path:
+    """Norms of the theory with V = 2, at a rate that drops, with gaps and unsorted."""
+    rates = np.where(np.arange(STEPS) < 1200, 0.02, 0.005)
+    run_ = expected_clock(rates, weight_decay=0.01, momentum=0.9, noise=2.0)
+    rows = []
+    for k in range(0, STEPS + 1, every):
+        norm = float(run_.norms[k]) * (1.0 + 0.4 * k / STEPS if broken else 1.0)
+        rows.append({"step": k, "w/norm": norm, "lr": rates[min(k, STEPS - 1)], "loss": 1.0})
+    rows = rows[::-1]
+    if jsonl:
+        path.write_text("\n".join(json.dumps(row) for row in rows))
+    else:
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+    return path
+
+
+@pytest.mark.parametrize("jsonl", [False, True])
+def test_a_log_of_norms(tmp_path: Path, jsonl: bool) -> None:
+    path = sgd_log(tmp_path / "log", jsonl=jsonl)
+    report = audit(path, optimizer="sgd", momentum=0.9, weight_decay=0.01)
+    row = only(report)
+    assert row.verdict == "not yet in equilibrium"
+    assert row.norm == pytest.approx(row.predicted, rel=0.02)
+    assert row.equilibrium == pytest.approx((0.05 * 2.0 / 0.02) ** 0.25, rel=0.02)
+    rates = np.where(np.arange(STEPS) < 1200, 0.02, 0.005)
+    whole = expected_clock(rates, weight_decay=0.01, momentum=0.9, noise=2.0)
+    assert row.clock == pytest.approx(whole.total, rel=0.02)  # the drop lies between two rows
+    assert max(len(line) for line in str(report).splitlines()) <= 80
+    assert report.predictions["w/norm"].shape == (41,)
+    # A constant given as a number is another run, and is off by it.
+    wrong = audit(path, optimizer="sgd", momentum=0.9, weight_decay=0.01, lr=0.02)
+    assert only(wrong).equilibrium > 1.2 * row.equilibrium
+
+
+def test_a_log_that_is_off(tmp_path: Path) -> None:
+    path = sgd_log(tmp_path / "log.csv", broken=True)
+    row = only(audit(path, optimizer="sgd", momentum=0.9, weight_decay=0.01))
+    assert row.verdict == "off"
+    assert "one noise level for the whole run" in row.reason
+
+
+def write_safetensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    header, data = {"__metadata__": {"format": "pt"}}, b""
+    for name, tensor in tensors.items():
+        raw = tensor.contiguous().numpy().tobytes()
+        offsets = [len(data), len(data) + len(raw)]
+        header[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": offsets}  # type: ignore[dict-item]
+        data += raw
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data)
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_a_folder_of_checkpoints(tmp_path: Path, suffix: str) -> None:
+    """AdamW, whose norms are known from the number of weights alone."""
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"layer": nn.Linear(20, 20)})
+    w = model["layer"].weight
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.3, betas=(0.9, 0.99))
+    for k in range(601):
+        if k % 60 == 0:
+            state = {n: t.clone() for n, t in model.state_dict().items()}
+            file = tmp_path / f"run1_step{k:05d}{suffix}"
+            if suffix == ".pt":
+                torch.save({"model": state, "optimizer": optimizer.state_dict()}, file)
+            else:
+                write_safetensors(file, state)
+        x = w.detach()
+        z = torch.randn_like(x)
+        w.grad = (z - x * (x * z).sum() / x.square().sum()) / x.norm()
+        optimizer.step()
+    rates: dict[str, Any] = {"lr": 2e-3, "weight_decay": 0.3, "betas": (0.9, 0.99)}
+    row = only(audit(tmp_path, **rates))
+    assert row.group == "layer.weight"
+    assert row.verdict != "off"
+    assert row.predicted == pytest.approx(row.norm, rel=0.05)
+    assert only(audit(tmp_path, **rates | {"weight_decay": 0.0})).verdict == "off"
+    with pytest.raises(ArgumentError, match="does not say the learning rate"):
+        audit(tmp_path)
+    with pytest.raises(DataFileError, match="no tensor 'other'"):
+        audit(tmp_path, norms=["other"], **rates)
+
+
+def test_files_that_cannot_be_used(tmp_path: Path) -> None:
+    path = sgd_log(tmp_path / "log.csv")
+    with pytest.raises(DataFileError, match="no column 'iteration'"):
+        audit(path, step="iteration")
+    with pytest.raises(DataFileError, match="cannot be read"):
+        audit(tmp_path / "none.csv")
+    with pytest.raises(ArgumentError, match="too few norms"):
+        audit(path, norms=[])
+    (tmp_path / "words.csv").write_text("step,norm,lr\n1,2,3\n2,two,3\n")
+    with pytest.raises(DataFileError, match="no numbers"):
+        audit(tmp_path / "words.csv")
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with pytest.raises(DataFileError, match="no checkpoints"):
+        audit(folder, lr=0.1)
+
+    class Harmful:
+        def __reduce__(self) -> Any:
+            return (Path.touch, (tmp_path / "ran",))
+
+    torch.save({"model": Harmful()}, folder / "step_1.pt")
+    with pytest.raises(DataFileError, match="as weights alone"):
+        audit(folder, lr=0.1)
+    assert not (tmp_path / "ran").exists()
