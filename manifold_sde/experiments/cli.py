@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 
 from manifold_sde import __version__
 from manifold_sde.errors import ArgumentError, ManifoldSDEError
+from manifold_sde.experiments.settings.audit import Settings as AuditSettings
 from manifold_sde.experiments.settings.collapse import Settings as CollapseSettings
 from manifold_sde.experiments.settings.figure2 import Settings as Figure2Settings
 from manifold_sde.experiments.settings.simulate import Settings as SimulationSettings
@@ -222,6 +223,27 @@ def simulate(problem: Problem, **changes: Any) -> None:
     one_thread()
     with contextlib.nullcontext() if settings.checkpoint is None else resumable(""):
         simulate_law(settings, Console(), errors())
+
+
+@app.command()
+@with_options(AuditSettings, after="source")
+def audit(
+    source: Annotated[
+        str, typer.Argument(metavar="LOG", help="CSV, JSON lines, or a folder of checkpoints.")
+    ],
+    out: Out = _RESULTS,
+    **changes: Any,
+) -> None:
+    """Whether the norms of a training run are what its rates make of them.
+
+    Of each norm in a log, or tensor in a folder of checkpoints: measured and predicted, where it is
+    at rest, and the steps until it is there. Prints a table, and writes it with a picture and all
+    numbers. The exit status is 1 if something is off.
+    """
+    from manifold_sde.experiments.audit_command import make_audit
+
+    if not make_audit(AuditSettings(source, **changes), out, Console()).passed:
+        raise typer.Exit(FAILURE)
 
 
 @app.command()

@@ -1,0 +1,55 @@
+"""The command ``manifold-sde audit``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from rich.console import Console
+
+from manifold_sde.experiments.settings.audit import Settings
+from manifold_sde.training import AuditReport, audit
+from manifold_sde.writing import replacing, write_text
+
+
+def make_audit(settings: Settings, out: Path, console: Console) -> AuditReport:
+    """Print an audit, and write audit.txt, audit.json and audit.png.
+
+    Args:
+        settings: What is audited, and by which rates.
+        out: Folder for the files.
+        console: Where to print.
+
+    Raises:
+        ArgumentError, TimeScaleError: If the rates do not go with the log.
+        DataFileError: If a file cannot be read.
+        WriteError: If a file cannot be written.
+    """
+    report = audit(
+        settings.source,
+        optimizer=settings.optimizer,
+        lr=_number_or_name(settings.lr),
+        weight_decay=_number_or_name(settings.weight_decay),
+        norms=None if settings.norms is None else settings.norms.split(","),
+        step=settings.step,
+        momentum=settings.momentum,
+        dampening=settings.dampening,
+        nesterov=settings.nesterov,
+        betas=(settings.beta1, settings.beta2),
+    )
+    console.print(str(report), highlight=False, markup=False, soft_wrap=True)
+    write_text(out / "audit.txt", f"{report}\n")
+    report.save(out / "audit.json")
+    figure = report.plot().figure
+    assert isinstance(figure, Figure)
+    with replacing(out / "audit.png") as file:
+        figure.savefig(file, format="png", dpi=150)
+    console.print(f"\nWritten: {out / 'audit.png'}, .json, .txt", highlight=False)
+    return report
+
+
+def _number_or_name(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
