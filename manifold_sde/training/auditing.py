@@ -33,7 +33,7 @@ from manifold_sde.training.rules import (
     variance,
 )
 
-NORM_OFF, NORM_AT_REST, ALIGNMENT_OFF = 0.1, 0.05, 0.03
+NORM_OFF, NORM_AT_REST, ALIGNMENT_OFF = 0.15, 0.05, 0.03
 """By how much norms may be off prediction and equilibrium, and alignment off momentum's."""
 
 
@@ -232,4 +232,7 @@ def _likely(numbers: dict[str, float], touched: float, size_ratio: float) -> str
     excess = numbers["alignment"] - numbers["pure_alignment"]
     if excess > ALIGNMENT_OFF or numbers["norm"] > numbers["predicted"]:
         return "successive gradients agree (signal): more growth than momentum and noise make"
-    return "successive gradients undo each other: less growth than noise makes"
+    return (
+        "successive gradients undo each other (directions that are steep for this rate, or every "
+        "sample once an epoch): less growth than noise makes"
+    )
