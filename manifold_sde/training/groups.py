@@ -213,17 +213,13 @@ class ScaleGroups(Sequence[ScaleGroup]):
 
 
 def _row(name: str, width: int, rest: str) -> list[str]:
-    """A row of the table: a long name runs on in the next lines, and so does the text."""
-    names = textwrap.wrap(name, width, subsequent_indent="  ", break_on_hyphens=False)
+    """A row of the table; a name that is too long loses its start, and a long text runs on."""
     numbers, _, text = rest.rpartition("  ")
     room = _WIDTH - width - len(numbers) - 4
-    texts = textwrap.wrap(text, room, break_on_hyphens=False)
-    first, *more = (f"{t}" for t in texts)
-    lines = [f"{numbers}  {first}", *(" " * (len(numbers) + 2) + t for t in more)]
-    count = max(len(names), len(lines))
-    names += [""] * (count - len(names))
-    lines += [""] * (count - len(lines))
-    return [f"{a:{width}}  {b}".rstrip() for a, b in zip(names, lines, strict=True)]
+    first, *more = textwrap.wrap(text, room, break_on_hyphens=False)
+    shown = name if len(name) <= width else f"…{name[1 - width :]}"
+    indent = " " * (width + len(numbers) + 4)
+    return [f"{shown:{width}}  {numbers}  {first}", *(indent + line for line in more)]
 
 
 def scale_invariant_groups(
@@ -299,7 +295,7 @@ class _Search:
         self.strict = max(INVARIANT, 8.0 * measured.epsilon)
         self.loose = max(EPS_MATTERS, 2.0 * self.strict)
         sizes = {n: float(np.sqrt(s.total[1].mean())) for n, s in measured.sums.items()}
-        level = 1e3 * measured.epsilon * max(sizes.values())
+        level = min(1e3 * measured.epsilon, 0.01) * max(sizes.values())
         self.idle = {name for name, size in sizes.items() if size <= level}
         self.failed: dict[str, float] = {}
 

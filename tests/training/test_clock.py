@@ -157,7 +157,7 @@ def test_u_is_the_clock_of_the_norms() -> None:
 def test_alignment_of_noise_is_what_momentum_makes() -> None:
     for name in ("momentum", "adamw", "signum"):
         make, top, options = CASES[name]
-        _, clock = run(make, 300, schedule=lambda k, top=top: top, details=1, **options)
+        _, clock = run(make, 150, schedule=lambda k, top=top: top, details=1, **options)
         clock.values()
         track = clock._lanes[0].track
         share = track.means["alignment"].sum() / track.means["growth"].sum()
@@ -439,12 +439,12 @@ def test_the_trace_of_the_noise_is_unbiased() -> None:
     signal = float(each.mean(0).square().sum())
     generator = torch.Generator().manual_seed(7)
     found, whole = [], []
-    for _ in range(300):
+    for _ in range(150):
         chosen = torch.randint(len(x), (8,), generator=generator)
         clock.noise = None
         found.append(clock.measure(loss, (x[chosen], y[chosen])).trace)
         whole.append(float(each[chosen].mean(0).square().sum()))
-    error = float(np.std(found)) / math.sqrt(300)
+    error = float(np.std(found)) / math.sqrt(150)
     assert abs(np.mean(found) - trace) < 4.0 * error
     # Broken twin: the square of the batch's gradient, which has the signal too.
     assert np.mean(whole) - trace > 4.0 * error

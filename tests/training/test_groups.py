@@ -286,6 +286,35 @@ def test_the_size_of_a_tensor_does_not_make_it_invariant() -> None:
     assert groups.others[0].violation > 0.1
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_other_precisions(dtype: torch.dtype) -> None:
+    module = mlp(nn.LayerNorm(12)).to(dtype)
+    assert found(module, randn(64, 6).to(dtype))["0.weight"] == "whole"
+    assert "3.weight" in reasons(module, randn(64, 6).to(dtype))
+
+
+class PatchTransformer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch = nn.Conv2d(3, 16, 4, 4)
+        self.token = nn.Parameter(torch.zeros(1, 1, 16))
+        self.position = nn.Parameter(0.02 * torch.randn(1, 5, 16))
+        layer = nn.TransformerEncoderLayer(16, 2, 32, 0.0, "gelu", 1e-5, True, True)
+        self.blocks = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
+        self.norm, self.head = nn.LayerNorm(16), nn.Linear(16, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.patch(images).flatten(2).transpose(1, 2)
+        x = torch.cat([self.token.expand(len(x), -1, -1), x], 1) + self.position
+        return self.head(self.norm(self.blocks(x))[:, 0])
+
+
+def test_vision_transformer() -> None:
+    (names,) = found(PatchTransformer(), randn(8, 3, 8, 8))
+    assert set(names.split()) >= {"token", "position", "patch.weight", "patch.bias"}
+    assert len(names.split()) == 8
+
+
 def test_the_module_is_left_as_it_was() -> None:
     module = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 2))
     before = {k: v.clone() for k, v in module.state_dict().items()}
