@@ -77,8 +77,8 @@ def train(sampling):
 runs = {sampling: train(sampling) for sampling in ("iid", "reshuffled")}
 
 # %%
-# The audit says whether norms and rotations are as they should be. It does so for both runs, and says
-# that the second explores nothing.
+# The audit says whether norms and rotations are as they should be. They are for both runs, and it
+# adds that the second explores nothing.
 
 for clock, _, _ in runs.values():
     print(audit(clock), "\n")

@@ -15,15 +15,16 @@ from manifold_sde.errors import (
     DTypeError,
     MixingClockError,
     MixingClockWarning,
+    TimeScaleError,
 )
 from manifold_sde.number_arrays import Array
 from manifold_sde.training.euler import Forward
 from manifold_sde.training.freshness import Noise, measure_noise
 from manifold_sde.training.groups import ScaleGroup, ScaleGroups
 from manifold_sde.training.lane import Lane, Pending, count_steps, split
-from manifold_sde.training.rules import matrix, options_of, rule_of
+from manifold_sde.training.rules import matrix, options_of, rule_of, variance
 from manifold_sde.training.track import Track
-from manifold_sde.training.watch import Watch
+from manifold_sde.training.watch import Watch, dense
 from manifold_sde.training.wiring import by_parameter_group, chosen_groups, has_stepped
 
 SAMPLINGS = ("iid", "reshuffled")
@@ -110,6 +111,7 @@ class MixingClock:
             )
         if isinstance(model, nn.parallel.DistributedDataParallel):
             model = model.module
+        model = getattr(model, "_orig_mod", model)  # of torch.compile
         optimizer = getattr(optimizer, "optimizer", optimizer)
         self.rule = rule_of(optimizer, rule)
         self.every = check_count("every", every, "steps", "every=1")
@@ -131,7 +133,9 @@ class MixingClock:
             for index, own in by_parameter_group(optimizer, self.groups, tensors).items()
         ]
         for lane in self._lanes:
-            matrix(self.rule, options_of(optimizer.param_groups[lane.index]).numbers(), np.ones(1))
+            now = options_of(optimizer.param_groups[lane.index]).numbers()
+            matrix(self.rule, now, np.ones(1))  # what has no clock is refused here
+            variance(self.rule, now)
         self._resumed = has_stepped(optimizer)
         self._hooks = [
             optimizer.register_step_pre_hook(self._before),
@@ -158,11 +162,13 @@ class MixingClock:
         close = self.steps < 2 * self.details or self.steps % self.details == 0
         closure = any(given is not None for given in (*args[1:], *kwargs.values()))
         if close and not closure:
-            gradients = [p.grad for g in optimizer.param_groups for p in g["params"]]
+            gradients = [dense(p.grad) for g in optimizer.param_groups for p in g["params"]]
             norms = torch._foreach_norm([g for g in gradients if g is not None])
             if norms:
                 self._totals.append(torch.stack([n.to(norms[0]) for n in norms]).norm())
         for lane in self._lanes:
+            if lane.stopped:
+                continue
             values = lane.watch.values()
             lane.pending.append(Pending(options_of(optimizer.param_groups[lane.index])))
             if not lane.started:
@@ -177,6 +183,8 @@ class MixingClock:
         self.steps += 1
         measured = self.steps <= 100 or self.steps % self.every == 0
         for lane in self._lanes:
+            if lane.stopped:
+                continue
             step = lane.pending[-1]
             step.active = lane.watch.active()
             values = lane.watch.values()
@@ -193,7 +201,7 @@ class MixingClock:
                 lane.before = lane.open = None
             elif measured:
                 step.after = lane.watch.squares(values)
-        if len(self._lanes[0].pending) >= _MOST_PENDING and measured:
+        if measured and max(len(lane.pending) for lane in self._lanes) >= _MOST_PENDING:
             self._catch_up()
 
     # What is read off.
@@ -206,7 +214,18 @@ class MixingClock:
             if lane.pending[-1].after is None:
                 with torch.no_grad():
                     lane.pending[-1].after = lane.watch.squares(lane.watch.values())
-            count_steps(lane)
+            try:
+                count_steps(lane)
+            except TimeScaleError as error:
+                # A run is not ended for its clock.
+                lane.stopped = True
+                lane.pending.clear()
+                warnings.warn(
+                    f"The clock of {lane.watch.groups[0].name} and others stands from here on: "
+                    f"{error}",
+                    MixingClockWarning,
+                    stacklevel=3,
+                )
         if self._totals:
             self.sizes = [*self.sizes, *torch.stack(self._totals).tolist()][-_MOST_SIZES:]
             self._totals.clear()

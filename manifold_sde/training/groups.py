@@ -274,6 +274,7 @@ def scale_invariant_groups(
             expected="a torch.nn.Module",
             remedy="scale_invariant_groups(model, inputs)",
         )
+    module = getattr(module, "_orig_mod", module)  # of torch.compile
     count = check_count("passes", passes, "backward passes", "passes=12", least=4)
     check_integer("passes", count, 4, _MOST_PASSES, "more passes tell nothing new")
     probe = Probe(module, inputs, forward, check_integer("seed", seed, 0, 2**31))

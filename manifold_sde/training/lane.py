@@ -34,6 +34,7 @@ class Lane:
     track: Track
     pending: list[Pending] = field(default_factory=list)
     started: bool = False
+    stopped: bool = False
     before: dict[str, Tensor] | None = None
     open: list[Tensor] | None = None
 

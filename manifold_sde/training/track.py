@@ -140,6 +140,10 @@ class Track:
             after: |x|^2 after it.
             details: Inner products, if it was looked at closely.
         """
+        with np.errstate(divide="ignore", invalid="ignore"):  # a norm may be 0
+            self._advance(now, active, after, details)
+
+    def _advance(self, now: Options, active: Array, after: Array, details: Details | None) -> None:
         square = self.square
         if details is not None:
             self._learn(details, active)

@@ -70,7 +70,7 @@ class Watch:
     def gradient_products(self, values: Mapping[str, Tensor]) -> list[Tensor]:
         """|g|^2 and <x, g> of all parts, with g = 0 where there is no gradient."""
         gradients = {
-            name: tensor.grad.detach() if tensor.grad is not None else torch.zeros_like(tensor)
+            name: torch.zeros_like(tensor) if (gradient := dense(tensor.grad)) is None else gradient
             for name, tensor in self.tensors.items()
         }
         return [self.products(gradients, gradients), self.products(values, gradients)]
@@ -80,3 +80,10 @@ class Watch:
         return tuple(
             all(self.tensors[n].grad is not None for n in group.parameters) for group in self.groups
         )
+
+
+def dense(gradient: Tensor | None) -> Tensor | None:
+    """A gradient without graph, of all entries where it is sparse."""
+    if gradient is None:
+        return None
+    return gradient.detach().to_dense() if gradient.is_sparse else gradient.detach()

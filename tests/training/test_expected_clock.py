@@ -163,6 +163,15 @@ def test_sgdw() -> None:
     assert simulated.norm_off(float(coupled.norms[-1]) ** 2) > 8.0
 
 
+def test_three_groups_have_three_clocks() -> None:
+    eta, lam, steps = 0.02, 0.02, 6000
+    groups = {(1.0, 1.0): 4.454, (4.0, 3.0): 2.952, (0.25, 0.5): 5.147}
+    found = [expected_clock(eta, steps, weight_decay=lam, noise=v, norm=r).total for v, r in groups]
+    assert found == pytest.approx(list(groups.values()), abs=0.01)
+    # Broken twin: one clock for all, 2 ηλ steps.
+    assert max(abs(v - 2 * eta * lam * steps) for v in found) == pytest.approx(1.85, abs=0.01)
+
+
 def test_norm_in_equilibrium() -> None:
     """|x|^4 = ηe V/(2λ), with the correction of order ηλ for coupled decay."""
     eta, lam, beta = 0.02, 0.01, 0.9
