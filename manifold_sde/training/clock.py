@@ -120,7 +120,7 @@ class MixingClock:
             check_choice("sampling", sampling, SAMPLINGS, 'sampling="reshuffled"')
         self.sampling = sampling
         self.model, self.optimizer = model, optimizer
-        self.groups = chosen_groups(model, groups, inputs, forward)
+        chosen = chosen_groups(model, groups, inputs, forward)
         self.noise: Noise | None = None
         self.steps = 0
         self._asked = 0
@@ -130,8 +130,9 @@ class MixingClock:
         tensors = dict(model.named_parameters())
         self._lanes = [
             Lane(index, watch := Watch(own, tensors), Track(self.rule, watch.weights().numpy()))
-            for index, own in by_parameter_group(optimizer, self.groups, tensors).items()
+            for index, own in by_parameter_group(optimizer, chosen, tensors).items()
         ]
+        self.groups = [group for lane in self._lanes for group in lane.watch.groups]
         for lane in self._lanes:
             now = options_of(optimizer.param_groups[lane.index]).numbers()
             matrix(self.rule, now, np.ones(1))  # what has no clock is refused here

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from manifold_sde.errors import ArgumentError
+from manifold_sde.errors import ArgumentError, MixingClockWarning
 from manifold_sde.training.euler import Forward
 from manifold_sde.training.groups import ScaleGroup, ScaleGroups, scale_invariant_groups
+
+_FEW = 0.05
+"""Share of a group's weights that may have options of their own."""
 
 
 def chosen_groups(
@@ -61,32 +65,55 @@ def chosen_groups(
 def by_parameter_group(
     optimizer: torch.optim.Optimizer, groups: Sequence[ScaleGroup], tensors: dict[str, Any]
 ) -> dict[int, list[ScaleGroup]]:
-    """The groups of each of the optimizer's parameter groups."""
+    """The groups of each of the optimizer's parameter groups.
+
+    Weights that scale together need the same options. Where a few of them have others, as biases
+    without decay, the rest stands for all; where many have, the group is left out.
+
+    Raises:
+        ArgumentError: If the optimizer does not have the weights of a group, or none is left.
+    """
     home = {id(p): i for i, g in enumerate(optimizer.param_groups) for p in g["params"]}
     found: dict[int, list[ScaleGroup]] = {}
+    refused: list[ArgumentError] = []
     for group in groups:
-        homes = {home.get(id(tensors[name])) for name in group.parameters}
-        if None in homes:
+        missing = [name for name in group.parameters if id(tensors[name]) not in home]
+        if missing:
             raise ArgumentError(
                 f"the optimizer does not have all weights of the group {group.name!r}",
-                received=", ".join(n for n in group.parameters if id(tensors[n]) not in home),
+                received=f"an optimizer without {', '.join(missing[:4])}",
                 expected="an optimizer of the model's parameters",
                 remedy="make the clock with the optimizer that trains them, or pass the groups "
                 "that it has",
             )
-        indices = sorted(i for i in homes if i is not None)
-        options = [
-            {k: v for k, v in optimizer.param_groups[i].items() if k not in ("params", "name")}
-            for i in indices
-        ]
-        if any(other != options[0] for other in options[1:]):
-            raise ArgumentError(
+        counts: dict[str, int] = {}
+        first: dict[str, int] = {}
+        for name in group.parameters:
+            index = home[id(tensors[name])]
+            options = optimizer.param_groups[index]
+            key = repr({k: v for k, v in options.items() if k not in ("params", "name")})
+            counts[key] = counts.get(key, 0) + tensors[name].numel()
+            first.setdefault(key, index)
+        most = max(counts, key=lambda key: counts[key])
+        others = 1.0 - counts[most] / sum(counts.values())
+        if others > 0.0:
+            error = ArgumentError(
                 f"the weights of the group {group.name!r} have different options",
-                received=f"parameter groups {', '.join(map(str, indices))} of the optimizer",
+                received=f"{100.0 * others:.2g} % of them with other rates than the rest",
                 expected="one learning rate and weight decay for weights that scale together",
                 remedy="groups.optimizer_groups(lr=..., weight_decay=...) keeps them together",
             )
-        found.setdefault(indices[0], []).append(group)
+            left_out = others > _FEW
+            what = "It has no clock." if left_out else "The clock is that of the rest."
+            if left_out:
+                refused.append(error)
+            if not left_out or len(groups) > 1:
+                warnings.warn(f"{error}\n{what}", MixingClockWarning, stacklevel=4)
+            if left_out:
+                continue
+        found.setdefault(first[most], []).append(group)
+    if not found:
+        raise refused[0]
     return found
 
 

@@ -569,19 +569,36 @@ def test_wrong_use_is_named() -> None:
         MixingClock(model, sgd, inputs=x, sampling="epochs")
 
 
+def split_by_dimension(model: nn.Module) -> torch.optim.Optimizer:
+    """Decay on matrices alone, as is the habit."""
+    parameters = list(model.parameters())
+    decayed = {"params": [p for p in parameters if p.dim() > 1], "weight_decay": 0.1}
+    return torch.optim.AdamW(
+        [decayed, {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0}]
+    )
+
+
 def test_weights_that_scale_together_have_one_rate() -> None:
     model = nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8), nn.Linear(8, 3))
     groups = scale_invariant_groups(model, torch.randn(16, 6))
-    split = torch.optim.SGD(
-        [
-            {"params": [model[0].weight], "weight_decay": 0.1},
-            {"params": [model[0].bias, *model[1:].parameters()]},
-        ],
-        0.1,
-    )
     with pytest.raises(ArgumentError, match="have different options"):
-        MixingClock(model, split, groups)
+        MixingClock(model, split_by_dimension(model), groups)
     clock = MixingClock(
         model, torch.optim.SGD(groups.optimizer_groups(lr=0.1, weight_decay=0.1)), groups
     )
     assert clock.rule == "sgd"
+
+
+def test_a_few_weights_may_have_other_rates() -> None:
+    model = nn.Sequential(
+        nn.Linear(64, 8), nn.LayerNorm(8), nn.Tanh(), nn.Linear(8, 8), nn.LayerNorm(8)
+    )
+    groups = scale_invariant_groups(model, torch.randn(16, 64))
+    assert len(groups) == 2
+    with pytest.warns(MixingClockWarning) as caught:
+        clock = MixingClock(model, split_by_dimension(model), groups)
+    assert [group.name for group in clock.groups] == ["0.weight + 1 more"]
+    texts = [str(warning.message) for warning in caught]
+    assert any("The clock is that of the rest" in text for text in texts)  # 1.5 % are biases
+    assert any("It has no clock" in text for text in texts)  # 11 %
+    assert clock._lanes[0].index == 0
