@@ -175,7 +175,7 @@ def _growth(rule: str, now: Options, lane: Lane) -> tuple[Array, Array]:
     if rule in LINEAR:
         rate = now.lr * (1.0 - now.dampening) / (1.0 - now.momentum)
         return rate**2 * track.trace / track.square**2, rate / track.square
-    size = variance(rule, now) * track.size_ratio
+    size = variance(rule, now) * np.minimum(track.size_ratio, 1.0)
     if rule != "normalised_sgd":
         size = size * track.weights
     return now.lr**2 * size / track.square, now.lr / np.sqrt(track.square)

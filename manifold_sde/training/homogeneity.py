@@ -76,9 +76,25 @@ class Degrees:
                 self._consumers.setdefault(child, set()).add(_kind(node))
         for node in order:
             self._degree[node] = self._of(node)
+        self._late = self._lateness(order)
         for start in starts:
             self._require(self._degree[start], "the output changes with it")
         self.rows = np.array(self._rows).reshape(len(self._rows), len(tensors))
+
+    def _lateness(self, order: Sequence[Any]) -> Array:
+        """How late each tensor enters the forward pass, from 0 to 1: (tensors,)."""
+        depth: dict[Any, int] = {}
+        late = np.zeros(len(self.names))
+        for node in order:
+            inputs = [child for child, _ in node.next_functions if child is not None]
+            depth[node] = 1 + max((depth[child] for child in inputs), default=0)
+            for child in inputs if len(inputs) > 1 else ():
+                while _kind(child) in _KEEP and len(child.next_functions) == 1:
+                    child = child.next_functions[0][0]
+                index = self._index.get(id(getattr(child, "variable", None)))
+                if index is not None:
+                    late[index] = max(late[index], depth[node])
+        return late / max(1.0, late.max(initial=0.0))
 
     def broken_by(self, names: Iterable[str]) -> str | None:
         """The first equation that scaling these tensors alone breaks, in words, or ``None``."""
@@ -96,6 +112,8 @@ class Degrees:
         from scipy.optimize import linprog
 
         columns = [self.names.index(name) for name in left]
+        # Of sets of one size that which is written last: W_o, and not W_v, into a residual stream.
+        costs = 1.0 - 1e-3 * self._late[columns]
         matrix = self.rows[:, columns]
         matrix = np.unique(matrix[np.abs(matrix).max(axis=1, initial=0.0) > 0.0], axis=0)
         count = len(columns)
@@ -120,11 +138,11 @@ class Degrees:
         while True:
             for i in free:
                 if i not in taken and (i not in known or taken & set(known[i])):
-                    known[i] = _smallest(matrix, i, taken)
+                    known[i] = _smallest(matrix, costs, i, taken)
             choices = [known[i] for i in free if i not in taken and len(known[i]) > 1]
             if not choices:
                 return [tuple(left[j] for j in members) for members in sets]
-            sets.append(min(choices, key=lambda members: (len(members), members)))
+            sets.append(min(choices, key=lambda members: (costs[list(members)].sum(), members)))
             taken |= set(sets[-1])
 
     def _require(self, degree: Array, label: str) -> None:
@@ -212,14 +230,14 @@ class Degrees:
         return self._zero
 
 
-def _smallest(matrix: Array, start: int, without: set[int]) -> tuple[int, ...]:
+def _smallest(matrix: Array, costs: Array, start: int, without: set[int]) -> tuple[int, ...]:
     """The smallest set with a tensor in it whose equal scaling solves the equations, or none."""
     from scipy.optimize import linprog
 
     count = matrix.shape[1]
     limits = [(0.0, 0.0 if j in without else None) for j in range(count)]
     limits[start] = (1.0, 1.0)
-    found = linprog(np.ones(count), A_eq=matrix, b_eq=np.zeros(len(matrix)), bounds=limits)
+    found = linprog(costs, A_eq=matrix, b_eq=np.zeros(len(matrix)), bounds=limits)
     if found.status != 0:
         return ()
     members = tuple(j for j in range(count) if found.x[j] > 1e-6)

@@ -26,6 +26,8 @@ AS_PREDICTED, NOT_YET, OFF, NONE = (
     "no equilibrium",
 )
 _WIDTH = 80
+_MOST_SHOWN = 8
+_FOREVER = 1e8
 _NAN = float("nan")
 
 
@@ -80,7 +82,9 @@ class GroupAudit:
     def sentence(self) -> str:
         """The verdict with its reason."""
         text = self.verdict
-        if self.verdict == NOT_YET and math.isfinite(self.steps_to_go):
+        if self.verdict == NOT_YET and self.steps_to_go > _FOREVER:
+            text += ", and at this learning rate it stays so"
+        elif self.verdict == NOT_YET:
             text += f", {self.steps_to_go:.3g} steps to go"
         return f"{text}: {self.reason}" if self.reason else text
 
@@ -216,9 +220,6 @@ class AuditReport:
         if self.norms:
             ax.legend(fontsize=8)
         return ax
-
-
-_MOST_SHOWN = 8
 
 
 def _short(number: float) -> str:

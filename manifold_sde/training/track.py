@@ -190,7 +190,7 @@ class Track:
         lag = second * self.lag + (1.0 - second) / square
         self.lag = np.where(active, lag, self.lag)
         mean = lag / (1.0 - second ** (self.count + 1))
-        noise = size * self.size_ratio * self.weights / (square * mean)
+        noise = size * np.minimum(self.size_ratio, 1.0) * self.weights / (square * mean)
         if self.rule == "adamw":
             return noise, 0.0
         with np.errstate(divide="ignore"):
@@ -231,7 +231,7 @@ class Track:
             first = now.betas[0]
             expected = now.lr**2 * self.weights * (1.0 - first) / (1.0 + first)
             with np.errstate(invalid="ignore", divide="ignore"):
-                ratio = np.minimum(1.0, injected / expected)
+                ratio = injected / expected
             late = active & (self.count > 3.0 / (1.0 - first)) & (expected > 0.0)
             self.size_ratio = np.where(
                 late, self.size_ratio + (1.0 - _MEMORY) * (ratio - self.size_ratio), self.size_ratio

@@ -309,6 +309,35 @@ class PatchTransformer(nn.Module):
         return self.head(self.norm(self.blocks(x))[:, 0])
 
 
+class ResidualStream(nn.Module):
+    """Gated layers without bias and a root-mean-square norm of one's own, as language models have.
+
+    Scaling the gates' second factor instead of what is written into the stream would do too.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Embedding(11, 12), nn.Linear(12, 11, bias=False)
+        self.gate, self.up = (
+            nn.ModuleList(nn.Linear(12, 16, bias=False) for _ in (0, 1)) for _ in (0, 1)
+        )
+        self.down = nn.ModuleList(nn.Linear(16, 12, bias=False) for _ in (0, 1))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.embed(tokens)
+        for gate, up, down in zip(self.gate, self.up, self.down, strict=True):
+            y = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
+            x = x + down(F.silu(gate(y)) * up(y))
+        return self.head(x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6))
+
+
+def test_what_is_written_into_a_residual_stream() -> None:
+    tokens = torch.arange(24).reshape(4, 6) % 11
+    assert found(ResidualStream(), tokens) == {
+        "embed.weight down.0.weight down.1.weight": "jointly"
+    }
+
+
 def test_vision_transformer() -> None:
     (names,) = found(PatchTransformer(), randn(8, 3, 8, 8))
     assert set(names.split()) >= {"token", "position", "patch.weight", "patch.bias"}
