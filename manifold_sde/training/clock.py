@@ -19,7 +19,7 @@ from manifold_sde.errors import (
 )
 from manifold_sde.number_arrays import Array
 from manifold_sde.training.euler import Forward
-from manifold_sde.training.freshness import Noise, measure_noise
+from manifold_sde.training.freshness import BatchNoise, measure_noise
 from manifold_sde.training.groups import ScaleGroup, ScaleGroups
 from manifold_sde.training.lane import Lane, Pending, count_steps, split
 from manifold_sde.training.rules import matrix, options_of, rule_of, variance
@@ -121,7 +121,7 @@ class MixingClock:
         self.sampling = sampling
         self.model, self.optimizer = model, optimizer
         chosen = chosen_groups(model, groups, inputs, forward)
-        self.noise: Noise | None = None
+        self.noise: BatchNoise | None = None
         self.steps = 0
         self._asked = 0
         self._totals: list[Tensor] = []
@@ -161,23 +161,33 @@ class MixingClock:
             )
             self._resumed = False
         close = self.steps < 2 * self.details or self.steps % self.details == 0
+        # A fused optimizer is given scaled gradients by a GradScaler, and may leave out the step.
+        scale = getattr(optimizer, "grad_scale", None)
+        skipped = getattr(optimizer, "found_inf", None)
         closure = any(given is not None for given in (*args[1:], *kwargs.values()))
         if close and not closure:
-            gradients = [dense(p.grad) for g in optimizer.param_groups for p in g["params"]]
-            norms = torch._foreach_norm([g for g in gradients if g is not None])
-            if norms:
-                self._totals.append(torch.stack([n.to(norms[0]) for n in norms]).norm())
+            own = [dense(p.grad) for g in optimizer.param_groups for p in g["params"]]
+            gradients = [g for g in own if g is not None]
+            if gradients:
+                norms = torch._foreach_norm(gradients)
+                whole = torch.stack([n.to(norms[0]) for n in norms]).norm()
+                self._totals.append(whole if scale is None else whole / scale)
         for lane in self._lanes:
             if lane.stopped:
                 continue
             values = lane.watch.values()
-            lane.pending.append(Pending(options_of(optimizer.param_groups[lane.index])))
+            step = Pending(options_of(optimizer.param_groups[lane.index]))
+            if lane.pending and not lane.pending[-1].active:
+                step.first = lane.pending.pop().first  # a step that failed
+            lane.pending.append(step)
             if not lane.started:
                 lane.started = True
-                lane.pending[-1].first = lane.watch.squares(values)
+                step.first = lane.watch.squares(values)
+            if skipped is not None:
+                step.skipped = skipped.detach().clone().reshape(1).expand(sum(lane.watch.parts))
             if close:
                 lane.before = {name: value.clone() for name, value in values.items()}
-                lane.open = None if closure else lane.watch.gradient_products(values)
+                lane.open = None if closure else lane.watch.gradient_products(values, scale)
 
     @torch.no_grad()
     def _after(self, optimizer: Any, args: Any, kwargs: Any) -> None:
@@ -311,7 +321,7 @@ class MixingClock:
         again: Any = None,
         *,
         seed: int = 0,
-    ) -> Noise:
+    ) -> BatchNoise:
         """Measure the noise of a batch: its trace, the signal beside it, and the fresh share f.
 
         Four backward passes: two over halves of the batch, whose gradients differ by the noise,
@@ -422,7 +432,7 @@ class MixingClock:
             )
         self.steps = int(state["steps"])
         self._history = [(int(k), float(v), list(n)) for k, v, n in state["history"]]
-        self.noise = None if state["noise"] is None else Noise(**state["noise"])
+        self.noise = None if state["noise"] is None else BatchNoise(**state["noise"])
         for lane, track in zip(self._lanes, state["tracks"], strict=True):
             lane.pending.clear()
             lane.track.load(track)

@@ -15,8 +15,8 @@ from manifold_sde.training.watch import Watch
 
 
 @dataclass(frozen=True)
-class Noise:
-    """Noise of gradients of batches, of all scale-invariant weights together.
+class BatchNoise:
+    """The noise of the gradients of batches, of all scale-invariant weights together.
 
     Attributes:
         trace: tr Σ of a batch, from the difference of the gradients of its halves.
@@ -41,14 +41,14 @@ class Noise:
         whole = self.trace + max(self.signal, 0.0)
         return self.trace / whole if whole > 0.0 else 0.0
 
-    def merged(self, other: Noise) -> Noise:
+    def merged(self, other: BatchNoise) -> BatchNoise:
         """The mean over the batches of both."""
         n, m = self.batches, other.batches
         mine, theirs = ((z.trace, z.signal, z.repeated) for z in (self, other))
         trace, signal, repeated = (
             (n * a + m * b) / (n + m) for a, b in zip(mine, theirs, strict=True)
         )
-        return Noise(trace, signal, repeated, n + m)
+        return BatchNoise(trace, signal, repeated, n + m)
 
     def state(self) -> dict[str, Any]:
         """Its numbers."""
@@ -62,7 +62,7 @@ def measure_noise(
     batch: Any,
     again: Any,
     seed: int,
-) -> Noise:
+) -> BatchNoise:
     """Measure the noise of a batch by four backward passes; see ``MixingClock.measure``."""
     size = _size(batch)
     if size < 2:
@@ -108,7 +108,7 @@ def measure_noise(
         for buffer, value in buffers:
             buffer.copy_(value)
     scale = 2 * half / size
-    return Noise((squares - 2.0 * product) / 4.0 * scale, product, repeated / 2.0)
+    return BatchNoise((squares - 2.0 * product) / 4.0 * scale, product, repeated / 2.0)
 
 
 def _size(batch: Any) -> int:

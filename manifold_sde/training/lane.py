@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ class Pending:
     options: Options
     active: tuple[bool, ...] = ()
     first: Tensor | None = None
+    skipped: Tensor | None = None
     after: Tensor | None = None
     details: list[Tensor] | None = None
 
@@ -49,23 +51,26 @@ def count_steps(lane: Lane) -> None:
     kept = [
         t
         for step in lane.pending
-        for t in (step.first, *(step.details or []), step.after)
+        for t in (step.first, step.skipped, *(step.details or []), step.after)
         if t is not None
     ]
     rows = iter(torch.stack([t.double() for t in kept]).cpu().numpy())
-    read: list[tuple[Array | None, Details | None, Array | None]] = []
+    read: list[tuple[Array | None, bool, Details | None, Array | None]] = []
     for step in lane.pending:
         first = next(rows) if step.first is not None else None
+        left_out = step.skipped is not None and bool(next(rows)[0])
         details = Details(*(next(rows) for _ in step.details)) if step.details else None
-        read.append((first, details, next(rows) if step.after is not None else None))
+        read.append((first, left_out, details, next(rows) if step.after is not None else None))
     track = lane.track
-    for k, (step, (first, details, after)) in enumerate(zip(lane.pending, read, strict=True)):
+    for k, (step, (first, left_out, details, after)) in enumerate(
+        zip(lane.pending, read, strict=True)
+    ):
         track.begin(track.square if first is None else first)
         if after is None:
             # Between two norms that were taken, they grow by the same factor each step.
-            ahead = next(i for i in range(k, len(read)) if read[i][2] is not None)
-            whole = np.asarray(read[ahead][2]) / track.square
+            ahead = next(i for i in range(k, len(read)) if read[i][3] is not None)
+            whole = np.asarray(read[ahead][3]) / track.square
             after = track.square * whole ** (1.0 / (ahead - k + 1))
-        active = np.repeat(step.active, lane.watch.parts)
-        track.advance(step.options.numbers(), active, after, details)
+        active: Any = np.repeat(step.active, lane.watch.parts) & (not left_out)
+        track.advance(step.options.numbers(), active, after, None if left_out else details)
     lane.pending.clear()

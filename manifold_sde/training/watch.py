@@ -67,13 +67,21 @@ class Watch:
         """The weights now, without graph."""
         return {name: tensor.detach() for name, tensor in self.tensors.items()}
 
-    def gradient_products(self, values: Mapping[str, Tensor]) -> list[Tensor]:
-        """|g|^2 and <x, g> of all parts, with g = 0 where there is no gradient."""
+    def gradient_products(
+        self, values: Mapping[str, Tensor], scale: Tensor | None = None
+    ) -> list[Tensor]:
+        """|g|^2 and <x, g> of all parts, with g = 0 where there is no gradient.
+
+        Args:
+            values: The weights x.
+            scale: What the gradients are multiplied by, if anything.
+        """
         gradients = {
             name: torch.zeros_like(tensor) if (gradient := dense(tensor.grad)) is None else gradient
             for name, tensor in self.tensors.items()
         }
-        return [self.products(gradients, gradients), self.products(values, gradients)]
+        found = [self.products(gradients, gradients), self.products(values, gradients)]
+        return found if scale is None else [found[0] / scale**2, found[1] / scale]
 
     def active(self) -> tuple[bool, ...]:
         """Which groups have a gradient in all of their tensors."""

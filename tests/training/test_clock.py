@@ -431,6 +431,48 @@ def test_sparse_gradients() -> None:
     assert clock.time > 0.0
 
 
+@pytest.mark.parametrize("fused", [False, True])
+def test_scaled_gradients(fused: bool) -> None:
+    """A fused optimizer takes the gradients scaled, and leaves out a step with infinite ones."""
+    values = []
+    for scaled in (False, True):
+        model = network()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, fused=fused)
+        clock = MixingClock(model, optimizer, inputs=batches(1)[0][0], details=3)
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, enabled=scaled)
+        for k, batch in enumerate(batches(12)):
+            optimizer.zero_grad()
+            scaler.scale(loss(model, batch)).backward()
+            if k == 6 and scaled:
+                model[0].weight.grad[0, 0] = math.inf
+            if k != 6 or scaled:
+                scaler.step(optimizer)
+            scaler.update()
+        values.append(clock.values())
+        assert clock.sizes[-1] < 100.0
+    plain, with_scale = values
+    plain.pop("clock/steps"), with_scale.pop("clock/steps")
+    rest = [name for name in plain if "rotation" not in name and "ratio" not in name]
+    assert [with_scale[n] for n in rest] == pytest.approx([plain[n] for n in rest], rel=1e-3)
+
+
+def test_a_step_that_fails_is_not_counted() -> None:
+    model = network()
+    optimizer, clock = make(model)
+    train(model, optimizer, batches(2))
+
+    def closure() -> Tensor:
+        raise KeyError("no data")
+
+    with pytest.raises(KeyError):
+        optimizer.step(closure)
+    train(model, optimizer, batches(2))
+    optimizer.zero_grad()
+    optimizer.step()  # no gradient at all
+    assert clock.values()["clock/steps"] == 5
+    assert clock._lanes[0].track.count.max() == 4
+
+
 def test_closures() -> None:
     model = network()
     optimizer, clock = make(model)
