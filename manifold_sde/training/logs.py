@@ -33,7 +33,7 @@ _DTYPES = {
     "F16": torch.float16,
     "BF16": torch.bfloat16,
 }
-_AT_REST, _FITS = 0.05, 0.1
+_AT_REST, _FITS, _JUMP = 0.05, 0.1, 2.0
 
 
 def audit_log(
@@ -251,7 +251,12 @@ def _by_step(name: str, source: Any, steps: Array, order: Any) -> Array:
     """The value of each step between the first and the last that were logged."""
     count = int(steps[-1] - steps[0])
     if isinstance(source, np.ndarray) and source.shape == steps.shape:
-        return np.interp(np.arange(count) + steps[0], steps, source[order])
+        # Between two rows along a line; where it jumps, the earlier one until the later.
+        rows, at = source[order], np.arange(count) + steps[0]
+        earlier = np.searchsorted(steps, at, side="right") - 1
+        low, high = rows[earlier], rows[earlier + 1]
+        smooth = (high <= _JUMP * low) & (low <= _JUMP * high)
+        return np.where(smooth, np.interp(at, steps, rows), low)
     values, fault = Schedule.of(name, source).read(int(steps[0]), int(steps[-1]))
     if fault is not None:
         raise fault

@@ -159,7 +159,8 @@ class AuditReport:
                     row.cosine,
                 )
                 lines.append("  " + " ".join(f"{_short(number):>10}" for number in numbers))
-            lines.append(f"it closes to {self.closing:.1e} of |x|^2")
+            if math.isfinite(self.closing):
+                lines.append(f"it closes to {self.closing:.1e} of |x|^2")
         for note in self.notes:
             lines += ["", *textwrap.wrap(note, _WIDTH)]
         return printable("\n".join(lines))
