@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from manifold_sde.training import MixingClock, ScaleGroup, audit
 
-PATHS, DIM, SAMPLES, EPOCHS, LR = 300, 6, 32, 20, 0.05
+PATHS, DIM, SAMPLES, EPOCHS, LR = 300, 6, 32, 12, 0.05
 
 
 class Circle(nn.Module):
