@@ -30,6 +30,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("equations",),
     ("schedules", "time_scale"),
     ("sdes",),
+    ("training",),
     ("",),  # manifold_sde itself, which shows what is below
     ("solvers",),
     ("verification",),

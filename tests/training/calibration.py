@@ -1,0 +1,245 @@
+"""How often intervals of relaxation times hold the true one, and how often verdicts are wrong.
+
+``python -m tests.training.calibration`` makes ``calibration.json`` anew, from which the tables of
+docs/relaxation_and_plan.md are taken, and prints them: 200 runs of 300 records, at 3, 10, 30 and
+100 relaxation times. It takes about half an hour of processor time.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.signal import lfilter
+
+from manifold_sde import problems
+from manifold_sde.training import relaxation
+from manifold_sde.verification.exact import AngleLaw, CircleDiffusion
+
+Array = NDArray[np.float64]
+
+FILE = Path(__file__).with_name("calibration.json")
+RUNS, RECORDS = 200, 300
+LENGTHS = (3.0, 10.0, 30.0, 100.0)
+#: Ratio of the two time scales where there are two.
+RATIO = 30.0
+_FINE = 100
+
+
+def ornstein(clock: Array, tau: float, runs: int, generator: np.random.Generator) -> Array:
+    """Stationary paths of variance 1 at equally spaced clocks, (runs, K)."""
+    decay = math.exp(-(clock[1] - clock[0]) / tau)
+    noise = generator.standard_normal((runs, len(clock)))
+    noise[:, 1:] *= math.sqrt(1.0 - decay**2)
+    return np.asarray(lfilter([1.0], [1.0, -decay], noise))
+
+
+def plain(clock: Array, runs: int, generator: np.random.Generator) -> Array:
+    return ornstein(clock, 1.0, runs, generator)
+
+
+def half_white(clock: Array, runs: int, generator: np.random.Generator) -> Array:
+    return ornstein(clock, 1.0, runs, generator) + generator.standard_normal((runs, len(clock)))
+
+
+def far_start(clock: Array, runs: int, generator: np.random.Generator) -> Array:
+    """From 20 standard deviations away."""
+    return ornstein(clock, 1.0, runs, generator) + 20.0 * np.exp(-clock)
+
+
+def section_61(clock: Array, runs: int, generator: np.random.Generator) -> Array:
+    """Cosine of the angle of section 6.1, whose relaxation time 2 r^2 / s^2 is made 1."""
+    law = AngleLaw.of(problems.normalized_linear(design="orthogonal"))
+    unit = 2.0 * law.radius**2 / law.noise_scale**2
+    size = law.noise_scale / law.radius * math.sqrt(unit * (clock[1] - clock[0]))
+    steps = size * generator.standard_normal((runs, len(clock)))
+    return np.cos(generator.uniform(0, 2 * math.pi, (runs, 1)) + steps.cumsum(1))
+
+
+def varying_circle(clock: Array, runs: int, generator: np.random.Generator) -> Array:
+    """Cosine of the angle on the circle of varying pdet H, where the slowest mode has rate 1."""
+    law = CircleDiffusion.reversible(problems.varying_circle())
+    tau, a = law.relaxation_time, 0.5
+    variance = float(law.variance[0])
+    h = tau * (clock[1] - clock[0]) / _FINE
+    angle = generator.uniform(0, 2 * math.pi, runs)
+    values = np.empty((runs, len(clock)))
+    burn = int(10.0 * tau / h)
+    for k in range(-burn // _FINE, len(clock)):
+        for _ in range(_FINE):
+            # -(s^2 / 4) d/d theta of 2 log(1 + a cos theta)
+            drift = 0.5 * variance * a * np.sin(angle) / (1.0 + a * np.cos(angle))
+            angle += h * drift + math.sqrt(h * variance) * generator.standard_normal(runs)
+        if k >= 0:
+            values[:, k] = np.cos(angle)
+    return values
+
+
+def two_scales(weight: float) -> Callable[[Array, int, np.random.Generator], Array]:
+    def paths(clock: Array, runs: int, generator: np.random.Generator) -> Array:
+        slow = ornstein(clock, 1.0, runs, generator)
+        fast = ornstein(clock, 1.0 / RATIO, runs, generator)
+        return math.sqrt(weight) * slow + math.sqrt(1.0 - weight) * fast
+
+    return paths
+
+
+CASES: dict[str, Callable[[Array, int, np.random.Generator], Array]] = {
+    "section 6.1": section_61,
+    "varying pdet H": varying_circle,
+    "slow mode of 0.4": two_scales(0.4),
+    "one mode": plain,
+    "half white noise": half_white,
+    "start 20 sd away": far_start,
+}
+WEIGHT = 0.3
+
+
+@dataclass(frozen=True)
+class Row:
+    """What an estimator did on runs of one length.
+
+    Attributes:
+        case, length: The case, and the length in relaxation times.
+        estimator: "one mode", "rule", or that of a broken twin.
+        runs: Number of runs.
+        covered: Share of the intervals that hold the true relaxation time.
+        mixed, not_mixed: Shares of the verdicts; the rest cannot tell.
+        wrong: Share of verdicts "mixed" with an upper end below the truth.
+    """
+
+    case: str
+    length: float
+    estimator: str
+    runs: int
+    covered: float
+    mixed: float
+    not_mixed: float
+    wrong: float
+
+
+Estimate = tuple[float, float, str]
+Estimator = Callable[[Array, Array], list[Estimate]]
+
+
+def estimates(paths: Array, clock: Array, **options: Any) -> list[Estimate]:
+    """Interval and verdict of each path (n, K), as of a run of its own."""
+    found = relaxation({str(i): path for i, path in enumerate(paths)}, clock, **options)
+    return [
+        (*one.profile.interval(found.level), one.profile.verdict(found.level))
+        for one in found.functions
+    ]
+
+
+def one_mode(paths: Array, clock: Array) -> list[Estimate]:
+    return estimates(paths, clock, modes=1)
+
+
+def rule(paths: Array, clock: Array) -> list[Estimate]:
+    return estimates(paths, clock, weight=WEIGHT)
+
+
+def autocorrelation(paths: Array, clock: Array) -> list[Estimate]:
+    """The broken twin: integrated autocorrelation time +- 1.96 standard errors (Sokal)."""
+    return [_integrated(path, clock) for path in paths]
+
+
+def _integrated(values: Array, clock: Array) -> Estimate:
+    x = values - values.mean()
+    n = len(x)
+    spectrum = np.abs(np.fft.rfft(x, 2 * n)) ** 2
+    rho = np.fft.irfft(spectrum)[:n]
+    rho = rho / rho[0]
+    sums = 2.0 * np.cumsum(rho) - 1.0
+    window = int(np.argmax(np.arange(n) >= 5.0 * sums))
+    tau = sums[window]
+    error = tau * math.sqrt(2.0 * (2 * window + 1) / n)
+    spacing = 0.5 * (clock[1] - clock[0])
+    low, high = spacing * (tau - 1.96 * error), spacing * (tau + 1.96 * error)
+    return low, high, "mixed" if high < np.ptp(clock) / 5.0 else "cannot tell"
+
+
+ESTIMATORS: dict[str, Estimator] = {
+    "one mode": one_mode,
+    "rule": rule,
+    "autocorrelation": autocorrelation,
+}
+
+
+def measure(
+    case: str, length: float, runs: int, estimators: tuple[str, ...] = tuple(ESTIMATORS)
+) -> list[Row]:
+    """Draw runs, whose true relaxation time is 1, and look at intervals and verdicts."""
+    clock = np.linspace(0.0, length, RECORDS)
+    place = list(CASES).index(case)
+    generator = np.random.default_rng((place, int(length)))
+    paths = CASES[case](clock, runs, generator)
+    rows = []
+    for name in estimators:
+        found = ESTIMATORS[name](paths, clock)
+        verdicts = [verdict for _, _, verdict in found]
+        rows.append(
+            Row(
+                case,
+                length,
+                name,
+                runs,
+                sum(bool(low <= 1.0 <= high) for low, high, _ in found) / runs,
+                verdicts.count("mixed") / runs,
+                verdicts.count("not mixed") / runs,
+                sum(verdict == "mixed" and bool(high < 1.0) for _, high, verdict in found) / runs,
+            )
+        )
+    return rows
+
+
+def load() -> list[Row]:
+    """The saved table."""
+    return [Row(**row) for row in json.loads(FILE.read_text())]
+
+
+def table(rows: list[Row], estimator: str) -> str:
+    """A table in Markdown: covered, and how many are told to be mixed, for each length."""
+    lengths = sorted({row.length for row in rows})
+    lines = [f"| {estimator} | " + " | ".join(f"{n:g} τ" for n in lengths) + " |"]
+    lines.append("|---" * (1 + len(lengths)) + "|")
+    found = {(row.case, row.length): row for row in rows if row.estimator == estimator}
+    for case in dict.fromkeys(row.case for row in rows):
+        cells = [found.get((case, n)) for n in lengths]
+        texts = [f"{c.covered:.3f}, {c.mixed:.2f}" if c else "" for c in cells]
+        lines.append(f"| {case} | " + " | ".join(texts) + " |")
+    return "\n".join(lines)
+
+
+#: Cases, lengths, numbers of runs and estimators.
+PLAN: list[tuple[str, float, int, tuple[str, ...]]] = [
+    *((case, n, RUNS, tuple(ESTIMATORS)) for case in list(CASES)[:3] for n in LENGTHS),
+    *(
+        (case, n, RUNS, ("one mode", "autocorrelation"))
+        for case in list(CASES)[3:]
+        for n in LENGTHS
+    ),
+    *(("one mode", n, 60, ("rule",)) for n in (300.0, 1000.0)),
+]
+
+
+def main() -> None:
+    """Make the table anew, and print it."""
+    rows: list[Row] = []
+    for case, length, runs, estimators in PLAN:
+        new = measure(case, length, runs, estimators)
+        print(*new, sep="\n", flush=True)
+        rows += new
+        FILE.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+    for estimator in ESTIMATORS:
+        print(table(rows, estimator), end="\n\n")
+
+
+if __name__ == "__main__":
+    main()
