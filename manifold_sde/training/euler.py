@@ -1,0 +1,196 @@
+"""Euler's sums <w, grad f> of all tensors of a module, from a few backward passes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from manifold_sde.errors import ArgumentError
+from manifold_sde.number_arrays import Array
+from manifold_sde.training.homogeneity import Degrees
+
+_PERTURBED = 0.1
+Forward = Callable[[nn.Module, Any], Any]
+
+
+def call(module: nn.Module, inputs: Any) -> Any:
+    """The module's outputs: a tuple is its arguments, a mapping its keyword arguments."""
+    if isinstance(inputs, Mapping):
+        return module(**inputs)
+    return module(*inputs) if isinstance(inputs, (tuple, list)) else module(inputs)
+
+
+def floating(outputs: Any) -> list[Tensor]:
+    """The tensors of real numbers in nested outputs."""
+    if isinstance(outputs, Tensor):
+        return [outputs] if outputs.is_floating_point() else []
+    if isinstance(outputs, Mapping):
+        outputs = list(outputs.values())
+    if isinstance(outputs, (tuple, list)):
+        return [tensor for each in outputs for tensor in floating(each)]
+    return []
+
+
+@dataclass
+class Sums:
+    """What backward passes say of one tensor.
+
+    Attributes:
+        along: For its first and second dimension, <w, grad f> of each row (passes, rows).
+        squares: The sums of the squares of the terms, in the same form.
+    """
+
+    along: list[list[Array]] = field(default_factory=lambda: [[], []])
+    squares: list[list[Array]] = field(default_factory=lambda: [[], []])
+
+    def add(self, weight: Tensor, gradient: Tensor | None) -> None:
+        """Add a pass."""
+        for axis in range(min(2, max(1, weight.dim()))):
+            rows = weight.shape[axis] if weight.dim() else 1
+            if gradient is None:
+                sums = squares = np.zeros(rows)
+            else:
+                terms = weight.detach() * gradient
+                if weight.dim() > 1:
+                    terms = terms.transpose(0, axis)
+                terms = terms.reshape(rows, -1)
+                sums = terms.sum(1, dtype=torch.float64).cpu().numpy()
+                squares = terms.square().sum(1, dtype=torch.float64).cpu().numpy()
+            self.along[axis].append(sums)
+            self.squares[axis].append(squares)
+
+    def blocks(self, axis: int, size: int) -> tuple[Array, Array]:
+        """Sums and squares of blocks of ``size`` rows each: (passes, blocks)."""
+        sums, squares = (np.stack(z[axis]) for z in (self.along, self.squares))
+        shape = (len(sums), -1, size)
+        return sums.reshape(shape).sum(2), squares.reshape(shape).sum(2)
+
+    @property
+    def total(self) -> tuple[Array, Array]:
+        """Sums and squares of the whole tensor: (passes,)."""
+        return np.stack(self.along[0]).sum(1), np.stack(self.squares[0]).sum(1)
+
+
+@dataclass
+class Measured:
+    """Euler's sums of all tensors, and where they came from.
+
+    Attributes:
+        sums: Of each tensor, by name.
+        values: <cotangent, f> of each pass, (passes,).
+        degrees: The equations that the graph gives.
+        epsilon: Rounding of the tensors' numbers.
+    """
+
+    sums: dict[str, Sums]
+    values: Array
+    degrees: Degrees
+    epsilon: float
+
+
+class Probe:
+    """A module that is run at perturbed weights, and is left as it was.
+
+    Args:
+        module: The module, in the mode (``train``, ``eval``) in which it is meant.
+        inputs: What it is called with.
+        forward: How, if not ``module(inputs)``.
+        seed: Of perturbations, cotangents and what the module itself draws.
+    """
+
+    def __init__(self, module: nn.Module, inputs: Any, forward: Forward | None, seed: int) -> None:
+        self.module, self.inputs, self.seed = module, inputs, seed
+        self.forward = forward or call
+        self.tensors = {n: p for n, p in module.named_parameters() if p.requires_grad}
+        if not self.tensors:
+            raise ArgumentError(
+                "no parameter of the module is trained",
+                received=f"{type(module).__name__} of {sum(1 for _ in module.parameters())} "
+                "parameters, none with requires_grad",
+                expected="a module with parameters that require a gradient",
+                remedy="module.requires_grad_(True)",
+            )
+
+    @contextmanager
+    def restored(self) -> Iterator[dict[str, Tensor]]:
+        """Give copies of the tensors, and put them and all buffers back at the end."""
+        saved = {name: p.detach().clone() for name, p in self.tensors.items()}
+        buffers = [(b, b.detach().clone()) for b in self.module.buffers()]
+        try:
+            yield saved
+        finally:
+            with torch.no_grad():
+                for name, p in self.tensors.items():
+                    p.copy_(saved[name])
+                for buffer, value in buffers:
+                    buffer.copy_(value)
+
+    def perturb(self, saved: dict[str, Tensor], count: int) -> None:
+        """Move the tensors a tenth of their size away, in a way of each pass."""
+        generator = torch.Generator().manual_seed(self.seed + 1000003 * (count + 1))
+        with torch.no_grad():
+            for name, p in self.tensors.items():
+                size = float(saved[name].double().square().mean().sqrt()) or 1.0
+                z = torch.randn(p.shape, generator=generator, dtype=torch.float32).to(p)
+                p.copy_(saved[name] + _PERTURBED * size * z)
+
+    def outputs(self) -> list[Tensor]:
+        """The outputs, with the random numbers of the same seed each time."""
+        devices = sorted({p.device.index or 0 for p in self.tensors.values() if p.is_cuda})
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(self.seed)
+            found = floating(self.forward(self.module, self.inputs))
+        if not found:
+            raise ArgumentError(
+                "the module gives no tensor of real numbers",
+                received=f"outputs of {type(self.module).__name__}",
+                expected="a tensor, or a tuple or mapping that has some",
+                remedy="forward=lambda module, inputs: ... that returns the tensor to look at",
+            )
+        return found
+
+    def measure(self, saved: dict[str, Tensor], passes: int) -> Measured:
+        """Euler's sums at perturbed weights, with a random cotangent a pass."""
+        sums = {name: Sums() for name in self.tensors}
+        values = np.zeros(passes)
+        degrees: Degrees | None = None
+        for count in range(passes):
+            self.perturb(saved, count)
+            outputs = [out for out in self.outputs() if out.grad_fn is not None]
+            if not outputs:
+                raise ArgumentError(
+                    "the module's outputs do not depend on its parameters",
+                    received="outputs without a graph",
+                    expected="outputs through which gradients flow",
+                    remedy="no torch.no_grad() inside the module or forward",
+                )
+            if degrees is None:
+                degrees = Degrees(outputs, self.tensors)
+            cotangents = self._cotangents(outputs, count)
+            value = sum(
+                (c * out.detach()).sum(dtype=torch.float64)
+                for c, out in zip(cotangents, outputs, strict=True)
+            )
+            values[count] = float(value)
+            gradients = torch.autograd.grad(
+                outputs, list(self.tensors.values()), cotangents, allow_unused=True
+            )
+            for (name, tensor), gradient in zip(self.tensors.items(), gradients, strict=True):
+                sums[name].add(tensor, gradient)
+            del outputs, gradients
+        assert degrees is not None
+        epsilon = max(torch.finfo(p.dtype).eps for p in self.tensors.values())
+        return Measured(sums, values, degrees, epsilon)
+
+    def _cotangents(self, outputs: Sequence[Tensor], count: int) -> list[Tensor]:
+        generator = torch.Generator().manual_seed(self.seed + 7919 * (count + 1))
+        return [
+            torch.randn(out.shape, generator=generator, dtype=torch.float32).to(out)
+            for out in outputs
+        ]
