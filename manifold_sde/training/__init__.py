@@ -2,19 +2,26 @@
 
 from manifold_sde.training.expected import ExpectedClock, expected_clock
 from manifold_sde.training.groups import ScaleGroup, ScaleGroups, scale_invariant_groups
+from manifold_sde.training.planner import Change, Cooldown, Plan, plan
 from manifold_sde.training.records import Records, directions_of, logits_on, loss_on
 from manifold_sde.training.relaxation_time import Relaxation, relaxation
+from manifold_sde.training.training_settings import TrainingSettings
 
 __all__ = [
+    "Change",
+    "Cooldown",
     "ExpectedClock",
+    "Plan",
     "Records",
     "Relaxation",
     "ScaleGroup",
     "ScaleGroups",
+    "TrainingSettings",
     "directions_of",
     "expected_clock",
     "logits_on",
     "loss_on",
+    "plan",
     "relaxation",
     "scale_invariant_groups",
 ]
