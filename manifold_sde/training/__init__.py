@@ -1,8 +1,9 @@
 """The training clock: norms, directions and mixing of a network in training."""
 
+from manifold_sde.training.cooldown import Cooldown
 from manifold_sde.training.expected import ExpectedClock, expected_clock
 from manifold_sde.training.groups import ScaleGroup, ScaleGroups, scale_invariant_groups
-from manifold_sde.training.planner import Change, Cooldown, Plan, plan
+from manifold_sde.training.planner import Change, Plan, plan
 from manifold_sde.training.records import Records, directions_of, logits_on, loss_on
 from manifold_sde.training.relaxation_time import Relaxation, relaxation
 from manifold_sde.training.training_settings import TrainingSettings

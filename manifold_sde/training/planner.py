@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from manifold_sde.arguments import check_between, check_choice, check_positive, real
 from manifold_sde.errors import ArgumentError
+from manifold_sde.training.cooldown import COOLDOWNS, Cooldown, cooldown_of, count_of
+from manifold_sde.training.norm_start import NormAtStart, norm_at_start
 from manifold_sde.training.relaxation_time import Relaxation
 from manifold_sde.training.training_settings import (
     Schedule,
     TrainingSettings,
     bisect,
-    check_settings,
 )
 
 if TYPE_CHECKING:
@@ -27,12 +28,6 @@ Interval = tuple[float, float, float]
 
 #: Distance from its balance at which the early phase of the norm is over.
 _SETTLED = 0.05
-#: How far a cooldown moves the clock, as a part of what the largest rate would, and the product of
-#: rate and length at which the noise has come down to a share of its size.
-_COOLDOWNS = {
-    "linear": (1.0 / 3.0, lambda share: 0.25 * math.pi / share**2),
-    "cosine": (3.0 / 8.0, lambda share: (1.60 / share) ** 1.5),
-}
 
 
 @dataclass(frozen=True)
@@ -48,40 +43,6 @@ class Change:
     name: str
     ratio: float
     steps: float
-
-
-@dataclass(frozen=True)
-class Cooldown:
-    """How long the decay of the learning rate at the end is to be.
-
-    Attributes:
-        shape: "linear" or "cosine", to 0.
-        shortest: Steps after which the fast directions have come down; ``None`` where the
-            curvature and the noise are not known.
-        longest: Steps by which the slow clock has moved by as much as is allowed.
-        residual: Share of their noise that is left to the fast directions.
-        drift: Part of a relaxation time by which the clock moves.
-    """
-
-    shape: str
-    shortest: float | None
-    longest: float
-    residual: float
-    drift: float
-
-    def __str__(self) -> str:
-        most = (
-            f"at most {_count(self.longest)} steps, so that the clock moves by {self.drift:g} of a "
-            "relaxation time"
-        )
-        if self.shortest is None:
-            return f"{self.shape} cooldown: {most}; curvature= and noise= give the least"
-        least = (
-            f"at least {_count(self.shortest)} steps, so that {self.residual:g} of the fast noise "
-            "is left"
-        )
-        fits = "" if self.shortest <= self.longest else ". Both cannot be had: lower the rate first"
-        return f"{self.shape} cooldown: {least}; {most}{fits}"
 
 
 @dataclass(frozen=True)
@@ -110,7 +71,7 @@ class Plan:
     changes: tuple[Change, ...]
     cooldown: Cooldown | None
     notes: tuple[str, ...]
-    _start: _Start
+    _start: NormAtStart
 
     def lr_for(self, steps: float) -> Interval:
         """Find the learning rates at which so many steps are enough, other things equal.
@@ -184,7 +145,7 @@ class Plan:
         if self.changes:
             lines += ["", f"{'what if, once the norm has settled':36}{'steps':>14}{'ratio':>14}"]
         lines += [
-            f"{change.name:36}{_count(change.steps):>14}{change.ratio:>14.3f}"
+            f"{change.name:36}{count_of(change.steps):>14}{change.ratio:>14.3f}"
             for change in self.changes
         ]
         lines.append("")
@@ -251,42 +212,6 @@ class Plan:
         ax.set(xscale="log", yscale="log", xlabel="weight decay", ylabel="steps until mixed")
         ax.legend(frameon=False, fontsize="small", title="learning rate", title_fontsize="small")
         return ax
-
-
-@dataclass(frozen=True)
-class _Start:
-    """The norm at the start: its own, that of other settings' balance, or the balance."""
-
-    norm: float | None
-    noise: float | None
-    before: TrainingSettings | None
-
-    def ratio(self, settings: TrainingSettings) -> float:
-        """The power p of the norm at the start over that at its balance."""
-        if self.norm is not None:
-            assert self.noise is not None
-            noise = settings.noise_of(self.noise)
-            power = self.norm**settings.power
-            return power / settings.balance(noise) if settings.shrinkage else math.inf
-        before = self.before or settings
-        return before.balance(before.noise_of(1.0)) / settings.balance(settings.noise_of(1.0))
-
-    def _given(self, settings: TrainingSettings) -> tuple[float, float | None]:
-        """What :meth:`TrainingSettings.clock` is told of the start."""
-        if settings.shrinkage:
-            return self.ratio(settings), None
-        assert self.norm is not None
-        assert self.noise is not None
-        step = settings.noise_of(self.noise) * settings.step**2
-        return 1.0, step / self.norm**settings.power
-
-    def clock(self, settings: TrainingSettings, steps: float) -> float:
-        """The clock after some steps."""
-        return settings.clock(steps, *self._given(settings))
-
-    def steps(self, settings: TrainingSettings, clock: float) -> float:
-        """Steps until the clock."""
-        return math.inf if math.isinf(clock) else settings.steps(clock, *self._given(settings))
 
 
 def plan(
@@ -365,8 +290,8 @@ def plan(
     )
     times = _times(tau)
     relaxations = check_positive("relaxations", relaxations, "relaxations=5")
-    start = _checked_start(settings, before, norm, noise)
-    check_choice("cooldown", cooldown, tuple(_COOLDOWNS), 'cooldown="linear"')
+    start = norm_at_start(settings, before, norm, noise)
+    check_choice("cooldown", cooldown, tuple(COOLDOWNS), 'cooldown="linear"')
     residual = check_between(residual, 1e-6, 1.0, "the residual", "residual=0.1")
     drift = check_between(drift, 1e-6, 1.0, "the drift", "drift=0.05")
     if curvature is not None:
@@ -387,7 +312,7 @@ def plan(
         ratio=ratio,
         changes=_changes(settings, relaxations * times[1]) if kappa else (),
         cooldown=(
-            _cooldown(settings, times[1], cooldown, residual, drift, curvature, noise)
+            cooldown_of(settings, times[1], cooldown, residual, drift, curvature, noise)
             if kappa
             else None
         ),
@@ -397,7 +322,7 @@ def plan(
 
 
 def _changes(settings: TrainingSettings, clock: float) -> tuple[Change, ...]:
-    from_here = _Start(None, None, settings)
+    from_here = NormAtStart(None, None, settings)
     own = from_here.steps(settings, clock)
     tried: list[tuple[str, dict[str, Any]]] = [
         ("half the learning rate", {"lr": settings.lr / 2}),
@@ -422,25 +347,6 @@ def _changes(settings: TrainingSettings, clock: float) -> tuple[Change, ...]:
         steps = adam.steps(clock, 1.0)
         found.append(Change("AdamW, same lr and weight decay", steps / own, steps))
     return tuple(found)
-
-
-def _cooldown(
-    settings: TrainingSettings,
-    tau: float,
-    shape: str,
-    residual: float,
-    drift: float,
-    curvature: float | None,
-    noise: float | None,
-) -> Cooldown:
-    moved, needed = _COOLDOWNS[shape]
-    longest = drift * tau / (moved * 2.0 * settings.shrinkage)
-    shortest = None
-    if curvature is not None and noise is not None and settings.power == 4:
-        # eta / |x|^2 at the balance.
-        small = math.sqrt(2.0 * settings.shrinkage / settings.noise_of(noise))
-        shortest = needed(residual) / (small * curvature)
-    return Cooldown(shape, shortest, longest, residual, drift)
 
 
 def _notes(settings: TrainingSettings, steps: float, tau: Interval) -> Sequence[str]:
@@ -472,44 +378,6 @@ def _notes(settings: TrainingSettings, steps: float, tau: Interval) -> Sequence[
     return notes
 
 
-def _checked_start(
-    settings: TrainingSettings,
-    before: TrainingSettings | None,
-    norm: float | None,
-    noise: float | None,
-) -> _Start:
-    if noise is not None:
-        noise = check_positive("noise", noise, "noise=V, as MixingClock measures it")
-    if norm is not None:
-        norm = check_positive("norm", norm, "norm=weight.norm().item()")
-    if before is not None:
-        check_settings("before", before).require_decay()
-    if before is not None and norm is not None:
-        raise ArgumentError(
-            "the norm at the start is given twice",
-            received="before and norm",
-            expected="the settings at whose balance it is, or the norm itself",
-            remedy="leave one of them out",
-        )
-    if norm is not None and noise is None:
-        raise ArgumentError(
-            "the balance of the norm is not known",
-            received=f"norm={norm:g}, and no noise",
-            expected="the trace of the gradient's covariance at norm 1",
-            remedy="noise=V, as MixingClock measures it; or before=TrainingSettings(...)",
-        )
-    if before is not None and before.power != settings.power:
-        raise ArgumentError(
-            "the norms of the two optimizers do not compare",
-            received=f"{before.optimizer} before, and {settings.optimizer} now",
-            expected="optimizers of one kind, or the norm at the start",
-            remedy="norm=weight.norm().item(), noise=...",
-        )
-    if norm is None:
-        settings.require_decay()
-    return _Start(norm, noise, before)
-
-
 def _times(tau: Any) -> Interval:
     """From, most likely and to."""
     if isinstance(tau, Relaxation):
@@ -531,11 +399,7 @@ def _times(tau: Any) -> Interval:
 
 
 def _row(name: str, *values: float) -> str:
-    return f"{name:36}" + "".join(f"{_count(value):>14}" for value in values)
-
-
-def _count(value: float) -> str:
-    return f"{value:,.0f}" if value < 1e9 else f"{value:.3g}"
+    return f"{name:36}" + "".join(f"{count_of(value):>14}" for value in values)
 
 
 def _finite(data: Any) -> Any:

@@ -15,7 +15,7 @@ from scipy.integrate import solve_ivp
 from manifold_sde import TimeScale, problems
 from manifold_sde.errors import ArgumentError, TimeScaleError
 from manifold_sde.training import Plan, TrainingSettings, expected_clock, plan, relaxation
-from manifold_sde.training.planner import _COOLDOWNS
+from manifold_sde.training.cooldown import COOLDOWNS
 from manifold_sde.verification.exact import CircleDiffusion
 from tests.training import calibration
 
@@ -190,11 +190,11 @@ def test_no_decay_is_needed_where_there_is_time() -> None:
     assert math.isinf(still.norm_steps)
 
 
-@pytest.mark.parametrize("shape", list(_COOLDOWNS))
+@pytest.mark.parametrize("shape", list(COOLDOWNS))
 @pytest.mark.parametrize("share", [0.05, 0.1])
 def test_the_cooldown_leaves_that_share(shape: str, share: float) -> None:
     """The variance q of a fast direction, q' = -2 a K e (q - e) in progress, at its end."""
-    moved, needed = _COOLDOWNS[shape]
+    moved, needed = COOLDOWNS[shape]
     length = needed(share)
 
     def rate(x: float) -> float:
