@@ -51,7 +51,8 @@ def test_a_budget_and_a_run_before(tmp_path: Path) -> None:
     expected = plan(2.0, lr=0.1, weight_decay=5e-4, before=TrainingSettings(1.0, 5e-4))
     assert f"learning rate {expected.lr_for(50_000)[1]:.3g}" in done.output
     assert f"weight decay {expected.weight_decay_for(50_000)[1]:.3g}" in done.output
-    assert "no learning rate does it" in call(*given[:-4], "--budget", 1, *given[-2:]).output
+    none = call("--tau", 2, *RATES, "--budget", 1, "--out", tmp_path)
+    assert "no learning rate does it" in none.output
 
 
 @pytest.mark.parametrize(
