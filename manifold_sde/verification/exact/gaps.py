@@ -46,7 +46,7 @@ class SpectralGap:
 
     Attributes:
         rate: Of the direction, per unit of the clock u.
-        error: Its numerical error, from a coarser solution.
+        error: Its numerical error: what coarser solutions change, in sum.
         rate_in_time: Of direction and norm, per unit of the time of (8) at the ratio, or of T.
         error_in_time: Its error.
         ratio: The ratio C of (8); 1/2 is (13).
@@ -203,7 +203,7 @@ def _galerkin(problem: Problem, y: Tensor, c: float, points: int, seed: int) -> 
     smaller = [e for e in fitting if len(e) <= few] or fitting[:1]
     slow, error_in_time = _converged(walk.in_time, smaller, points)
     other = _slowest(*walk.in_time(smaller[-1], _NORM_POWERS[:-2]))
-    error_in_time = max(error_in_time, math.inf if other is None else abs(other - slow))
+    error_in_time += math.inf if other is None else abs(other - slow)
     factor = 2.0 * c / middle
     in_time = min(factor * slow, 4.0 * c)
     return SpectralGap(
@@ -308,7 +308,7 @@ class _Walk:
 def _converged(
     generator: Callable[[Array], tuple[Array, Array]], bases: list[Array], points: int
 ) -> tuple[float, float]:
-    """The slowest rate on the largest basis, and by how much smaller ones and half points differ.
+    """The slowest rate on the largest basis, and how much a smaller one and half points change.
 
     Raises:
         ArgumentError: If there is no slow function.
@@ -326,7 +326,7 @@ def _converged(
             remedy=f"points={4 * points}",
         )
     others = [other for other in (fewer, *halves) if other is not None]
-    return rate, max((abs(other - rate) for other in others), default=math.inf)
+    return rate, sum(abs(other - rate) for other in others) if others else math.inf
 
 
 def _slowest(values: Array, moved: Array) -> float | None:
