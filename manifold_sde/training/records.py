@@ -8,7 +8,7 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -24,6 +24,18 @@ Recorder = Callable[[], Recorded]
 """A function without arguments that looks at the weights: names and numbers."""
 
 _STEPS, _CLOCK = "steps", "clock"
+
+
+class Clock(Protocol):
+    """What is read of a clock, such as ``MixingClock``."""
+
+    @property
+    def time(self) -> float:
+        """The angular clock v."""
+
+    @property
+    def effective(self) -> float | None:
+        """The part of it by which minimisers are explored; ``None`` where it is not known."""
 
 
 class Records:
@@ -110,8 +122,12 @@ class Records:
             )
         self._rows.append((step, clock, row))
 
-    def record(self, step: int, clock: float) -> None:
+    def record(self, step: int, clock: float | Clock) -> None:
         """Ask the recorders, and append what they say.
+
+        Args:
+            step: The step.
+            clock: The clock there: a number, or a ``MixingClock``, whose ``time`` is read.
 
         Raises:
             NonFiniteError, ArgumentError: As :meth:`append`.
@@ -119,7 +135,8 @@ class Records:
         values: dict[str, Any] = {}
         for recorder in self.recorders:
             values.update(recorder())
-        self.append(step, clock, values)
+        reading = real(clock)
+        self.append(step, clock.time if math.isnan(reading) else reading, values)  # type: ignore[union-attr]
 
     def save(self, path: str | Path) -> None:
         """Write an .npz file.

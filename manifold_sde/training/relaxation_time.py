@@ -16,7 +16,7 @@ from manifold_sde.errors import ArgumentError, NonFiniteError, ShapeError
 from manifold_sde.number_arrays import as_float64
 from manifold_sde.training.likelihood import Array, Runs
 from manifold_sde.training.profiles import Profile, profiles_of, quantile
-from manifold_sde.training.records import Records
+from manifold_sde.training.records import Clock, Records
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -149,13 +149,15 @@ class Relaxation:
 
         ax = ax or Figure(figsize=(5.6, 3.6), layout="constrained").subplots()
         top = 3.0 * quantile(self.level)
+        shown = np.concatenate([one.profile.tau[one.profile.loss <= top] for one in self.functions])
         for one in self.functions:
             ax.plot(one.profile.tau, one.profile.loss, **{"label": one.name, "lw": 1.5, **kwargs})
         ax.axhline(quantile(self.level), color="0.45", lw=1, ls="--")
         cutoff = self.functions[0].profile.cutoff
         ax.axvline(cutoff, color="0.45", lw=1)
         ax.text(cutoff, 0.99 * top, " a fifth of the run", va="top", fontsize="small", color="0.3")
-        ax.set(xscale="log", ylim=(-0.02 * top, top), title=self.verdict)
+        ends = (0.7 * min(cutoff, shown.min()), 1.4 * max(cutoff, shown.max()))
+        ax.set(xscale="log", xlim=ends, ylim=(-0.02 * top, top), title=self.verdict)
         ax.set(xlabel="relaxation time, in the clock", ylabel="lack of 2 log-likelihood")
         ax.legend(frameon=False, fontsize="small")
         return ax
@@ -196,7 +198,8 @@ def relaxation(
             to such values.
         clock: Clock readings, (K,) of all runs, (R, K), or a list likewise; that of the records
             by default. The clock has to be the one in which the weights diffuse: with data that
-            are shuffled once an epoch, that of the fresh part of the noise.
+            are shuffled once an epoch, that of the fresh part of the noise. For records of a
+            ``MixingClock``, that clock, which knows this part.
         weight: Least share of a function's variance of a mode that counts. To tell takes a run of
             about 30 relaxation times over its square.
         modes: 2, or 1 if each function is known to have one time scale: that takes 30 relaxation
@@ -305,14 +308,18 @@ def _reason(verdict: str, one: Function, modes: int, weight: float) -> str:
 def _named(series: Any, clock: Any) -> tuple[Any, dict[str, Any]]:
     """The clock readings, and the values of each name."""
     if isinstance(series, Records):
-        clock = series.clock if clock is None else clock
+        if clock is None:
+            clock = series.clock
+        elif hasattr(clock, "effective"):
+            clock = _fresh_part(clock) * series.clock
         series = series.values
-    if clock is None:
+    if clock is None or hasattr(clock, "effective"):
         raise ArgumentError(
             "there are no clock readings",
-            received="clock=None",
+            received="clock=None" if clock is None else f"{clock!r}, and values without steps",
             expected="one reading a record, or Records, which hold theirs",
-            remedy="relaxation(series, clock); expected_clock gives the clock of a schedule",
+            remedy="records.record(step, clock) and relaxation(records, clock); expected_clock "
+            "gives the clock of a schedule",
         )
     if not isinstance(series, Mapping):
         series = {"series": series}
@@ -324,6 +331,21 @@ def _named(series: Any, clock: Any) -> tuple[Any, dict[str, Any]]:
             remedy="records.append(step, clock, loss=...) every few steps",
         )
     return clock, {str(name): values for name, values in series.items()}
+
+
+def _fresh_part(clock: Clock) -> float:
+    """The share of a clock by which minimisers are explored; all of it where it is not known."""
+    effective = clock.effective
+    if effective is None or not clock.time:
+        return 1.0
+    if effective == 0.0:
+        raise ArgumentError(
+            "nothing explores the minimisers",
+            received="a clock whose noise is not fresh at any visit: every sample once an epoch",
+            expected="noise that is fresh at each visit, from augmentation or dropout",
+            remedy='sampling="iid" if batches are drawn independently, or clock.measure(...)',
+        )
+    return effective / clock.time
 
 
 def _rows(name: str, given: Any) -> list[Array]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +77,35 @@ def test_directions_are_those_of_the_weights() -> None:
     assert directions_of([some], projections=1)()["direction 0"] == pytest.approx(expected)
     other = directions_of([x], projections=200, seed=1)()
     assert list(other.values()) != list(whole.values())
+
+
+@dataclass
+class Clock:
+    """As much of a MixingClock as is read."""
+
+    time: float = 0.0
+    effective: float | None = None
+
+
+def test_a_clock_is_read_and_its_fresh_part_is_taken() -> None:
+    generator = np.random.default_rng(1)
+    clock = Clock()
+    records = Records(lambda: {"probe": generator.standard_normal()})
+    for k in range(50):
+        clock.time = 0.5 * k
+        records.record(k, clock)
+    np.testing.assert_array_equal(records.clock, 0.5 * np.arange(50))
+    whole = relaxation(records, clock)
+    assert whole.length == relaxation(records).length == 24.5
+    clock.effective = 0.1 * clock.time
+    fresh = relaxation(records, clock)
+    assert fresh.length == pytest.approx(2.45)
+    assert fresh.estimate == pytest.approx(0.1 * whole.estimate)
+    with pytest.raises(ArgumentError, match="there are no clock readings"):
+        relaxation(records.values, clock)
+    clock.effective = 0.0
+    with pytest.raises(ArgumentError, match="nothing explores the minimisers"):
+        relaxation(records, clock)
 
 
 def test_what_cannot_be_recorded_is_told(tmp_path: Path) -> None:
