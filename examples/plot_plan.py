@@ -26,7 +26,7 @@ from manifold_sde.verification.exact import law_of, spectral_gap
 
 torch.set_num_threads(1)  # the tensors are small
 quick = "MANIFOLD_SDE_QUICK" in os.environ
-lr, weight_decay, steps, paths = (0.1, 0.02, 24_000, 100) if quick else (0.04, 0.01, 200_000, 1000)
+lr, weight_decay, steps, paths = (0.2, 0.03, 10_000, 100) if quick else (0.04, 0.01, 200_000, 1000)
 scale = 0.3
 
 
@@ -91,7 +91,7 @@ print(planned)
 # What rules of thumb make of the large run is told apart: there a relaxation time takes so many
 # steps, and a tenth of the rate should take ten times (or a hundred times) as many.
 
-end = int(1.4 * planned.steps[1])
+end = int(1.3 * planned.steps[1])
 k, _, cosine = train(1.0, lr / 10, end, paths, records=32)
 mean, error = cosine.mean(1), cosine.std(1) / paths**0.5
 relaxed = law_of(problem).expectation(np.cos, exact / trace)

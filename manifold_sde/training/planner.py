@@ -58,7 +58,8 @@ class Plan:
             largest learning rate; infinite without weight decay.
         ratio: The power p of the norm at the start over that at its balance.
         changes: What changes would cost.
-        cooldown: The window of the cooldown; ``None`` without weight decay.
+        cooldown: The window of the cooldown after a constant learning rate; ``None`` without
+            weight decay.
         notes: Where the theory is not met.
     """
 
@@ -313,7 +314,7 @@ def plan(
         changes=_changes(settings, relaxations * times[1]) if kappa else (),
         cooldown=(
             cooldown_of(settings, times[1], cooldown, residual, drift, curvature, noise)
-            if kappa
+            if kappa and schedule == "constant"
             else None
         ),
         notes=tuple(_notes(settings, middle, times)),

@@ -388,9 +388,9 @@ def _checked(name: str, clock: Any, values: Any) -> tuple[Array, Array]:
         if len(times) < 2 or (np.diff(times) < 0).any() or not times[-1] > times[0]:
             raise ArgumentError(
                 "the clock does not run",
-                received=f"readings from {times[0] if len(times) else None!r} to "
-                f"{times[-1] if len(times) else None!r}, "
-                f"{int((np.diff(times) < 0).sum())} of them smaller than the one before",
+                received=f"{len(times)} readings from {times.min(initial=np.inf):g} to "
+                f"{times.max(initial=-np.inf):g}, {int((np.diff(times) < 0).sum())} of them "
+                "smaller than the one before",
                 expected="readings that grow along a run",
                 remedy="step the clock with the optimizer, and restore it when a run is resumed",
             )

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import OptimizeWarning, curve_fit
 from scipy.signal import lfilter
 
 from manifold_sde import problems
@@ -99,6 +100,8 @@ CASES: dict[str, Callable[[Array, int, np.random.Generator], Array]] = {
     "start 20 sd away": far_start,
 }
 WEIGHT = 0.3
+ENSEMBLES = "20 runs from one start"
+ENSEMBLE_LENGTHS = (0.5, 1.0, 2.0)
 
 
 @dataclass(frozen=True)
@@ -199,6 +202,55 @@ def measure(
     return rows
 
 
+def ensemble(length: float, runs: int, seed: int, start: float = 2.0) -> tuple[Array, Array]:
+    """Short runs (runs, 25) from one start, of relaxation time 1."""
+    generator = np.random.default_rng(seed)
+    clock = np.linspace(0.0, length, 25)
+    decay = math.exp(-clock[1])
+    x = np.full(runs, start)
+    rows = [x]
+    for _ in clock[1:]:
+        x = decay * x + math.sqrt(1 - decay**2) * generator.standard_normal(runs)
+        rows.append(x)
+    return clock, np.array(rows).T
+
+
+def means_as_independent(clock: Array, values: Array) -> tuple[float, float]:
+    """The broken twin: least squares on the means of the runs, their errors as independent."""
+
+    def decaying(u: Array, mean: float, size: float, rate: float) -> Array:
+        return np.asarray(mean + size * np.exp(-rate * u))
+
+    means = values.mean(0)
+    errors = values[:, 1:].std(0, ddof=1) / math.sqrt(len(values))
+    try:
+        fit, cov = curve_fit(
+            decaying, clock[1:], means[1:], (0.0, 2.0, 1.0), errors, True, maxfev=20_000
+        )
+    except (RuntimeError, OptimizeWarning):
+        return math.nan, math.nan
+    half = 1.96 * math.sqrt(cov[2, 2])
+    slowest = 1.0 / (fit[2] - half) if fit[2] > half else math.inf
+    return 1.0 / (fit[2] + half), slowest
+
+
+def measure_ensembles(length: float, runs: int) -> list[Row]:
+    """The same for ensembles of 20 short runs."""
+    found, twins = [], []
+    for seed in range(runs):
+        clock, values = ensemble(length, 20, seed)
+        one = relaxation(values, clock, modes=1)
+        found.append((*one.interval, one.verdict))
+        twins.append((*means_as_independent(clock, values), ""))
+    rows = []
+    for name, estimates in (("one mode", found), ("independent errors", twins)):
+        verdicts = [verdict for _, _, verdict in estimates]
+        held = sum(bool(low <= 1.0 <= high) for low, high, _ in estimates) / runs
+        told = [verdicts.count(kind) / runs for kind in ("mixed", "not mixed")]
+        rows.append(Row(ENSEMBLES, length, name, runs, held, *told, 0.0))
+    return rows
+
+
 def load() -> list[Row]:
     """The saved table."""
     return [Row(**row) for row in json.loads(FILE.read_text())]
@@ -206,10 +258,11 @@ def load() -> list[Row]:
 
 def table(rows: list[Row], estimator: str) -> str:
     """A table in Markdown: covered, and how many are told to be mixed, for each length."""
+    rows = [row for row in rows if row.estimator == estimator]
     lengths = sorted({row.length for row in rows})
     lines = [f"| {estimator} | " + " | ".join(f"{n:g} τ" for n in lengths) + " |"]
     lines.append("|---" * (1 + len(lengths)) + "|")
-    found = {(row.case, row.length): row for row in rows if row.estimator == estimator}
+    found = {(row.case, row.length): row for row in rows}
     for case in dict.fromkeys(row.case for row in rows):
         cells = [found.get((case, n)) for n in lengths]
         texts = [f"{c.covered:.3f}, {c.mixed:.2f}" if c else "" for c in cells]
@@ -236,8 +289,10 @@ def main() -> None:
         new = measure(case, length, runs, estimators)
         print(*new, sep="\n", flush=True)
         rows += new
-        FILE.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
-    for estimator in ESTIMATORS:
+    for length in ENSEMBLE_LENGTHS:
+        rows += measure_ensembles(length, RUNS)
+    FILE.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+    for estimator in (*ESTIMATORS, "independent errors"):
         print(table(rows, estimator), end="\n\n")
 
 
