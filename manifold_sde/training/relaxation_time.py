@@ -63,7 +63,7 @@ class Relaxation:
         reason: Why, in a sentence.
         needed: Length of run that would tell, in the clock; ``None`` where it is told.
         length: Length of the longest run.
-        records, runs: Their numbers.
+        n_records, n_runs: Numbers of records of a function, and of runs.
         weight: Least share of the variance of a mode that counts.
         modes: Number of time scales that a function may have.
         level: Confidence.
@@ -76,8 +76,8 @@ class Relaxation:
     reason: str
     needed: float | None
     length: float
-    records: int
-    runs: int
+    n_records: int
+    n_runs: int
     weight: float
     modes: int
     level: float
@@ -85,9 +85,9 @@ class Relaxation:
 
     def __str__(self) -> str:
         low, high = self.interval
-        runs = "one run" if self.runs == 1 else f"{self.runs} runs"
+        runs = "one run" if self.n_runs == 1 else f"{self.n_runs} runs"
         lines = [
-            f"{self.records} records of {runs} over a clock of {self.length:.4g}: {self.verdict}",
+            f"{self.n_records} records of {runs} over a clock of {self.length:.4g}: {self.verdict}",
             *textwrap.wrap(self.reason, 80),
             "",
             *textwrap.wrap(
@@ -119,7 +119,7 @@ class Relaxation:
 
     def to_json(self) -> str:
         """The numbers and the verdicts, without the profiles."""
-        names = ["estimate", "verdict", "reason", "needed", "length", "records", "runs"]
+        names = ["estimate", "verdict", "reason", "needed", "length", "n_records", "n_runs"]
         names += ["weight", "modes", "level"]
         data: dict[str, Any] = {name: getattr(self, name) for name in names}
         data["interval"] = _ends(self.interval)
@@ -261,8 +261,8 @@ def relaxation(
         reason=_reason(verdict, slowest, modes, weight),
         needed=None if verdict == "mixed" else slowest.needed,
         length=slowest.profile.length,
-        records=int(np.isfinite(values[0]).sum()),
-        runs=values.shape[1],
+        n_records=int(np.isfinite(values[0]).sum()),
+        n_runs=values.shape[1],
         weight=weight,
         modes=modes,
         level=level,

@@ -102,6 +102,7 @@ CASES: dict[str, Callable[[Array, int, np.random.Generator], Array]] = {
 WEIGHT = 0.3
 ENSEMBLES = "20 runs from one start"
 ENSEMBLE_LENGTHS = (0.5, 1.0, 2.0)
+PAIRS = "section 6.1, two functions"
 
 
 @dataclass(frozen=True)
@@ -251,6 +252,21 @@ def measure_ensembles(length: float, runs: int) -> list[Row]:
     return rows
 
 
+def measure_pairs(length: float, runs: int) -> list[Row]:
+    """Section 6.1 with two functions of each run, cosine and sine of the angle."""
+    clock = np.linspace(0.0, length, RECORDS)
+    generator = np.random.default_rng((99, int(length)))
+    size = math.sqrt(2.0 * clock[1])
+    steps = (size * generator.standard_normal((runs, RECORDS))).cumsum(1)
+    angle = generator.uniform(0, 2 * math.pi, (runs, 1)) + steps
+    found = [relaxation({"cos": np.cos(x), "sin": np.sin(x)}, clock, modes=1) for x in angle]
+    verdicts = [one.verdict for one in found]
+    held = sum(one.interval[0] <= 1.0 <= one.interval[1] for one in found) / runs
+    wrong = sum(one.verdict == "mixed" and one.interval[1] < 1.0 for one in found) / runs
+    told = [verdicts.count(kind) / runs for kind in ("mixed", "not mixed")]
+    return [Row(PAIRS, length, "one mode", runs, held, *told, wrong)]
+
+
 def load() -> list[Row]:
     """The saved table."""
     return [Row(**row) for row in json.loads(FILE.read_text())]
@@ -289,6 +305,8 @@ def main() -> None:
         new = measure(case, length, runs, estimators)
         print(*new, sep="\n", flush=True)
         rows += new
+    for length in LENGTHS:
+        rows += measure_pairs(length, RUNS)
     for length in ENSEMBLE_LENGTHS:
         rows += measure_ensembles(length, RUNS)
     FILE.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
