@@ -2,7 +2,6 @@
 
 from manifold_sde.training.cooldown import Cooldown
 from manifold_sde.training.expected import ExpectedClock, expected_clock
-from manifold_sde.training.groups import ScaleGroup, ScaleGroups, scale_invariant_groups
 from manifold_sde.training.planner import Change, Plan, plan
 from manifold_sde.training.records import Records, directions_of, logits_on, loss_on
 from manifold_sde.training.relaxation_time import Relaxation, relaxation
@@ -15,8 +14,6 @@ __all__ = [
     "Plan",
     "Records",
     "Relaxation",
-    "ScaleGroup",
-    "ScaleGroups",
     "TrainingSettings",
     "directions_of",
     "expected_clock",
@@ -24,5 +21,4 @@ __all__ = [
     "loss_on",
     "plan",
     "relaxation",
-    "scale_invariant_groups",
 ]
