@@ -18,6 +18,7 @@ from manifold_sde.errors import ArgumentError, ManifoldSDEError
 from manifold_sde.experiments.settings.audit import Settings as AuditSettings
 from manifold_sde.experiments.settings.collapse import Settings as CollapseSettings
 from manifold_sde.experiments.settings.figure2 import Settings as Figure2Settings
+from manifold_sde.experiments.settings.plan import Settings as PlanSettings
 from manifold_sde.experiments.settings.simulate import Settings as SimulationSettings
 from manifold_sde.experiments.settings.training import Settings as TrainingSettings
 from manifold_sde.experiments.terminal import (
@@ -309,6 +310,20 @@ def verify(
         raise typer.Exit(FAILURE)
     if report.partial:
         raise typer.Exit(PARTIAL)
+
+
+@app.command()
+@with_options(PlanSettings, after="out")
+def plan(out: Out = _RESULTS, **changes: Any) -> None:
+    """How many steps of training it takes until a run is mixed, at other rates than measured.
+
+    From a relaxation time, measured once: steps with their interval, what changes of the learning
+    rate, weight decay, batch size and schedule would cost, and how long the cooldown is to be.
+    Prints a table, and writes it with a picture and all numbers.
+    """
+    from manifold_sde.experiments.plan_command import make_plan
+
+    make_plan(PlanSettings(**changes), out, Console())
 
 
 def main() -> None:

@@ -2,18 +2,34 @@
 
 from manifold_sde.training.auditing import audit
 from manifold_sde.training.clock import MixingClock
+from manifold_sde.training.cooldown import Cooldown
 from manifold_sde.training.expected import ExpectedClock, expected_clock
 from manifold_sde.training.groups import ScaleGroup, ScaleGroups, scale_invariant_groups
+from manifold_sde.training.planner import Change, Plan, plan
+from manifold_sde.training.records import Records, directions_of, logits_on, loss_on
+from manifold_sde.training.relaxation_time import Relaxation, relaxation
 from manifold_sde.training.report import AuditReport, GroupAudit
+from manifold_sde.training.training_settings import TrainingSettings
 
 __all__ = [
     "AuditReport",
+    "Change",
+    "Cooldown",
     "ExpectedClock",
     "GroupAudit",
     "MixingClock",
+    "Plan",
+    "Records",
+    "Relaxation",
     "ScaleGroup",
     "ScaleGroups",
+    "TrainingSettings",
     "audit",
+    "directions_of",
     "expected_clock",
+    "logits_on",
+    "loss_on",
+    "plan",
+    "relaxation",
     "scale_invariant_groups",
 ]

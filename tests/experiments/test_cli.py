@@ -50,7 +50,15 @@ def test_version() -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["-h"], ["figure", "-h"], ["figure", "1", "-h"], ["info", "-h"], ["simulate", "-h"], []],
+    [
+        ["-h"],
+        ["figure", "-h"],
+        ["figure", "1", "-h"],
+        ["info", "-h"],
+        ["simulate", "-h"],
+        ["plan", "-h"],
+        [],
+    ],
 )
 def test_help_fits_the_terminal(arguments: list[str]) -> None:
     done = call(*arguments)

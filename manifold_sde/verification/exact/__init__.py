@@ -3,6 +3,7 @@
 from manifold_sde.verification.exact.angle_law import AngleLaw
 from manifold_sde.verification.exact.applicable import Convergence, convergence, curve_of, law_of
 from manifold_sde.verification.exact.circle_diffusion import CircleDiffusion
+from manifold_sde.verification.exact.gaps import SpectralGap, spectral_gap
 from manifold_sde.verification.exact.periodic_law import CircleNormLaw, PeriodicLaw
 from manifold_sde.verification.exact.reversible_law import ReversibleLaw
 from manifold_sde.verification.exact.sphere_law import SphereLaw
@@ -16,10 +17,12 @@ __all__ = [
     "Convergence",
     "PeriodicLaw",
     "ReversibleLaw",
+    "SpectralGap",
     "SphereLaw",
     "TracedCurve",
     "WrappedNormal",
     "convergence",
     "curve_of",
     "law_of",
+    "spectral_gap",
 ]

@@ -1,0 +1,377 @@
+"""Plans: steps until mixed against simulation and exact sums, inverses, and broken rules."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy.integrate import solve_ivp
+
+from manifold_sde import TimeScale, problems
+from manifold_sde.errors import ArgumentError, TimeScaleError
+from manifold_sde.training import TrainingSettings, expected_clock, plan, relaxation
+from manifold_sde.training.cooldown import COOLDOWNS
+from manifold_sde.verification.exact import CircleDiffusion
+from tests.training import calibration
+
+Array = NDArray[np.float64]
+PATHS, DIM = 300, 60
+
+
+def noise_cosine(
+    rates: Array, weight_decay: float, norm: float, *, fixed: bool = False, seed: int = 0
+) -> tuple[float, float]:
+    """E cos of the direction with its start after steps of pure noise of V = 1, and its error.
+
+    ``fixed``: updates of length 1, as of normalised gradients, and not of length 1/|x|.
+    """
+    generator = np.random.default_rng(seed)
+    x = np.zeros((PATHS, DIM))
+    x[:, 0] = norm
+    for lr in rates:
+        z = generator.standard_normal(x.shape)
+        square = (x**2).sum(1, keepdims=True)
+        z -= x * ((x * z).sum(1, keepdims=True) / square)
+        size = (DIM - 1) * (1.0 if fixed else square)
+        x = (1.0 - lr * weight_decay) * x - lr * z / np.sqrt(size)
+    cosine = x[:, 0] / np.sqrt((x**2).sum(1))
+    return float(cosine.mean()), float(cosine.std() / math.sqrt(PATHS))
+
+
+def off(measured: tuple[float, float], clock: float) -> float:
+    """Standard errors between E cos and e^{-v/2}, of which 1/D is no part."""
+    mean, error = measured
+    return abs(mean - math.exp(-clock / 2.0)) / (error + 0.25 / DIM)
+
+
+RUNS: dict[str, dict[str, Any]] = {
+    "from a small norm": {"lr": 0.1, "weight_decay": 0.02, "norm": 0.6, "noise": 1.0},
+    "from a large norm": {"lr": 0.1, "weight_decay": 0.02, "norm": 2.0, "noise": 1.0},
+    "without decay": {"lr": 0.1, "weight_decay": 0.0, "norm": 1.0, "noise": 1.0},
+    "cosine": {"lr": 0.2, "weight_decay": 0.02, "norm": 1.2, "noise": 1.0, "schedule": "cosine"},
+    "linear, fixed size": {
+        "lr": 0.1,
+        "weight_decay": 0.02,
+        "norm": 1.2,
+        "noise": 1.0,
+        "schedule": "linear",
+        "optimizer": "normalised_sgd",
+    },
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_planned_steps_turn_the_direction_so_far(name: str) -> None:
+    """At a clock of 1.2, at most 4 standard errors; half the steps are rejected."""
+    given = RUNS[name]
+    found = plan(1.2, relaxations=1.0, **given)
+    steps = round(found.steps[1])
+    assert 30 < steps < 2000
+    progress = (np.arange(steps) + 0.5) / steps
+    shape = {"cosine": 0.5 * (1 + np.cos(math.pi * progress)), "linear": 1 - progress}
+    rates = given["lr"] * shape.get(given.get("schedule", ""), np.ones(steps))
+    fixed = given.get("optimizer") == "normalised_sgd"
+    decay, norm = given["weight_decay"], given["norm"]
+    measured = noise_cosine(rates, decay, norm, fixed=fixed)
+    assert off(measured, 1.2) < 4.0
+    half = noise_cosine(rates[::2], decay, norm, fixed=fixed)
+    assert off(half, 1.2) > 4.0  # the broken twin
+
+
+def test_the_early_phase_of_the_norm_is_counted() -> None:
+    """Half the learning rate, from the balance of the whole: 1311 steps and not 1000 at v = 1.
+
+    The broken twin ignores that the norm is too large for the new rate.
+    """
+    old = TrainingSettings(0.1, 0.01)
+    found = plan(1.0, relaxations=1.0, lr=0.05, weight_decay=0.01, before=old)
+    assert found.steps[1] == pytest.approx(1311.3, abs=1.0)
+    ignored = 1.0 / (2 * 0.05 * 0.01)
+    assert ignored == pytest.approx(1000.0)
+    norm = (0.1 / 0.02) ** 0.25
+    steps = round(found.steps[1])
+    assert off(noise_cosine(np.full(steps, 0.05), 0.01, norm, seed=1), 1.0) < 4.0
+    short = noise_cosine(np.full(1000, 0.05), 0.01, norm, seed=1)
+    assert off(short, 1.0) > 4.0
+    assert found.norm_steps == pytest.approx(math.log(1.0 / 0.05) / (4 * 0.05 * 0.01), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("clock", "expected"),
+    [(3.0, (2.231, 0.442, 1.115, 1.770, 0.558)), (1.0, (2.623, 0.358, 1.312, 1.434, 0.656))],
+)
+def test_what_changes_cost(clock: float, expected: tuple[float, ...]) -> None:
+    """Half and twice the rate, twice the batch, half and twice the decay."""
+    found = plan(clock, relaxations=1.0, lr=1e-3, weight_decay=1e-3)
+    ratios = [change.ratio for change in found.changes[:5]]
+    assert ratios == pytest.approx(expected, abs=2e-3)
+    adam = plan(clock, relaxations=1.0, lr=1e-3, weight_decay=1e-3, optimizer="adamw")
+    batch = next(change for change in adam.changes if change.name == "twice the batch")
+    assert batch.ratio == pytest.approx(1.0)  # the size of its updates is that of no gradient
+    heavy = plan(clock, relaxations=1.0, lr=1e-3, weight_decay=1e-3, momentum=0.9)
+    assert heavy.steps[1] == pytest.approx(0.1 * found.steps[1], rel=1e-3)
+    assert heavy.changes[-1].ratio == pytest.approx(10.0, rel=1e-2)
+    assert heavy.changes[-1].name == "AdamW, same lr and weight decay"
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "sgdw", "adamw"])
+@pytest.mark.parametrize("schedule", ["constant", "cosine", "linear"])
+def test_steps_against_the_exact_recursion(schedule: str, optimizer: str) -> None:
+    """The clock of a whole schedule, step by step, is the planned one within .5 %."""
+    momentum = 0.0 if optimizer == "adamw" else 0.5
+    noise = 1000.0 if optimizer == "adamw" else 1.0
+    rates = {"lr": 1e-3, "weight_decay": 1.0, "momentum": momentum, "optimizer": optimizer}
+    found = plan(
+        3.0,
+        relaxations=1.0,
+        schedule=schedule,
+        norm=1.0,
+        noise=noise,
+        **rates,  # type: ignore[arg-type]
+    )
+    steps = round(found.steps[1])
+    progress = (np.arange(steps) + 0.5) / steps
+    shape = {"cosine": 0.5 * (1 + np.cos(math.pi * progress)), "linear": 1 - progress}
+    exact = expected_clock(
+        1e-3 * shape.get(schedule, np.ones(steps)),
+        optimizer=optimizer,
+        weight_decay=1.0,
+        momentum=momentum,
+        betas=(0.0, 0.0) if optimizer == "adamw" else (0.9, 0.999),
+        kurtosis=1.0,
+        noise=1.0,
+        size=1000 if optimizer == "adamw" else None,
+    )
+    assert exact.total == pytest.approx(3.0, rel=5e-3)
+
+
+def test_long_cosines() -> None:
+    """At X = lr * weight_decay * K: a clock of X - ln(X) / 3, from the balance on, for SGD."""
+    settings = TrainingSettings(1e-3, 1e-1, schedule="cosine")
+    for x in (32.0, 200.0):
+        clock = settings.clock(x / 1e-4, 1.0)
+        assert clock == pytest.approx(x - math.log(x) / 3.0, abs=0.03)
+        assert settings.steps(clock, 1.0) == pytest.approx(x / 1e-4, rel=1e-9)
+
+
+GIVEN = [
+    {"momentum": 0.9, "before": TrainingSettings(1.0, 1e-3, momentum=0.9)},
+    {"norm": 2.0, "noise": 3.0},
+    {"schedule": "cosine"},
+    {"optimizer": "adamw", "norm": 4.0, "noise": 100.0},
+    {"schedule": lambda x: np.where(x < 0.8, 1.0, 0.1)},
+]
+
+
+@pytest.mark.parametrize("given", GIVEN)
+def test_the_inverse_is_one_to_rounding(given: dict[str, Any]) -> None:
+    rates = {"lr": 0.02, "weight_decay": 2e-3}
+    found = plan((1.0, 1.3, 2.0), **rates, **given)
+    for name, inverse in (("lr", found.lr_for), ("weight_decay", found.weight_decay_for)):
+        assert inverse(found.steps[1])[1] == pytest.approx(rates[name], rel=1e-9)
+        values = inverse(0.5 * found.steps[1])
+        assert values[0] < values[1] < values[2]
+        again = plan((1.0, 1.3, 2.0), **{**rates, name: values[1]}, **given)
+        assert again.steps[1] == pytest.approx(0.5 * found.steps[1], rel=1e-9)
+    more = plan((1.0, 1.3, 2.0), lr=0.02, weight_decay=4e-3, **given)
+    assert all(a < b for a, b in zip(more.steps, found.steps, strict=True))
+
+
+def test_no_decay_is_needed_where_there_is_time() -> None:
+    found = plan(0.1, relaxations=1.0, lr=0.1, weight_decay=0.01, norm=1.0, noise=1.0)
+    assert found.weight_decay_for(1e5) == (0.0, 0.0, 0.0)
+    still = plan(0.1, relaxations=1.0, lr=0.1, weight_decay=0.0, norm=1.0, noise=1.0)
+    assert still.steps[1] == pytest.approx(math.expm1(0.2) / (2 * 0.01), rel=1e-9)
+    assert math.isinf(still.norm_steps)
+
+
+@pytest.mark.parametrize("shape", list(COOLDOWNS))
+@pytest.mark.parametrize("share", [0.05, 0.1])
+def test_the_cooldown_leaves_that_share(shape: str, share: float) -> None:
+    """The variance q of a fast direction, q' = -2 a K e (q - e) in progress, at its end."""
+    moved, needed = COOLDOWNS[shape]
+    length = needed(share)
+
+    def rate(x: float) -> float:
+        return 1.0 - x if shape == "linear" else 0.5 * (1.0 + math.cos(math.pi * x))
+
+    def slope(x: float, q: Array) -> Array:
+        return -2.0 * length * rate(x) * (q - rate(x))
+
+    end = solve_ivp(slope, (0.0, 1.0), [1.0], rtol=1e-8, atol=1e-10).y[0, -1]
+    assert end == pytest.approx(share, rel=0.1)
+    grid = (np.arange(1000) + 0.5) / 1000
+    assert np.mean([rate(x) ** 2 for x in grid]) == pytest.approx(moved, rel=1e-4)
+
+
+def test_the_window_of_the_cooldown() -> None:
+    rates: dict[str, Any] = {"lr": 1e-3, "weight_decay": 1e-3, "noise": 0.5}
+    open_, closed = (plan(2.0, curvature=h, residual=0.2, **rates).cooldown for h in (10.0, 1e-3))
+    assert open_ is not None
+    assert closed is not None
+    assert open_.shortest is not None
+    assert closed.shortest is not None
+    assert open_.shortest < open_.longest == closed.longest < closed.shortest
+    assert "cannot be had" in str(closed)
+    assert "cannot be had" not in str(open_)
+    small = math.sqrt(2e-6 / 0.5)
+    assert open_.shortest == pytest.approx(0.25 * math.pi / 0.04 / (small * 10.0))
+    assert open_.longest == pytest.approx(3.0 * 0.05 * 2.0 / 2e-6)
+
+
+def test_the_plan_of_a_small_rate_from_a_run_at_a_large_one() -> None:
+    """End to end on the circle: the truth is in the interval, and other rules miss it.
+
+    Runs of 30 relaxation times, and plans at lr / 10. The number of steps at which the exact law
+    has relaxed by e^{-1} is found by the exact sums of the time scale.
+    """
+    law = CircleDiffusion.reversible(problems.varying_circle())
+    relaxed, trace, norm = law.relaxation_time, float(law.trace[0]), 1.5
+    small = TimeScale(2e-3, 0.02)
+    given: dict[str, Any] = {"relaxations": 1.0, "weight_decay": 0.02}
+    start = {"lr": 2e-3, "norm": norm, "noise": trace}
+    exact = plan(trace * relaxed, **given, **start).steps[1]
+    assert float(small.clock(round(exact), trace, norm)) == pytest.approx(relaxed, rel=1e-4)
+    clock = np.linspace(0.0, 30.0, 150)
+    runs = calibration.varying_circle(clock, 6, np.random.default_rng(0))
+    found = [relaxation(run, clock * relaxed * trace, modes=1) for run in runs]
+    plans = [plan(one, **given, **start) for one in found]
+    assert sum(made.steps[0] <= exact <= made.steps[2] for made in plans) >= 5
+    # At ten times the rate, from the balance there: what rules of thumb make of it.
+    large = plan(trace * relaxed, lr=2e-2, **given).steps[1]
+    by_rule = {power: large * 10.0**power for power in (1, 2)}
+    covered = {p: float(small.clock(round(k), trace, norm)) / relaxed for p, k in by_rule.items()}
+    assert covered[1] < 0.8  # const/lr and const/(lr * weight_decay)
+    assert covered[2] > 5.0  # const/lr^2
+
+
+class Circle:
+    """SGD on the circle of varying curvature with the noise of (18), many paths by NumPy."""
+
+    amplitude, scale = 0.5, 0.3
+
+    def run(
+        self, lr: float, weight_decay: float, steps: int, norm: float, paths: int, every: int
+    ) -> tuple[Array, Array]:
+        """Intrinsic clock and cosine of the angle at every so many steps, (K, paths)."""
+        generator = np.random.default_rng(3)
+        x = np.zeros((3, paths))
+        x[0] = norm
+        clock = np.zeros(paths)
+        clocks, cosines = [clock.copy()], [np.ones(paths)]
+        for k in range(1, steps + 1):
+            square = (x**2).sum(0)
+            size = np.sqrt(square)
+            u = x / size
+            weight = 1.0 + self.amplitude * u[0]
+            # The gradient of (weight u_3)^2 / 2 in u, then along the sphere, over |x|.
+            slope = np.stack([weight * self.amplitude * u[2] ** 2, 0 * u[0], weight**2 * u[2]])
+            slope += self.scale * generator.standard_normal(x.shape)
+            slope -= u * (u * slope).sum(0)
+            clock += lr**2 / ((1.0 - lr * weight_decay) ** 2 * square**2)
+            x = (1.0 - lr * weight_decay) * x - lr * slope / size
+            if k % every == 0:
+                clocks.append(clock.copy())
+                cosines.append(x[0] / np.hypot(x[0], x[1]))
+        return np.array(clocks), np.array(cosines)
+
+
+@pytest.mark.thorough
+def test_the_plan_of_a_small_rate_with_sgd_itself() -> None:
+    """24 runs of SGD at lr, a plan from each for lr / 10, and 1500 runs there."""
+    law = CircleDiffusion.reversible(problems.varying_circle())
+    relaxed, trace = law.relaxation_time, float(law.trace[0])
+    lr, decay = 0.04, 0.01
+    balance = (trace * lr / (2 * decay)) ** 0.25
+    steps = round(30.0 * trace * relaxed / (2 * lr * decay))
+    clocks, cosines = Circle().run(lr, decay, steps, balance, 24, steps // 200)
+    plans = [
+        plan(
+            relaxation(cosines[:, i], trace * clocks[:, i], modes=1),
+            relaxations=1.0,
+            lr=lr / 10,
+            weight_decay=decay,
+            norm=1.0,
+            noise=trace,
+        )
+        for i in range(24)
+    ]
+    exact = plan(
+        trace * relaxed, relaxations=1.0, lr=lr / 10, weight_decay=decay, norm=1.0, noise=trace
+    ).steps[1]
+    assert sum(p.steps[0] <= exact <= p.steps[2] for p in plans) >= 20
+    end = round(exact)
+    _, small = Circle().run(lr / 10, decay, end, 1.0, 1500, end)
+    mean, error = small[-1].mean(), small[-1].std() / math.sqrt(1500)
+    assert abs(mean - law.expectation(np.cos, relaxed)) < 4.0 * error
+    wrong = round(steps / 30.0 * 10.0)  # const/lr
+    _, early = Circle().run(lr / 10, decay, wrong, 1.0, 1500, wrong)
+    assert abs(early[-1].mean() - law.expectation(np.cos, relaxed)) > 4.0 * error
+
+
+def test_as_text_data_and_picture() -> None:
+    found = plan(
+        (1.5, 2.0, math.inf),
+        lr=0.1,
+        weight_decay=5e-4,
+        momentum=0.9,
+        batch_size=128,
+        noise=5.0,
+        curvature=0.1,
+    )
+    text = str(found)
+    assert max(map(len, text.splitlines())) <= 80
+    assert "the relaxation time is not bounded" in text
+    data = json.loads(found.to_json())
+    assert data["tau"] == [1.5, 2.0, None]
+    assert data["steps"][2] is None
+    assert data["settings"]["schedule"] == "constant"
+    axes = found.plot()
+    assert isinstance(axes, matplotlib.axes.Axes)
+    assert len(axes.lines) == 6
+    adam = plan(2.0, lr=1e-3, weight_decay=0.1, optimizer="adamw", schedule="cosine")
+    assert "the whole schedule" in str(adam)
+    assert "Measure it with the same optimizer" in " ".join(str(adam).split())
+    assert max(map(len, str(adam).splitlines())) <= 80
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "said"),
+    [
+        ({"tau": -1.0}, ArgumentError, "no relaxation time"),
+        ({"tau": (2.0, 1.0)}, ArgumentError, "no relaxation time"),
+        ({"tau": (0.0, math.inf)}, ArgumentError, "no relaxation time"),
+        ({"lr": 0.0}, ArgumentError, "lr must be positive"),
+        ({"weight_decay": 0.0}, ArgumentError, "norm has no balance"),
+        ({"weight_decay": 0.2, "momentum": 0.9}, TimeScaleError, "too strong for this momentum"),
+        ({"weight_decay": 20.0, "optimizer": "adamw"}, ArgumentError, "reverse the weights"),
+        ({"optimizer": "adam"}, ArgumentError, "optimizer is not one"),
+        ({"schedule": "exponential"}, ArgumentError, "schedule is not one"),
+        ({"schedule": lambda x: -x}, ArgumentError, "no function of progress"),
+        ({"schedule": lambda: 1.0}, ArgumentError, "no function of progress"),
+        ({"norm": 1.0}, ArgumentError, "balance of the norm is not known"),
+        (
+            {"norm": 1.0, "noise": 1.0, "before": TrainingSettings(0.1, 0.1)},
+            ArgumentError,
+            "given twice",
+        ),
+        ({"before": TrainingSettings(0.1, 0.1, optimizer="lion")}, ArgumentError, "do not compare"),
+        ({"before": 0.1}, ArgumentError, "no training settings"),
+        ({"relaxations": 0}, ArgumentError, "relaxations must be positive"),
+        ({"cooldown": "step"}, ArgumentError, "cooldown is not one"),
+        ({"residual": 0.0}, ArgumentError, "the residual is out"),
+        ({"curvature": -1.0}, ArgumentError, "curvature must be positive"),
+    ],
+)
+def test_what_has_no_plan_is_told(given: dict[str, Any], error: type[Exception], said: str) -> None:
+    arguments = {"tau": 1.0, "lr": 0.1, "weight_decay": 0.01, **given}
+    with pytest.raises(error, match=said):
+        plan(arguments.pop("tau"), **arguments)
+    found = plan(1.0, lr=0.1, weight_decay=0.01)
+    with pytest.raises(ArgumentError, match="no lr does it"):
+        found.lr_for(0.01)
