@@ -97,7 +97,11 @@ def third_derivative(function: ScalarFunction, x: Tensor, a: Tensor, b: Tensor) 
 
 def reverse_third_derivative(function: ScalarFunction, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """The same by reverse mode alone: (D,) each -> (D,)."""
-    return reverse_hessian_product(lambda z: grad(function)(z) @ a, x, b)
+
+    def first(z: Tensor) -> Tensor:
+        return grad(function)(z) @ a
+
+    return vjp(grad(first), x)[1](b)[0]
 
 
 def batched(
