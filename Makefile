@@ -26,7 +26,7 @@ run: environment ## Figure 2 of the paper, in its quick form, into results/
 		"$(if $(VIRTUAL_ENV),,.venv/bin/)manifold-sde"
 
 test: lint ## lint, types, and all tests (README, docstrings, examples too)
-	@$(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS)
+	@$(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 verify-thorough: environment ## the checks of the theorems that take minutes
 	@$(ONE_THREAD) $(BIN)/python -m pytest -m thorough -n $(JOBS)

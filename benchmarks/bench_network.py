@@ -42,9 +42,10 @@ class Sizes:
     steps: int = 50
     clock: float = CLOCK
     timed: int = TIMED
+    repeats: int = 5
 
 
-QUICK = Sizes(("1k", 5), ("1k", 5), ("1k", "10k"), 2, 0.02, 20)
+QUICK = Sizes(("1k", 5), ("1k", 5), ("1k", "10k"), 2, 0.002, 20, 1)
 
 
 def rows(quick: bool = False) -> list[Row]:
@@ -56,8 +57,8 @@ def rows(quick: bool = False) -> list[Row]:
     sizes = QUICK if quick else Sizes()
     with one_thread():
         found = large_network(*sizes.large)
-        found.append(steps_a_second(*sizes.small, sizes.steps))
-        found += growth(sizes.growth)
+        found.append(steps_a_second(*sizes.small, sizes.steps, min(sizes.repeats, 3)))
+        found += growth(sizes.growth, sizes.repeats)
         found += against_sgd(*sizes.small, sizes.clock, sizes.timed)
     return found
 
@@ -119,25 +120,25 @@ def _limit(name: str, ours: float, limit: float, note: str) -> Row:
     return Row(name, ours, limit, "limit", "s", ours / limit, 1.0, note)
 
 
-def steps_a_second(size: str, samples: int, steps: int) -> Row:
+def steps_a_second(size: str, samples: int, steps: int, repeats: int) -> Row:
     """Steps of the direction diffusion: the retraction walk, one path."""
     problem, y = network(size, samples)
     sde = DirectionDiffusion(problem, geometry=Geometry(problem, "matrix_free"))
     dt = 1.0 / 64.0
 
-    whole = seconds(lambda: solve(sde, y, [0.0, steps * dt], dt=dt), 3)
+    whole = seconds(lambda: solve(sde, y, [0.0, steps * dt], dt=dt), repeats)
     note = f"{problem.dim} parameters, {problem.pointwise.n_residuals} constraints; of {steps} "
     return _limit("a step of the direction", whole / steps, 1.0 / STEPS_A_SECOND, f"{note}steps")
 
 
-def growth(sizes: tuple[str, ...]) -> list[Row]:
+def growth(sizes: tuple[str, ...], repeats: int) -> list[Row]:
     """Growth of times with the number of parameters, at 100 constraints; costs in gradients."""
     times: dict[str, list[float]] = {}
     dims = []
     for size in sizes:
         problem, y = network(size, 10)
         dims.append(problem.dim)
-        for name, found in operation_times(problem, y).items():
+        for name, found in operation_times(problem, y, repeats).items():
             times.setdefault(name, []).append(found)
     gradients = times.pop("gradient")
     found = []
@@ -151,14 +152,14 @@ def growth(sizes: tuple[str, ...]) -> list[Row]:
     return found
 
 
-def operation_times(problem: LeastSquaresProblem, y: Tensor) -> dict[str, float]:
+def operation_times(problem: LeastSquaresProblem, y: Tensor, repeats: int) -> dict[str, float]:
     """Seconds that operations take, the gradient of the loss among them."""
     products = Geometry(problem, "matrix_free").products
     assert products is not None
     space, frames, _ = products.frames_at(y[None])
     frame = tuple(part[..., 0] for part in frames)
     v, none = y.flip(0), y.new_zeros(len(y), 0)
-    repeats = 5 if problem.dim < 50_000 else 2
+    repeats = repeats if problem.dim < 50_000 else min(repeats, 2)
     operations: dict[str, Callable[[], object]] = {
         "set-up": lambda: space.frame_at(y, none),
         "dPhi v": lambda: space.project_at(y, frame, v),

@@ -29,7 +29,7 @@ from manifold_sde.verification.two_sample import total_variation
 quick = "MANIFOLD_SDE_QUICK" in os.environ
 if quick:  # too short for the equilibrium, which is told
     warnings.simplefilter("ignore", NotMixedWarning)
-n_paths, n_chains, step = (60, 40, 3.0) if quick else (1500, 400, 1.0)
+n_paths, n_chains, step = (60, 40, 4.0) if quick else (1500, 400, 1.0)
 
 problem = problems.mixed_noise_circle()
 circle = problem.facts.circle
@@ -40,7 +40,7 @@ print(f"relaxation time: T = {time:.2f}, in the clock u = {law.relaxation_time:.
 angles = torch.tensor([0.0, 2.0, -2.0], dtype=torch.float64)
 norm = 0.07**0.25  # near its equilibrium
 starts = norm * circle.point(angles).repeat_interleave(n_paths, 0)
-times = np.linspace(0.0, (2.0 if quick else 4.0) * time, 9)
+times = np.linspace(0.0, (0.5 if quick else 4.0) * time, 3 if quick else 9)
 runs = solve(LimitingDiffusion(problem), starts, times, dt=step * 0.05, seed=1)
 
 # %%
@@ -55,7 +55,7 @@ centers = farthest(circle.point(torch.linspace(-3.1, 3.1, 400, dtype=torch.float
 
 figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.8), layout="constrained")
 colours = ["#0072B2", "#D55E00", "#009E73"]
-fine = np.linspace(0.2 * time, times[-1], 4 if quick else 14)
+fine = np.linspace(0.2 * time, times[-1], 2 if quick else 14)
 for i, angle in enumerate(angles.tolist()):
     states = runs.directions[:, i * n_paths : (i + 1) * n_paths].numpy()
     found = np.array([total_variation(y, from_pi.numpy(), centers) for y in states]).T
@@ -75,7 +75,7 @@ relaxation = law.relaxation_time
 chains = solve(
     DirectionDiffusion(problem),
     circle.point(torch.linspace(-3.1, 3.1, n_chains, dtype=torch.float64)),
-    torch.linspace(0.0, (2.0 if quick else 8.0) * relaxation, 9 if quick else 33),
+    torch.linspace(0.0, (1.0 if quick else 8.0) * relaxation, 7 if quick else 33),
     dt=step,
     seed=2,
 )

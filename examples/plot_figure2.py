@@ -31,7 +31,7 @@ settings = Settings(
     lrs=(0.04, 0.01),
     runs=30,
     law_runs=100,
-    horizon=0.3 if quick else 2.0,
+    horizon=0.1 if quick else 2.0,
     columns=8,
     compiled=False,  # so few steps take less time than compiling does
 )

@@ -27,11 +27,11 @@ from manifold_sde.verification.exact import CircleDiffusion
 quick = "MANIFOLD_SDE_QUICK" in os.environ
 if quick:  # too short for the equilibrium, which is told
     warnings.simplefilter("ignore", NotMixedWarning)
-n_paths, n_sgd, horizon, dt = (64, 64, 12.0, 1.0) if quick else (2000, 2000, 320.0, 0.5)
+n_paths, n_sgd, horizon, dt = (64, 64, 12.0, 2.0) if quick else (2000, 2000, 320.0, 0.5)
 
 problem = problems.mixed_noise_circle()
 circle, law = problem.facts.circle, CircleDiffusion.of(problem)
-clocks = np.linspace(0.0, horizon, 17 if quick else 81)
+clocks = np.linspace(0.0, horizon, 7 if quick else 81)
 paths = solve(DirectionDiffusion(problem), problem.minimizer, clocks, n_paths=n_paths, dt=dt)
 
 # %%
@@ -46,10 +46,10 @@ def cosine(y):
 figure, ax = plt.subplots(figsize=(6.0, 3.6), layout="constrained")
 for ratio, marker in ((0.1, "o"), (1.0, "s"), (10.0, "^")):
     last = np.log1p(4 * ratio * (3.0 if quick else 60.0)) / (4 * ratio)
-    times = np.geomspace(last / 30, last, 4 if quick else 8)
+    times = np.geomspace(last / 30, last, 2 if quick else 8)
     mean, error = paths.at(ratio=ratio, times=times).expectation(cosine)
     points = ax.errorbar(times, mean, 2 * error, marker=marker, lw=0, elinewidth=1, ms=4)
-    fine = np.geomspace(last / 30, last, 8 if quick else 40)
+    fine = np.geomspace(last / 30, last, 3 if quick else 40)
     exact = [law.at(t, ratio=ratio).angle.expectation(np.cos) for t in fine]
     ax.plot(fine, exact, color=points[0].get_color(), lw=1, label=f"$C = {ratio:g}$")
 ax.set(xscale="log", xlabel="time $t = \\eta^2 k$ of (8)", ylabel="mean of $\\cos\\theta$")

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.func import vjp
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from manifold_sde import derivatives
 from manifold_sde.derivatives import jvp
@@ -124,6 +125,8 @@ class Loss:
     analyticity: Any = None
     #: The largest |x| |grad L_xi(x)| at fixed directions, once it was measured.
     gradient_size: float | None = None
+    #: Whether second and third derivatives by reverse mode alone were seen to be right.
+    reverses = False
 
     def __init__(
         self, function: Callable[[Tensor], Tensor], dim: int, n_samples: int | None
@@ -155,7 +158,9 @@ class Loss:
 
     def hessian_product(self, x: Tensor, v: Tensor) -> Tensor:
         """The Hessian of L times v: (D,), (D,) -> (D,)."""
-        return self._derivative(derivatives.hessian_product, x, v, copies=2)
+        reverse = self.reverses and get_proxy_mode() is None
+        product = derivatives.reverse_hessian_product if reverse else derivatives.hessian_product
+        return self._derivative(product, x, v, copies=2)
 
     def hessian(self, x: Tensor) -> Tensor:
         """The Hessian of L: (D,) -> (D, D)."""
@@ -163,7 +168,9 @@ class Loss:
 
     def third_derivative(self, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
         """Second directional derivative of the gradient, along a and b: (D,) each -> (D,)."""
-        return self._derivative(derivatives.third_derivative, x, a, b, copies=4)
+        reverse = self.reverses and get_proxy_mode() is None
+        third = derivatives.reverse_third_derivative if reverse else derivatives.third_derivative
+        return self._derivative(third, x, a, b, copies=4)
 
     def _derivative(
         self, derivative: Callable[..., Tensor], *arguments: Tensor, copies: int = 1

@@ -4,6 +4,7 @@ The truth for three losses is mpmath at 40 digits, in code of its own. For the o
 held against differences of eighth order of the one before, from the loss on.
 """
 
+import copy
 import math
 import random
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from torch.func import vmap
 
 from manifold_sde import Problem, SphericalNoise, arguments, derivatives, errors, loss_checks
+from manifold_sde.compile import compiler
 from manifold_sde.loss import Loss
 from manifold_sde.torch_norms import ElementaryFunction, elementary, functions_called
 
@@ -455,6 +457,46 @@ def test_no_false_alarm(loss: Callable[[Tensor], Tensor]) -> None:
 
 
 # Functions of one point, batched.
+
+
+def graph(function: Callable[..., Tensor], *arguments: Tensor) -> str:
+    return compiler.trace(function, arguments).code
+
+
+def test_reverse_mode_alone_does_the_same_and_is_not_recorded() -> None:
+    """Where operations are recorded it is forward mode, whose graph is smaller."""
+    x = POINTS[0]
+    for name, function in LOSSES.items():
+        loss = problem_of(function).pointwise
+        assert loss.reverses, name
+        forward = copy.copy(loss)
+        forward.reverses = False
+        for derivative, more in (("hessian_product", (A,)), ("third_derivative", (A, B))):
+            found, wanted = (getattr(one, derivative) for one in (loss, forward))
+            assert_near(found(x, *more), wanted(x, *more), 1e-12)
+    assert graph(loss.third_derivative, x, A, B) == graph(forward.third_derivative, x, A, B)
+    assert graph(derivatives.reverse_third_derivative, loss.loss, x, A, B) != graph(
+        forward.third_derivative, x, A, B
+    )
+
+
+@pytest.mark.parametrize("fault", ["raises", "wrong"])
+def test_what_reverse_mode_does_not_do_is_left_to_forward_mode(
+    fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The twins: a function that torch does not reverse three times, or reverses wrongly."""
+    right = derivatives.reverse_third_derivative
+
+    def broken(*arguments: Any) -> Tensor:
+        if fault == "raises":
+            raise RuntimeError("no third reverse mode")
+        return right(*arguments) * (1.0 + 1e-9)
+
+    monkeypatch.setattr(derivatives, "reverse_third_derivative", broken)
+    p = problem_of(LOSSES["softplus"])
+    assert not p.pointwise.reverses
+    want = difference(lambda z: p.pointwise.hessian_product(z, A), POINTS[0], B)
+    assert_near(p.pointwise.third_derivative(POINTS[0], A, B), want, 1e-7)
 
 
 def test_batched_keeps_batch_shapes() -> None:

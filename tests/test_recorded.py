@@ -19,9 +19,13 @@ def recorded() -> dict[str, np.ndarray]:
         return dict(file)
 
 
+#: The results of a problem, which two tests ask for.
+found_results = cache(results)
+
+
 def differences(problem: str, label: str, *, compile: bool = False) -> list[str]:
     """The results of a problem that differ from what was recorded."""
-    found = results(problem, compile=compile)
+    found = found_results(problem, compile=compile)
     wanted = {
         name.partition("/")[2]: value
         for name, value in recorded().items()

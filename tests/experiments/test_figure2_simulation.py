@@ -161,7 +161,7 @@ from manifold_sde.solvers import stopping
 
 assert hasattr(stopping, "_CHECKPOINT_SECONDS")
 stopping._CHECKPOINT_SECONDS = 0.2
-settings = Settings(lrs=(0.01,), runs=3, law_runs=8, horizon=0.6, columns=4, compiled=False)
+settings = Settings(lrs=(0.01,), runs=3, law_runs=8, horizon=0.3, columns=4, compiled=False)
 simulate(settings, folder=sys.argv[1]).save(sys.argv[2])
 """
 
@@ -180,7 +180,7 @@ def test_a_killed_run_goes_on_with_the_same_bits(tmp_path: Path) -> None:
     assert checkpoints
     assert not result.exists()
     subprocess.run(command, check=True, timeout=300)
-    settings = Settings(lrs=(0.01,), runs=3, law_runs=8, horizon=0.6, columns=4, compiled=False)
+    settings = Settings(lrs=(0.01,), runs=3, law_runs=8, horizon=0.3, columns=4, compiled=False)
     assert_same(Figure2.load(result), simulate(settings))
 
 

@@ -58,6 +58,12 @@ def attained(which: str) -> Problem:
     return made(nn.CrossEntropyLoss(), PROBABILITIES)
 
 
+@functools.cache
+def limit(which: str, method: str) -> Tensor:
+    problem = attained(which)
+    return Geometry(problem, method).limit_map(problem.vector())
+
+
 def wanted_probabilities(which: str) -> Tensor:
     """The probabilities that minimise the loss of each input, in closed form."""
     if which == "soft":
@@ -72,7 +78,7 @@ def test_both_routes_arrive_and_agree_without_a_rank(which: str) -> None:
     assert problem.rank is None
     x = problem.vector()
     dense, free = Geometry(problem, "dense"), Geometry(problem, "matrix_free")
-    y, z = dense.limit_map(x), free.limit_map(x)
+    y, z = limit(which, "dense"), limit(which, "matrix_free")
     assert float((y - z).norm()) < 1e-9 * float(x.norm())
     for geometry in (dense, free):
         assert int(geometry.rank(y)) == rank
@@ -97,7 +103,7 @@ def test_retraction_without_a_rank_is_the_limit_to_first_order() -> None:
     problem = attained("smoothed")
     x = problem.vector()
     dense, free = Geometry(problem, "dense"), Geometry(problem, "matrix_free")
-    y = dense.limit_map(x)
+    y = limit("smoothed", "dense")
     off = torch.stack([y + distance * x.roll(1) for distance in (1e-3, 1e-4)])
     limits = dense.limit_map(off)
     for geometry in (dense, free):
@@ -109,7 +115,6 @@ def test_retraction_without_a_rank_is_the_limit_to_first_order() -> None:
 
 
 def test_the_limit_is_that_of_a_known_rank() -> None:
-    problem = attained("soft")
     known = Problem.from_module(
         NormalizedMLP((10, 16, 3)).double(),
         nn.CrossEntropyLoss(),
@@ -118,8 +123,8 @@ def test_the_limit_is_that_of_a_known_rank() -> None:
         SphericalNoise(0.05),
         rank=10,
     )
-    x = problem.vector()
-    found, wanted = (Geometry(p, "matrix_free").limit_map(x) for p in (problem, known))
+    x = known.vector()
+    found, wanted = limit("soft", "matrix_free"), Geometry(known, "matrix_free").limit_map(x)
     assert float((found - wanted).norm()) < 1e-9 * float(x.norm())
 
 
@@ -127,7 +132,7 @@ def test_paths_of_the_two_routes_are_the_same() -> None:
     problem = attained("soft")
     dense = DirectionDiffusion(problem)
     free = DirectionDiffusion(problem, geometry=Geometry(problem, "matrix_free"))
-    y = Geometry(problem).limit_map(problem.vector())
+    y = limit("soft", "dense")
     differences = []
     for dt in (0.01, 0.0025):
         run = functools.partial(

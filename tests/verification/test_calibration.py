@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections.abc import Callable
@@ -32,9 +33,14 @@ def test_error_rates_over_many_seeds() -> None:
     assert [r for r in rates if not r.good] == []
 
 
+@functools.cache
+def runs_of(effort: Effort) -> LongRuns:
+    return LongRuns.of(Subject.of(problem()), effort)
+
+
 def at_clocks(effort: Effort, angles: Callable[[float, np.random.Generator], np.ndarray]) -> float:
     """Share of 400 samples of angles that Watson's test at the clocks rejects."""
-    runs = LongRuns.of(Subject.of(problem()), effort)
+    runs = runs_of(effort)
     law = AngleLaw.of(runs.subject.problem)
     rng = np.random.default_rng(0)
     p_values = [
@@ -49,7 +55,7 @@ def at_clocks(effort: Effort, angles: Callable[[float, np.random.Generator], np.
 @pytest.mark.parametrize("kind", ["more noise", "another start"])
 def test_watsons_test_has_the_power_that_is_declared(effort: Effort, kind: str) -> None:
     """Samples of the wrong law itself: a low harmonic off by exactly the declared effect."""
-    runs = LongRuns.of(Subject.of(problem()), effort)
+    runs = runs_of(effort)
     n, effect = sample_size(runs, on_sphere=False), runs.effect
     law = AngleLaw.of(runs.subject.problem)
     variances = [law.at_clock(u).variance for u in clocks(runs)]
