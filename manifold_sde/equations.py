@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from manifold_sde.arguments import check_point, require_norms
+from manifold_sde.columns import column_norms
 from manifold_sde.errors import ArgumentError, DTypeError, NoiseError, ShapeError
 from manifold_sde.geometry import Geometry, drift
 from manifold_sde.geometry.dense import DenseSpace
@@ -108,8 +109,11 @@ class StochasticEquation(ABC):
 
     # The coefficients, points last.
 
-    def prepare(self, *, compiled: bool = False) -> Self:
+    def prepare(self, *, compiled: bool | str = False) -> Self:
         """The equation with kernels that are compiled, or are not.
+
+        Args:
+            compiled: As for :class:`~manifold_sde.geometry.kernels.Kernels`.
 
         Raises:
             ArgumentError: If the rank of the Hessian is not known yet.
@@ -149,7 +153,7 @@ class StochasticEquation(ABC):
 
     def ambient_noise(self, x: Tensor, w: Tensor) -> Tensor:
         """The product sigma w, not projected: (D, n), (m, n) -> (D, n)."""
-        r = x.norm(dim=0)
+        r = column_norms(x)
         return self.kernels.noise_product(x / r, w) / r
 
     def noise_trace(self, x: Tensor) -> Tensor:
@@ -249,7 +253,7 @@ class ManifoldEquation(StochasticEquation):
             return LeastSquaresSpace(problem, needs_basis=self.calculus == "ito")
         return DenseSpace(problem, rank)
 
-    def prepare(self, *, compiled: bool = False) -> Self:
+    def prepare(self, *, compiled: bool | str = False) -> Self:
         """The equation with kernels that are compiled, or are not."""
         other = super().prepare(compiled=compiled)
         other._space = self.space.with_kernels(other.kernels)
@@ -295,16 +299,16 @@ class ManifoldEquation(StochasticEquation):
         """Reference bases at states, of NaN where a state is: (D, n) -> (D, d, n)."""
         lost = ~torch.isfinite(x).all(dim=0)
         safe = torch.where(lost, torch.ones_like(x), x)
-        found = self.space.over_points(self.space.reference_basis, safe / safe.norm(dim=0))
+        found = self.space.over_points(self.space.reference_basis, safe / column_norms(safe))
         return torch.where(lost, torch.nan, found)
 
     def tangent_increment(self, x: Tensor, basis: Tensor, h: Tensor, w: Tensor) -> Tensor:
         """Tangent part of the direction's Ito drift times h, and P sigma w: -> (D, n)."""
-        return drift.tangent_increment(self.space, x / x.norm(dim=0), basis, h, w)
+        return drift.tangent_increment(self.space, x / column_norms(x), basis, h, w)
 
     def noise(self, x: Tensor, basis: Tensor, w: Tensor) -> Tensor:
         """P sigma w: (D, n), (D, d, n), (m, n) -> (D, n)."""
-        r = x.norm(dim=0)
+        r = column_norms(x)
         return drift.tangent_noise(self.space, x / r, basis, w) / r
 
     def factor(self, x: Tensor, basis: Tensor) -> Tensor:
@@ -320,7 +324,7 @@ class ManifoldEquation(StochasticEquation):
                 expected="its products with vectors",
                 remedy="sde.g_prod(t, y, v)",
             )
-        r = x.norm(dim=0)
+        r = column_norms(x)
         return self.space.tangent_factor(x / r, basis) / r
 
     def retract(self, x: Tensor, basis: Tensor, fresh_steps: int = 2) -> tuple[Tensor, Tensor]:

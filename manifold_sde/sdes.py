@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from manifold_sde.arguments import real
+from manifold_sde.columns import column_norms
 from manifold_sde.equations import ManifoldEquation, StochasticEquation
 from manifold_sde.errors import ArgumentError, NotOnManifoldError
 from manifold_sde.geometry import Geometry
@@ -136,13 +137,13 @@ class FixedRatioDiffusion(ManifoldEquation):
 
     def drift(self, x: Tensor, basis: Tensor) -> Tensor:
         """Drift: (D, n), (D, d, n) -> (D, n)."""
-        r = x.norm(dim=0)
+        r = column_norms(x)
         y = x / r
         return self._scaled(direction_drift(self.space, y, basis, self.calculus), y, r)
 
     def drift_and_noise(self, x: Tensor, basis: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
         """Drift, and P sigma w: (D, n) each."""
-        r = x.norm(dim=0)
+        r = column_norms(x)
         y = x / r
         drift, noise = direction_drift_and_noise(self.space, y, basis, w, self.calculus)
         return self._scaled(drift, y, r), noise / r
@@ -236,23 +237,23 @@ class DirectionDiffusion(ManifoldEquation):
 
     def drift(self, x: Tensor, basis: Tensor) -> Tensor:
         """Drift at the direction: (D, n), (D, d, n) -> (D, n)."""
-        return direction_drift(self.space, x / x.norm(dim=0), basis, self.calculus)
+        return direction_drift(self.space, x / column_norms(x), basis, self.calculus)
 
     def noise(self, x: Tensor, basis: Tensor, w: Tensor) -> Tensor:
         """P sigma w at the direction: (D, n), (D, d, n), (m, n) -> (D, n)."""
-        return super().noise(x / x.norm(dim=0), basis, w)
+        return super().noise(x / column_norms(x), basis, w)
 
     def drift_and_noise(self, x: Tensor, basis: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
         """Drift, and P sigma w, at the direction: (D, n) each."""
-        return direction_drift_and_noise(self.space, x / x.norm(dim=0), basis, w, self.calculus)
+        return direction_drift_and_noise(self.space, x / column_norms(x), basis, w, self.calculus)
 
     def factor(self, x: Tensor, basis: Tensor) -> Tensor:
         """P sigma at the direction: (D, n), (D, d, n) -> (D, m, n)."""
-        return super().factor(x / x.norm(dim=0), basis)
+        return super().factor(x / column_norms(x), basis)
 
     def retract(self, x: Tensor, basis: Tensor, fresh_steps: int = 2) -> tuple[Tensor, Tensor]:
         """The retraction of the direction."""
-        return super().retract(x / x.norm(dim=0), basis, fresh_steps)
+        return super().retract(x / column_norms(x), basis, fresh_steps)
 
 
 def _number(name: str, value: object, *, positive: bool = False) -> float:

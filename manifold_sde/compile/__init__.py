@@ -1,17 +1,24 @@
 """Tracing and compiling functions of tensors, for points in the last dimension."""
 
+from manifold_sde.compile.c_library import CKernel, c_compiler
 from manifold_sde.compile.compiler import (
     check_mode,
     compile_batched,
     compile_function,
+    compile_points,
     compiler_available,
     say_once,
 )
+from manifold_sde.compile.identity import Identity
 
 __all__ = [
+    "CKernel",
+    "Identity",
+    "c_compiler",
     "check_mode",
     "compile_batched",
     "compile_function",
+    "compile_points",
     "compiler_available",
     "say_once",
 ]

@@ -24,6 +24,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from manifold_sde.arguments import check_choice
 from manifold_sde.compile.batch_last import PRODUCTS, batch_last, product
+from manifold_sde.compile.c_library import CKernel, c_compiler, compile_traced, note, recall
+from manifold_sde.compile.identity import Identity
+from manifold_sde.compile.scalar_trace import scalar_program
 from manifold_sde.errors import CompilationWarning
 
 _UNROLL_REDUCTIONS = 16
@@ -46,8 +49,8 @@ def _compiler() -> str | None:
 
 
 def compiler_available() -> bool:
-    """Whether a C++ compiler is at hand, which ``torch.compile`` needs on a CPU."""
-    return _compiler() is not None
+    """Whether a compiler of C or C++ is at hand."""
+    return c_compiler() is not None or _compiler() is not None
 
 
 _said: set[str] = set()
@@ -214,6 +217,44 @@ def compile_batched(function: Kernel, arguments: tuple[Tensor, ...]) -> Kernel:
     return compile_function(batched, arguments, trials=trials)
 
 
+def compile_points(
+    function: Kernel, arguments: tuple[Tensor, ...], identity: Identity | None = None
+) -> CKernel | None:
+    """Compile a function of single points as C code, for any number of points.
+
+    Args:
+        function: Function of unbatched tensors; may use ``torch.func`` freely.
+        arguments: Example tensors, the points last: (..., n).
+        identity: What tells the function from all others, where that is known before it is traced.
+
+    Returns:
+        Function of tensors (..., n), or ``None`` where it cannot be had: no processor of this
+        machine, no C compiler, an operation without a rule, or too many.
+    """
+    dtype = arguments[0].dtype
+    if dtype not in (torch.float64, torch.float32) or c_compiler() is None:
+        return None
+    if any(a.device.type != "cpu" for a in arguments):
+        return None
+    key = None if identity is None else identity.key(arguments)
+    if key is not None and identity is not None:
+        found = recall(key, identity.given, dtype)
+        if found is not None:
+            return found
+    try:
+        traced = scalar_program(function, tuple(a[..., 0].clone() for a in arguments))
+        kernel, name = compile_traced(traced, dtype)
+        reference = vmap(function, in_dims=-1, out_dims=-1)
+        if not _Trials(reference, arguments, _COMPARED).agree_with(kernel):
+            return None
+    except Exception:
+        # Whatever is wrong here, the other compiler says it, or does it.
+        return None
+    if key is not None and identity is not None:
+        note(key, kernel, name, identity.given)
+    return kernel
+
+
 def _batch_last(function: Kernel, arguments: tuple[Tensor, ...], trials: _Trials) -> Kernel | None:
     """The function with the points last, if that gives what ``vmap`` gives."""
     try:
@@ -251,10 +292,15 @@ class _Trials:
         return value[..., : self.points].contiguous() if self.points else value
 
     def agree_with(self, function: Kernel) -> bool:
-        """Whether another function of such tensors gives the same to half the digits."""
+        """Whether another function of such tensors gives the same to half the digits.
+
+        Digits of the largest number of a result at all the arguments: some may be all rounding at
+        some of them, as the length of a Newton step is that has nowhere to go.
+        """
+        sizes = [max(map(_size, values)) for values in zip(*self._expected, strict=True)]
         for inputs, expected in zip(self._inputs, self._expected, strict=True):
             found = tuple(map(self._few, _as_tuple(function(*inputs))))
-            if len(found) != len(expected) or not all(map(_nearly_equal, found, expected)):
+            if len(found) != len(expected) or not all(map(_nearly_equal, found, expected, sizes)):
                 return False
         return True
 
@@ -273,15 +319,21 @@ def _near(value: Any, generator: torch.Generator) -> Any:
     return (value + size * spread.to(value.device)).contiguous()
 
 
-def _nearly_equal(found: Tensor, expected: Tensor) -> bool:
+def _size(value: Tensor) -> float:
+    """The largest finite number in a tensor, up to sign; 0 where it holds none."""
+    if not value.is_floating_point() or not value.numel():
+        return 0.0
+    return float(value.nan_to_num(posinf=0.0, neginf=0.0).abs().max())
+
+
+def _nearly_equal(found: Tensor, expected: Tensor, size: float) -> bool:
     """Whether two tensors agree to half the digits of their dtype."""
     if found.shape != expected.shape or found.dtype != expected.dtype:
         return False
     if not expected.is_floating_point():
         return torch.equal(found, expected)
     tolerance = 10.0 * torch.finfo(expected.dtype).eps ** 0.5
-    scale = expected.nan_to_num(posinf=0.0, neginf=0.0).abs().max()
-    return torch.allclose(found, expected, tolerance, tolerance * float(scale), True)
+    return torch.allclose(found, expected, tolerance, tolerance * size, True)
 
 
 def _lift_constants(graph: torch.fx.GraphModule) -> list[Tensor]:

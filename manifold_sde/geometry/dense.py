@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.func import vmap
@@ -53,9 +57,11 @@ class DenseSpace(NormalSpace):
         """Tangent bases, with the pseudo-inverse or with eigenvalues and eigenvectors."""
         if self.eigenbasis:
             return self.eigenframe(y)
-        hessian = self.kernels.run_last("hessian", self.loss.hessian, y)
-        frame: Frame = self.kernels.run_last("elimination", tangent_inverse, hessian, basis)
-        return frame
+        found: Frame | None = self.whole("frame", lambda s, *at: s.frame(*at), y, basis)
+        if found is None:
+            hessian = self.kernels.run_last("hessian", self.loss.hessian, y)
+            found = self.kernels.run_last("elimination", tangent_inverse, hessian, basis)
+        return found
 
     def tangent_frame(self, y: Tensor, basis: Tensor) -> Frame:
         """Tangent bases alone, by elimination."""
@@ -102,6 +108,12 @@ class DenseSpace(NormalSpace):
         """H^+ script T of P."""
         third = self.kernels.run_last("curving", self._script_t, y, frame[0], frame[0])
         return self.inverse(y, frame, third)
+
+    def whole(self, name: str, function: Callable[..., Any], y: Tensor, *arguments: Tensor) -> Any:
+        """As for all routes; an eigendecomposition is not part of a kernel."""
+        if self.eigenbasis and "drift" in name:
+            return None
+        return super().whole(name, function, y, *arguments)
 
     def contract(
         self,
@@ -167,6 +179,9 @@ class DenseSpace(NormalSpace):
 
     def newton_step(self, y: Tensor, basis: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """By one elimination, with the same reference basis for all steps."""
+        found = self.whole("newton step", lambda s, *at: s.newton_step(*at)[:2], y, basis)
+        if found is not None:
+            return *found, basis
         gradient = self.kernels.run_last("gradient", self.loss.gradient, y)
         hessian = self.kernels.run_last("hessian", self.loss.hessian, y)
         moved = self.kernels.run_last("newton", _newton, y, hessian, basis, gradient)
@@ -174,8 +189,9 @@ class DenseSpace(NormalSpace):
 
     def settle(self, y: Tensor, basis: Tensor) -> tuple[Frame, Tensor]:
         """The eliminated frame; its tangent basis is the reference from here on."""
-        hessian = self.kernels.run_last("hessian", self.loss.hessian, y)
-        frame = self.kernels.run_last("elimination", tangent_inverse, hessian, basis)
+        by_elimination = copy.copy(self)
+        by_elimination.eigenbasis = False
+        frame = by_elimination.frame(y, basis)
         return frame, frame[0]
 
     def shared_step(self, y: Tensor, frame: Frame) -> tuple[Tensor, Tensor]:

@@ -25,6 +25,8 @@ Source: equations (8) and (13); d^2 Phi by Li, Wang and Arora, ICLR 2022, Lemmas
 
 from __future__ import annotations
 
+from functools import partial
+
 from torch import Tensor
 
 from manifold_sde.errors import ArgumentError
@@ -75,10 +77,16 @@ def direction_drift(
     Returns:
         Tensor (D, n).
     """
-    if y.shape[-1] > space.at_once(y):
-        found: Tensor = space.over_points(
+    found: Tensor | None = None
+    if frame is None:
+        found = space.whole(
+            f"{calculus} drift", lambda s, z, near: direction_drift(s, z, near, calculus), y, basis
+        )
+    if found is None and y.shape[-1] > space.at_once(y):
+        found = space.over_points(
             lambda z, near: direction_drift(space, z, near, calculus), y, basis
         )
+    if found is not None:
         return found
     frame = space.frame(y, basis) if frame is None else frame
     if calculus == "ito":
@@ -92,12 +100,16 @@ def direction_drift_and_noise(
 ) -> tuple[Tensor, Tensor]:
     """The drift, and P sigma w, with one frame: (D, n), (D, d, n), (m, n) -> (D, n) each."""
 
-    def at(z: Tensor, near: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        frame = space.frame(z, near)
-        noise = space.project(z, frame, space.kernels.noise_product(z, v))
-        return direction_drift(space, z, near, calculus, frame), noise
+    def at(s: NormalSpace, z: Tensor, near: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        frame = s.frame(z, near)
+        noise = s.project(z, frame, s.kernels.noise_product(z, v))
+        return direction_drift(s, z, near, calculus, frame), noise
 
-    found: tuple[Tensor, Tensor] = space.over_points(at, y, basis, w)
+    found: tuple[Tensor, Tensor] | None = space.whole(
+        f"{calculus} drift and noise", at, y, basis, w
+    )
+    if found is None:
+        found = space.over_points(partial(at, space), y, basis, w)
     return found
 
 
@@ -115,18 +127,22 @@ def tangent_increment(space: NormalSpace, y: Tensor, basis: Tensor, h: Tensor, w
         Tensor (D, n).
     """
 
-    def at(z: Tensor, near: Tensor, step: Tensor, v: Tensor) -> Tensor:
-        frame = space.frame(z, near)
-        move = step * tangent_force(space, z, frame, "tangent") + space.kernels.noise_product(z, v)
-        return without_radial_part(space.project(z, frame, move), z)
+    def at(s: NormalSpace, z: Tensor, near: Tensor, step: Tensor, v: Tensor) -> Tensor:
+        frame = s.frame(z, near)
+        move = step * tangent_force(s, z, frame, "tangent") + s.kernels.noise_product(z, v)
+        return without_radial_part(s.project(z, frame, move), z)
 
-    found: Tensor = space.over_points(at, y, basis, h.expand(y.shape[1]), w)
+    found: Tensor | None = space.whole("walk", at, y, basis, h.expand(y.shape[1]), w)
+    if found is None:
+        found = space.over_points(partial(at, space), y, basis, h.expand(y.shape[1]), w)
     return found
 
 
 def tangent_noise(space: NormalSpace, y: Tensor, basis: Tensor, w: Tensor) -> Tensor:
     """P sigma w: (D, n), (D, d, n), (m, n) -> (D, n)."""
-    found: Tensor = space.over_points(space.tangent_noise, y, basis, w)
+    found: Tensor | None = space.whole("noise", lambda s, *at: s.tangent_noise(*at), y, basis, w)
+    if found is None:
+        found = space.over_points(space.tangent_noise, y, basis, w)
     return found
 
 

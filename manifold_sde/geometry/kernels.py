@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.func import vmap
 
-from manifold_sde.compile import compile_batched
+from manifold_sde.columns import column_norms
+from manifold_sde.compile import CKernel, Identity, compile_batched, compile_points
 from manifold_sde.deadline import consult
 from manifold_sde.problem import Problem
 
@@ -18,6 +20,8 @@ from manifold_sde.problem import Problem
 #: filled up to the next size, larger ones are cut into chunks of the largest, which is where the
 #: numbers in between still fit into the cache of a core.
 _SIZES = (16, 64, 256)
+#: Points at which a kernel for any number is compared with what it was made of.
+_FEW = 3
 
 
 class Kernels:
@@ -27,10 +31,10 @@ class Kernels:
 
     Args:
         problem: The problem.
-        compiled: Whether to compile.
+        compiled: Whether to compile: "c" for what the C compiler can do in seconds.
     """
 
-    def __init__(self, problem: Problem, compiled: bool) -> None:
+    def __init__(self, problem: Problem, compiled: bool | str) -> None:
         self.problem = problem
         self.compiled = compiled
 
@@ -78,7 +82,10 @@ class Kernels:
         if n == 0:
             one = self.run_last(name, function, *(a.new_ones(*a.shape[:-1], 1) for a in arguments))
             return one[..., :0] if isinstance(one, Tensor) else tuple(o[..., :0] for o in one)
-        if not self.compiled:
+        kernel = self._c_kernel(name, function, arguments) if self.compiled else None
+        if kernel is not None:
+            return kernel(*(a.detach().contiguous() for a in arguments))
+        if self.compiled is not True:
             # Forward mode cannot write to an expanded tensor.
             contiguous = (a.contiguous() for a in arguments)
             return vmap(function, in_dims=-1, out_dims=-1)(*contiguous)
@@ -101,10 +108,63 @@ class Kernels:
             return _joined(pieces, n)
         return tuple(_joined(list(parts), n) for parts in zip(*pieces, strict=True))
 
+    def whole(self, name: str, function: Callable[..., Any], *arguments: Tensor) -> Any:
+        """Evaluate a function of several kernels as one, where that is compiled.
+
+        Args:
+            name: Name of the kernel; it stands for the function.
+            function: Function of kernels and of tensors with the points last, or of ONE point
+                without them, that is the same for either.
+            *arguments: Tensors whose last dimension is that of the points, at least one.
+
+        Returns:
+            What :meth:`run_last` returns, or ``None`` where it is not compiled.
+        """
+        if not self.compiled or not arguments[0].shape[-1]:
+            return None
+        consult()
+        one = partial(function, OnePoint(self.problem))
+        kernel = self._c_kernel(name, one, arguments)
+        return None if kernel is None else kernel(*(a.detach().contiguous() for a in arguments))
+
+    def _c_kernel(
+        self, name: str, function: Callable[..., Any], arguments: tuple[Tensor, ...]
+    ) -> CKernel | None:
+        kernels = self.problem.kernels
+        # A kernel reads memory: all that it is called with is what it was compiled for.
+        kinds = tuple((a.shape[:-1], a.dtype, a.device) for a in arguments)
+        key = (name, *kinds)
+        if key not in kernels:
+            few = tuple(a[..., :_FEW].detach().contiguous() for a in arguments)
+            identity = self._identity(arguments[0])
+            identity = None if identity is None else identity.of_kernel(name)
+            kernels[key] = _elsewhere(compile_points, function, few, identity)
+        found: CKernel | None = kernels[key]
+        return found
+
+    def _identity(self, like: Tensor) -> Identity | None:
+        """What the kernels of the problem are made of."""
+        problem, kernels = self.problem, self.problem.kernels
+        key = ("identity", like.dtype, like.device)
+        if key not in kernels:
+            noise, loss = problem.noise, problem.pointwise
+            x = torch.ones(problem.dim, dtype=like.dtype, device=like.device)
+            w = x.new_ones(noise.n_components(loss))
+            kernels[key] = _elsewhere(
+                Identity.of,
+                [
+                    (loss.function, (x,)),
+                    (loss.gradient, (x,)),
+                    (lambda z, v: noise.product(loss, z, v), (x, w)),
+                ],
+            )
+        found: Identity | None = kernels[key]
+        return found
+
     def noise_trace(self, x: Tensor) -> Tensor:
         """V = tr Sigma at the directions of points: (D, n) -> (n,)."""
         noise, loss = self.problem.noise, self.problem.pointwise
-        result: Tensor = self.run_last("trace", lambda y: noise.trace(loss, y), x / x.norm(dim=0))
+        result: Tensor = self.run_last("trace", lambda y: noise.trace(loss, y), x / column_norms(x))
         return result
 
     def noise_product(self, y: Tensor, w: Tensor) -> Tensor:
@@ -128,6 +188,27 @@ class Kernels:
     def hessian(self, x: Tensor, size: int | None = None) -> Tensor:
         """Hessians: (n, D) -> (n, D, D)."""
         return self.run("hessian", self.problem.pointwise.hessian, x, size=size)
+
+
+class OnePoint(Kernels):
+    """Kernels that are called on the tensors of ONE point, as they stand.
+
+    Args:
+        problem: The problem.
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem, False)
+
+    def run_last(
+        self,
+        name: str,
+        function: Callable[..., Any],
+        *arguments: Tensor,
+        size: int | None = None,
+    ) -> Any:
+        """Call the function."""
+        return function(*arguments)
 
 
 def _joined(pieces: list[Tensor], n: int) -> Tensor:

@@ -6,10 +6,10 @@ import contextlib
 
 import numpy as np
 import torch
-from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor
 from torch.func import vmap
 
+from manifold_sde.columns import column_norms
 from manifold_sde.errors import (
     DifferentiationError,
     LimitMapError,
@@ -235,6 +235,8 @@ class MatrixFreeRoute(Route):
             return np.asarray(image.detach().cpu(), dtype=np.float64)
 
         dim = self.loss.dim
+        from scipy.sparse.linalg import LinearOperator, eigsh  # slow to import
+
         operator = LinearOperator((dim, dim), matvec=product, dtype=np.float64)
         first = fixed_vectors(y, 1)[:, 0].double().cpu().numpy()
         values, vectors = eigsh(operator, k=count, which="LM", v0=first)
@@ -289,9 +291,9 @@ class MatrixFreeRoute(Route):
             moved, basis = space.at_points(displacement, x, basis)
             x = x - moved
             if invariant:
-                x = x / x.norm(dim=0)
-            steps = moved.norm(dim=0)
-            if bool((steps <= NEWTON_TOLERANCE.get(x.dtype, 1e-3) * x.norm(dim=0)).all()):
+                x = x / column_norms(x)
+            steps = column_norms(moved)
+            if bool((steps <= NEWTON_TOLERANCE.get(x.dtype, 1e-3) * column_norms(x)).all()):
                 break
         ambiguous = None
         try:

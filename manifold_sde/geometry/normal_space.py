@@ -60,6 +60,21 @@ class NormalSpace(ABC):
         other.kernels = kernels
         return other
 
+    def whole(self, name: str, function: Callable[..., Any], y: Tensor, *arguments: Tensor) -> Any:
+        """A function of a space and of tensors as one kernel; ``None`` where it is not compiled.
+
+        Args:
+            name: What the function computes.
+            function: The function, which is the same for ONE point without the points' dimension.
+            y: Unit vectors (D, n).
+            *arguments: Other tensors, points last.
+        """
+
+        def one(kernels: Kernels, *given: Tensor) -> Any:
+            return function(self.with_kernels(kernels), *given)
+
+        return self.kernels.whole(f"{self.label} {name}", one, y, *arguments)
+
     def at_once(self, y: Tensor) -> int:
         """Number of points whose frames fit into the memory."""
         return y.shape[-1]

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.special import roots_jacobi
 from torch import Tensor
 
 #: Number s of stages: order 9. More make fewer, dearer steps; 3, 4 and 7 were slower.
@@ -62,6 +61,8 @@ def tableau(stages: int, dtype: torch.dtype, device: torch.device) -> Tableau:
         dtype: Real dtype of the tensors.
         device: Their device.
     """
+    from scipy.special import roots_jacobi  # half a second that most processes do not need
+
     nodes = np.append((roots_jacobi(stages - 1, 1, 0)[0] + 1) / 2, 1.0)
     powers = np.vander(nodes, stages, increasing=True)
     integrals = nodes[:, None] ** np.arange(1, stages + 1) / np.arange(1, stages + 1)

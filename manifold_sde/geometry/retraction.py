@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from manifold_sde.columns import column_norms
 from manifold_sde.geometry.normal_space import NormalSpace
 
 #: Last step of a retraction that has arrived, relative to the norm.
@@ -38,7 +39,7 @@ def retract(
             y, left = space.shared_step(y, frame)
         return y, near, left
 
-    r = x.norm(dim=0)
+    r = column_norms(x)
     y, near, left = space.over_points(at_unit_vectors, x / r, basis)
     arrived = left <= ARRIVED.get(x.dtype, 1e-4)
     return torch.where(arrived, y * r, torch.nan), near, arrived

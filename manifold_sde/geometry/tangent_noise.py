@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from manifold_sde.columns import column_norms
 from manifold_sde.errors import RankError
 from manifold_sde.geometry import drift
 from manifold_sde.geometry.geometry import Geometry
@@ -158,7 +159,7 @@ def measure_diffusion(
         )
     columns = around.T.contiguous()
     basis = space.over_points(space.reference_basis, columns)
-    sizes = drift.direction_drift(space, columns, basis, "tangent").norm(dim=0)
+    sizes = column_norms(drift.direction_drift(space, columns, basis, "tangent"))
     speed = float((sizes / space.problem.noise_trace(around)).max())
     moves = f"a flow of speed up to {speed:.2g} tr Sigma in the clock u, the same for all paths"
     return share, (

@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from manifold_sde.columns import column_norms
 from manifold_sde.equations import StochasticEquation
 from manifold_sde.errors import ArgumentError
 from manifold_sde.solvers.brownian import BrownianPath
@@ -137,8 +138,8 @@ class StepControl:
             coarse: States after the whole step.
             beside: Errors of the logarithm of the norm (n,), where it is kept apart.
         """
-        size = self.atol + self.rtol * fine.norm(dim=0)
-        apart = (fine - coarse).norm(dim=0) / size
+        size = self.atol + self.rtol * column_norms(fine)
+        apart = column_norms(fine - coarse) / size
         return torch.maximum(apart, beside / (self.atol + self.rtol))
 
     def next_levels(
@@ -214,6 +215,8 @@ class AdaptiveSteps(FixedSteps):
             that of the first steps.
         control: Tolerance and range of the steps.
     """
+
+    halves = False  # here the control does it
 
     def __init__(
         self,

@@ -32,6 +32,7 @@ from manifold_sde.solvers.chunk import CHUNK
 from manifold_sde.solvers.limits import check_length, require_memory
 from manifold_sde.solvers.moments import Observable, evaluate
 from manifold_sde.solvers.schemes import SCHEMES
+from manifold_sde.solvers.step_choice import ACCURACY, LARGEST_DIM
 from manifold_sde.solvers.torchsde_schemes import TORCHSDE, refuse_unsound, scheme_named
 
 BACKENDS = ("loky", "dask")
@@ -262,6 +263,30 @@ def check_step(dt: object, times: tuple[float, ...]) -> float | None:
         expected="a positive number, not below 2^-40 of the time span",
         remedy="leave dt out, and look at solution.config['dt']",
     )
+
+
+def check_accuracy(accuracy: object, chooses: bool) -> float:
+    """A weak error that is asked for; by default :data:`ACCURACY`.
+
+    Args:
+        accuracy: The error, or ``None``.
+        chooses: Whether a step is chosen for it.
+
+    Raises:
+        ArgumentError: If it is none, or no step is chosen for it.
+    """
+    if accuracy is None:
+        return ACCURACY
+    number = real(accuracy)
+    if not chooses or not 0.0 < number < 1.0:
+        raise ArgumentError(
+            "accuracy cannot be used" if chooses else "no step can be chosen for an accuracy",
+            received=f"accuracy={accuracy!r}",
+            expected='a number between 0 and 1, method "auto" or "weak2" for a direction, at most '
+            f"{LARGEST_DIM} weights, and neither dt nor rtol",
+            remedy="dt=..., or rtol=... for each path's own steps",
+        )
+    return number
 
 
 def check_steps(steps: object) -> list[int]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from manifold_sde import rng
 from manifold_sde.arguments import check_integer, is_known_false
 from manifold_sde.compile import compile_function
+from manifold_sde.compile.random_numbers import fill, filler
 from manifold_sde.errors import ArgumentError, DTypeError, ShapeError
 from manifold_sde.solvers.brownian_times import DEEPEST, check_time
 
@@ -48,7 +49,10 @@ class Nodes:
         self._signs = 1.0 - 2.0 * odd if antithetic else torch.ones_like(odd)
         bridges = [0.5 * math.sqrt(cell * 2.0**-level) for level in range(DEEPEST)]
         self._scales = self.tensor([math.sqrt(cell), *bridges], torch.float64)
-        self._key = tuple(self.tensor(word) for word in rng.seed_key(seed))
+        self._antithetic = antithetic
+        self._words = rng.seed_key(seed)
+        self._key = tuple(self.tensor(word) for word in self._words)
+        self._filler = filler(torch.float64, self.device) if compiled else None
 
     def at_once(self, count: int) -> int:
         """How many nodes of so many components are best drawn together; a size of a kernel."""
@@ -86,7 +90,7 @@ class Nodes:
         begin, k = 0, len(levels)
         while begin < k:
             size = min(most, k - begin)
-            if self.compiled:
+            if self.compiled and self._filler is None:
                 # Half of what a kernel draws may be wasted.
                 size = next(s for s in KERNEL_NODES if s <= most and s < 2 * (k - begin))
             part = [t[begin : begin + size] for t in (levels, positions, scales)]
@@ -109,6 +113,20 @@ class Nodes:
         shared = (*self._key, self._drawn, self._signs)
         if not self.compiled:
             return draw(*shared, *nodes)
+        if self._filler is not None:
+            levels, positions, scales = nodes
+            return fill(
+                self._filler,
+                torch.empty(len(positions), count, len(self.paths), dtype=torch.float64),
+                normal=True,
+                key=self._words,
+                stream=stream,
+                paths=self._drawn,
+                steps=positions,
+                levels=levels,
+                scales=scales * self._signs if self._antithetic else scales,
+                components_first=False,
+            )
         k, width = nodes[0].shape
         # A kernel takes the layout that it was compiled for.
         if k < size:

@@ -35,7 +35,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from scipy import stats
 from torch import Tensor
 
 from manifold_sde.arguments import real
@@ -120,7 +119,9 @@ class EquilibriumAverage:
                 expected="a number between 0 and 1",
                 remedy="level=0.95",
             )
-        wide = float(stats.t.ppf(0.5 * (1.0 + level), self.parts - 1)) * self.standard_error
+        from scipy.special import stdtrit  # slow to import
+
+        wide = float(stdtrit(self.parts - 1, 0.5 * (1.0 + level))) * self.standard_error
         low, high = self.mean - wide - self.bias, self.mean + wide + self.bias
         if self.extent is None:
             return low, high

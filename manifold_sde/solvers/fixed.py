@@ -12,7 +12,7 @@ yields a :class:`Step` finds its end there when it goes on.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from torch import Tensor
 from manifold_sde.equations import StochasticEquation
 from manifold_sde.solvers.brownian import BrownianPath
 from manifold_sde.solvers.clock import RunningIntegrals, clock_left, clock_within
+from manifold_sde.solvers.halving import Halving, PathStates, Step
 from manifold_sde.solvers.schemes import StepNoise
 
 #: Numbers that the states of one block may hold, and the most steps of a block.
@@ -113,31 +114,6 @@ class SavedValues:
 
 
 @dataclass
-class Step:
-    """A step that is to be taken, and its end.
-
-    Attributes:
-        x: States (D, n).
-        basis: Reference bases there (D, d, n); ``None`` where they are still to be computed.
-        h: Length, () or (n,).
-        noise: The random numbers.
-        rated: Whether the rate at the end is needed.
-        end: States at the end (D, n).
-        end_basis: Reference bases there.
-        rate: Rate of the running integrals there (n,).
-    """
-
-    x: Tensor
-    basis: Tensor | None
-    h: Tensor
-    noise: StepNoise
-    rated: bool = True
-    end: Tensor = field(init=False)
-    end_basis: Tensor = field(init=False)
-    rate: Tensor = field(init=False)
-
-
-@dataclass
 class State:
     """State of a chunk at a grid point, paths last.
 
@@ -147,6 +123,7 @@ class State:
         rate: Rate of the running integrals there (n,).
         sums: Running integrals (k, n).
         position: Number of steps taken.
+        halved: Number of steps that a path did not survive and took by their halves.
     """
 
     x: Tensor
@@ -154,10 +131,16 @@ class State:
     rate: Tensor
     sums: Tensor
     position: int = 0
+    halved: int = 0
 
     def counts(self) -> tuple[int, int]:
         """Numbers of accepted and of rejected steps."""
-        return self.position, 0
+        return self.position, self.halved
+
+    @property
+    def paths(self) -> PathStates:
+        """The states of the paths."""
+        return PathStates(self.x, self.basis, self.rate, self.sums)
 
 
 #: Receives the number of a save time, places of paths in the chunk, and what is known of them.
@@ -165,7 +148,7 @@ Save = Callable[[int, Tensor, SavedValues], object]
 
 
 class FixedSteps:
-    """Steps on a grid, for one chunk of paths.
+    """Steps on a grid, for one chunk of paths; a step that a path does not survive is halved.
 
     Args:
         sde: The equation.
@@ -175,6 +158,9 @@ class FixedSteps:
         paths: Indices of the chunk's paths (n,).
         saved: When paths are saved.
     """
+
+    #: Whether steps are halved here.
+    halves = True
 
     def __init__(
         self,
@@ -190,13 +176,20 @@ class FixedSteps:
         self.integrals = integrals
         self.paths = paths
         self.saved = saved
+        self.halving = Halving(brownian, integrals, grid.cell)
         self._brownian = brownian
         self._path = brownian(paths)
 
     def begin(self, x: Tensor, restart: RestartState | None = None) -> State:
         """State of paths at the start (D, n), or where they are taken up again."""
-        basis, rate = self.sde.reference_basis(x), self.rate(x)
-        return State(x, basis, rate, self.integrals.start(x) if restart is None else restart.sums)
+        sums = self.integrals.start(x) if restart is None else restart.sums
+        return State(x, self._basis(x), self.rate(x), sums)
+
+    def _basis(self, x: Tensor) -> Tensor:
+        """Reference bases at states: (D, n) -> (D, d, n); those of one start for all, once."""
+        if x.shape[1] > 1 and bool((x == x[:, :1]).all()):
+            return self.sde.reference_basis(x[:, :1]).expand(-1, -1, x.shape[1]).contiguous()
+        return self.sde.reference_basis(x)
 
     def rate(self, x: Tensor) -> Tensor:
         """Rate of the running integrals at states: (D, n) -> (n,)."""
@@ -204,7 +197,7 @@ class FixedSteps:
 
     def block(self, state: State, save: Save) -> Iterator[Step]:
         """Propose a block of steps, change the state, and save what lies in the block."""
-        first, steps = state.position, self._next_steps(state)
+        first, steps, begin = state.position, self._next_steps(state), state.paths
         increments = self._path.increments(self.grid.level, first, steps)
         h = torch.tensor(self.grid.h, dtype=state.x.dtype, device=state.x.device)
         trajectory = [(state.x, state.rate, state.sums)]
@@ -217,10 +210,44 @@ class FixedSteps:
             trajectory.append((state.x, state.rate, state.sums))
         state.position = first + steps
         x, rate, sums = (torch.stack(parts) for parts in zip(*trajectory, strict=True))
+        yield from self._mend(state, begin, first, (x, rate, sums))
         if self.saved.log_elapsed is None:
             yield from self._save_times(first, x, rate, sums, save)
         else:
             yield from self._save_thresholds(first, x, rate, sums, save)
+
+    def _mend(
+        self,
+        state: State,
+        begin: PathStates,
+        first: int,
+        trajectory: tuple[Tensor, Tensor, Tensor],
+    ) -> Iterator[Step]:
+        """Take the steps of a block again for the paths that were lost in it, by halves.
+
+        Args:
+            state: The state at its end, which is changed.
+            begin: The states at its beginning.
+            first: Number of its first step.
+            trajectory: States, rates and integrals between its steps, which are changed.
+        """
+        places = torch.nonzero(begin.alive() & ~state.paths.alive())[:, 0]
+        if not len(places):
+            return
+        paths, part, before = self.paths[places], begin.at(places), self.halving.count
+        for i in range(1, len(trajectory[0])):
+            position = torch.full_like(places, first + i - 1)
+            part = yield from self.halving.advance(paths, part, self.grid.level, position)
+            for whole, some in zip(trajectory, (part.x, part.rate, part.sums), strict=True):
+                whole[i, ..., places] = some
+        mended = state.paths.with_some(places, part)
+        state.x, state.basis, state.rate, state.sums = (
+            mended.x,
+            mended.basis,
+            mended.rate,
+            mended.sums,
+        )
+        state.halved += self.halving.count - before
 
     def _noise(self, path: BrownianPath, dw: Tensor, position: int | Tensor) -> StepNoise:
         return StepNoise(dw, lambda: path.auxiliary(self.grid.level, position, dw.shape[0]))
@@ -348,7 +375,22 @@ class FixedSteps:
         step = Step(restart.x, None, h, self._noise(path, dw, restart.position), rated)
         yield step
         end = torch.where(h <= 0, restart.x, torch.where(h > 0, step.end, torch.nan))
-        return end, step.rate if rated else h
+        rate = step.rate if rated else h
+        fine = torch.isfinite(end).all(0) | ~torch.isfinite(restart.x).all(0) | ~(h > 0)
+        places = torch.nonzero(~fine)[:, 0]
+        if len(places) and self.halves:
+            x = restart.x[:, places].contiguous()
+            begin = PathStates(
+                x, self.sde.reference_basis(x), self.rate(x), restart.sums[:, places]
+            )
+            position = self._place(restart)[places]
+            part = yield from self.halving.partial(
+                paths[places], begin, self.grid.level, position, h[places]
+            )
+            end[:, places] = part.x
+            rate = rate.clone()
+            rate[places] = part.rate if rated else h[places]
+        return end, rate
 
     def _place(self, restart: RestartState) -> Tensor:
         """Positions of the steps that follow among the dyadic intervals of their levels (p,)."""
@@ -391,13 +433,20 @@ class RestartedSteps(FixedSteps):
             dw = path.dyadic(level, position, max_level=level)
             step = Step(x, basis, h, self._noise(path, dw, position))
             yield step
-            sums_new = self.integrals.advance(sums, h, rate, step.rate)
-            after = torch.where(moving, step.rate, after)
-            moving &= sums_new[1] <= log_elapsed
-            x = torch.where(moving, step.end, x)
-            basis = torch.where(moving, step.end_basis, basis)
-            rate = torch.where(moving, step.rate, rate)
-            sums = torch.where(moving, sums_new, sums)
+            new = PathStates(
+                step.end,
+                step.end_basis,
+                step.rate,
+                self.integrals.advance(sums, h, rate, step.rate),
+            )
+            before = PathStates(torch.where(moving, x, torch.nan), basis, rate, sums)
+            new = yield from self.halving.mended(self.paths, before, new, level, position)
+            after = torch.where(moving, new.rate, after)
+            moving &= new.sums[1] <= log_elapsed
+            x = torch.where(moving, new.x, x)
+            basis = torch.where(moving, new.basis, basis)
+            rate = torch.where(moving, new.rate, rate)
+            sums = torch.where(moving, new.sums, sums)
             position = position + moving
         length = torch.full_like(rate, self.grid.h)
         restart = self._restart(x, sums, position)

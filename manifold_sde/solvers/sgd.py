@@ -46,6 +46,7 @@ from manifold_sde.threads import one_thread
 Rate = float | Sequence[float] | Tensor | Callable[[int], float] | Schedule
 
 #: Steps above which "auto" compiles.
+_WORTH_C = 100
 _WORTH_COMPILING = 5000
 #: Largest number of paths that are stepped together.
 _CHUNK = 4096
@@ -128,8 +129,10 @@ def run_sgd(
     seed = int(seed)
     schedules = (Schedule.of("lr", lr), Schedule.of("weight_decay", weight_decay))
     mode = check_mode(compile)
-    worth = int(kept[-1]) >= _WORTH_COMPILING and compiler_available()
-    compiled = worth if mode == "auto" else bool(mode)
+    compiled = mode
+    if mode == "auto":
+        worth = int(kept[-1]) >= _WORTH_COMPILING and compiler_available()
+        compiled = worth or ("c" if int(kept[-1]) >= _WORTH_C else False)
     file = None if checkpoint is None else check_path("checkpoint", checkpoint)
     with (
         Stoppable(file),
@@ -149,7 +152,7 @@ class _Run:
         schedules: Learning rate and weight decay.
         kept: Step counts to keep (K,).
         seed: Seed.
-        compiled: Whether the step is compiled.
+        compiled: Whether the step is compiled, or "c".
         file: The checkpoint, or ``None``.
     """
 
@@ -158,7 +161,7 @@ class _Run:
     schedules: tuple[Schedule, Schedule]
     kept: list[int]
     seed: int
-    compiled: bool
+    compiled: bool | str
     file: Path | None
 
     def __post_init__(self) -> None:
@@ -195,7 +198,7 @@ class _Run:
                 "steps": self.kept[-1],
                 "paths": n,
                 "non_finite_paths": int((~finite).sum()),
-                "compiled": self.compiled,
+                "compiled": bool(self.compiled),
             },
             config={**self._config(), "versions": versions()},
         )

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.func import vmap
 
 from manifold_sde import rng
-from manifold_sde.compile import compile_function
+from manifold_sde.compile import CKernel, compile_function, compile_points
+from manifold_sde.compile.random_numbers import fill, filler
 from manifold_sde.problem import Problem
 
 #: Steps whose learning rates are laid out in one table; the uncompiled run draws their noise at
 #: once, as many as fit.
 BLOCK = 1024
 _EAGER_NUMBERS = 1 << 18
+_CACHED_NUMBERS = 1 << 18
 #: Paths are padded to a multiple of this, so that every path runs through the same vector code.
 LANES = 16
 
@@ -85,6 +88,46 @@ def update(
     return shrink * x - lr * gradient, clock + (lr / (shrink * square)) ** 2
 
 
+class CStep:
+    """A step as C code, for any number of paths, that reads its rates when it is called.
+
+    Args:
+        kernel: The step as a function of (x, clock, normals, uniforms).
+        rates: What it reads: learning rate and weight decay (2,).
+    """
+
+    def __init__(self, kernel: CKernel, rates: Tensor) -> None:
+        self.kernel, self.rates = kernel, rates
+
+    def __call__(
+        self, x: Tensor, clock: Tensor, rates: Tensor, normals: Tensor, uniforms: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Weights and clock after the step."""
+        self.rates.copy_(rates)
+        x, clock = self.kernel(x, clock, normals, uniforms)
+        return x, clock
+
+
+def c_step(problem: Problem, state: SgdState) -> CStep | None:
+    """The step as C code, kept with the problem; ``None`` where it cannot be had."""
+    key = ("sgd", state.x.dtype, state.x.device)
+    if key not in problem.kernels:
+        rates = state.x.new_full((2,), 0.5)
+
+        def step(x: Tensor, clock: Tensor, normals: Tensor, uniforms: Tensor) -> Any:
+            gradient = problem.noise.stochastic_gradient(problem.pointwise, x, normals, uniforms)
+            shrink = 1.0 - rates[0] * rates[1]
+            moved = shrink * x - rates[0] * gradient
+            return moved, clock + (rates[0] / (shrink * (x * x).sum())) ** 2
+
+        few = [state.x[:, :3], state.clock[:3]]
+        few += [state.x.new_full((n, 3), 0.3) for n in problem.noise.draw_counts(problem.pointwise)]
+        kernel = compile_points(step, tuple(a.contiguous() for a in few))
+        problem.kernels[key] = None if kernel is None else CStep(kernel, rates)
+    found: CStep | None = problem.kernels[key]
+    return found
+
+
 def compiled_step(problem: Problem, state: SgdState) -> Callable[..., tuple[Tensor, ...]]:
     """A compiled step that draws its own noise, for states of this shape.
 
@@ -148,6 +191,44 @@ def _draw(
     return normals, uniforms
 
 
+def _c_steps(
+    problem: Problem,
+    step: CStep,
+    state: SgdState,
+    first: int,
+    tables: tuple[Tensor, Tensor],
+    key: tuple[int, int],
+) -> Iterator[int]:
+    """Take the steps of the tables, as :func:`advance` does, by C code."""
+    rates = torch.stack(tables, 1)
+    counts = problem.noise.draw_counts(problem.pointwise)
+    n, dtype = state.x.shape[1], state.x.dtype
+    call = filler(dtype, state.x.device)
+    assert call is not None
+    at_once = max(1, _CACHED_NUMBERS // max(1, sum(counts) * n))
+    for begin in range(0, len(rates), at_once):
+        steps = torch.arange(first + begin, first + min(begin + at_once, len(rates)))[:, None]
+        streams = (rng.STREAM_SGD_NORMAL, rng.STREAM_SGD_UNIFORM)
+        drawn = [state.x.new_empty(len(steps), count, n) for count in counts]
+        for normal, (stream, out) in enumerate(zip(streams, drawn, strict=True)):
+            if out.numel():
+                fill(
+                    call,
+                    out,
+                    normal=not normal,
+                    key=key,
+                    stream=stream,
+                    paths=state.paths,
+                    steps=steps,
+                    components_first=False,
+                )
+        for j in range(len(steps)):
+            state.x, state.clock = step(
+                state.x, state.clock, rates[begin + j], drawn[0][j], drawn[1][j]
+            )
+        yield len(steps)
+
+
 def advance(
     problem: Problem,
     state: SgdState,
@@ -155,7 +236,7 @@ def advance(
     tables: tuple[Tensor, Tensor],
     seed: int,
     *,
-    compiled: bool,
+    compiled: bool | str,
 ) -> Iterator[int]:
     """Take the steps first, first + 1, ... whose rates the tables hold, changing the state.
 
@@ -165,7 +246,7 @@ def advance(
         first: Number of the first step.
         tables: Learning rates and weight decays of the steps, (m,) each, m at most ``BLOCK``.
         seed: Seed of the noise.
-        compiled: Whether the step is compiled.
+        compiled: Whether the step is compiled: "c" for what the C compiler can do in seconds.
 
     Yields:
         Numbers of steps just taken, which add up to m.
@@ -174,7 +255,11 @@ def advance(
     lrs, decays = tables
     m = len(lrs)
     device = state.x.device
-    if compiled:
+    quick = c_step(problem, state) if compiled else None
+    if quick is not None:
+        yield from _c_steps(problem, quick, state, first, tables, key)
+        return
+    if compiled is True:
         step = compiled_step(problem, state)
         pad = BLOCK - m
         lrs, decays = (torch.nn.functional.pad(t, (0, pad)) for t in (lrs, decays))

@@ -14,13 +14,15 @@ from torch import Tensor
 
 from manifold_sde import rng
 from manifold_sde.arguments import check_flag
-from manifold_sde.compile import check_mode, compiler_available
+from manifold_sde.columns import column_norms
+from manifold_sde.compile import c_compiler, check_mode, compiler_available
 from manifold_sde.equations import ManifoldEquation, StochasticEquation
 from manifold_sde.loss_checks import fixed_directions
 from manifold_sde.sdes import DirectionDiffusion, FixedRatioDiffusion, WeightDecaySDE
 from manifold_sde.solvers.adaptive import AdaptiveSteps, StepControl, Tolerance
 from manifold_sde.solvers.archive import SUFFIX
 from manifold_sde.solvers.arguments import (
+    check_accuracy,
     check_chunks,
     check_observables,
     check_starts,
@@ -43,6 +45,7 @@ from manifold_sde.solvers.limits import (
     require_memory,
 )
 from manifold_sde.solvers.moments import Observable, evaluate
+from manifold_sde.solvers.step_choice import LARGEST_DIM, choose_step
 from manifold_sde.solvers.torchsde_schemes import scheme_named
 from manifold_sde.threads import one_thread
 
@@ -73,7 +76,8 @@ class Simulation:
         seed: Seed of the Brownian paths.
         antithetic: Whether paths 2i and 2i + 1 have opposite noise.
         observables: Functions whose moments are kept instead of the paths, or ``None``.
-        compiled: Whether kernels are compiled.
+        compiled: Whether kernels are compiled: "c" for what the C compiler can do in seconds.
+        expected_error: Weak error of the step that was chosen; ``None`` where it was given.
         chunk_size: Number of paths that are stepped together.
         first_path: Index of the first path.
         max_steps: Largest number of steps of a path.
@@ -94,7 +98,8 @@ class Simulation:
     seed: int = 0
     antithetic: bool = False
     observables: Mapping[str, Observable] | None = None
-    compiled: bool = False
+    compiled: bool | str = False
+    expected_error: float | None = None
     chunk_size: int = CHUNK
     first_path: int = 0
     max_steps: int = MAX_STEPS
@@ -116,6 +121,7 @@ class Simulation:
         antithetic: bool = False,
         observables: Mapping[str, Observable] | None = None,
         compile: bool | str = "auto",
+        accuracy: float | None = None,
         chunk_size: int = CHUNK,
         max_steps: int = MAX_STEPS,
     ) -> Simulation:
@@ -133,6 +139,7 @@ class Simulation:
             antithetic: Whether paths come in pairs.
             observables: Functions whose moments are kept instead of the paths.
             compile: Mode of compiling.
+            accuracy: Weak error that is asked for.
             chunk_size: Number of paths that are stepped together.
             max_steps: Largest number of steps of a path.
 
@@ -168,6 +175,7 @@ class Simulation:
             observables=check_observables(observables, start),
             max_steps=check_max_steps(max_steps),
         )
+        found, step = found._with_choice(step, tolerance, accuracy)
         return found.at_step(step, tolerance, compile)
 
     def at_step(
@@ -197,9 +205,50 @@ class Simulation:
         found.require_an_end()
         mode = check_mode(compile)
         steps = max(1.0, (self.times[-1] - self.times[0]) / (h * clock_unit))
-        worth = steps >= _MANY_STEPS or found.n_paths * steps >= _WORTH_COMPILING
-        compiled = worth and compiler_available() if mode == "auto" else bool(mode)
-        return replace(found, compiled=compiled and not _is_matrix_free(self.equation))
+        compiled = mode
+        if mode == "auto":
+            worth = steps >= _MANY_STEPS or found.n_paths * steps >= _WORTH_COMPILING
+            quick = "c" if self.start.shape[1] <= LARGEST_DIM and c_compiler() else False
+            compiled = True if worth and compiler_available() else quick
+        return replace(found, compiled=False if _is_matrix_free(self.equation) else compiled)
+
+    def _with_choice(
+        self, dt: float | None, tolerance: Tolerance | None, accuracy: object
+    ) -> tuple[Simulation, float | None]:
+        """The same with the error that is expected of a step, and the step if it was chosen here.
+
+        Raises:
+            ArgumentError: If an accuracy is asked for that nothing here can choose a step for.
+        """
+        chooses = (
+            dt is None
+            and tolerance is None
+            and self.scheme == "weak2"
+            and (self.ratio is not None or isinstance(self.sde, DirectionDiffusion))
+            and self.start.shape[1] <= LARGEST_DIM
+            and not _is_matrix_free(self.equation)
+        )
+        wanted = check_accuracy(accuracy, chooses)
+        if not chooses:
+            return self, dt
+        assert isinstance(self.equation, ManifoldEquation)
+        trace, unit, span = self._clock_span()
+        directions = self.start / self.start.norm(dim=1, keepdim=True)
+        choice = choose_step(self.equation, directions, trace, span, wanted)
+        return replace(self, expected_error=choice.error), choice.h * unit
+
+    def _clock_span(self) -> tuple[float, float, float]:
+        """Largest V at the starts, the time of one unit of the clock, and the clock at the end."""
+        norms = self.start.norm(dim=1)
+        trace = self.sde.problem.noise_trace(self.start / norms[:, None])
+        span, unit, largest = self.times[-1] - self.times[0], 1.0, float(trace.max())
+        if self.ratio is not None:
+            last = torch.tensor([span], dtype=torch.float64)
+            read_off = ReadOff.at_ratio(norms.double(), last.to(norms.device), self.ratio)
+            span = float(clock_at(read_off.log_elapsed, trace.double()).max())
+            settled = largest / (2.0 * self.ratio) if self.ratio > 0 else 0.0
+            unit = max(float(norms.max()) ** 4, settled)
+        return largest, unit, span
 
     def halved(self, times: int) -> Simulation:
         """The same on the same Brownian paths, with the step halved so many times.
@@ -220,17 +269,16 @@ class Simulation:
         sde, start = self.sde, self.start
         if isinstance(sde, WeightDecaySDE):
             return 1.0 if dt is None else dt, 1.0
-        norms4 = start.norm(dim=1) ** 4
-        trace = float(sde.problem.noise_trace(start / start.norm(dim=1, keepdim=True)).max())
+        trace, unit, _ = self._clock_span()
         natural = _DEFAULT_STEP / trace
         if self.ratio is not None:
-            settled = trace / (2.0 * self.ratio) if self.ratio > 0 else 0.0
-            unit = max(float(norms4.max()), settled)
             return natural if dt is None else dt / unit, unit
         if dt is not None:
             return dt, 1.0
         direction = isinstance(sde, DirectionDiffusion)
-        return natural if direction else natural * min(float(norms4.min()), trace), 1.0
+        return natural if direction else natural * min(
+            float(start.norm(dim=1).min()) ** 4, trace
+        ), 1.0
 
     def require_an_end(self) -> None:
         """Refuse more steps than are allowed, of the largest size, and more states than fit.
@@ -240,11 +288,7 @@ class Simulation:
         """
         span = self.times[-1] - self.times[0]
         if self.ratio is not None:
-            norms = self.start.norm(dim=1)
-            trace = self.sde.problem.noise_trace(self.start / norms[:, None])
-            last = torch.tensor([span], dtype=torch.float64)
-            read_off = ReadOff.at_ratio(norms.double(), last.to(norms.device), self.ratio)
-            span = float(clock_at(read_off.log_elapsed, trace.double()).max())
+            span = self._clock_span()[2]
         # Adaptive steps are at most as long as a cell.
         longest, fewer = self.grid.h, "a larger dt"
         if self.control is not None:
@@ -287,13 +331,13 @@ class Simulation:
     def begin(self, chunk: Chunk) -> Tensor:
         """States at which a chunk begins: directions where only these are integrated."""
         start = chunk.start.contiguous()
-        return start if self.ratio is None else start / start.norm(dim=0)
+        return start if self.ratio is None else start / column_norms(start)
 
     def read_off(self, chunk: Chunk) -> ReadOff | None:
         """What turns directions into states of (8), where these were asked for."""
         if self.ratio is None or chunk.restart is not None:
             return None
-        norm = chunk.start.norm(dim=0)
+        norm = column_norms(chunk.start)
         elapsed = torch.tensor(self.times, dtype=norm.dtype, device=norm.device) - self.times[0]
         return ReadOff.at_ratio(norm, elapsed, self.ratio)
 
@@ -311,8 +355,9 @@ class Simulation:
                 dtype=chunk.start.dtype,
                 device=chunk.start.device,
                 antithetic=self.antithetic,
-                # Some of the paths are another number each time.
-                compiled=self.compiled and some is paths and not restarted,
+                # What is compiled for one number of paths alone does not serve some of them.
+                compiled=bool(self.compiled)
+                and (c_compiler() is not None or (some is paths and not restarted)),
             )
 
         read_off = self.read_off(chunk)

@@ -42,6 +42,7 @@ def solve(
     dt_min: float | None = None,
     dt_max: float | None = None,
     seed: int = 0,
+    accuracy: float | None = None,
     antithetic: bool = False,
     observables: Mapping[str, Observable] | None = None,
     compile: bool | str = "auto",
@@ -88,6 +89,9 @@ def solve(
             the first one over 2^20.
         dt_max: Largest adaptive step; by default 32 times the first one.
         seed: Seed of the Brownian paths, an integer.
+        accuracy: Weak error of bounded functions of the direction for which "auto" and "weak2"
+            choose the step, where it is not given; 1e-3 by default. What is expected of the step
+            is ``stats["expected_error"]``. Up to 32 weights.
         antithetic: Whether paths 2i and 2i + 1 have opposite noise, for smaller variance; the
             number of paths and ``chunk_size`` are then even, and standard errors are those of the
             means of pairs.
@@ -154,6 +158,7 @@ def solve(
             dt=dt,
             tolerance=check_tolerance(rtol, atol, adaptive, dt, dt_min, dt_max),
             seed=seed,
+            accuracy=accuracy,
             antithetic=antithetic,
             observables=observables,
             compile=compile,
@@ -187,12 +192,17 @@ def _solution(simulation: Simulation, result: ChunkResult) -> Solution:
         "steps": result.steps,
         "paths": simulation.n_paths,
         "lost_paths": int(result.lost[-1]),
-        "compiled": simulation.compiled,
+        "compiled": bool(simulation.compiled),
+        "dt": simulation.grid.h * simulation.clock_unit,
     }
+    if simulation.expected_error is not None:
+        stats["expected_error"] = simulation.expected_error
     if simulation.noise_along is not None:
         stats["noise_along"] = simulation.noise_along
     if simulation.control is not None:
         stats["rejected_steps"] = result.rejected
+    else:
+        stats["halved_steps"] = result.rejected
     config = {**simulation.config(), "versions": versions()}
     if simulation.observables is None:
         warn_of_lost_paths(stats["lost_paths"], stats["paths"], config)

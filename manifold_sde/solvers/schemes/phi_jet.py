@@ -14,6 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from manifold_sde.columns import column_norms
 from manifold_sde.equations import ManifoldEquation, StochasticEquation
 from manifold_sde.errors import LimitMapError
 from manifold_sde.geometry import Geometry
@@ -45,7 +46,7 @@ class PhiJet(Scheme):
                 limit = error.partial
         y = torch.where(good, limit.T, torch.nan)
         if isinstance(sde, DirectionDiffusion):
-            y = y / y.norm(dim=0)
+            y = y / column_norms(y)
         elif isinstance(sde, FixedRatioDiffusion):
             y = y * torch.exp(-sde.ratio * h)
         return y.contiguous(), basis

@@ -45,12 +45,13 @@ class Weak2(Scheme):
         h = half(h)
         x = x + h * sde.drift(x + half(h) * sde.drift(x, basis), basis)
         for w in (0.5 * (noise.dw + across), 0.5 * (noise.dw - across)):
-            x = self._noise_flow(sde, x, basis, w)
+            x = self.noise_flow(sde, x, basis, w)
         x = x + h * sde.drift(x + half(h) * sde.drift(x, basis), basis)
         return sde.retract(x, basis, fresh_steps=1)
 
     @staticmethod
-    def _noise_flow(sde: StochasticEquation, x: Tensor, basis: Tensor, w: Tensor) -> Tensor:
+    def noise_flow(sde: StochasticEquation, x: Tensor, basis: Tensor, w: Tensor) -> Tensor:
+        """The flow of the noise's fields along w, by one Runge-Kutta step of order 4."""
         k1 = sde.noise(x, basis, w)
         k2 = sde.noise(x + 0.5 * k1, basis, w)
         k3 = sde.noise(x + 0.5 * k2, basis, w)

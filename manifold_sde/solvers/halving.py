@@ -1,0 +1,214 @@
+"""Steps that a path does not survive, by their halves on the same Brownian path.
+
+A retraction comes back from near the manifold. Where a step of some path ends too far away, that
+path alone takes the two halves of the step, and so on: what it does depends on the path, the time
+and the seed, and not on who is stepped beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from manifold_sde.solvers.brownian import BrownianPath
+from manifold_sde.solvers.clock import RunningIntegrals
+from manifold_sde.solvers.schemes import StepNoise
+
+#: How often a step is halved before its path counts as lost.
+MOST_HALVINGS = 12
+
+
+@dataclass
+class Step:
+    """A step that is to be taken, and its end.
+
+    Attributes:
+        x: States (D, n).
+        basis: Reference bases there (D, d, n); ``None`` where they are still to be computed.
+        h: Length, () or (n,).
+        noise: The random numbers.
+        rated: Whether the rate at the end is needed.
+        end: States at the end (D, n).
+        end_basis: Reference bases there.
+        rate: Rate of the running integrals there (n,).
+    """
+
+    x: Tensor
+    basis: Tensor | None
+    h: Tensor
+    noise: StepNoise
+    rated: bool = True
+
+    def __post_init__(self) -> None:
+        self.end: Tensor
+        self.end_basis: Tensor
+        self.rate: Tensor
+
+
+@dataclass
+class PathStates:
+    """States of some paths between two steps, paths last.
+
+    Attributes:
+        x: States (D, p).
+        basis: Reference bases there (D, d, p).
+        rate: Rate of the running integrals there (p,).
+        sums: Running integrals (k, p).
+    """
+
+    x: Tensor
+    basis: Tensor
+    rate: Tensor
+    sums: Tensor
+
+    def at(self, places: Tensor) -> PathStates:
+        """The states of some of the paths."""
+        return PathStates(*(getattr(self, f.name)[..., places] for f in fields(self)))
+
+    def with_some(self, places: Tensor, part: PathStates) -> PathStates:
+        """The same, but for some of the paths."""
+        both = [(getattr(self, f.name).clone(), getattr(part, f.name)) for f in fields(self)]
+        for whole, some in both:
+            whole[..., places] = some
+        return PathStates(*(whole for whole, _ in both))
+
+    def alive(self) -> Tensor:
+        """Which paths are not lost (p,)."""
+        return torch.isfinite(self.x).all(0)
+
+
+class Halving:
+    """Takes steps of some paths, by their halves where it has to be.
+
+    Args:
+        brownian: Brownian paths of any set of path indices.
+        integrals: What is integrated on the way.
+        cell: Length of the steps of level 0.
+
+    Attributes:
+        count: Number of steps that were halved.
+    """
+
+    def __init__(
+        self,
+        brownian: Callable[[Tensor], BrownianPath],
+        integrals: RunningIntegrals,
+        cell: float,
+    ) -> None:
+        self.brownian, self.integrals, self.cell = brownian, integrals, cell
+        self.count = 0
+
+    def noise(self, path: BrownianPath, dw: Tensor, level: int, position: Tensor) -> StepNoise:
+        """The random numbers of steps."""
+        return StepNoise(dw, lambda: path.auxiliary(level, position, dw.shape[0]))
+
+    def advance(
+        self, paths: Tensor, states: PathStates, level: int, position: Tensor, halved: int = 0
+    ) -> Generator[Step, None, PathStates]:
+        """Propose the steps from one dyadic time of each path to the next of the same level.
+
+        Args:
+            paths: Path indices (p,).
+            states: Their states.
+            level: Level of the step.
+            position: Its position for each path (p,).
+            halved: How often it was halved already.
+
+        Returns:
+            The states at the end; NaN where a path is lost.
+        """
+        path = self.brownian(paths)
+        dw = path.dyadic(level, position)
+        h = torch.tensor(self.cell * 2.0**-level).to(states.x)
+        step = Step(states.x, states.basis, h, self.noise(path, dw, level, position))
+        yield step
+        sums = self.integrals.advance(states.sums, h, states.rate, step.rate)
+        after = PathStates(step.end, step.end_basis, step.rate, sums)
+        return (yield from self.mended(paths, states, after, level, position, halved))
+
+    def mended(
+        self,
+        paths: Tensor,
+        before: PathStates,
+        after: PathStates,
+        level: int,
+        position: Tensor,
+        halved: int = 0,
+    ) -> Generator[Step, None, PathStates]:
+        """Propose the halves of the steps of those paths that were lost in them.
+
+        Args:
+            paths: Path indices (p,).
+            before: States before the step.
+            after: States after it.
+            level: Level of the step.
+            position: Its position for each path (p,).
+            halved: How often it was halved already.
+
+        Returns:
+            The states after the step.
+        """
+        places = torch.nonzero(before.alive() & ~after.alive())[:, 0]
+        if not len(places) or halved >= MOST_HALVINGS:
+            return after
+        self.count += len(places)
+        part, own = before.at(places), paths[places]
+        for half in (2 * position[places], 2 * position[places] + 1):
+            part = yield from self.advance(own, part, level + 1, half, halved + 1)
+        return after.with_some(places, part)
+
+    def partial(
+        self, paths: Tensor, states: PathStates, level: int, position: Tensor, length: Tensor
+    ) -> Generator[Step, None, PathStates]:
+        """Propose what leads paths into a step that they do not survive whole.
+
+        Args:
+            paths: Path indices (p,).
+            states: States at the beginning of the step.
+            level: Level of the step.
+            position: Its position for each path (p,).
+            length: How far into the step each is to go (p,), in time.
+
+        Returns:
+            The states there; NaN where a path is lost.
+        """
+        found = PathStates(
+            *(torch.full_like(getattr(states, f.name), torch.nan) for f in fields(states))
+        )
+        left = torch.arange(len(paths), device=paths.device)
+        for depth in range(level + 1, level + 1 + MOST_HALVINGS):
+            self.count += len(left)
+            half = self.cell * 2.0**-depth
+            position = 2 * position
+            far = torch.nonzero(length >= half)[:, 0]
+            if len(far):
+                part = yield from self.advance(
+                    paths[far], states.at(far), depth, position[far], depth - level
+                )
+                states = states.with_some(far, part)
+                position, length = position.clone(), length.clone()
+                position[far] += 1
+                length[far] -= half
+            path = self.brownian(paths)
+            dw = path.beginning(depth, position, length.double() / half)
+            step = Step(states.x, states.basis, length, self.noise(path, dw, depth, position))
+            yield step
+            sums = self.integrals.advance(states.sums, length, states.rate, step.rate)
+            # Those that have nowhere to go are there.
+            there = length <= 0
+            ends = PathStates(
+                torch.where(there, states.x, step.end),
+                torch.where(there, states.basis, step.end_basis),
+                torch.where(there, states.rate, step.rate),
+                torch.where(there, states.sums, sums),
+            )
+            found = found.with_some(left, ends)
+            lost = torch.nonzero(states.alive() & ~ends.alive())[:, 0]
+            if not len(lost):
+                break
+            paths, states, position = paths[lost], states.at(lost), position[lost]
+            length, left = length[lost], left[lost]
+        return found

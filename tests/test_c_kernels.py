@@ -1,0 +1,228 @@
+"""Functions of one point as C code: the numbers of torch, whatever they are called with."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.func import vmap
+
+from manifold_sde import Problem, SphericalNoise, rng
+from manifold_sde.compile import CKernel, Identity, c_library, c_source, compile_points, compiler
+from manifold_sde.compile.random_numbers import fill, filler
+from manifold_sde.geometry.kernels import Kernels
+from manifold_sde.loss import Loss
+
+pytestmark = pytest.mark.skipif(c_library.c_compiler() is None, reason="no C compiler")
+
+GENERATOR = torch.Generator().manual_seed(3)
+W = torch.randn(4, 6, dtype=torch.float64, generator=GENERATOR)
+X = torch.randn(6, 37, dtype=torch.float64, generator=GENERATOR)
+A, B = (torch.randn(6, 37, dtype=torch.float64, generator=GENERATOR) for _ in range(2))
+
+
+def _products(x: Tensor) -> Tensor:
+    m = x.reshape(2, 3)
+    return (m @ m.T).square().sum() + torch.trace(m @ m.T) + torch.outer(x, x).triu().sum()
+
+
+LOSSES: dict[str, Callable[[Tensor], Tensor]] = {
+    "a norm": lambda x: (x / x.norm())[2] ** 2 * (1.0 + 0.6 * (x / x.norm())[0]) ** 2,
+    "a layer": lambda x: F.gelu(W @ (x / x.norm())).square().mean(),
+    "softmax": lambda x: -F.log_softmax(W @ x, 0)[1] + F.softmax(W @ x, 0)[0] ** 2,
+    "softplus": lambda x: F.softplus(W @ x).square().sum() + F.softplus(x, beta=2.0).sum(),
+    "tanh, erf, sigmoid": lambda x: (torch.tanh(x) * torch.erf(x) + torch.sigmoid(W @ x)[0]).sum(),
+    "roots and powers": lambda x: ((1 + x * x).sqrt() + (2 + x.cos()) ** 1.7 + x.abs() ** 3).sum(),
+    "logarithms": lambda x: torch.logsumexp(W @ x, 0) + torch.log1p(x * x).sum(),
+    "extremes": lambda x: torch.maximum(x[:3], x[3:]).square().sum() + x.clamp(-0.5, 0.7).sum(),
+    "where": lambda x: torch.where(x > 0.1, x**3, x.exp()).sum() + F.relu(W @ x).square().sum(),
+    "products": _products,
+    "angles": lambda x: torch.atan2(x[0], x[1]) ** 2 + x[2] * torch.sin(x[3:]).sum(),
+    "shapes": lambda x: torch.cat([x[1:], x[:1]]).flip(0).roll(2).reshape(3, 2).T[0].var(),
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder of kernels."""
+    monkeypatch.setattr(c_library, "cache_folder", lambda: tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_derivatives_to_third_order_are_those_of_torch(name: str) -> None:
+    """To rounding, at points that fill no whole number of vectors."""
+    loss = Loss(LOSSES[name], 6, None)
+    functions: list[tuple[Callable[..., Any], tuple[Tensor, ...]]] = [
+        (lambda x: (loss.loss(x), loss.gradient(x)), (X,)),
+        (loss.hessian, (X,)),
+        (loss.third_derivative, (X, A, B)),
+    ]
+    for function, arguments in functions:
+        kernel = compile_points(function, tuple(a[:, :3].contiguous() for a in arguments))
+        assert isinstance(kernel, CKernel)
+        found, want = kernel(*arguments), vmap(function, in_dims=-1, out_dims=-1)(*arguments)
+        for f, w in zip(
+            *((v,) if isinstance(v, Tensor) else v for v in (found, want)), strict=True
+        ):
+            assert f.shape == w.shape
+            assert float((f - w).abs().max()) < 1e-12 * max(1.0, float(w.abs().max()))
+
+
+def test_a_path_has_the_same_bits_in_any_company() -> None:
+    kernel = compile_points(Loss(LOSSES["a layer"], 6, None).hessian, (X[:, :3].contiguous(),))
+    assert kernel is not None
+    whole = kernel(X)
+    for places in ([0], [36], [5, 3], list(range(20, 37)), list(range(16))):
+        assert torch.equal(kernel(X[:, places].contiguous())[..., :], whole[..., places])
+
+
+def test_single_precision() -> None:
+    loss, x = Loss(LOSSES["a norm"], 6, None), X.float()
+    kernel = compile_points(loss.gradient, (x[:, :3].contiguous(),))
+    assert kernel is not None
+    found, want = kernel(x), vmap(loss.gradient, in_dims=-1, out_dims=-1)(x)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, want)
+
+
+def test_a_kernel_is_not_called_with_what_it_was_not_compiled_for() -> None:
+    """It reads memory by address: other dtypes and shapes get another kernel, or none."""
+    problem = Problem(LOSSES["a norm"], 6, SphericalNoise(1.0))
+    kernels = Kernels(problem, "c")
+    loss, directions = problem.pointwise, X / X.norm(dim=0)
+    for y, w in ((directions, A), (directions.float(), A.float()), (directions.float(), A)):
+        found = kernels.run_last("product", lambda z, v: problem.noise.product(loss, z, v), y, w)
+        want = vmap(lambda z, v: problem.noise.product(loss, z, v), -1, -1)(y, w)
+        torch.testing.assert_close(found, want, rtol=1e-5, atol=1e-6)
+
+
+def test_a_wrong_rule_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The negative control: a difference that is a sum."""
+    monkeypatch.setitem(c_source._INFIX, "sub", "+")
+    assert compile_points(lambda x: x - W[0], (X[:, :3].contiguous(),)) is None
+
+
+@pytest.mark.parametrize(
+    "function",
+    [lambda x: torch.linalg.eigvalsh(torch.outer(x, x)), lambda x: x.sort()[0]],
+    ids=["an eigendecomposition", "a sort"],
+)
+def test_what_has_no_rule_is_left_to_others(function: Callable[[Tensor], Tensor]) -> None:
+    assert compile_points(function, (X[:, :3].contiguous(),)) is None
+
+
+def test_without_a_c_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiler, "c_compiler", lambda: None)
+    assert compile_points(torch.sin, (X[:, :3].contiguous(),)) is None
+
+
+# The disk.
+
+
+def _kernel(data: Tensor, monkeypatch: pytest.MonkeyPatch, *, traced: bool) -> CKernel:
+    """A kernel of a loss with data, which is traced or must not be."""
+
+    def function(x: Tensor) -> Tensor:
+        return (data @ x).square().sum()
+
+    few = (X[:, :3].contiguous(),)
+    identity = Identity.of([(function, (X[:, 0],))])
+    assert identity is not None
+    calls = []
+    real = compiler.scalar_program
+    monkeypatch.setattr(compiler, "scalar_program", lambda *a: calls.append(a) or real(*a))
+    kernel = compile_points(Loss(function, 6, None).gradient, few, identity.of_kernel("gradient"))
+    monkeypatch.setattr(compiler, "scalar_program", real)
+    assert kernel is not None
+    assert bool(calls) == traced
+    want = 2.0 * data.T @ (data @ X)
+    torch.testing.assert_close(kernel(X), want, rtol=1e-13, atol=1e-13)
+    return kernel
+
+
+def test_a_kernel_is_found_again_without_tracing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = _kernel(W, monkeypatch, traced=True)
+    again = _kernel(W, monkeypatch, traced=False)
+    assert torch.equal(first(X), again(X))
+    # Other data, the same code: the numbers are read when it is called.
+    _kernel(2.0 * W, monkeypatch, traced=False)
+    assert len(list(folder.glob("*.so"))) == 1
+    # Other shapes are another function.
+    _kernel(W[:2].contiguous(), monkeypatch, traced=True)
+
+
+def test_damaged_files_are_made_anew(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _kernel(W, monkeypatch, traced=True)
+    (library,), (note,) = folder.glob("*.so"), folder.glob("*.json")
+    c_library._loaded.cache_clear()
+    damaged = library.read_bytes()[:1000]
+    library.unlink()  # it is mapped into this process
+    library.write_bytes(damaged)
+    _kernel(W, monkeypatch, traced=True)  # and not mapped into memory, which would crash
+    for text in ("{", json.dumps({"library": "x"}), ""):
+        note.write_text(text)
+        _kernel(W, monkeypatch, traced=True)
+    c_library._loaded.cache_clear()
+
+
+# Random numbers.
+
+
+@pytest.mark.parametrize(("dtype", "close"), [(torch.float64, 4e-15), (torch.float32, 2e-6)])
+def test_random_numbers_are_those_of_torch(dtype: torch.dtype, close: float) -> None:
+    """Uniforms to the bit, normals to rounding, whatever stands beside a path."""
+    call = filler(dtype, torch.device("cpu"))
+    assert call is not None
+    key, paths = rng.seed_key(2**63 + 12345), torch.arange(3, 603)
+    steps = torch.tensor([0, 7, 2**33 + 1])
+    for normal, function in ((False, rng.uniforms), (True, rng.normals)):
+        want = function(key, 5, paths, steps, 6, dtype)
+        common: dict[str, Any] = {"normal": normal, "key": key, "stream": 5}
+        found = fill(
+            call,
+            torch.empty_like(want),
+            paths=paths,
+            steps=steps[:, None],
+            components_first=True,
+            **common,
+        )
+        torch.testing.assert_close(found, want, rtol=0.0, atol=close if normal else 0.0)
+        alone = fill(
+            call,
+            want.new_empty(3, 6, 1),
+            paths=paths[599:],
+            steps=steps[:, None],
+            components_first=False,
+            **common,
+        )
+        assert torch.equal(alone[..., 0].T, found[..., 599])
+
+
+def test_numbers_of_nodes_are_those_of_torch() -> None:
+    call = filler(torch.float64, torch.device("cpu"))
+    assert call is not None
+    paths, key = torch.arange(300), rng.seed_key(1)
+    levels = torch.randint(0, 40, (4, 300), generator=GENERATOR)
+    positions = torch.randint(0, 2**45, (4, 300), generator=GENERATOR)
+    scales = torch.rand(4, 300, dtype=torch.float64, generator=GENERATOR)
+    want = rng.node_normals(key, 3, paths, levels, positions, scales, 5)
+    found = fill(
+        call,
+        torch.empty_like(want),
+        normal=True,
+        key=key,
+        stream=3,
+        paths=paths,
+        steps=positions,
+        levels=levels,
+        scales=scales,
+        components_first=False,
+    )
+    torch.testing.assert_close(found, want, rtol=0.0, atol=4e-15)
