@@ -253,11 +253,11 @@ def euler(n_paths: int, steps: int, compiled: bool, problem: Problem | None) -> 
 
 def jax_arguments(n_paths: int, steps: int) -> tuple[Any, ...]:
     """What the programs in JAX are made of, for such steps."""
-    from benchmarks import jax_diffusion
+    from benchmarks import jax_equation
 
     here = setting()
     inputs, targets = here.problem.inputs, here.problem.targets  # type: ignore[attr-defined]
-    loss = jax_diffusion.normalized_linear(inputs, targets)
+    loss = jax_equation.normalized_linear(inputs, targets)
     start = here.problem.minimizer
     return loss, here.problem.rank, here.scale, start, n_paths, steps, steps / PER_UNIT
 

@@ -147,13 +147,13 @@ def _ours(setting: Setting, method: str, clock: bool, sizes: Sizes, compiled: bo
 
 
 def _jax(setting: Setting, sizes: Sizes) -> list[Curve]:
-    from benchmarks import jax_diffusion
+    from benchmarks import jax_diffusion, jax_equation
 
     problem = setting.problem
     if isinstance(problem, problems.NormalizedLinear):
-        loss = jax_diffusion.normalized_linear(problem.inputs, problem.targets)
+        loss = jax_equation.normalized_linear(problem.inputs, problem.targets)
     else:
-        loss = jax_diffusion.varying_circle(AMPLITUDE)
+        loss = jax_equation.varying_circle(AMPLITUDE)
     arguments: tuple[Any, ...] = (
         loss,
         problem.rank,

@@ -91,7 +91,9 @@ def results(name: str, *, compile: bool = False) -> dict[str, Tensor]:
     found["sgd"], found["sgd, clock"] = sgd.ys, sgd.clock
     if compile:
         return found
-    split = solve(LimitingDiffusion(problem), 1.1 * y, [0.0, 0.1, 0.3], **few)
+    trace = float(problem.noise_trace(y / y.norm()))
+    dt = max(float((1.1 * y).norm()) ** 4, trace) / (64.0 * trace)
+    split = solve(LimitingDiffusion(problem), 1.1 * y, [0.0, 0.1, 0.3], dt=dt, **few)
     found["split"], found["split, clock"] = split.ys, split.clock
     for calculus, method in (("ito", "euler"), ("stratonovich", "weak2")):
         sde = FixedRatioDiffusion(problem, 0.7, calculus)

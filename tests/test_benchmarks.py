@@ -12,6 +12,7 @@ from torch import Tensor
 from benchmarks import (
     __main__,
     bench_brownian,
+    bench_cold,
     bench_diffusion,
     bench_limit_map,
     bench_limits,
@@ -36,6 +37,7 @@ MODULES = {
     "diffusion": bench_diffusion,
     "network": bench_network,
     "limits": bench_limits,
+    "cold": bench_cold,
     "training": bench_training,
 }
 needs_jax = pytest.mark.skipif(not rows.installed("jax"), reason="no JAX (make bench-environment)")

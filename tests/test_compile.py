@@ -28,9 +28,12 @@ def products(a: Tensor, b: Tensor) -> tuple[Tensor, ...]:
 def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A process that has said nothing yet and does not know its compiler."""
     monkeypatch.setattr(compiler, "_said", set())
-    compiler._compiler.cache_clear()
+    found = (compiler._compiler, compiler.c_compiler)
+    for cached in found:
+        cached.cache_clear()
     yield
-    compiler._compiler.cache_clear()
+    for cached in found:
+        cached.cache_clear()
 
 
 @pytest.mark.compile

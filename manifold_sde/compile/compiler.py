@@ -158,7 +158,7 @@ def compile_function(
         The compiled function, or the original one with a :class:`CompilationWarning` said once.
     """
     trials = trials or _Trials(function, arguments)
-    if not compiler_available() and all(
+    if _compiler() is None and all(
         a.device.type == "cpu" for a in arguments if isinstance(a, Tensor)
     ):
         say_once(
@@ -234,7 +234,7 @@ def compile_points(
     dtype = arguments[0].dtype
     if dtype not in (torch.float64, torch.float32) or c_compiler() is None:
         return None
-    if any(a.device.type != "cpu" for a in arguments):
+    if any(a.device.type != "cpu" or a.dtype != dtype for a in arguments):
         return None
     key = None if identity is None else identity.key(arguments)
     if key is not None and identity is not None:

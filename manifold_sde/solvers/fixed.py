@@ -17,6 +17,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from manifold_sde.arguments import is_known_false
 from manifold_sde.equations import StochasticEquation
 from manifold_sde.solvers.brownian import BrownianPath
 from manifold_sde.solvers.clock import RunningIntegrals, clock_left, clock_within
@@ -187,7 +188,7 @@ class FixedSteps:
 
     def _basis(self, x: Tensor) -> Tensor:
         """Reference bases at states: (D, n) -> (D, d, n); those of one start for all, once."""
-        if x.shape[1] > 1 and bool((x == x[:, :1]).all()):
+        if x.shape[1] > 1 and is_known_false((x != x[:, :1]).any()):
             return self.sde.reference_basis(x[:, :1]).expand(-1, -1, x.shape[1]).contiguous()
         return self.sde.reference_basis(x)
 
@@ -231,9 +232,10 @@ class FixedSteps:
             first: Number of its first step.
             trajectory: States, rates and integrals between its steps, which are changed.
         """
-        places = torch.nonzero(begin.alive() & ~state.paths.alive())[:, 0]
-        if not len(places):
+        lost = begin.alive() & ~state.paths.alive()
+        if not is_known_false(~lost.any()):
             return
+        places = torch.nonzero(lost)[:, 0]
         paths, part, before = self.paths[places], begin.at(places), self.halving.count
         for i in range(1, len(trajectory[0])):
             position = torch.full_like(places, first + i - 1)
@@ -377,8 +379,8 @@ class FixedSteps:
         end = torch.where(h <= 0, restart.x, torch.where(h > 0, step.end, torch.nan))
         rate = step.rate if rated else h
         fine = torch.isfinite(end).all(0) | ~torch.isfinite(restart.x).all(0) | ~(h > 0)
-        places = torch.nonzero(~fine)[:, 0]
-        if len(places) and self.halves:
+        if self.halves and is_known_false(fine.all()):
+            places = torch.nonzero(~fine)[:, 0]
             x = restart.x[:, places].contiguous()
             begin = PathStates(
                 x, self.sde.reference_basis(x), self.rate(x), restart.sums[:, places]

@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from manifold_sde.arguments import is_known_false
 from manifold_sde.solvers.brownian import BrownianPath
 from manifold_sde.solvers.clock import RunningIntegrals
 from manifold_sde.solvers.schemes import StepNoise
@@ -122,7 +123,7 @@ class Halving:
         """
         path = self.brownian(paths)
         dw = path.dyadic(level, position)
-        h = torch.tensor(self.cell * 2.0**-level).to(states.x)
+        h = states.x.new_tensor(self.cell * 2.0**-level)
         step = Step(states.x, states.basis, h, self.noise(path, dw, level, position))
         yield step
         sums = self.integrals.advance(states.sums, h, states.rate, step.rate)
@@ -151,9 +152,10 @@ class Halving:
         Returns:
             The states after the step.
         """
-        places = torch.nonzero(before.alive() & ~after.alive())[:, 0]
-        if not len(places) or halved >= MOST_HALVINGS:
+        lost = before.alive() & ~after.alive()
+        if halved >= MOST_HALVINGS or not is_known_false(~lost.any()):
             return after
+        places = torch.nonzero(lost)[:, 0]
         self.count += len(places)
         part, own = before.at(places), paths[places]
         for half in (2 * position[places], 2 * position[places] + 1):

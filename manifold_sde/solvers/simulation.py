@@ -232,9 +232,9 @@ class Simulation:
         if not chooses:
             return self, dt
         assert isinstance(self.equation, ManifoldEquation)
-        trace, unit, span = self._clock_span()
+        trace, unit, _ = self._clock_span()
         directions = self.start / self.start.norm(dim=1, keepdim=True)
-        choice = choose_step(self.equation, directions, trace, span, wanted)
+        choice = choose_step(self.equation, directions, trace, wanted)
         return replace(self, expected_error=choice.error), choice.h * unit
 
     def _clock_span(self) -> tuple[float, float, float]:

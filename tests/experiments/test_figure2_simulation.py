@@ -233,5 +233,6 @@ def test_without_a_working_compiler_the_runs_are_uncompiled(
     monkeypatch.setattr(compiler, "_said", set())
     monkeypatch.setattr(compiler, "trace", fail)
     monkeypatch.setattr(compiler, "compiler_available", lambda: True)
+    monkeypatch.setattr(compiler, "c_compiler", lambda: None)
     figure = simulate(dataclasses.replace(TINY, compiled=True))
     assert_same(figure, tiny)

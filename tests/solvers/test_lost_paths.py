@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from manifold_sde.solvers import (
     DirectionSolution,
     Solution,
     extrapolate,
+    halving,
     multilevel,
     run_sgd,
     solve,
@@ -60,6 +61,14 @@ def waved(**options: Any) -> DirectionSolution:
         )
     assert isinstance(found, DirectionSolution)
     return found
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_halving() -> Iterator[None]:
+    """Steps are not halved here, which would lead all paths home."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(halving, "MOST_HALVINGS", 0)
+        yield
 
 
 @pytest.fixture(scope="module")

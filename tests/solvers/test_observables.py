@@ -10,7 +10,7 @@ import torch
 
 from manifold_sde import DirectionDiffusion, LimitingDiffusion, WeightDecaySDE, problems
 from manifold_sde.errors import ArgumentError, LostPathsError, LostPathsWarning
-from manifold_sde.solvers import Solution, solve
+from manifold_sde.solvers import Solution, halving, solve
 from manifold_sde.solvers.integrate import integrate
 from manifold_sde.solvers.simulation import Simulation
 from manifold_sde.verification.statistics import detectable_variance_ratio, variance_ratio
@@ -83,8 +83,11 @@ def test_observables_are_the_statistics_of_the_kept_paths(run, pairs: bool) -> N
     assert float(observed.observed["products"][1][-1].max()) > 1e-3, "nothing moved"
 
 
-def test_statistics_of_survivors_are_in_the_error_that_refuses_them() -> None:
-    """A step so large that some paths end too far from the manifold."""
+def test_statistics_of_survivors_are_in_the_error_that_refuses_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A step so large that some paths end too far from the manifold, and is not halved."""
+    monkeypatch.setattr(halving, "MOST_HALVINGS", 0)
     problem = problems.mixed_noise_circle()
     arguments: Any = (DirectionDiffusion(problem), problem.minimizer, [0.0, 20.0, 40.0])
     options: Any = {"n_paths": 30, "method": "euler", "dt": 20.0, "compile": False, "chunk_size": 8}

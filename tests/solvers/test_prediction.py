@@ -38,8 +38,7 @@ def test_it_is_the_direction_at_steps(kind: str) -> None:
     lr = falling if kind == "schedule" else 0.02
     steps, norm = [0, 100, 300], 1.1
     found = predict_sgd(problem, norm * problem.minimizer, lr, DECAYS[kind], steps, n_paths=6)
-    h = float(1.0 / 64.0 / problem.noise_trace(problem.minimizer))
-    run = solve(DirectionDiffusion(problem), problem.minimizer, [0.0, 1.0], n_paths=6, dt=h)
+    run = solve(DirectionDiffusion(problem), problem.minimizer, [0.0, 1.0], n_paths=6)
     assert isinstance(run, DirectionSolution)
     wanted = run.at_steps(lr, DECAYS[kind], steps, norm=norm)
     torch.testing.assert_close(found.ys, wanted.ys, rtol=1e-12, atol=1e-13)

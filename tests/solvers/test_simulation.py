@@ -32,7 +32,7 @@ from manifold_sde.errors import (
     ShapeError,
     ZeroVectorError,
 )
-from manifold_sde.solvers import Solution, solve
+from manifold_sde.solvers import Solution, halving, solve
 
 PROBLEM = problems.great_circle()
 START = PROBLEM.minimizer
@@ -302,8 +302,9 @@ def test_the_split_scheme_takes_no_step_more_than_it_needs() -> None:
     assert found.stats["steps"] == math.ceil(clock / 0.1)
 
 
-def test_lost_paths_do_not_stop_the_others() -> None:
+def test_lost_paths_do_not_stop_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ito drifts are taken from eigenvectors, which there are none of where a path is lost."""
+    monkeypatch.setattr(halving, "MOST_HALVINGS", 0)
     problem = problems.mixed_noise_circle()
 
     def directions(y0: Tensor) -> Tensor:

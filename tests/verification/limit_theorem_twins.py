@@ -100,6 +100,7 @@ def repeating(*, every: int | None = None, runs: int | None = None) -> Callable[
     def run(*arguments: Any, **options: Any) -> Any:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sgd_step, "_draw", draw)
+            patch.setattr(sgd_step, "c_step", lambda *_: None)  # which draws in C
             return run_sgd(*arguments, **options)
 
     return run
