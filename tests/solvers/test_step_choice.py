@@ -15,6 +15,7 @@ from manifold_sde.solvers.step_choice import ACCURACY
 SETTINGS = {
     "section 6.1": lambda: Setting("", problems.normalized_linear(), 3),
     "section 6.1, another draw": lambda: Setting("", problems.normalized_linear(seed=4), 3),
+    "section 6.1, a third draw": lambda: Setting("", problems.normalized_linear(seed=6), 3),
     "section 6.1, a small circle": lambda: Setting("", problems.normalized_linear(seed=1), 3),
     "orthogonal inputs": lambda: Setting("", problems.normalized_linear(design="orthogonal"), 3),
     "great circle": lambda: Setting("", problems.great_circle(noise_scale=1.0), 3),
