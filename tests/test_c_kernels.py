@@ -158,6 +158,26 @@ def test_a_kernel_is_found_again_without_tracing(
     _kernel(W[:2].contiguous(), monkeypatch, traced=True)
 
 
+def test_where_kernels_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder that is named, the user's cache, or a new one where there is none."""
+    find = c_library.cache_folder.__wrapped__
+    monkeypatch.setenv("MANIFOLD_SDE_CACHE", str(tmp_path / "named"))
+    assert find() == tmp_path / "named"
+    monkeypatch.delenv("MANIFOLD_SDE_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert find() == tmp_path / "cache" / "manifold_sde"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+
+    def homeless() -> Path:
+        raise RuntimeError("no home")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    assert find().is_dir()
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("MANIFOLD_SDE_CACHE", str(tmp_path / "file"))
+    assert find().is_dir()
+
+
 def test_damaged_files_are_made_anew(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _kernel(W, monkeypatch, traced=True)
     (library,), (note,) = folder.glob("*.so"), folder.glob("*.json")

@@ -79,15 +79,12 @@ def cache_folder() -> Path:
     """The folder in which libraries are kept, of this user alone; a new one if that fails."""
     named = os.environ.get("MANIFOLD_SDE_CACHE")
     base = os.environ.get("XDG_CACHE_HOME")
-    folder = Path(named) if named else (Path(base) if base else Path.home() / ".cache")
-    folder = folder if named else folder / "manifold_sde"
-    try:
+    with contextlib.suppress(OSError, RuntimeError):  # no home, or none that can be written
+        folder = Path(named or Path(base or Path.home() / ".cache") / "manifold_sde")
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         owner = folder.stat().st_uid
         if os.access(folder, os.W_OK) and (not hasattr(os, "getuid") or owner == os.getuid()):
             return folder
-    except (OSError, RuntimeError):
-        pass
     return Path(tempfile.mkdtemp(prefix="manifold_sde-"))
 
 
