@@ -6,13 +6,14 @@ import contextlib
 import errno
 import glob
 import json
+import math
 import os
 import secrets
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from manifold_sde.arguments import check_path
 from manifold_sde.errors import CheckpointError, WriteError, printable
@@ -85,6 +86,22 @@ def write_text(path: str | Path, text: str) -> None:
     """
     with replacing(path) as file:
         file.write(text.encode("utf-8"))
+
+
+def plain(value: object, *, named: bool = False) -> Any:
+    """What JSON can hold: NaN is None, and so is infinity.
+
+    Args:
+        value: Mappings, lists and tuples of anything.
+        named: Whether infinity is "Infinity" or "-Infinity" instead, which ``float`` reads back.
+    """
+    if isinstance(value, Mapping):
+        return {name: plain(one, named=named) for name, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(one, named=named) for one in value]
+    if not isinstance(value, float) or math.isfinite(value):
+        return value
+    return None if math.isnan(value) or not named else "Infinity" if value > 0 else "-Infinity"
 
 
 def sweep(folder: Path, pattern: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +114,10 @@ def _saved(path: Path) -> tuple[float, float, float]:
     try:
         data: Any = json.loads(path.read_text(encoding="utf-8"))
         low, high = data["interval"]
-        return float(low), float(data["estimate"]), float("inf") if high is None else float(high)
+        middle, high = (
+            math.inf if value is None else float(value) for value in (data["estimate"], high)
+        )
+        return float(low), middle, high
     except OSError as error:
         raise ArgumentError(
             "the file of the relaxation time cannot be read",

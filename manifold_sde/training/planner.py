@@ -19,6 +19,7 @@ from manifold_sde.training.training_settings import (
     TrainingSettings,
     bisect,
 )
+from manifold_sde.writing import plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -173,7 +174,7 @@ class Plan:
             "cooldown": vars(self.cooldown) if self.cooldown else None,
             "notes": self.notes,
         }
-        return json.dumps(_finite(data), indent=1, allow_nan=False)
+        return json.dumps(plain(data), indent=1, allow_nan=False)
 
     def plot(self, ax: Axes | None = None, **kwargs: Any) -> Axes:
         """Draw the steps until mixed against weight decay, for some learning rates.
@@ -401,12 +402,3 @@ def _times(tau: Any) -> Interval:
 
 def _row(name: str, *values: float) -> str:
     return f"{name:36}" + "".join(f"{count_of(value):>14}" for value in values)
-
-
-def _finite(data: Any) -> Any:
-    """Infinite numbers as None, all through."""
-    if isinstance(data, dict):
-        return {key: _finite(value) for key, value in data.items()}
-    if isinstance(data, list | tuple):
-        return [_finite(value) for value in data]
-    return None if isinstance(data, float) and not math.isfinite(data) else data

@@ -17,6 +17,7 @@ from manifold_sde.number_arrays import as_float64
 from manifold_sde.training.likelihood import Array, Runs
 from manifold_sde.training.profiles import Profile, profiles_of, quantile
 from manifold_sde.training.records import Clock, Records
+from manifold_sde.writing import plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -122,18 +123,18 @@ class Relaxation:
         names = ["estimate", "verdict", "reason", "needed", "length", "n_records", "n_runs"]
         names += ["weight", "modes", "level"]
         data: dict[str, Any] = {name: getattr(self, name) for name in names}
-        data["interval"] = _ends(self.interval)
+        data["interval"] = self.interval
         data["functions"] = [
             {
                 "name": one.name,
-                "interval": _ends(one.interval),
+                "interval": one.interval,
                 "estimate": one.estimate,
                 "verdict": one.verdict,
                 "needed": one.needed,
             }
             for one in self.functions
         ]
-        return json.dumps(data, indent=1)
+        return json.dumps(plain(data), indent=1)
 
     def plot(self, ax: Axes | None = None, **kwargs: Any) -> Axes:
         """Draw what each relaxation time lacks in likelihood, and the length that decides.
@@ -416,8 +417,3 @@ def _checked(name: str, clock: Any, values: Any) -> tuple[Array, Array]:
             remedy="another function; at interpolation without noise the weights stand still",
         )
     return u, (y - middle) / size
-
-
-def _ends(interval: tuple[float, float]) -> list[float | None]:
-    """An interval for JSON, which knows no infinity."""
-    return [end if math.isfinite(end) else None for end in interval]

@@ -14,7 +14,7 @@ import numpy as np
 
 from manifold_sde.errors import printable
 from manifold_sde.number_arrays import Array
-from manifold_sde.writing import replacing
+from manifold_sde.writing import plain, write_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -167,21 +167,18 @@ class AuditReport:
 
     def to_dict(self) -> dict[str, Any]:
         """All numbers; NaN and infinity are ``None``."""
-
-        def plain(value: Any) -> Any:
-            if isinstance(value, float):
-                return value if math.isfinite(value) else None
-            return value
-
-        return {
-            "title": self.title,
-            "passed": self.passed,
-            "closing": plain(self.closing),
-            "notes": list(self.notes),
-            "groups": [{k: plain(v) for k, v in asdict(row).items()} for row in self.rows],
-            "steps": self.steps.tolist(),
-            "norms": {name: values.tolist() for name, values in self.norms.items()},
-        }
+        found: dict[str, Any] = plain(
+            {
+                "title": self.title,
+                "passed": self.passed,
+                "closing": self.closing,
+                "notes": self.notes,
+                "groups": [asdict(row) for row in self.rows],
+                "steps": self.steps.tolist(),
+                "norms": {name: values.tolist() for name, values in self.norms.items()},
+            }
+        )
+        return found
 
     def save(self, path: str | Path) -> None:
         """Write a JSON file.
@@ -189,8 +186,7 @@ class AuditReport:
         Raises:
             WriteError: If it cannot be written.
         """
-        with replacing(path) as file:
-            file.write(json.dumps(self.to_dict(), indent=1).encode())
+        write_text(path, json.dumps(self.to_dict(), indent=1))
 
     def plot(self, ax: Axes | None = None, **options: Any) -> Axes:
         """Draw the norms over the steps, with their predictions dashed and equilibria dotted.

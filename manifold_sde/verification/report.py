@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import math
 import textwrap
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -17,7 +16,7 @@ from manifold_sde.arguments import check_path
 from manifold_sde.errors import ArgumentError, printable
 from manifold_sde.solvers.archive import versions
 from manifold_sde.verification.result import KINDS, VERDICTS, Result, Verdict, worst
-from manifold_sde.writing import write_text
+from manifold_sde.writing import plain, write_text
 
 #: Why a report is not whole; empty where it is.
 Partial = Literal["", "budget", "interrupt"]
@@ -169,7 +168,9 @@ class Report:
 
     def to_json(self) -> str:
         """The same as JSON, which knows no NaN (null) and no infinity ("Infinity")."""
-        return json.dumps(_plain(self.to_dict()), indent=2, ensure_ascii=False, allow_nan=False)
+        return json.dumps(
+            plain(self.to_dict(), named=True), indent=2, ensure_ascii=False, allow_nan=False
+        )
 
     def to_html(self) -> str:
         """A self-contained page with the plots behind the verdicts."""
@@ -200,17 +201,6 @@ class Report:
                 remedy='report.save("report.html")',
             )
         write_text(target, forms[target.suffix]() + "\n")
-
-
-def _plain(value: Any) -> Any:
-    """What JSON can hold: float("Infinity") reads back what it has no number for."""
-    if isinstance(value, Mapping):
-        return {name: _plain(one) for name, one in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(one) for one in value]
-    if not isinstance(value, float) or math.isfinite(value):
-        return value
-    return None if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
 
 
 class Rows:
