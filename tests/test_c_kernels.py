@@ -158,6 +158,54 @@ def test_a_kernel_is_found_again_without_tracing(
     _kernel(W[:2].contiguous(), monkeypatch, traced=True)
 
 
+def test_two_views_of_the_same_memory_are_told_apart(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    square = torch.randn(6, 6, dtype=torch.float64, generator=GENERATOR)
+    views = (square.T, square)
+    for view in views:
+        kernel = compile_points(lambda x, view=view: view @ x, (X[:, :3].contiguous(),))
+        assert kernel is not None
+        c_library.note("key", kernel, views)
+        again = c_library.recall("key", views, torch.float64)
+        assert again is not None
+        for found in (kernel, again):
+            torch.testing.assert_close(found(X), view @ X)
+    # The broken twin looks at the address and the shape alone.
+    monkeypatch.setattr(c_library, "is_same", lambda a, b: a.data_ptr() == b.data_ptr())
+    c_library.note("key", kernel, views)
+    again = c_library.recall("key", views, torch.float64)
+    assert again is not None
+    assert float((again(X) - square @ X).abs().max()) > 0.1
+
+
+def test_a_kernel_can_hold_another_tensor() -> None:
+    """The one that it was made of goes on as it was."""
+    old, new = torch.ones(2, dtype=torch.float64), torch.full((2,), 3.0, dtype=torch.float64)
+    kernel = compile_points(lambda x: x * old[0], (X[:, :3].contiguous(),))
+    assert kernel is not None
+    other = kernel.holding(old, new)
+    assert torch.equal(other(X), 3.0 * X)
+    assert torch.equal(kernel(X), X)
+    new[0] = 2.0  # read when it is called
+    assert torch.equal(other(X), 2.0 * X)
+
+
+def test_many_numbers_are_left_to_others() -> None:
+    """Before anything is traced."""
+
+    calls: list[int] = []
+
+    def function(x: Tensor) -> Tensor:
+        calls.append(len(x))
+        return x.sum()
+
+    assert compile_points(function, (torch.ones(5000, 3, dtype=torch.float64),)) is None
+    assert calls == []
+    assert compile_points(function, (torch.ones(50, 3, dtype=torch.float64),)) is not None
+    assert calls
+
+
 def test_where_kernels_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder that is named, the user's cache, or a new one where there is none."""
     find = c_library.cache_folder.__wrapped__

@@ -9,6 +9,7 @@ does not fit is made anew.
 from __future__ import annotations
 
 import contextlib
+import copy
 import ctypes
 import functools
 import hashlib
@@ -26,7 +27,9 @@ import torch
 from torch import Tensor
 
 from manifold_sde.compile.c_source import VECTOR, c_source
-from manifold_sde.compile.scalar_trace import Traced
+from manifold_sde.compile.scalar_trace import Traced, is_same
+from manifold_sde.errors import WriteError
+from manifold_sde.writing import replacing, write_text
 
 _FLAGS = ("-O1", "-fno-math-errno", "-fno-trapping-math", "-march=native", "-fPIC", "-shared", "-w")
 #: Seconds after which a compiler counts as stuck.
@@ -103,9 +106,11 @@ def _run_compiler(code: str, target: Path, after: Sequence[str]) -> None:
         if found.returncode:
             said = [x for x in found.stderr.splitlines() if "error" in x] or [f"{compiler} failed"]
             raise CompilerFailed(said[0])
-        own = target.with_name(f"{target.name}.{os.getpid()}")
-        shutil.copyfile(library, own)
-        os.replace(own, target)
+        try:
+            with replacing(target) as file:
+                file.write(library.read_bytes())
+        except WriteError as error:
+            raise CompilerFailed(str(error)) from error
 
 
 def library(code: str) -> tuple[ctypes.CDLL, str]:
@@ -130,57 +135,64 @@ def _load(name: str, code: str | None) -> ctypes.CDLL:
     """The library of a name, made of its code where it is not there whole."""
     path = cache_folder() / f"{name}.so"
     known = path.with_suffix(".sum")
-    if not _is_whole(path, known):
-        if code is None:
-            raise CompilerFailed("the library is not there")
-        vectors = ("-DVECTORS", "-lmvec") if _vectors() else ()
-        _run_compiler(code, path, (*vectors, "-lm"))
-        _write(known, hashlib.sha256(path.read_bytes()).hexdigest())
     try:
+        if not known.exists() or _checksum(path) != known.read_text():
+            if code is None:
+                raise CompilerFailed("the library is not there")
+            vectors = ("-DVECTORS", "-lmvec") if _vectors() else ()
+            _run_compiler(code, path, (*vectors, "-lm"))
+            write_text(known, _checksum(path))
         return _loaded(path)
-    except OSError as error:
+    except (OSError, WriteError) as error:
         raise CompilerFailed(str(error)) from error
 
 
-def _is_whole(path: Path, known: Path) -> bool:
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest() == known.read_text()
-    except OSError:
-        return False
-
-
-def _write(path: Path, text: str) -> None:
-    own = path.with_name(f"{path.name}.{os.getpid()}")
-    own.write_text(text)
-    os.replace(own, path)
+def _checksum(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else ""
 
 
 class CKernel:
     """A function of single points on tensors with the points last, as compiled C.
 
     Args:
-        code: The library's function ``kernel``.
+        name: Name of its library on disk.
+        code: The library, with a function ``kernel``.
         shapes: Shapes of the results for one point.
         single: Whether one tensor is returned and no tuple.
-        given: Tensors that the function holds, contiguous; what is written to them counts.
         workspace: Number of vectors that a call needs beside.
+        given: Tensors that the function holds; they are read when it is called.
         dtype: Of all numbers.
     """
 
     def __init__(
         self,
+        name: str,
         code: ctypes.CDLL,
         shapes: Sequence[tuple[int, ...]],
         single: bool,
-        given: Sequence[Tensor],
         workspace: int,
+        given: Sequence[Tensor],
         dtype: torch.dtype,
     ) -> None:
         self._call = code.kernel
         self._call.restype = None
-        self.shapes, self.single, self.given = list(shapes), single, list(given)
+        self.shapes, self.single = list(shapes), single
+        #: What is noted of it on disk, beside the tensors.
+        self.said = {"name": name, "shapes": shapes, "single": single, "workspace": workspace}
         self._bytes, self._dtype = (workspace + 1) * VECTOR, dtype
-        self._given = _pointers(self.given)
+        self._hold(given)
+
+    def _hold(self, given: Sequence[Tensor]) -> None:
+        self.given = list(given)
+        # A copy where the numbers are not in a row.
+        self._rows = [t.contiguous() for t in given]
+        self._given = _pointers(self._rows)
+
+    def holding(self, old: Tensor, new: Tensor) -> CKernel:
+        """The same function, holding another tensor of the same shape in place of one."""
+        other = copy.copy(self)
+        other._hold([new if is_same(old, t) else t for t in self.given])
+        return other
 
     def __call__(self, *arguments: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Evaluate: each argument (..., n), contiguous -> (..., n)."""
@@ -202,19 +214,15 @@ def _pointers(tensors: Sequence[Tensor]) -> Any:
     return (ctypes.c_void_p * (len(tensors) + 1))(*[t.data_ptr() for t in tensors])
 
 
-def compile_traced(traced: Traced, dtype: torch.dtype) -> tuple[CKernel, str]:
+def compile_traced(traced: Traced, dtype: torch.dtype) -> CKernel:
     """Compile a traced function.
-
-    Returns:
-        The kernel, and the name of its library.
 
     Raises:
         CompilerFailed: If there is no compiler, or it fails.
     """
     code, workspace = c_source(traced.program, dtype)
     loaded, name = library(code)
-    given = [t.contiguous() for t in traced.given]
-    return CKernel(loaded, traced.shapes, traced.single, given, workspace, dtype), name
+    return CKernel(name, loaded, traced.shapes, traced.single, workspace, traced.given, dtype)
 
 
 # What is known of a function before it is traced.
@@ -230,24 +238,21 @@ def recall(key: str, given: Sequence[Tensor], dtype: torch.dtype) -> CKernel | N
     """
     try:
         known = json.loads((cache_folder() / f"{key}.json").read_text())
-        tensors = [given[k].contiguous() for k in known["given"]]
-        code = _load(known["library"], None)
-        shapes = [tuple(s) for s in known["shapes"]]
-        return CKernel(code, shapes, known["single"], tensors, known["workspace"], dtype)
-    except (OSError, ValueError, KeyError, IndexError, TypeError, CompilerFailed):
+        tensors = [given[k] for k in known.pop("given")]
+        shapes = [tuple(s) for s in known.pop("shapes")]
+        code = _load(known["name"], None)
+        return CKernel(code=code, shapes=shapes, given=tensors, dtype=dtype, **known)
+    except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, CompilerFailed):
         return None
 
 
-def note(key: str, kernel: CKernel, name: str, given: Sequence[Tensor]) -> None:
+def note(key: str, kernel: CKernel, given: Sequence[Tensor]) -> None:
     """Note a kernel under a key, if it holds none but the given tensors."""
     places = []
     for tensor in kernel.given:
-        same = (k for k, other in enumerate(given) if other.data_ptr() == tensor.data_ptr())
-        place = next(same, None)
-        if place is None or given[place].shape != tensor.shape:
+        place = next((k for k, other in enumerate(given) if is_same(other, tensor)), None)
+        if place is None:
             return
         places.append(place)
-    workspace = kernel._bytes // VECTOR - 1
-    said = {"library": name, "shapes": kernel.shapes, "single": kernel.single, "given": places}
-    with contextlib.suppress(OSError):
-        _write(cache_folder() / f"{key}.json", json.dumps({**said, "workspace": workspace}))
+    with contextlib.suppress(WriteError):
+        write_text(cache_folder() / f"{key}.json", json.dumps({**kernel.said, "given": places}))

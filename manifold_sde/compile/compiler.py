@@ -236,22 +236,21 @@ def compile_points(
         return None
     if any(a.device.type != "cpu" or a.dtype != dtype for a in arguments):
         return None
-    key = None if identity is None else identity.key(arguments)
-    if key is not None and identity is not None:
-        found = recall(key, identity.given, dtype)
+    if identity is not None:
+        found = recall(identity.key(arguments), identity.given, dtype)
         if found is not None:
             return found
     try:
         traced = scalar_program(function, tuple(a[..., 0].clone() for a in arguments))
-        kernel, name = compile_traced(traced, dtype)
+        kernel = compile_traced(traced, dtype)
         reference = vmap(function, in_dims=-1, out_dims=-1)
         if not _Trials(reference, arguments, _COMPARED).agree_with(kernel):
             return None
     except Exception:
         # Whatever is wrong here, the other compiler says it, or does it.
         return None
-    if key is not None and identity is not None:
-        note(key, kernel, name, identity.given)
+    if identity is not None:
+        note(identity.key(arguments), kernel, identity.given)
     return kernel
 
 

@@ -31,8 +31,9 @@ from manifold_sde.compile.scalar_rules import (
 
 aten, prims = torch.ops.aten, torch.ops.prims
 
-#: Most operations of a program: what is larger is a matter for loops.
+#: Most operations of a program, and numbers that it takes of a point: beyond, it wants loops.
 MOST_OPERATIONS = 60_000
+MOST_INPUTS = 4096
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,8 @@ def scalar_program(function: Callable[..., Any], point: tuple[Tensor, ...]) -> T
     dtype = point[0].dtype
     if any(a.dtype != dtype or not a.is_floating_point() for a in point):
         raise Unsupported("arguments of several dtypes")
+    if sum(a.numel() for a in point) > MOST_INPUTS:
+        raise Unsupported("too many numbers")
     graph = trace_point(function, point)
     run = _Scalars(graph, dtype)
     inputs = []
@@ -132,7 +135,7 @@ class _Scalars(Interpreter):
             return value
         if value.numel() > MOST_OPERATIONS:
             raise Unsupported("a large tensor")
-        same = (k for k, other in enumerate(self.given) if _is_same(other, value))
+        same = (k for k, other in enumerate(self.given) if is_same(other, value))
         k = next(same, None)
         if k is None:
             k = len(self.given)
@@ -351,7 +354,8 @@ def _has_numbers(args: list[Any]) -> bool:
     return any(isinstance(a, Numbers) for a in _flat(args))
 
 
-def _is_same(a: Tensor, b: Tensor) -> bool:
+def is_same(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are one view of the same memory."""
     return (
         a.data_ptr() == b.data_ptr()
         and a.shape == b.shape
