@@ -13,7 +13,7 @@ from torch.func import vmap
 
 from manifold_sde import Problem, SphericalNoise, rng
 from manifold_sde.compile import CKernel, Identity, c_library, c_source, compile_points, compiler
-from manifold_sde.compile.random_numbers import fill, filler
+from manifold_sde.compile.random_numbers import fill, fills
 from manifold_sde.geometry.kernels import Kernels
 from manifold_sde.loss import Loss
 
@@ -189,11 +189,12 @@ def test_a_kernel_can_hold_another_tensor() -> None:
     assert torch.equal(kernel(X), X)
     new[0] = 2.0  # read when it is called
     assert torch.equal(other(X), 2.0 * X)
+    with pytest.raises(LookupError):
+        kernel.holding(new, old)
 
 
 def test_many_numbers_are_left_to_others() -> None:
     """Before anything is traced."""
-
     calls: list[int] = []
 
     def function(x: Tensor) -> Tensor:
@@ -246,15 +247,13 @@ def test_damaged_files_are_made_anew(folder: Path, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(("dtype", "close"), [(torch.float64, 4e-15), (torch.float32, 2e-6)])
 def test_random_numbers_are_those_of_torch(dtype: torch.dtype, close: float) -> None:
     """Uniforms to the bit, normals to rounding, whatever stands beside a path."""
-    call = filler(dtype, torch.device("cpu"))
-    assert call is not None
+    assert fills(dtype, torch.device("cpu"))
     key, paths = rng.seed_key(2**63 + 12345), torch.arange(3, 603)
     steps = torch.tensor([0, 7, 2**33 + 1])
     for normal, function in ((False, rng.uniforms), (True, rng.normals)):
         want = function(key, 5, paths, steps, 6, dtype)
         common: dict[str, Any] = {"normal": normal, "key": key, "stream": 5}
         found = fill(
-            call,
             torch.empty_like(want),
             paths=paths,
             steps=steps[:, None],
@@ -263,7 +262,6 @@ def test_random_numbers_are_those_of_torch(dtype: torch.dtype, close: float) -> 
         )
         torch.testing.assert_close(found, want, rtol=0.0, atol=close if normal else 0.0)
         alone = fill(
-            call,
             want.new_empty(3, 6, 1),
             paths=paths[599:],
             steps=steps[:, None],
@@ -274,15 +272,13 @@ def test_random_numbers_are_those_of_torch(dtype: torch.dtype, close: float) -> 
 
 
 def test_numbers_of_nodes_are_those_of_torch() -> None:
-    call = filler(torch.float64, torch.device("cpu"))
-    assert call is not None
+    assert fills(torch.float64, torch.device("cpu"))
     paths, key = torch.arange(300), rng.seed_key(1)
     levels = torch.randint(0, 40, (4, 300), generator=GENERATOR)
     positions = torch.randint(0, 2**45, (4, 300), generator=GENERATOR)
     scales = torch.rand(4, 300, dtype=torch.float64, generator=GENERATOR)
     want = rng.node_normals(key, 3, paths, levels, positions, scales, 5)
     found = fill(
-        call,
         torch.empty_like(want),
         normal=True,
         key=key,

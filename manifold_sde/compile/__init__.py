@@ -2,7 +2,9 @@
 
 from manifold_sde.compile.c_library import CKernel, c_compiler
 from manifold_sde.compile.compiler import (
+    QUICK_DIM,
     check_mode,
+    choose_mode,
     compile_batched,
     compile_function,
     compile_points,
@@ -12,10 +14,12 @@ from manifold_sde.compile.compiler import (
 from manifold_sde.compile.identity import Identity
 
 __all__ = [
+    "QUICK_DIM",
     "CKernel",
     "Identity",
     "c_compiler",
     "check_mode",
+    "choose_mode",
     "compile_batched",
     "compile_function",
     "compile_points",

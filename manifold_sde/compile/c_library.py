@@ -189,7 +189,13 @@ class CKernel:
         self._given = _pointers(self._rows)
 
     def holding(self, old: Tensor, new: Tensor) -> CKernel:
-        """The same function, holding another tensor of the same shape in place of one."""
+        """The same function, holding another tensor of the same shape in place of one.
+
+        Raises:
+            LookupError: If it does not hold that one.
+        """
+        if not any(is_same(old, t) for t in self.given):
+            raise LookupError("the kernel does not hold this tensor")
         other = copy.copy(self)
         other._hold([new if is_same(old, t) else t for t in self.given])
         return other

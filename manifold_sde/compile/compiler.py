@@ -30,6 +30,8 @@ from manifold_sde.compile.scalar_trace import scalar_program
 from manifold_sde.errors import CompilationWarning
 
 _UNROLL_REDUCTIONS = 16
+#: Largest dimension in which "auto" compiles in C whatever the length of the run.
+QUICK_DIM = 32
 #: Points on which compiled code is compared with the function it was made of, and how far from the
 #: arguments, relative to their size, some of them are.
 _COMPARED = 3
@@ -68,6 +70,28 @@ def check_mode(compiled: object) -> bool | str:
     remedy = 'leave it at "auto": long runs are compiled if there is a compiler'
     mode: bool | str = check_choice("compile", compiled, (True, False, "auto"), remedy)
     return mode
+
+
+def choose_mode(compiled: object, dim: int, *, worth: bool) -> bool | str:
+    """What the user's choice of compiling comes to.
+
+    Args:
+        compiled: True, False or "auto".
+        dim: Number of coordinates of a point.
+        worth: Whether the run is so long that "auto" waits for torch's compiler.
+
+    Returns:
+        True, False, or "c" for what the C compiler can do in seconds.
+
+    Raises:
+        ArgumentError: If it is none of the three.
+    """
+    mode = check_mode(compiled)
+    if mode != "auto":
+        return mode
+    if worth and compiler_available():
+        return True
+    return "c" if dim <= QUICK_DIM and c_compiler() is not None else False
 
 
 def _stored(operation: Any) -> Callable[..., Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -99,22 +98,13 @@ def _library() -> ctypes.CDLL | None:
         return None
 
 
-def filler(dtype: torch.dtype, device: torch.device) -> Callable[..., None] | None:
-    """What fills tensors with numbers, where this machine compiles it; else ``None``."""
-    if device.type != "cpu" or dtype not in (torch.float64, torch.float32):
-        return None
-    found = _library()
-    return (
-        None
-        if found is None
-        else found.fill_double
-        if dtype == torch.float64
-        else found.fill_single
-    )
+def fills(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether tensors of this kind can be filled: on a processor, where C is compiled."""
+    kind = device.type == "cpu" and dtype in (torch.float64, torch.float32)
+    return kind and _library() is not None
 
 
 def fill(
-    call: Callable[..., None],
     out: Tensor,
     *,
     normal: bool,
@@ -126,10 +116,9 @@ def fill(
     scales: Tensor | None = None,
     components_first: bool,
 ) -> Tensor:
-    """Fill a tensor with the numbers of nodes and paths.
+    """Fill a tensor with the numbers of nodes and paths, where :func:`fills` says so.
 
     Args:
-        call: From :func:`filler`.
         out: Contiguous, (k, count, n), or (count, k, n) with the components first.
         normal: Normals, or else uniforms.
         key: Words of the seed.
@@ -140,6 +129,9 @@ def fill(
         scales: What the numbers are multiplied by, (k, n) or (k, 1).
         components_first: Whether the components come before the nodes.
     """
+    library = _library()
+    assert library is not None
+    call = library.fill_double if out.dtype == torch.float64 else library.fill_single
     k, n = steps.shape[0], len(paths)
     count = out.shape[0] if components_first else out.shape[1]
     paths, steps = paths.contiguous(), steps.contiguous()

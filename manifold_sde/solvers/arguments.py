@@ -22,6 +22,7 @@ from manifold_sde.arguments import (
     real,
     require_norms,
 )
+from manifold_sde.compile import QUICK_DIM
 from manifold_sde.equations import ManifoldEquation, StochasticEquation
 from manifold_sde.errors import ArgumentError, DTypeError, NoDiffusionWarning
 from manifold_sde.geometry.tangent_noise import measure_diffusion
@@ -32,7 +33,7 @@ from manifold_sde.solvers.chunk import CHUNK
 from manifold_sde.solvers.limits import check_length, require_memory
 from manifold_sde.solvers.moments import Observable, evaluate
 from manifold_sde.solvers.schemes import SCHEMES
-from manifold_sde.solvers.step_choice import ACCURACY, LARGEST_DIM
+from manifold_sde.solvers.step_choice import ACCURACY
 from manifold_sde.solvers.torchsde_schemes import TORCHSDE, refuse_unsound, scheme_named
 
 BACKENDS = ("loky", "dask")
@@ -283,7 +284,7 @@ def check_accuracy(accuracy: object, chooses: bool) -> float:
             "accuracy cannot be used" if chooses else "no step can be chosen for an accuracy",
             received=f"accuracy={accuracy!r}",
             expected='a number between 0 and 1, method "auto" or "weak2" for a direction, at most '
-            f"{LARGEST_DIM} weights, and neither dt nor rtol",
+            f"{QUICK_DIM} weights, and neither dt nor rtol",
             remedy="dt=..., or rtol=... for each path's own steps",
         )
     return number

@@ -11,7 +11,7 @@ from torch import Tensor
 from manifold_sde import rng
 from manifold_sde.arguments import check_integer, is_known_false
 from manifold_sde.compile import compile_function
-from manifold_sde.compile.random_numbers import fill, filler
+from manifold_sde.compile.random_numbers import fill, fills
 from manifold_sde.errors import ArgumentError, DTypeError, ShapeError
 from manifold_sde.solvers.brownian_times import DEEPEST, check_time
 
@@ -52,7 +52,7 @@ class Nodes:
         self._antithetic = antithetic
         self._words = rng.seed_key(seed)
         self._key = tuple(self.tensor(word) for word in self._words)
-        self._filler = filler(torch.float64, self.device) if compiled else None
+        self._fills = compiled and fills(torch.float64, self.device)
 
     def at_once(self, count: int) -> int:
         """How many nodes of so many components are best drawn together; a size of a kernel."""
@@ -90,7 +90,7 @@ class Nodes:
         begin, k = 0, len(levels)
         while begin < k:
             size = min(most, k - begin)
-            if self.compiled and self._filler is None:
+            if self.compiled and not self._fills:
                 # Half of what a kernel draws may be wasted.
                 size = next(s for s in KERNEL_NODES if s <= most and s < 2 * (k - begin))
             part = [t[begin : begin + size] for t in (levels, positions, scales)]
@@ -113,10 +113,9 @@ class Nodes:
         shared = (*self._key, self._drawn, self._signs)
         if not self.compiled:
             return draw(*shared, *nodes)
-        if self._filler is not None:
+        if self._fills:
             levels, positions, scales = nodes
             return fill(
-                self._filler,
                 torch.empty(len(positions), count, len(self.paths), dtype=torch.float64),
                 normal=True,
                 key=self._words,

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from manifold_sde import rng
 from manifold_sde.arguments import check_path, integer
-from manifold_sde.compile import check_mode, compiler_available
+from manifold_sde.compile import choose_mode
 from manifold_sde.deadline import Progress
 from manifold_sde.errors import LostPathsWarning, TimeScaleError
 from manifold_sde.paper import implements
@@ -45,8 +45,7 @@ from manifold_sde.threads import one_thread
 
 Rate = float | Sequence[float] | Tensor | Callable[[int], float] | Schedule
 
-#: Steps above which "auto" compiles.
-_WORTH_C = 100
+#: Steps above which "auto" compiles by torch, too.
 _WORTH_COMPILING = 5000
 #: Largest number of paths that are stepped together.
 _CHUNK = 4096
@@ -85,8 +84,8 @@ def run_sgd(
         steps: Step count or counts to keep, increasing; 0 is the start.
         n_paths: Number of paths from one start; ``None`` for one path, or as many as starts.
         seed: Seed of the noise, an integer.
-        compile: Whether the step is compiled: "auto" does so for long runs where a C++ compiler
-            is at hand.
+        compile: Whether the step is compiled: "auto" does so in C up to 32 weights, and by torch
+            for long runs, where a compiler is at hand.
         progress: Whether to show a progress bar, or its label.
         checkpoint: File to which the state is saved on the way. If it exists and belongs to this
             run, the run goes on from it, and ends with the same bits as if it had not stopped.
@@ -128,11 +127,7 @@ def run_sgd(
     rng.seed_key(seed)
     seed = int(seed)
     schedules = (Schedule.of("lr", lr), Schedule.of("weight_decay", weight_decay))
-    mode = check_mode(compile)
-    compiled = mode
-    if mode == "auto":
-        worth = int(kept[-1]) >= _WORTH_COMPILING and compiler_available()
-        compiled = worth or ("c" if int(kept[-1]) >= _WORTH_C else False)
+    compiled = choose_mode(compile, problem.dim, worth=kept[-1] >= _WORTH_COMPILING)
     file = None if checkpoint is None else check_path("checkpoint", checkpoint)
     with (
         Stoppable(file),
@@ -152,7 +147,7 @@ class _Run:
         schedules: Learning rate and weight decay.
         kept: Step counts to keep (K,).
         seed: Seed.
-        compiled: Whether the step is compiled, or "c".
+        compiled: Whether the step is compiled: "c" for what the C compiler can do in seconds.
         file: The checkpoint, or ``None``.
     """
 

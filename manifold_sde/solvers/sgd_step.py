@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,14 +11,14 @@ from torch.func import vmap
 
 from manifold_sde import rng
 from manifold_sde.compile import CKernel, compile_function, compile_points
-from manifold_sde.compile.random_numbers import fill, filler
+from manifold_sde.compile.random_numbers import fill
 from manifold_sde.problem import Problem
 
-#: Steps whose learning rates are laid out in one table; the uncompiled run draws their noise at
-#: once, as many as fit.
+#: Steps whose learning rates are laid out in one table; the noise of as many as fit is drawn at
+#: once.
 BLOCK = 1024
-_EAGER_NUMBERS = 1 << 18
-_CACHED_NUMBERS = 1 << 18
+_NUMBERS = 1 << 18
+_STREAMS = (rng.STREAM_SGD_NORMAL, rng.STREAM_SGD_UNIFORM)
 #: Paths are padded to a multiple of this, so that every path runs through the same vector code.
 LANES = 16
 
@@ -83,48 +82,42 @@ def update(
         return problem.noise.stochastic_gradient(problem.pointwise, z, n, u)
 
     gradient = vmap(stochastic_gradient, in_dims=-1, out_dims=-1)(x, normals, uniforms)
+    return _moved(x, clock, lr, weight_decay, gradient)
+
+
+def _moved(
+    x: Tensor, clock: Tensor, lr: Tensor, weight_decay: Tensor, gradient: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The same with the stochastic gradient given, of many paths or of ONE."""
     shrink = 1.0 - lr * weight_decay
     square = (x * x).sum(0)
     return shrink * x - lr * gradient, clock + (lr / (shrink * square)) ** 2
 
 
-class CStep:
-    """A step as C code, for any number of paths, that reads its rates when it is called.
+def c_step(problem: Problem, state: SgdState) -> tuple[CKernel, Tensor] | None:
+    """The step as C code for any number of paths, kept with the problem.
 
-    Args:
-        kernel: The step as a function of (x, clock, normals, uniforms).
-        rates: What it reads: learning rate and weight decay (2,).
+    Returns:
+        Kernel of (x, clock, normals, uniforms), and the tensor (2,) that it holds of the learning
+        rate and the weight decay; ``None`` where it cannot be had.
     """
-
-    def __init__(self, kernel: CKernel, rates: Tensor) -> None:
-        self.kernel, self.rates = kernel, rates
-
-    def __call__(
-        self, x: Tensor, clock: Tensor, rates: Tensor, normals: Tensor, uniforms: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Weights and clock after the step."""
-        self.rates.copy_(rates)
-        x, clock = self.kernel(x, clock, normals, uniforms)
-        return x, clock
-
-
-def c_step(problem: Problem, state: SgdState) -> CStep | None:
-    """The step as C code, kept with the problem; ``None`` where it cannot be had."""
     key = ("sgd", state.x.dtype, state.x.device)
     if key not in problem.kernels:
+        # Rates at which the gradient shows, where the step is compared with the eager one.
         rates = state.x.new_full((2,), 0.5)
+        noise, loss = problem.noise, problem.pointwise
 
-        def step(x: Tensor, clock: Tensor, normals: Tensor, uniforms: Tensor) -> Any:
-            gradient = problem.noise.stochastic_gradient(problem.pointwise, x, normals, uniforms)
-            shrink = 1.0 - rates[0] * rates[1]
-            moved = shrink * x - rates[0] * gradient
-            return moved, clock + (rates[0] / (shrink * (x * x).sum())) ** 2
+        def step(
+            x: Tensor, clock: Tensor, normals: Tensor, uniforms: Tensor
+        ) -> tuple[Tensor, Tensor]:
+            gradient = noise.stochastic_gradient(loss, x, normals, uniforms)
+            return _moved(x, clock, rates[0], rates[1], gradient)
 
         few = [state.x[:, :3], state.clock[:3]]
-        few += [state.x.new_full((n, 3), 0.3) for n in problem.noise.draw_counts(problem.pointwise)]
+        few += [state.x.new_full((count, 3), 0.3) for count in noise.draw_counts(loss)]
         kernel = compile_points(step, tuple(a.contiguous() for a in few))
-        problem.kernels[key] = None if kernel is None else CStep(kernel, rates)
-    found: CStep | None = problem.kernels[key]
+        problem.kernels[key] = None if kernel is None else (kernel, rates)
+    found: tuple[CKernel, Tensor] | None = problem.kernels[key]
     return found
 
 
@@ -193,40 +186,38 @@ def _draw(
 
 def _c_steps(
     problem: Problem,
-    step: CStep,
+    step: tuple[CKernel, Tensor],
     state: SgdState,
     first: int,
     tables: tuple[Tensor, Tensor],
     key: tuple[int, int],
 ) -> Iterator[int]:
     """Take the steps of the tables, as :func:`advance` does, by C code."""
-    rates = torch.stack(tables, 1)
+    kernel, rates = step
+    own = rates.clone()  # another run of the same problem may be under way in another thread
+    kernel, table = kernel.holding(rates, own), torch.stack(tables, 1)
     counts = problem.noise.draw_counts(problem.pointwise)
-    n, dtype = state.x.shape[1], state.x.dtype
-    call = filler(dtype, state.x.device)
-    assert call is not None
-    at_once = max(1, _CACHED_NUMBERS // max(1, sum(counts) * n))
-    for begin in range(0, len(rates), at_once):
-        steps = torch.arange(first + begin, first + min(begin + at_once, len(rates)))[:, None]
-        streams = (rng.STREAM_SGD_NORMAL, rng.STREAM_SGD_UNIFORM)
-        drawn = [state.x.new_empty(len(steps), count, n) for count in counts]
-        for normal, (stream, out) in enumerate(zip(streams, drawn, strict=True)):
-            if out.numel():
-                fill(
-                    call,
-                    out,
-                    normal=not normal,
-                    key=key,
-                    stream=stream,
-                    paths=state.paths,
-                    steps=steps,
-                    components_first=False,
-                )
-        for j in range(len(steps)):
-            state.x, state.clock = step(
-                state.x, state.clock, rates[begin + j], drawn[0][j], drawn[1][j]
+    n = state.x.shape[1]
+    at_once = max(1, _NUMBERS // max(1, sum(counts) * n))
+    for begin in range(0, len(table), at_once):
+        some = table[begin : begin + at_once]
+        steps = torch.arange(first + begin, first + begin + len(some))[:, None]
+        normals, uniforms = (
+            fill(
+                state.x.new_empty(len(some), count, n),
+                normal=stream == rng.STREAM_SGD_NORMAL,
+                key=key,
+                stream=stream,
+                paths=state.paths,
+                steps=steps,
+                components_first=False,
             )
-        yield len(steps)
+            for count, stream in zip(counts, _STREAMS, strict=True)
+        )
+        for j in range(len(some)):
+            own.copy_(some[j])
+            state.x, state.clock = kernel(state.x, state.clock, normals[j], uniforms[j])
+        yield len(some)
 
 
 def advance(
@@ -274,7 +265,7 @@ def advance(
         return
     counts = problem.noise.draw_counts(problem.pointwise)
     numbers = max(1, sum(counts) * state.x.shape[1])
-    at_once = max(1, _EAGER_NUMBERS // numbers)
+    at_once = max(1, _NUMBERS // numbers)
     for begin in range(0, m, at_once):
         steps = torch.arange(first + begin, first + min(begin + at_once, m), device=device)
         normals, uniforms = _draw(key, state.paths, steps, counts, state.x.dtype)

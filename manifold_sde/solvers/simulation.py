@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,7 +16,8 @@ from torch import Tensor
 from manifold_sde import rng
 from manifold_sde.arguments import check_flag
 from manifold_sde.columns import column_norms
-from manifold_sde.compile import c_compiler, check_mode, compiler_available
+from manifold_sde.compile import QUICK_DIM, choose_mode
+from manifold_sde.compile.random_numbers import fills
 from manifold_sde.equations import ManifoldEquation, StochasticEquation
 from manifold_sde.loss_checks import fixed_directions
 from manifold_sde.sdes import DirectionDiffusion, FixedRatioDiffusion, WeightDecaySDE
@@ -45,7 +47,7 @@ from manifold_sde.solvers.limits import (
     require_memory,
 )
 from manifold_sde.solvers.moments import Observable, evaluate
-from manifold_sde.solvers.step_choice import LARGEST_DIM, choose_step
+from manifold_sde.solvers.step_choice import choose_step
 from manifold_sde.solvers.torchsde_schemes import scheme_named
 from manifold_sde.threads import one_thread
 
@@ -56,6 +58,14 @@ _WORTH_COMPILING = 2_000_000
 _DEFAULT_STEP = 1.0 / 64.0
 #: Points at which observables are compared with those of a checkpoint.
 _PROBES = 16
+
+
+class _Clock(NamedTuple):
+    """Largest V at the starts, the time of one unit of the clock u, and u at the last time."""
+
+    trace: float
+    unit: float
+    span: float
 
 
 @dataclass(frozen=True)
@@ -203,13 +213,9 @@ class Simulation:
             grid, control = tolerance.plan(begin, h, clock_unit, scheme_named(self.scheme))
         found = replace(self, grid=grid, control=control, clock_unit=clock_unit, **others)
         found.require_an_end()
-        mode = check_mode(compile)
         steps = max(1.0, (self.times[-1] - self.times[0]) / (h * clock_unit))
-        compiled = mode
-        if mode == "auto":
-            worth = steps >= _MANY_STEPS or found.n_paths * steps >= _WORTH_COMPILING
-            quick = "c" if self.start.shape[1] <= LARGEST_DIM and c_compiler() else False
-            compiled = True if worth and compiler_available() else quick
+        worth = steps >= _MANY_STEPS or found.n_paths * steps >= _WORTH_COMPILING
+        compiled = choose_mode(compile, self.start.shape[1], worth=worth)
         return replace(found, compiled=False if _is_matrix_free(self.equation) else compiled)
 
     def _with_choice(
@@ -225,20 +231,19 @@ class Simulation:
             and tolerance is None
             and self.scheme == "weak2"
             and (self.ratio is not None or isinstance(self.sde, DirectionDiffusion))
-            and self.start.shape[1] <= LARGEST_DIM
+            and self.start.shape[1] <= QUICK_DIM
             and not _is_matrix_free(self.equation)
         )
         wanted = check_accuracy(accuracy, chooses)
         if not chooses:
             return self, dt
-        assert isinstance(self.equation, ManifoldEquation)
-        trace, unit, _ = self._clock_span()
+        assert isinstance(self.equation, DirectionDiffusion)
         directions = self.start / self.start.norm(dim=1, keepdim=True)
-        choice = choose_step(self.equation, directions, trace, wanted)
-        return replace(self, expected_error=choice.error), choice.h * unit
+        choice = choose_step(self.equation, directions, self._clock.trace, wanted)
+        return replace(self, expected_error=choice.error), choice.h * self._clock.unit
 
-    def _clock_span(self) -> tuple[float, float, float]:
-        """Largest V at the starts, the time of one unit of the clock, and the clock at the end."""
+    @functools.cached_property
+    def _clock(self) -> _Clock:
         norms = self.start.norm(dim=1)
         trace = self.sde.problem.noise_trace(self.start / norms[:, None])
         span, unit, largest = self.times[-1] - self.times[0], 1.0, float(trace.max())
@@ -248,7 +253,7 @@ class Simulation:
             span = float(clock_at(read_off.log_elapsed, trace.double()).max())
             settled = largest / (2.0 * self.ratio) if self.ratio > 0 else 0.0
             unit = max(float(norms.max()) ** 4, settled)
-        return largest, unit, span
+        return _Clock(largest, unit, span)
 
     def halved(self, times: int) -> Simulation:
         """The same on the same Brownian paths, with the step halved so many times.
@@ -269,16 +274,15 @@ class Simulation:
         sde, start = self.sde, self.start
         if isinstance(sde, WeightDecaySDE):
             return 1.0 if dt is None else dt, 1.0
-        trace, unit, _ = self._clock_span()
-        natural = _DEFAULT_STEP / trace
+        natural = _DEFAULT_STEP / self._clock.trace
         if self.ratio is not None:
+            unit = self._clock.unit
             return natural if dt is None else dt / unit, unit
         if dt is not None:
             return dt, 1.0
-        direction = isinstance(sde, DirectionDiffusion)
-        return natural if direction else natural * min(
-            float(start.norm(dim=1).min()) ** 4, trace
-        ), 1.0
+        if isinstance(sde, DirectionDiffusion):
+            return natural, 1.0
+        return natural * min(float(start.norm(dim=1).min()) ** 4, self._clock.trace), 1.0
 
     def require_an_end(self) -> None:
         """Refuse more steps than are allowed, of the largest size, and more states than fit.
@@ -288,7 +292,7 @@ class Simulation:
         """
         span = self.times[-1] - self.times[0]
         if self.ratio is not None:
-            span = self._clock_span()[2]
+            span = self._clock.span
         # Adaptive steps are at most as long as a cell.
         longest, fewer = self.grid.h, "a larger dt"
         if self.control is not None:
@@ -345,6 +349,8 @@ class Simulation:
         """The steps of a chunk."""
         paths, restarted = chunk.paths, chunk.restart is not None
 
+        in_c = fills(torch.float64, chunk.start.device)
+
         def brownian(some: Tensor) -> BrownianPath:
             return BrownianPath(
                 self.seed,
@@ -355,9 +361,8 @@ class Simulation:
                 dtype=chunk.start.dtype,
                 device=chunk.start.device,
                 antithetic=self.antithetic,
-                # What is compiled for one number of paths alone does not serve some of them.
-                compiled=bool(self.compiled)
-                and (c_compiler() is not None or (some is paths and not restarted)),
+                # What torch compiles is for one number of paths, and does not serve some of them.
+                compiled=bool(self.compiled) and (in_c or (some is paths and not restarted)),
             )
 
         read_off = self.read_off(chunk)

@@ -99,8 +99,8 @@ def solve(
             standard error over the paths are kept, by name, in ``solution.observed``; the paths
             themselves are then not kept (``ys`` is (K, 0, D)), and memory does not grow with
             their number. Lost paths are left out, and counted in ``stats["lost_at_times"]``.
-        compile: Whether kernels are compiled: "auto" does so for large runs where a C++ compiler
-            is at hand.
+        compile: Whether kernels are compiled: "auto" does so in C up to 32 weights, and by torch
+            for large runs, where a compiler is at hand.
         progress: Whether to show a progress bar, or its label: of steps, or of chunks where
             others run them.
         checkpoint: Folder in which the state is saved on the way, a file a chunk; the same call

@@ -13,12 +13,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
 
-from manifold_sde.equations import ManifoldEquation
 from manifold_sde.sdes import DirectionDiffusion
 from manifold_sde.solvers.schemes import StepNoise
 from manifold_sde.solvers.schemes.weak2 import Weak2
@@ -31,8 +29,6 @@ _PATHS, _SPAN, _STEPS = 48, 1.0, 128
 _POINTS, _PAIRS = 48, 32
 #: Clock, times V, over which errors add up: what is made long before is forgotten.
 _MEMORY = 1.5
-#: Largest dimension in which it is tried; each try costs as much as a thousand paths' steps.
-LARGEST_DIM = 32
 #: Weak error that is asked for where nothing is said.
 ACCURACY = 1e-3
 
@@ -51,14 +47,14 @@ class StepChoice:
 
 
 def choose_step(
-    equation: ManifoldEquation, directions: Tensor, trace: float, accuracy: float
+    equation: DirectionDiffusion, directions: Tensor, trace: float, accuracy: float
 ) -> StepChoice:
     """The largest step whose error is at most so large.
 
     It depends on the problem and the starts alone.
 
     Args:
-        equation: The equation, which has seen the starts.
+        equation: The equation in its Stratonovich form, which has seen the starts.
         directions: Unit vectors (n, D) on the manifold, where paths start.
         trace: Largest V at the starts.
         accuracy: Largest error of the mean of the direction.
@@ -66,10 +62,7 @@ def choose_step(
     Returns:
         The step, or the smallest one that is tried.
     """
-    problem = equation.problem
-    sde = DirectionDiffusion(problem, "stratonovich", geometry=equation.geometry)
-    sde.require_on_manifold(directions)
-    sde = sde.prepare(compiled="c")
+    sde = equation.prepare(compiled="c")
     few = directions[torch.arange(_PATHS, device=directions.device) * len(directions) // _PATHS]
     generator = torch.Generator().manual_seed(0x5EED)
 
@@ -97,10 +90,10 @@ def _run(
 ) -> tuple[Tensor, bool]:
     """Points that a short run from states (D, n) passes, (D, k), and whether it lost a path."""
     size, scheme, basis = x.new_tensor(h), Weak2(), sde.reference_basis(x)
-    seen = [x]
+    seen, n = [x], x.shape[1]
     for _ in range(min(_STEPS, max(1, math.ceil(span / h)))):
-        dw, extra = math.sqrt(h) * normals(x.shape[1]), normals(x.shape[1])
-        x, basis = scheme.step(sde, x, basis, size, StepNoise(dw, partial(torch.clone, extra)))
+        noise = StepNoise(math.sqrt(h) * normals(n), lambda: normals(n))
+        x, basis = scheme.step(sde, x, basis, size, noise)
         if not bool(torch.isfinite(x).all()):
             return x, True
         seen.append(x)
@@ -108,7 +101,7 @@ def _run(
     every = torch.stack(seen)
     count = torch.arange(_POINTS, device=x.device)
     times = count * len(seen) // _POINTS
-    return every[times, :, count * 7 % x.shape[1]].T.contiguous(), False
+    return every[times, :, count * 7 % n].T.contiguous(), False
 
 
 def _flow_error(

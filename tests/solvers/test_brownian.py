@@ -554,7 +554,7 @@ def test_a_real_device() -> None:
 def test_compiled_is_the_same(as_c: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     assert compiler_available()
     if not as_c:
-        monkeypatch.setattr(brownian_nodes, "filler", lambda *_: None)
+        monkeypatch.setattr(brownian_nodes, "fills", lambda *_: False)
     monkeypatch.setattr(brownian_nodes, "KERNEL_NODES", (8, 1))
     eager, compiled = make(16), make(16, compiled=True)
     before = set(brownian_nodes._kernels)

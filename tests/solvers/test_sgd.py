@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import hypothesis
 import hypothesis.strategies as st
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from manifold_sde import (
     CustomNoise,
@@ -400,3 +402,18 @@ def test_a_scalar_loss_has_no_sampling_noise():
 
     with pytest.raises(NoiseError, match="samples"):
         Problem(lambda x: (x[0] / x.norm()) ** 2, 3, SamplingNoise())
+
+
+def test_two_runs_of_one_problem_at_once() -> None:
+    """In threads: each has its own rates, whoever is interrupted."""
+    problem = problems.great_circle(noise_scale=0.3)
+
+    def run(lr: float) -> Tensor:
+        return run_sgd(problem, problem.minimizer, lr, 0.05, 400, n_paths=8, compile=True).ys
+
+    rates = (1e-2, 2e-2, 3e-2, 4e-2)
+    alone = [run(lr) for lr in rates]
+    with ThreadPoolExecutor(len(rates)) as executor:
+        together = list(executor.map(run, rates))
+    for a, b in zip(alone, together, strict=True):
+        assert torch.equal(a, b)

@@ -42,7 +42,7 @@ def make_figure2(
             )
         if settings.compiled and not figure.settings.compiled:
             console.print(
-                "The C++ compiler failed: the runs are uncompiled, and the quick form shorter."
+                "The compiler failed: the runs are uncompiled, and the quick form shorter."
             )
         console.print("Comparing and drawing ...")
         found = findings(figure)
@@ -84,9 +84,7 @@ def _announce(settings: Settings, unfinished: Path, console: Console) -> None:
         "(the paper prints no start)."
     )
     if not settings.compiled:
-        how = "no C++ compiler was found" if not compiler_available() else "not compiled"
+        how = "no compiler was found" if not compiler_available() else "not compiled"
         console.print(f"Uncompiled ({how}): a step takes some 50 times longer.")
     if unfinished.is_dir() and any(unfinished.iterdir()):
         console.print(GOING_ON)
-    elif settings.compiled:
-        console.print("The first progress is seen once the step is compiled, in some 20 seconds.")

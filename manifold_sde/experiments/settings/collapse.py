@@ -66,7 +66,7 @@ class Settings(ExperimentSettings):
         dt: Step of the diffusion in u.
         limit_points: Runs of each ensemble whose last point of the manifold is compared with the
             limit map to ten digits.
-        compiled: Compile the step of SGD, where there is a C++ compiler.
+        compiled: Compile the step of SGD, where there is a compiler.
 
     Raises:
         ArgumentError: If a number is out of range.

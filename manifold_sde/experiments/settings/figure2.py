@@ -17,7 +17,7 @@ from manifold_sde.time_scale import TimeScale
 #: The paper's design, which has the boxes, and the well-conditioned one.
 DESIGNS = ("gaussian", "orthogonal")
 
-#: Where the quick form stops without a C++ compiler, in steps.
+#: Where the quick form stops without a compiler, in steps.
 _QUICK_STEPS_UNCOMPILED = 45_000
 _QUICK_LAW_RUNS = 120
 #: Runs of at most so many steps are recorded at every step.
@@ -85,7 +85,7 @@ class Settings(ExperimentSettings):
         dim, n_samples, noise_scale: The model of section 6.1.
         columns: Boxes in a row.
         step_limit: Steps at which all runs end; ``None`` for the full form.
-        compiled: Compile the step of SGD, where there is a C++ compiler.
+        compiled: Compile the step of SGD, where there is a compiler.
 
     Raises:
         ArgumentError: If a number is out of range.
