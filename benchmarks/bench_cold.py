@@ -26,13 +26,11 @@ from manifold_sde import problems
 TITLE = "The first answer, from a fresh process to its end"
 PEERS = ("jax",)
 PATHS, ROUNDS = 20_000, 3
-AMPLITUDE = 0.6
 
 
-def circle() -> dict[str, object]:
-    """A circle whose curvature varies 16-fold, in R^3."""
-    start = np.array([1.0, 0.0, 0.0])
-    return {"start": start, "scale": 1.0, "amplitude": AMPLITUDE}
+def circle(amplitude: float, scale: float) -> dict[str, object]:
+    """A circle in R^3, whose curvature varies 16-fold at the amplitude 0.6."""
+    return {"start": np.array([1.0, 0.0, 0.0]), "scale": scale, "amplitude": amplitude}
 
 
 def linear() -> dict[str, object]:
@@ -65,7 +63,11 @@ def rows(*, quick: bool = False) -> list[Row]:
     paths, rounds = (200, 1) if quick else (PATHS, ROUNDS)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for title, problem in (("circle in R^3", circle()), ("section 6.1, plain", linear())):
+        for title, problem in (
+            ("README's loss", circle(0.0, 0.3)),
+            ("varying circle", circle(0.6, 1.0)),
+            ("section 6.1, plain", linear()),
+        ):
             file, end = folder / "problem.npz", folder / "end.npy"
             np.savez(file, paths=paths, **problem)  # type: ignore[arg-type]
             times: dict[str, list[float]] = {"empty": [], "filled": [], "JAX": []}

@@ -158,8 +158,9 @@ class Loss:
 
     def hessian_product(self, x: Tensor, v: Tensor) -> Tensor:
         """The Hessian of L times v: (D,), (D,) -> (D,)."""
-        reverse = self.reverses and get_proxy_mode() is None
-        product = derivatives.reverse_hessian_product if reverse else derivatives.hessian_product
+        product = derivatives.hessian_product
+        if self._goes_backward():
+            product = derivatives.reverse_hessian_product
         return self._derivative(product, x, v, copies=2)
 
     def hessian(self, x: Tensor) -> Tensor:
@@ -168,9 +169,14 @@ class Loss:
 
     def third_derivative(self, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
         """Second directional derivative of the gradient, along a and b: (D,) each -> (D,)."""
-        reverse = self.reverses and get_proxy_mode() is None
-        third = derivatives.reverse_third_derivative if reverse else derivatives.third_derivative
+        third = derivatives.third_derivative
+        if self._goes_backward():
+            third = derivatives.reverse_third_derivative
         return self._derivative(third, x, a, b, copies=4)
+
+    def _goes_backward(self) -> bool:
+        """Whether reverse mode alone is taken: where it is right, and no graph is recorded."""
+        return self.reverses and get_proxy_mode() is None
 
     def _derivative(
         self, derivative: Callable[..., Tensor], *arguments: Tensor, copies: int = 1

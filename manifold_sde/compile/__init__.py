@@ -1,5 +1,6 @@
 """Tracing and compiling functions of tensors, for points in the last dimension."""
 
+from manifold_sde.compile.batch_last import Unsupported
 from manifold_sde.compile.c_library import CKernel, c_compiler
 from manifold_sde.compile.compiler import (
     QUICK_DIM,
@@ -17,6 +18,7 @@ __all__ = [
     "QUICK_DIM",
     "CKernel",
     "Identity",
+    "Unsupported",
     "c_compiler",
     "check_mode",
     "choose_mode",

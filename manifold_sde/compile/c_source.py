@@ -107,22 +107,19 @@ class _Writer:
         slots, names = self._functions("part", inside, kept, results, lines)
         calls = " ".join(f"{n}(x, y, w, u, t);" for n in names)
         lines.append(f"static void block({_BLOCK}) {{ {calls} }}")
-        counts = self._counts()
+        inputs, outputs = self._counts(), [len(out) for out in self.program.outputs]
+        scratch = max(shared, slots)
         lines.append(
             _DRIVER.format(
-                inputs=len(counts),
-                outputs=len(self.program.outputs),
-                sizes=", ".join(map(str, counts)) or "0",
-                results=", ".join(str(len(out)) for out in self.program.outputs),
+                inputs=len(inputs),
+                outputs=len(outputs),
+                sizes=", ".join(map(str, inputs)) or "0",
+                results=", ".join(map(str, outputs)) or "0",
                 kept=len(kept),
-                scratch=max(shared, slots),
-                rows_in=max(1, sum(counts)),
-                rows_out=max(1, sum(len(out) for out in self.program.outputs)),
+                scratch=scratch,
             )
         )
-        size = len(kept) + max(shared, slots) + sum(counts)
-        size += sum(len(out) for out in self.program.outputs)
-        return "\n".join(lines), size + 1
+        return "\n".join(lines), len(kept) + scratch + sum(inputs) + sum(outputs) + 1
 
     def _counts(self) -> list[int]:
         counts: dict[int, int] = {}
@@ -140,9 +137,8 @@ class _Writer:
             vector=VECTOR,
         )
         names = {str(self.program.operations[a][0]) for a in self.order}
-        known = {*_INFIX, "const", "input", "given", "neg", "not", "where", "max", "min"}
-        functions = sorted(names - known - {"sqrt", "abs"})
-        extra = [n for n in ("sqrt", "abs") if n in names]
+        known = {*_INFIX, "const", "input", "given", "neg", "not", "where", "max", "min", "abs"}
+        functions = sorted(names - known)
         found = [header, _FUNCTIONS.format(function="name" if self.double else "name##f")]
         vectors = [f for f in functions if f in _VECTORISED]
         if vectors:
@@ -153,9 +149,7 @@ class _Writer:
             found.append("#endif")
         for f in functions:
             found.append(f"MAP2({f})" if f in _PAIRS else f"MAP({f})")
-        if "sqrt" in extra:
-            found.append("MAP(sqrt)")
-        if "abs" in extra:
+        if "abs" in names:
             found.append("static inline V m_abs(V x) { return sel(x < 0, -x, x); }")
         return "\n".join(found)
 

@@ -7,6 +7,7 @@ operation on these integers; what computes has a rule here, or is decomposed by 
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -112,7 +113,7 @@ class _Scalars(Interpreter):
 
     # Tensors.
 
-    def numbers(self, value: Any, shape: Any = None) -> Numbers:
+    def numbers(self, value: Any) -> Numbers:
         """A tensor or a number as values of the program."""
         if isinstance(value, Numbers):
             return value
@@ -120,8 +121,6 @@ class _Scalars(Interpreter):
             if value.numel() > MOST_OPERATIONS or value.is_complex():
                 raise Unsupported("a large constant")
             entries = [self.program.constant(a) for a in value.flatten().tolist()]
-            if not value.is_floating_point() and value.dtype != torch.bool:
-                entries = [self.program.constant(float(a)) for a in value.flatten().tolist()]
             return Numbers(table(entries, value.shape), value.dtype)
         if isinstance(value, (bool, int, float)):
             kind = torch.bool if isinstance(value, bool) else self.dtype
@@ -239,6 +238,8 @@ class _Scalars(Interpreter):
 
     def _move(self, target: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
         """Torch's own operation, on the numbers of values."""
+        if any(isinstance(a, Numbers) and not a.dtype.is_floating_point for a in args[1:]):
+            raise Unsupported("a place that depends on the point")
         first = next(a for a in _flat(args) if isinstance(a, Numbers))
 
         def inner(a: Any) -> Any:
@@ -296,8 +297,7 @@ class _Scalars(Interpreter):
 
     def _decomposed(self, target: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
         """An operation by the simpler ones that torch writes it with."""
-        table = _decompositions()
-        rule = table.get(target)
+        rule = _decompositions().get(target)
         if rule is None:
             raise Unsupported(str(target))
         places: list[Numbers] = []
@@ -332,6 +332,7 @@ class _Place:
     number: int
 
 
+@functools.cache
 def _decompositions() -> dict[Any, Callable[..., Any]]:
     from torch._decomp import core_aten_decompositions, decomposition_table
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -73,6 +71,7 @@ class DenseSpace(NormalSpace):
 
         NaN where a point is lost.
         """
+        self.kernels.no_part_of_one("an eigendecomposition")
         hessian: Tensor = self.kernels.run_last("hessian", self.loss.hessian, y)
         matrices = hessian.movedim(-1, 0)
         lost = ~torch.isfinite(matrices).flatten(1).all(1)
@@ -108,12 +107,6 @@ class DenseSpace(NormalSpace):
         """H^+ script T of P."""
         third = self.kernels.run_last("curving", self._script_t, y, frame[0], frame[0])
         return self.inverse(y, frame, third)
-
-    def whole(self, name: str, function: Callable[..., Any], y: Tensor, *arguments: Tensor) -> Any:
-        """As for all routes; an eigendecomposition is not part of a kernel."""
-        if self.eigenbasis and "drift" in name:
-            return None
-        return super().whole(name, function, y, *arguments)
 
     def contract(
         self,

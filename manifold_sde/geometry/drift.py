@@ -25,7 +25,7 @@ Source: equations (8) and (13); d^2 Phi by Li, Wang and Arora, ICLR 2022, Lemmas
 
 from __future__ import annotations
 
-from functools import partial
+import functools
 
 from torch import Tensor
 
@@ -77,18 +77,14 @@ def direction_drift(
     Returns:
         Tensor (D, n).
     """
-    found: Tensor | None = None
     if frame is None:
-        found = space.whole(
-            f"{calculus} drift", lambda s, z, near: direction_drift(s, z, near, calculus), y, basis
-        )
-    if found is None and y.shape[-1] > space.at_once(y):
-        found = space.over_points(
-            lambda z, near: direction_drift(space, z, near, calculus), y, basis
-        )
-    if found is not None:
-        return found
-    frame = space.frame(y, basis) if frame is None else frame
+        at = functools.partial(direction_drift, calculus=calculus)
+        found: Tensor | None = space.whole(f"{calculus} drift", at, y, basis)
+        if found is None and y.shape[-1] > space.at_once(y):
+            found = space.over_points(functools.partial(at, space), y, basis)
+        if found is not None:
+            return found
+        frame = space.frame(y, basis)
     if calculus == "ito":
         return _ito_drift(space, y, frame)
     force = tangent_force(space, y, frame, calculus)
@@ -105,11 +101,10 @@ def direction_drift_and_noise(
         noise = s.project(z, frame, s.kernels.noise_product(z, v))
         return direction_drift(s, z, near, calculus, frame), noise
 
-    found: tuple[Tensor, Tensor] | None = space.whole(
-        f"{calculus} drift and noise", at, y, basis, w
-    )
+    name = f"{calculus} drift and noise"
+    found: tuple[Tensor, Tensor] | None = space.whole(name, at, y, basis, w)
     if found is None:
-        found = space.over_points(partial(at, space), y, basis, w)
+        found = space.over_points(functools.partial(at, space), y, basis, w)
     return found
 
 
@@ -132,15 +127,16 @@ def tangent_increment(space: NormalSpace, y: Tensor, basis: Tensor, h: Tensor, w
         move = step * tangent_force(s, z, frame, "tangent") + s.kernels.noise_product(z, v)
         return without_radial_part(s.project(z, frame, move), z)
 
-    found: Tensor | None = space.whole("walk", at, y, basis, h.expand(y.shape[1]), w)
+    arguments = (y, basis, h.expand(y.shape[1]), w)
+    found: Tensor | None = space.whole("walk", at, *arguments)
     if found is None:
-        found = space.over_points(partial(at, space), y, basis, h.expand(y.shape[1]), w)
+        found = space.over_points(functools.partial(at, space), *arguments)
     return found
 
 
 def tangent_noise(space: NormalSpace, y: Tensor, basis: Tensor, w: Tensor) -> Tensor:
     """P sigma w: (D, n), (D, d, n), (m, n) -> (D, n)."""
-    found: Tensor | None = space.whole("noise", lambda s, *at: s.tangent_noise(*at), y, basis, w)
+    found: Tensor | None = space.whole("noise", type(space).tangent_noise, y, basis, w)
     if found is None:
         found = space.over_points(space.tangent_noise, y, basis, w)
     return found

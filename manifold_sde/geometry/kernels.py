@@ -12,7 +12,13 @@ from torch import Tensor
 from torch.func import vmap
 
 from manifold_sde.columns import column_norms
-from manifold_sde.compile import CKernel, Identity, compile_batched, compile_points
+from manifold_sde.compile import (
+    CKernel,
+    Identity,
+    Unsupported,
+    compile_batched,
+    compile_points,
+)
 from manifold_sde.deadline import consult
 from manifold_sde.problem import Problem
 
@@ -127,6 +133,9 @@ class Kernels:
         kernel = self._c_kernel(name, one, arguments)
         return None if kernel is None else kernel(*(a.detach().contiguous() for a in arguments))
 
+    def no_part_of_one(self, what: str) -> None:
+        """Say that what follows cannot be part of a kernel of several."""
+
     def _c_kernel(
         self, name: str, function: Callable[..., Any], arguments: tuple[Tensor, ...]
     ) -> CKernel | None:
@@ -209,6 +218,10 @@ class OnePoint(Kernels):
     ) -> Any:
         """Call the function."""
         return function(*arguments)
+
+    def no_part_of_one(self, what: str) -> None:
+        """Refuse to be compiled, before anything is traced in vain."""
+        raise Unsupported(what)
 
 
 def _joined(pieces: list[Tensor], n: int) -> Tensor:

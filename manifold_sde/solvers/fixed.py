@@ -12,7 +12,7 @@ yields a :class:`Step` finds its end there when it goes on.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from manifold_sde.arguments import is_known_false
 from manifold_sde.equations import StochasticEquation
 from manifold_sde.solvers.brownian import BrownianPath
 from manifold_sde.solvers.clock import RunningIntegrals, clock_left, clock_within
-from manifold_sde.solvers.halving import Halving, PathStates, Step
+from manifold_sde.solvers.halving import Halving, PathStates, Step, step_noise
 from manifold_sde.solvers.schemes import StepNoise
 
 #: Numbers that the states of one block may hold, and the most steps of a block.
@@ -115,33 +115,20 @@ class SavedValues:
 
 
 @dataclass
-class State:
-    """State of a chunk at a grid point, paths last.
+class State(PathStates):
+    """State of a chunk at a grid point.
 
     Attributes:
-        x: States (D, n).
-        basis: Reference bases there (D, d, n).
-        rate: Rate of the running integrals there (n,).
-        sums: Running integrals (k, n).
         position: Number of steps taken.
         halved: Number of steps that a path did not survive and took by their halves.
     """
 
-    x: Tensor
-    basis: Tensor
-    rate: Tensor
-    sums: Tensor
     position: int = 0
     halved: int = 0
 
     def counts(self) -> tuple[int, int]:
         """Numbers of accepted and of rejected steps."""
         return self.position, self.halved
-
-    @property
-    def paths(self) -> PathStates:
-        """The states of the paths."""
-        return PathStates(self.x, self.basis, self.rate, self.sums)
 
 
 #: Receives the number of a save time, places of paths in the chunk, and what is known of them.
@@ -198,7 +185,7 @@ class FixedSteps:
 
     def block(self, state: State, save: Save) -> Iterator[Step]:
         """Propose a block of steps, change the state, and save what lies in the block."""
-        first, steps, begin = state.position, self._next_steps(state), state.paths
+        first, steps, begin = state.position, self._next_steps(state), PathStates(*state.tensors())
         increments = self._path.increments(self.grid.level, first, steps)
         h = torch.tensor(self.grid.h, dtype=state.x.dtype, device=state.x.device)
         trajectory = [(state.x, state.rate, state.sums)]
@@ -232,7 +219,7 @@ class FixedSteps:
             first: Number of its first step.
             trajectory: States, rates and integrals between its steps, which are changed.
         """
-        lost = begin.alive() & ~state.paths.alive()
+        lost = begin.alive() & ~state.alive()
         if not is_known_false(~lost.any()):
             return
         places = torch.nonzero(lost)[:, 0]
@@ -242,17 +229,12 @@ class FixedSteps:
             part = yield from self.halving.advance(paths, part, self.grid.level, position)
             for whole, some in zip(trajectory, (part.x, part.rate, part.sums), strict=True):
                 whole[i, ..., places] = some
-        mended = state.paths.with_some(places, part)
-        state.x, state.basis, state.rate, state.sums = (
-            mended.x,
-            mended.basis,
-            mended.rate,
-            mended.sums,
-        )
+        mended = state.with_some(places, part)
+        state.x, state.basis, state.rate, state.sums = mended.tensors()
         state.halved += self.halving.count - before
 
     def _noise(self, path: BrownianPath, dw: Tensor, position: int | Tensor) -> StepNoise:
-        return StepNoise(dw, lambda: path.auxiliary(self.grid.level, position, dw.shape[0]))
+        return step_noise(path, dw, self.grid.level, position)
 
     # How far it is.
 
@@ -427,33 +409,25 @@ class RestartedSteps(FixedSteps):
         """Propose steps until every path is in the step in which E reaches its value."""
         assert self.saved.log_elapsed is not None
         log_elapsed, level, path = self.saved.log_elapsed[0], self.grid.level, self._path
-        x, basis, rate, sums = state.x, state.basis, state.rate, state.sums
-        position = self.restart.position
-        h = torch.tensor(self.grid.h, dtype=x.dtype, device=x.device)
-        moving, after = torch.isfinite(x).all(0), rate
+        states, position = PathStates(*state.tensors()), self.restart.position
+        h = states.x.new_tensor(self.grid.h)
+        moving, after = states.alive(), states.rate
         while bool(moving.any()):
             dw = path.dyadic(level, position, max_level=level)
-            step = Step(x, basis, h, self._noise(path, dw, position))
+            step = Step(states.x, states.basis, h, self._noise(path, dw, position))
             yield step
-            new = PathStates(
-                step.end,
-                step.end_basis,
-                step.rate,
-                self.integrals.advance(sums, h, rate, step.rate),
-            )
-            before = PathStates(torch.where(moving, x, torch.nan), basis, rate, sums)
+            sums = self.integrals.advance(states.sums, h, states.rate, step.rate)
+            new = PathStates(step.end, step.end_basis, step.rate, sums)
+            before = replace(states, x=torch.where(moving, states.x, torch.nan))
             new = yield from self.halving.mended(self.paths, before, new, level, position)
             after = torch.where(moving, new.rate, after)
             moving &= new.sums[1] <= log_elapsed
-            x = torch.where(moving, new.x, x)
-            basis = torch.where(moving, new.basis, basis)
-            rate = torch.where(moving, new.rate, rate)
-            sums = torch.where(moving, new.sums, sums)
+            states = new.where(moving, states)
             position = position + moving
-        length = torch.full_like(rate, self.grid.h)
-        restart = self._restart(x, sums, position)
-        values = yield from self._reach(self.paths, restart, (rate, after), length, log_elapsed)
-        save(0, torch.arange(len(self.paths), device=x.device), values)
+        length = torch.full_like(states.rate, self.grid.h)
+        restart, rates = self._restart(states.x, states.sums, position), (states.rate, after)
+        values = yield from self._reach(self.paths, restart, rates, length, log_elapsed)
+        save(0, torch.arange(len(self.paths), device=position.device), values)
         state.position = 1
 
 

@@ -8,7 +8,7 @@ and the seed, and not on who is stepped beside it.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -67,18 +67,32 @@ class PathStates:
 
     def at(self, places: Tensor) -> PathStates:
         """The states of some of the paths."""
-        return PathStates(*(getattr(self, f.name)[..., places] for f in fields(self)))
+        return PathStates(*(part[..., places] for part in self.tensors()))
 
     def with_some(self, places: Tensor, part: PathStates) -> PathStates:
         """The same, but for some of the paths."""
-        both = [(getattr(self, f.name).clone(), getattr(part, f.name)) for f in fields(self)]
-        for whole, some in both:
+        wholes = [whole.clone() for whole in self.tensors()]
+        for whole, some in zip(wholes, part.tensors(), strict=True):
             whole[..., places] = some
-        return PathStates(*(whole for whole, _ in both))
+        return PathStates(*wholes)
+
+    def where(self, these: Tensor, others: PathStates) -> PathStates:
+        """These states for some of the paths (p,), and others for the others."""
+        pairs = zip(self.tensors(), others.tensors(), strict=True)
+        return PathStates(*(torch.where(these, own, other) for own, other in pairs))
+
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The states, bases, rates and integrals."""
+        return self.x, self.basis, self.rate, self.sums
 
     def alive(self) -> Tensor:
         """Which paths are not lost (p,)."""
         return torch.isfinite(self.x).all(0)
+
+
+def step_noise(path: BrownianPath, dw: Tensor, level: int, position: int | Tensor) -> StepNoise:
+    """The random numbers of steps of a level, with their increments given."""
+    return StepNoise(dw, lambda: path.auxiliary(level, position, dw.shape[0]))
 
 
 class Halving:
@@ -102,10 +116,6 @@ class Halving:
         self.brownian, self.integrals, self.cell = brownian, integrals, cell
         self.count = 0
 
-    def noise(self, path: BrownianPath, dw: Tensor, level: int, position: Tensor) -> StepNoise:
-        """The random numbers of steps."""
-        return StepNoise(dw, lambda: path.auxiliary(level, position, dw.shape[0]))
-
     def advance(
         self, paths: Tensor, states: PathStates, level: int, position: Tensor, halved: int = 0
     ) -> Generator[Step, None, PathStates]:
@@ -124,7 +134,7 @@ class Halving:
         path = self.brownian(paths)
         dw = path.dyadic(level, position)
         h = states.x.new_tensor(self.cell * 2.0**-level)
-        step = Step(states.x, states.basis, h, self.noise(path, dw, level, position))
+        step = Step(states.x, states.basis, h, step_noise(path, dw, level, position))
         yield step
         sums = self.integrals.advance(states.sums, h, states.rate, step.rate)
         after = PathStates(step.end, step.end_basis, step.rate, sums)
@@ -177,9 +187,7 @@ class Halving:
         Returns:
             The states there; NaN where a path is lost.
         """
-        found = PathStates(
-            *(torch.full_like(getattr(states, f.name), torch.nan) for f in fields(states))
-        )
+        found = PathStates(*(torch.full_like(part, torch.nan) for part in states.tensors()))
         left = torch.arange(len(paths), device=paths.device)
         for depth in range(level + 1, level + 1 + MOST_HALVINGS):
             self.count += len(left)
@@ -196,17 +204,13 @@ class Halving:
                 length[far] -= half
             path = self.brownian(paths)
             dw = path.beginning(depth, position, length.double() / half)
-            step = Step(states.x, states.basis, length, self.noise(path, dw, depth, position))
+            step = Step(states.x, states.basis, length, step_noise(path, dw, depth, position))
             yield step
             sums = self.integrals.advance(states.sums, length, states.rate, step.rate)
             # Those that have nowhere to go are there.
             there = length <= 0
-            ends = PathStates(
-                torch.where(there, states.x, step.end),
-                torch.where(there, states.basis, step.end_basis),
-                torch.where(there, states.rate, step.rate),
-                torch.where(there, states.sums, sums),
-            )
+            after = PathStates(step.end, step.end_basis, step.rate, sums)
+            ends = states.where(there, after)
             found = found.with_some(left, ends)
             lost = torch.nonzero(states.alive() & ~ends.alive())[:, 0]
             if not len(lost):
