@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from manifold_sde.errors import TimeScaleError
+from manifold_sde.errors import ArgumentError, TimeScaleError
 from manifold_sde.number_arrays import LARGEST, Array, Numbers, as_float64
 
 Steps = NDArray[np.int64]
@@ -85,6 +85,31 @@ class Schedule:
     def of(cls, name: str, source: ScheduleLike, *, smallest: float = 0.0) -> Schedule:
         """Return ``source`` itself if it is a schedule, otherwise one made of it."""
         return source if isinstance(source, Schedule) else cls(name, source, smallest=smallest)
+
+    def every(self, start: int, stop: int, *, of: str, remedy: str) -> Array:
+        """Read the values at all the steps start, ..., stop - 1.
+
+        Args:
+            start: First step.
+            stop: One past the last step.
+            of: Whose steps these are, for the error.
+            remedy: What to give instead, for the error.
+
+        Raises:
+            TimeScaleError: If one is unusable.
+            ArgumentError: If there are fewer.
+        """
+        values, fault = self.read(start, stop)
+        if fault is not None:
+            raise fault
+        if len(values) < stop - start:
+            raise ArgumentError(
+                f"{self.name} ends before {of}",
+                received=f"{len(values)} values for {stop - start} steps",
+                expected="a value for each step",
+                remedy=remedy,
+            )
+        return values
 
     def read(self, start: int, stop: int) -> tuple[Array, TimeScaleError | None]:
         """Read the values at the steps start, ..., stop - 1, up to the first that is unusable.

@@ -59,18 +59,8 @@ class ExpectedClock:
 
 
 def _schedule(name: str, source: ScheduleLike, steps: int) -> Array:
-    schedule = Schedule.of(name, source)
-    values, fault = schedule.read(0, steps)
-    if fault is not None:
-        raise fault
-    if len(values) < steps:
-        raise ArgumentError(
-            f"{name} ends before the run",
-            received=f"{len(values)} values for {steps} steps",
-            expected="a value for each step",
-            remedy=f"pass {steps} values, a number, or a callable of the step",
-        )
-    return values
+    remedy = f"pass {steps} values, a number, or a callable of the step"
+    return Schedule.of(name, source).every(0, steps, of="the run", remedy=remedy)
 
 
 def expected_clock(

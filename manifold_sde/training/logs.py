@@ -257,17 +257,9 @@ def _by_step(name: str, source: Any, steps: Array, order: Any) -> Array:
         low, high = rows[earlier], rows[earlier + 1]
         smooth = (high <= _JUMP * low) & (low <= _JUMP * high)
         return np.where(smooth, np.interp(at, steps, rows), low)
-    values, fault = Schedule.of(name, source).read(int(steps[0]), int(steps[-1]))
-    if fault is not None:
-        raise fault
-    if len(values) < count:
-        raise ArgumentError(
-            f"{name} ends before the log",
-            received=f"{len(values)} values for {count} steps",
-            expected="one value a step",
-            remedy=f"a callable of the step, or a column: {name}='column'",
-        )
-    return values
+    remedy = f"a callable of the step, or a column: {name}='column'"
+    first, last = int(steps[0]), int(steps[-1])
+    return Schedule.of(name, source).every(first, last, of="the log", remedy=remedy)
 
 
 def _table(path: Path) -> dict[str, list[Any]]:
