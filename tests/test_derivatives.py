@@ -5,6 +5,7 @@ held against differences of eighth order of the one before, from the loss on.
 """
 
 import copy
+import itertools
 import math
 import random
 from collections.abc import Callable
@@ -378,6 +379,10 @@ REFUSED: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
         "functional.layer_norm for native",
     ),
     "dropout": (lambda x: F.dropout(Z @ unit(x), 0.5).square(), "switch dropout off"),
+    "a small share of dropout": (
+        lambda x: (Z @ unit(x)).square() * (1.0 + 1e-11 * F.dropout(torch.ones(6), 0.5)),
+        "switch dropout off",
+    ),
     "numbers of Python's": (lambda x: (Z @ unit(x)) * random.random(), "switch dropout off"),
     "random numbers": (lambda x: torch.randn(5, DIM, dtype=x.dtype) @ unit(x), "outside"),
 }
@@ -393,6 +398,18 @@ def test_losses_that_cannot_be_differentiated_are_refused_with_what_to_write(nam
     assert way_out in caught.value.remedy
     assert caught.value.received
     assert caught.value.expected
+
+
+def test_a_loss_may_differ_by_rounding_from_call_to_call() -> None:
+    """As linear algebra does, whose last digits depend on where its arguments lie in memory."""
+    calls = itertools.count()
+
+    def loss(x: Tensor) -> Tensor:
+        return (Z @ unit(x)).square().mean() * (1.0 + 2e-15 * (next(calls) % 2))
+
+    x = normal(DIM)
+    want = torch.func.grad(lambda x: (Z @ unit(x)).square().mean())(x)
+    torch.testing.assert_close(problem_of(loss).gradient(x), want, rtol=1e-14, atol=1e-14)
 
 
 def test_a_derivative_that_is_infinite_is_refused() -> None:

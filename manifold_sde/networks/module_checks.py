@@ -19,6 +19,7 @@ from manifold_sde.errors import (
     NonFiniteError,
     ShapeError,
 )
+from manifold_sde.loss_checks import equal_to_rounding
 from manifold_sde.networks.copies import unchanged
 from manifold_sde.networks.function import NetworkFunction
 from manifold_sde.networks.layers import GhostBatchNorm, require_ghost_batches
@@ -261,7 +262,7 @@ def check_forward(function: NetworkFunction, generators: Generators) -> Tensor:
             expected="buffers that are constants of the loss",
             remedy="module.eval(), where that leaves them alone",
         )
-    if not _same(outputs, again):
+    if not equal_to_rounding(outputs, again):
         raise ArgumentError(
             "the module is random",
             received="outputs that differ at the same weights by "
