@@ -36,10 +36,18 @@ class Nodes:
         cell: Length of a cell.
         antithetic: Whether paths 2i and 2i + 1 have the same numbers with opposite signs.
         compiled: Whether drawing is compiled.
+        mirrored: Level of the intervals whose halves are exchanged; all numbers beside W then have
+            the opposite sign.
     """
 
     def __init__(
-        self, seed: int, paths: Tensor, cell: float, antithetic: bool, compiled: bool
+        self,
+        seed: int,
+        paths: Tensor,
+        cell: float,
+        antithetic: bool,
+        compiled: bool,
+        mirrored: int | None = None,
     ) -> None:
         self.paths = paths
         self.device = paths.device
@@ -48,6 +56,9 @@ class Nodes:
         odd = (paths & 1).to(torch.float64)
         self._signs = 1.0 - 2.0 * odd if antithetic else torch.ones_like(odd)
         bridges = [0.5 * math.sqrt(cell * 2.0**-level) for level in range(DEEPEST)]
+        if mirrored is not None:
+            bridges[mirrored] = -bridges[mirrored]
+        self._mirrored = mirrored
         self._scales = self.tensor([math.sqrt(cell), *bridges], torch.float64)
         self._antithetic = antithetic
         self._words = rng.seed_key(seed)
@@ -86,6 +97,11 @@ class Nodes:
             scales = self._scales[levels]
         else:
             scales = torch.ones_like(levels, dtype=torch.float64)
+        if self._mirrored is not None:
+            # Nodes of the two halves of an interval change places, with all that is below them.
+            below = levels - self._mirrored - (2 if stream == rng.STREAM_SDE else 1)
+            positions = torch.where(below < 0, positions, positions ^ (1 << below.clamp(min=0)))
+            scales = scales if stream == rng.STREAM_SDE else -scales
         most = self.at_once(count)
         begin, k = 0, len(levels)
         while begin < k:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from manifold_sde.arguments import integer
 from manifold_sde.equations import StochasticEquation
 from manifold_sde.errors import ArgumentError
 from manifold_sde.solvers.arguments import check_times, require_equation
+from manifold_sde.solvers.coupled_path import Coupling
 from manifold_sde.solvers.integrate import integrate
 from manifold_sde.solvers.moments import Moments, Observable, evaluate
 from manifold_sde.solvers.simulation import Simulation
@@ -61,7 +63,11 @@ def coupled(
 
 
 def coupled_values(
-    simulation: Simulation, function: Observable, halvings: tuple[int, ...]
+    simulation: Simulation,
+    function: Observable,
+    halvings: tuple[int, ...],
+    *,
+    mirrored: bool = False,
 ) -> Iterator[tuple[list[Tensor], Tensor]]:
     """Values of a function along the paths, at steps that differ by powers of two.
 
@@ -69,20 +75,25 @@ def coupled_values(
         simulation: The simulation at the largest step.
         function: Function of states (n, D) with a value for each, (n, ...).
         halvings: How often its step is halved, for each of the runs.
+        mirrored: Whether each value is the mean over the two mirrored Brownian paths of
+            :class:`CoupledPath`.
 
     Returns:
         For each chunk the values (K, n, ...) of each run, and which paths no run lost, (K, n).
     """
-    runs = [simulation.halved(k) for k in halvings]
+    level = simulation.grid.level
+    paths = [Coupling(level, m) for m in (False, True)] if mirrored else [None]
+    runs = [[replace(simulation.halved(k), coupling=path) for path in paths] for k in halvings]
     for chunk in simulation.chunks():
-        found, valid = [], None
-        for run in runs:
-            states = integrate(run, chunk).x.movedim(1, -1)
-            pairs = [evaluate("the function", function, x) for x in states]
-            found.append(torch.stack([values for values, _ in pairs]))
-            kept = torch.stack([alive for _, alive in pairs])
-            valid = kept if valid is None else valid & kept
-        assert valid is not None
+        found, valid = [], torch.ones((), dtype=torch.bool, device=chunk.start.device)
+        for several in runs:
+            values = []
+            for run in several:
+                states = integrate(run, chunk).x.movedim(1, -1)
+                pairs = [evaluate("the function", function, x) for x in states]
+                values.append(torch.stack([value for value, _ in pairs]))
+                valid = valid & torch.stack([alive for _, alive in pairs])
+            found.append(values[0] if len(values) == 1 else 0.5 * (values[0] + values[1]))
         yield found, valid
 
 

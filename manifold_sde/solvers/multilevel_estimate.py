@@ -5,8 +5,9 @@ r"""Expectations to a given error by the multilevel Monte Carlo method.
     E_{h/2^L} = E_h + \sum_{l=1}^{L} \bigl(E_{h/2^l} - E_{h/2^{l-1}}\bigr),
 
 each term from paths of its own, as many as its variance is worth; the two steps of a term run on
-the same Brownian paths (Giles, Operations Research 56, 2008). Most paths then have the largest
-steps.
+the same Brownian paths (Giles, Operations Research 56, 2008), and each on two that are mirrored
+(:mod:`~manifold_sde.solvers.coupled_path`), so that the variance of a term falls as h^2 whether the
+noise commutes or not. Most paths then have the largest steps.
 """
 
 from __future__ import annotations
@@ -34,6 +35,11 @@ _PATHS_OF_LEVEL = 1 << 27
 _PILOT = 256
 _FIRST_LEVELS = 3
 _MOST_LEVELS = 12
+#: Part of the tolerance that is left to the bias: with variances that fall as h^2 a smaller step
+#: costs little.
+_BIAS_PART = 1.0 / 3.0
+#: Schemes whose paths at two steps are close to each other.
+_COUPLED = ("weak2", *ADAPTIVE)
 #: Growth of a sample from one round to the next, at most.
 _MOST_GROWTH = 8
 
@@ -47,7 +53,8 @@ class Level:
         paths: Number of paths.
         mean: Mean of what it adds, (...).
         variance: Variance of what it adds, for one path, (...).
-        steps: Steps of one path, those of the larger step that it is compared with included.
+        steps: Steps of one path: those of the two mirrored ones, and of the larger step that they
+            are compared with, together.
     """
 
     dt: float
@@ -103,7 +110,7 @@ def multilevel(
     tolerance: float,
     dt: float,
     start: float = 0.0,
-    method: str = "heun",
+    method: str = "weak2",
     seed: int = 0,
     compile: bool | str = "auto",
     chunk_size: int = CHUNK,
@@ -111,18 +118,18 @@ def multilevel(
 ) -> MultilevelEstimate:
     """An expectation to a given root mean square error, by the multilevel Monte Carlo method.
 
-    Half of the square of the tolerance is spent on the variance and half on the bias. The number
-    of levels follows from the differences that the last ones make, under the scheme's weak order.
+    A third of the tolerance is left to the bias. The number of levels follows from the differences
+    that the last ones make, under the scheme's weak order.
 
     Args:
         sde: The equation, in either form: the scheme takes the one that it needs.
         y0: Start (D,) on the manifold.
         time: Time of the expectation.
-        function: Function of states (n, D) with a value for each, (n, ...).
+        function: Smooth function of states (n, D) with a value for each, (n, ...).
         tolerance: Root mean square error aimed at, in units of the function.
         dt: The largest step.
         start: Time at the start.
-        method: "heun" or "midpoint", whose paths at two steps are close.
+        method: "weak2", of weak order 2, or "heun" or "midpoint", of order 1.
         seed: Seed of the Brownian paths.
         compile: As in ``solve``.
         chunk_size: Number of paths that are stepped together.
@@ -150,12 +157,12 @@ def multilevel(
         >>> len(found.levels) >= 2
         True
     """
-    if method not in ADAPTIVE:
+    if method not in _COUPLED:
         raise ArgumentError(
             "the paths of this method at two steps are not close to each other",
             received=repr(method),
-            expected=" or ".join(repr(name) for name in ADAPTIVE),
-            remedy='leave it at "heun"; extrapolate takes every scheme',
+            expected=" or ".join(repr(name) for name in _COUPLED),
+            remedy='leave it at "weak2"; extrapolate takes every scheme',
         )
     if not 0.0 < real(tolerance) < math.inf:
         raise ArgumentError(
@@ -215,13 +222,13 @@ class _Multilevel:
     lost: list[int] = field(default_factory=list)
 
     def estimate(self) -> MultilevelEstimate:
-        """Add levels and paths until both halves of the error are small enough."""
+        """Add levels and paths until both parts of the error are small enough."""
         for _ in range(_FIRST_LEVELS):
             self._add_level()
         while True:
             self._fill()
             bias = self._bias()
-            if float(bias.max()) <= self.tolerance / math.sqrt(2.0):
+            if float(bias.max()) <= self.tolerance * _BIAS_PART:
                 break
             if len(self.moments) == _MOST_LEVELS:
                 raise self._out_of_reach(f"a bias of {float(bias.max()):.2g} at the smallest step")
@@ -242,7 +249,7 @@ class _Multilevel:
 
     def _cost(self, level: int) -> float:
         first, last = self.simulation.times
-        return (last - first) / self._step(level) * (1.5 if level else 1.0)
+        return (last - first) / self._step(level) * (3.0 if level else 1.0)
 
     def _bias(self) -> Tensor:
         """What the smallest step leaves, from the last two differences."""
@@ -266,8 +273,11 @@ class _Multilevel:
             n_paths=count,
             first_path=level * _PATHS_OF_LEVEL + first,
         )
+        halvings = (0, 1) if level else (0,)
         total: Moments | None = None
-        for values, valid in coupled_values(simulation, self.function, (0, 1) if level else (0,)):
+        for values, valid in coupled_values(
+            simulation, self.function, halvings, mirrored=level > 0
+        ):
             self.lost[level] += int((~valid[-1]).sum())
             adds = values[1] - values[0] if level else values[0]
             new = moments_at(adds[-1:], valid[-1:])
@@ -284,13 +294,14 @@ class _Multilevel:
         return total
 
     def _fill(self) -> None:
-        """Draw paths until the variance is within its half of the error."""
+        """Draw paths until the variance is within its part of the error."""
+        allowed = self.tolerance**2 * (1.0 - _BIAS_PART**2)
         while True:
             costs = [self._cost(k) for k in range(len(self.moments))]
             variances = [float(m.variance[0].max()) for m in self.moments]
             total = sum(math.sqrt(v * c) for v, c in zip(variances, costs, strict=True))
             wanted = [
-                math.ceil(2.0 / self.tolerance**2 * math.sqrt(v / c) * total)
+                math.ceil(math.sqrt(v / c) * total / allowed)
                 for v, c in zip(variances, costs, strict=True)
             ]
             counts = [int(m.count[0]) for m in self.moments]

@@ -37,6 +37,7 @@ from manifold_sde.solvers.arguments import (
 from manifold_sde.solvers.brownian import BrownianPath
 from manifold_sde.solvers.chunk import CHUNK, Chunk
 from manifold_sde.solvers.clock import ReadOff, clock_at, integrals_of
+from manifold_sde.solvers.coupled_path import CoupledPath, Coupling
 from manifold_sde.solvers.fingerprint import Fingerprint, route, summary
 from manifold_sde.solvers.fixed import FixedSteps, Grid, RestartedSteps, SaveTimes
 from manifold_sde.solvers.limits import (
@@ -93,6 +94,7 @@ class Simulation:
         max_steps: Largest number of steps of a path.
         noise_along: Part of the noise along the manifold at the start, if it was measured.
         batched: Whether states have a dimension of paths.
+        coupling: How the Brownian paths belong to those of another step, if they do.
     """
 
     sde: StochasticEquation
@@ -115,6 +117,7 @@ class Simulation:
     max_steps: int = MAX_STEPS
     noise_along: float | None = None
     batched: bool = True
+    coupling: Coupling | None = None
 
     @classmethod
     def of(
@@ -350,9 +353,11 @@ class Simulation:
         paths, restarted = chunk.paths, chunk.restart is not None
 
         in_c = fills(torch.float64, chunk.start.device)
+        coupling = self.coupling
+        kind = BrownianPath if coupling is None else functools.partial(CoupledPath, coupling)
 
         def brownian(some: Tensor) -> BrownianPath:
-            return BrownianPath(
+            return kind(
                 self.seed,
                 self.equation.n_noise,
                 some,

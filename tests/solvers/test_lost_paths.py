@@ -213,8 +213,8 @@ def test_multilevel_warns_of_few(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     whole = multilevel_estimate.coupled_values
     spoiled: list[int] = []
 
-    def losing(simulation: Any, *arguments: Any) -> Any:
-        for values, valid in whole(simulation, *arguments):
+    def losing(simulation: Any, *arguments: Any, **options: Any) -> Any:
+        for values, valid in whole(simulation, *arguments, **options):
             if simulation.first_path == 0:
                 valid[-1, :2] = False
                 spoiled.append(2)
