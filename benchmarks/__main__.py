@@ -29,6 +29,7 @@ NAMES = (
     "diffusion",
     "network",
     "limits",
+    "multilevel",
     "cold",
     "training",
 )

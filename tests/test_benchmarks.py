@@ -16,6 +16,7 @@ from benchmarks import (
     bench_diffusion,
     bench_limit_map,
     bench_limits,
+    bench_multilevel,
     bench_network,
     bench_second_derivative,
     bench_sgd,
@@ -37,6 +38,7 @@ MODULES = {
     "diffusion": bench_diffusion,
     "network": bench_network,
     "limits": bench_limits,
+    "multilevel": bench_multilevel,
     "cold": bench_cold,
     "training": bench_training,
 }

@@ -40,6 +40,8 @@ _MOST_LEVELS = 12
 _BIAS_PART = 1.0 / 3.0
 #: Schemes whose paths at two steps are close to each other.
 _COUPLED = ("weak2", *ADAPTIVE)
+#: Share of the paths that are wanted from which on no more are drawn; the rest is allowed for.
+_NEARLY = 0.98
 #: Growth of a sample from one round to the next, at most.
 _MOST_GROWTH = 8
 
@@ -295,7 +297,7 @@ class _Multilevel:
 
     def _fill(self) -> None:
         """Draw paths until the variance is within its part of the error."""
-        allowed = self.tolerance**2 * (1.0 - _BIAS_PART**2)
+        allowed = _NEARLY * self.tolerance**2 * (1.0 - _BIAS_PART**2)
         while True:
             costs = [self._cost(k) for k in range(len(self.moments))]
             variances = [float(m.variance[0].max()) for m in self.moments]
@@ -305,7 +307,7 @@ class _Multilevel:
                 for v, c in zip(variances, costs, strict=True)
             ]
             counts = [int(m.count[0]) for m in self.moments]
-            if all(have >= want for have, want in zip(counts, wanted, strict=True)):
+            if all(have >= _NEARLY * want for have, want in zip(counts, wanted, strict=True)):
                 return
             for k, (have, want) in enumerate(zip(counts, wanted, strict=True)):
                 if want > self.max_paths:
