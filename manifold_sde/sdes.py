@@ -10,7 +10,11 @@ from manifold_sde.columns import column_norms
 from manifold_sde.equations import ManifoldEquation, StochasticEquation
 from manifold_sde.errors import ArgumentError, NotOnManifoldError
 from manifold_sde.geometry import Geometry
-from manifold_sde.geometry.drift import direction_drift, direction_drift_and_noise
+from manifold_sde.geometry.drift import (
+    direction_drift,
+    direction_drift_and_noise,
+    tangent_noise,
+)
 from manifold_sde.paper import implements
 from manifold_sde.problem import Problem
 
@@ -241,7 +245,7 @@ class DirectionDiffusion(ManifoldEquation):
 
     def noise(self, x: Tensor, basis: Tensor, w: Tensor) -> Tensor:
         """P sigma w at the direction: (D, n), (D, d, n), (m, n) -> (D, n)."""
-        return super().noise(x / column_norms(x), basis, w)
+        return tangent_noise(self.space, x / column_norms(x), basis, w)
 
     def drift_and_noise(self, x: Tensor, basis: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
         """Drift, and P sigma w, at the direction: (D, n) each."""
