@@ -1,6 +1,7 @@
 """The training clock: norms, directions and mixing of a network in training."""
 
 from manifold_sde.training.auditing import audit
+from manifold_sde.training.callbacks import lightning_callback, trainer_callback
 from manifold_sde.training.clock import MixingClock
 from manifold_sde.training.cooldown import Cooldown
 from manifold_sde.training.expected import ExpectedClock, expected_clock
@@ -27,9 +28,11 @@ __all__ = [
     "audit",
     "directions_of",
     "expected_clock",
+    "lightning_callback",
     "logits_on",
     "loss_on",
     "plan",
     "relaxation",
     "scale_invariant_groups",
+    "trainer_callback",
 ]
