@@ -13,17 +13,11 @@ from manifold_sde.errors import ArgumentError, DTypeError, MixingClockError
 from manifold_sde.number_arrays import Array
 from manifold_sde.training.clock import MixingClock
 from manifold_sde.training.expected import LINEAR, RELATIVE
+from manifold_sde.training.group_audit import AS_PREDICTED, NONE, NOT_YET, OFF, GroupAudit
 from manifold_sde.training.groups import EPS_MATTERS, INVARIANT, ScaleGroup
 from manifold_sde.training.lane import Lane, split
 from manifold_sde.training.logs import audit_log
-from manifold_sde.training.report import (
-    AS_PREDICTED,
-    NONE,
-    NOT_YET,
-    OFF,
-    AuditReport,
-    GroupAudit,
-)
+from manifold_sde.training.report import AuditReport
 from manifold_sde.training.rules import (
     NORMS,
     Options,

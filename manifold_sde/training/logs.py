@@ -20,8 +20,9 @@ from manifold_sde.errors import ArgumentError, DataFileError
 from manifold_sde.number_arrays import Array
 from manifold_sde.schedules import Schedule, ScheduleLike
 from manifold_sde.training.expected import ADAM, LINEAR
+from manifold_sde.training.group_audit import AS_PREDICTED, NONE, NOT_YET, OFF, GroupAudit
 from manifold_sde.training.recursions import RunningClock
-from manifold_sde.training.report import AS_PREDICTED, NONE, NOT_YET, OFF, AuditReport, GroupAudit
+from manifold_sde.training.report import AuditReport
 from manifold_sde.training.rules import Options, matrix, relaxation_rate, variance
 
 _INSIDE = ("model", "state_dict", "model_state_dict", "module", "net", "params")
