@@ -38,6 +38,7 @@ class AuditReport:
         closing: The largest difference between a norm's change and its ledger, relative to |x|^2.
         steps, norms: The history, (n,) and for each group (n,), measured.
         predictions: Predicted norms at these steps, where they are known.
+        clocks: Of a log, the clock v at these steps, (n,) for each group: for ``relaxation``.
     """
 
     title: str
@@ -47,6 +48,7 @@ class AuditReport:
     steps: Array = field(default_factory=lambda: np.zeros(0))
     norms: dict[str, Array] = field(default_factory=dict)
     predictions: dict[str, Array] = field(default_factory=dict)
+    clocks: dict[str, Array] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[GroupAudit]:
         return iter(self.rows)

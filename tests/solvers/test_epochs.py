@@ -14,10 +14,10 @@ from manifold_sde.errors import ArgumentError, NoiseError
 from manifold_sde.noise.sampling import draws
 from manifold_sde.solvers import predict_sgd, run_sgd
 from manifold_sde.solvers.sgd import _Run
-from manifold_sde.verification import check_assumptions
+from manifold_sde.verification import verify
 from manifold_sde.verification.exact import CircleDiffusion
 
-DIM, PATHS = 6, 300
+DIM, PATHS = 6, 200
 
 
 def circle(noise: SamplingNoise, samples: int) -> Problem:
@@ -229,18 +229,18 @@ def explored(noise: SamplingNoise, samples: int, epochs: int) -> tuple[float, fl
 
 
 def test_exploration_stops_while_norm_and_clock_go_on() -> None:
-    """A ratio of variances over 300 paths has a standard error of 8 %: factors are seen, not more.
+    """A ratio of variances over 200 paths has a standard error of 10 %: factors are seen, not more.
 
     Broken twin: the clock of independent steps for that of epochs.
     """
-    iid, error, u, norm = explored(SamplingNoise(1), 32, 20)
+    iid, error, u, norm = explored(SamplingNoise(1), 32, 15)
     assert abs(iid - 1.0) < 4 * error
-    epoch, error, other_u, other_norm = explored(SamplingNoise(1, replacement="epoch"), 32, 20)
+    epoch, error, other_u, other_norm = explored(SamplingNoise(1, replacement="epoch"), 32, 15)
     assert 0.0 < epoch < iid / 200
     assert not abs(epoch - 1.0) < 4 * error
     assert other_u == pytest.approx(u, rel=0.02)
     assert other_norm == pytest.approx(norm, rel=0.01)
-    fresh, error, other_u, _ = explored(PartlyFresh(1, replacement="epoch"), 32, 20)
+    fresh, error, other_u, _ = explored(PartlyFresh(1, replacement="epoch"), 32, 15)
     assert abs(fresh - PartlyFresh.share) < 4 * error + epoch
     assert other_u == pytest.approx(u, rel=0.02)
 
@@ -250,7 +250,7 @@ def test_batches_that_do_not_divide_explore_a_little(batch: int, drop_last: bool
     noise = SamplingNoise(batch, replacement="epoch", drop_last=drop_last)
     share = noise.lasting_share(circle(noise, 64).pointwise)
     assert 0.05 < share < 0.6
-    ratio, error, _, _ = explored(noise, 64, 60)
+    ratio, error, _, _ = explored(noise, 64, 40)
     assert abs(ratio - share) < 4 * error + 0.01
 
 
@@ -266,9 +266,8 @@ def test_the_limits_refuse_it() -> None:
         with pytest.raises(NoiseError, match="run_sgd takes this noise as it is") as caught:
             make()
         assert "of whose noise 0 outlasts an epoch" in caught.value.received
-    report = check_assumptions(problem)
+    report = verify(problem, checks=["properties of the noise"])
     assert not report.passed
-    assert next(r for r in report if r.name == "properties of the noise").verdict == "fails"
 
 
 def test_arguments() -> None:

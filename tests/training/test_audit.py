@@ -280,6 +280,7 @@ def test_a_log_of_norms(tmp_path: Path, jsonl: bool) -> None:
     rates = np.where(np.arange(STEPS) < 1200, 0.02, 0.005)
     whole = expected_clock(rates, weight_decay=0.01, momentum=0.9, noise=2.0)
     assert row.clock == pytest.approx(whole.total, rel=1e-6)  # the drop is at a row
+    np.testing.assert_allclose(report.clocks["w/norm"], whole.clock[::50], rtol=1e-6, atol=1e-9)
     assert max(len(line) for line in str(report).splitlines()) <= 80
     assert report.predictions["w/norm"].shape == (41,)
     # A constant given as a number is another run, and is off by it.
