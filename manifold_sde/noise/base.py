@@ -70,7 +70,9 @@ class Noise(ABC):
     def numbers(
         self, loss: Loss, key: rng.Key, paths: Tensor, steps: Tensor, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor]:
-        """Return what independent steps consume: normals (a, *steps, n), uniforms (b, *steps, n).
+        """Return the normals ``(a, *steps, n)`` and uniforms ``(b, *steps, n)`` of some steps.
+
+        Of steps that are independent; else :meth:`step_numbers` has them.
 
         Args:
             loss: The loss.

@@ -36,7 +36,8 @@ class AuditReport:
         rows: The groups.
         notes: What is to know of the run as a whole, a line each.
         closing: The largest difference between a norm's change and its ledger, relative to |x|^2.
-        steps, norms: The history, (n,) and for each group (n,), measured.
+        steps: The steps of the history, (n,).
+        norms: The norms at these steps, (n,) for each group, measured.
         predictions: Predicted norms at these steps, where they are known.
         clocks: Of a log, the clock v at these steps, (n,) for each group: for ``relaxation``.
     """

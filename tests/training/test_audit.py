@@ -61,6 +61,7 @@ def run(
     return rows, clock
 
 
+@pytest.mark.paper("Equation (10)")
 def only(report: AuditReport) -> Any:
     (row,) = report
     return row
