@@ -180,8 +180,8 @@ def require_independent_steps(noise: Noise, loss: Loss, what: str) -> None:
     share = noise.lasting_share(loss)
     if share != 1.0:
         raise NoiseError(
-            f"{what} is a limit of SGD with independent steps, and these are not",
-            received=f"{noise!r}, of whose noise {share:.2g} outlasts an epoch",
+            f"{what} is a limit of SGD with independent steps, which these are not",
+            received=f"{noise!r}: {share:.2g} of it outlasts an epoch",
             expected="batches that are drawn anew at each step, as in (1)",
             remedy="SamplingNoise(batch_size) for the theory; run_sgd takes this noise as it is",
         )

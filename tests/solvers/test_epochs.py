@@ -265,7 +265,7 @@ def test_the_limits_refuse_it() -> None:
     ):
         with pytest.raises(NoiseError, match="run_sgd takes this noise as it is") as caught:
             make()
-        assert "of whose noise 0 outlasts an epoch" in caught.value.received
+        assert ": 0 of it outlasts an epoch" in caught.value.received
     report = verify(problem, checks=["properties of the noise"])
     assert not report.passed
 
