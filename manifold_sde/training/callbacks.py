@@ -110,12 +110,12 @@ class LightningClock(ClockKeeper):
         super().__init__(inputs, options)
         self.index = index
         self._begun = False
-        self._logged = -1
+        self._logged = 0
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """A new training has a new clock."""
         self.end()
-        self._begun, self._logged = False, -1
+        self._begun, self._logged = False, 0
 
     def on_train_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int

@@ -68,6 +68,7 @@ class LightningTrainer:
     """As Lightning's: callbacks are loaded first, the optimizers when the fit has begun."""
 
     log_every_n_steps = 5
+    accumulate_grad_batches = 1
 
     def __init__(self, callback: Any) -> None:
         self.callback = callback
@@ -84,9 +85,10 @@ class LightningTrainer:
         self.callback.on_train_start(self, module)
         for number, batch in enumerate(batches):
             self.callback.on_train_batch_start(self, module, batch, number)
-            loss = train_step(module, self.optimizers[0], batch)
-            self.global_step += 1
-            self.callback.on_train_batch_end(self, module, {"loss": loss}, batch, number)
+            if (number + 1) % self.accumulate_grad_batches == 0:
+                train_step(module, self.optimizers[0], batch)
+                self.global_step += 1
+            self.callback.on_train_batch_end(self, module, None, batch, number)
         found = {
             "model": module.state_dict(),
             "callback": self.callback.state_dict(),
@@ -164,6 +166,15 @@ def test_lightning_has_the_clock_of_a_plain_loop() -> None:
     assert len(module.logged) == 2  # of steps 5 and 10
     assert module.logged[-1]["clock/steps"] == 10.0
     assert audit(callback.clock)["net.0.weight"].verdict != "off"
+
+
+@pytest.mark.usefixtures("packages")
+def test_lightning_logs_steps_and_not_batches() -> None:
+    callback: Any = lightning_callback(sampling="reshuffled")
+    module, trainer = Module(), LightningTrainer(callback)
+    trainer.accumulate_grad_batches = 2
+    trainer.fit(module, BATCHES)
+    assert [numbers["clock/steps"] for numbers in module.logged] == [5.0]
 
 
 @pytest.mark.usefixtures("packages")
