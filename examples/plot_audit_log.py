@@ -52,8 +52,9 @@ probe = [json.loads(line)["probe"] for line in log.read_text().splitlines()]
 clock = report.clocks["w.norm"]
 found = relaxation({"probe": probe}, clock, modes=1)
 print(found)
-exact = float(problem.noise_trace(problem.minimizer)) * spectral_gap(problem).relaxation_time
-print(f"\nBy the generator of the diffusion the relaxation time is {exact:.2f}.")
+if not quick:
+    exact = float(problem.noise_trace(problem.minimizer)) * spectral_gap(problem).relaxation_time
+    print(f"\nBy the generator of the diffusion the relaxation time is {exact:.2f}.")
 
 # %%
 # And at a tenth of the learning rate, going on from here? The norm is too large for it and has to

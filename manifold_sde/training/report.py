@@ -168,7 +168,8 @@ class AuditReport:
                 name = textwrap.shorten(row.group, 40, placeholder="...")
                 ax.plot(self.steps, self.norms[row.group], label=name, **style)
             if row.group in self.predictions:
-                ax.plot(self.steps, self.predictions[row.group], **{**style, "ls": "--"})
+                over = {"color": "black", "lw": 1.0, "ls": "--", "zorder": 3}
+                ax.plot(self.steps, self.predictions[row.group], **{**style, **over})
             if math.isfinite(row.equilibrium):
                 ax.axhline(row.equilibrium, color=f"C{i}", lw=0.9, ls=":")
         ax.set_xlabel("steps")
