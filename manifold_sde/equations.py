@@ -24,6 +24,7 @@ from manifold_sde.geometry.least_squares import LeastSquaresSpace, has_zero_resi
 from manifold_sde.geometry.normal_space import NormalSpace
 from manifold_sde.geometry.retraction import retract
 from manifold_sde.noise import SphericalNoise
+from manifold_sde.noise.base import require_independent_steps
 from manifold_sde.problem import LeastSquaresProblem, Problem, require_problem
 
 _CALCULI = ("ito", "stratonovich")
@@ -56,6 +57,7 @@ class StochasticEquation(ABC):
                 remedy='"ito" is the form that the paper prints',
             )
         self.problem = require_problem(problem)
+        require_independent_steps(problem.noise, problem.pointwise, type(self).__name__)
         self.calculus = calculus
         self.kernels = Kernels(problem, False)
 

@@ -18,6 +18,9 @@ from torch import Tensor
 
 from manifold_sde.arguments import check_integer
 
+Key = tuple[Tensor | int, Tensor | int]
+"""Two 32-bit words, as ints or 0-dimensional tensors."""
+
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _MASK = 0xFFFFFFFF
@@ -36,6 +39,7 @@ STREAM_SGD_NORMAL = 1
 STREAM_SGD_UNIFORM = 2
 STREAM_SDE = 3
 STREAM_SDE_AUXILIARY = 4
+STREAM_SGD_EPOCH = 5
 
 
 def seed_key(seed: int) -> tuple[int, int]:
@@ -49,7 +53,7 @@ def seed_key(seed: int) -> tuple[int, int]:
 
 
 def philox(
-    counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor | int, Tensor | int]
+    counter: tuple[Tensor, Tensor, Tensor, Tensor], key: Key
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Ten rounds of Philox4x32 on broadcastable int64 tensors holding 32-bit words.
 
@@ -82,7 +86,7 @@ def _product(word: Tensor, multiplier: int) -> tuple[Tensor, Tensor]:
 
 
 def _words(
-    key: tuple[Tensor | int, Tensor | int],
+    key: Key,
     stream: int,
     paths: Tensor,
     step: Tensor,
@@ -116,7 +120,7 @@ def _unit_interval(words: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def uniforms(
-    key: tuple[Tensor | int, Tensor | int],
+    key: Key,
     stream: int,
     paths: Tensor,
     step: Tensor,
@@ -141,7 +145,7 @@ def uniforms(
 
 
 def normals(
-    key: tuple[Tensor | int, Tensor | int],
+    key: Key,
     stream: int,
     paths: Tensor,
     step: Tensor,
@@ -161,7 +165,7 @@ def normals(
 
 
 def node_normals(
-    key: tuple[Tensor | int, Tensor | int],
+    key: Key,
     stream: int,
     paths: Tensor,
     level: Tensor,

@@ -11,12 +11,12 @@ import os
 import secrets
 import socket
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from manifold_sde.arguments import check_path
-from manifold_sde.errors import CheckpointError, WriteError, printable
+from manifold_sde.errors import ArgumentError, CheckpointError, WriteError, printable
 
 if sys.platform != "win32":  # nothing is locked there
     import fcntl
@@ -86,6 +86,28 @@ def write_text(path: str | Path, text: str) -> None:
     """
     with replacing(path) as file:
         file.write(text.encode("utf-8"))
+
+
+def write_form(path: str | Path, forms: Mapping[str, Callable[[], str]]) -> None:
+    """Write a text in the form that the ending of the file names.
+
+    Args:
+        path: Where to.
+        forms: What makes the text, by the ending.
+
+    Raises:
+        ArgumentError: If the file has another ending.
+        WriteError: If it cannot be written; what stood there before is as it was.
+    """
+    target = check_path("path", path)
+    if target.suffix not in forms:
+        raise ArgumentError(
+            "the form of the report is not known",
+            received=str(path),
+            expected=f"a file that ends in {', '.join(forms)}",
+            remedy='report.save("report.html")',
+        )
+    write_text(target, forms[target.suffix]() + "\n")
 
 
 def plain(value: object, *, named: bool = False) -> Any:

@@ -509,9 +509,10 @@ def targets(folder: Path) -> dict[str, Target]:
         "SphericalNoise": of(SphericalNoise, {"scale": 0.3}, scale="number"),
         "SamplingNoise": of(
             SamplingNoise,
-            {"batch_size": 2, "replacement": True},
+            {"batch_size": 2, "replacement": True, "drop_last": False},
             batch_size="count",
             replacement="flag",
+            drop_last="flag",
         ),
         "LabelNoise": of(
             LabelNoise, {"scale": 0.3, "batch_size": 1}, scale="number", batch_size="count"

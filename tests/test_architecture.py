@@ -18,7 +18,7 @@ PACKAGE = ROOT / "manifold_sde"
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "paper"),
     ("arguments", "number_arrays"),
-    ("rng", "deadline", "threads", "writing", "derivatives", "remedies", "columns"),
+    ("rng", "deadline", "threads", "writing", "html_page", "derivatives", "remedies", "columns"),
     ("compile",),
     ("loss",),
     ("torch_norms", "torch_algebra", "loss_checks", "scale_invariance"),

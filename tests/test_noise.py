@@ -58,6 +58,7 @@ NOISES: dict[str, Callable[[], Any]] = {
     "sampling, 1 without": lambda: SamplingNoise(1, replacement=False),
     "sampling, 2 without": lambda: SamplingNoise(2, replacement=False),
     "sampling, 3 without": lambda: SamplingNoise(3, replacement=False),
+    "sampling, 2 in epochs": lambda: SamplingNoise(2, replacement="epoch"),
     "labels": lambda: LabelNoise(0.5),
     "labels, 2 of them": lambda: LabelNoise(0.5, 2),
     "custom": lambda: CustomNoise(tangent_factor),
@@ -147,6 +148,7 @@ def covariance_by_hand(name: str, x: Tensor) -> Tensor:
         "sampling, 3 of them": 1 / 3,
         "sampling, 1 without": 1.0,
         "sampling, 2 without": 1 / 3,
+        "sampling, 2 in epochs": 1 / 3,
         "sampling, 3 without": 1 / 9,
     }
     return factor[name] * sampling_covariance(x)
@@ -206,8 +208,8 @@ def hermite(count: int) -> Iterator[tuple[Tensor, float]]:
 
 def draws(noise: Any, count: int) -> Iterator[tuple[Tensor, float]]:
     """Uniforms for every draw, all equally likely."""
-    if isinstance(noise, SamplingNoise) and not noise.replacement:
-        orders: Any = list(itertools.permutations(range(count)))
+    if isinstance(noise, SamplingNoise) and noise.replacement is not True:
+        orders: Any = list(itertools.permutations(range(SAMPLES), count))
     else:
         orders = list(itertools.product(range(SAMPLES), repeat=count))
     for order in orders:

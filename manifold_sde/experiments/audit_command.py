@@ -9,11 +9,11 @@ from rich.console import Console
 
 from manifold_sde.experiments.settings.audit import Settings
 from manifold_sde.training import AuditReport, audit
-from manifold_sde.writing import replacing, write_text
+from manifold_sde.writing import replacing
 
 
 def make_audit(settings: Settings, out: Path, console: Console) -> AuditReport:
-    """Print an audit, and write audit.txt, audit.json and audit.png.
+    """Print an audit, and write audit.html, .json, .txt and .png.
 
     Args:
         settings: What is audited, and by which rates.
@@ -38,13 +38,13 @@ def make_audit(settings: Settings, out: Path, console: Console) -> AuditReport:
         betas=(settings.beta1, settings.beta2),
     )
     console.print(str(report), highlight=False, markup=False, soft_wrap=True)
-    write_text(out / "audit.txt", f"{report}\n")
-    report.save(out / "audit.json")
+    for ending in ("txt", "json", "html"):
+        report.save(out / f"audit.{ending}")
     figure = report.plot().figure
     assert isinstance(figure, Figure)
     with replacing(out / "audit.png") as file:
         figure.savefig(file, format="png", dpi=150)
-    console.print(f"\nWritten: {out / 'audit.png'}, .json, .txt", highlight=False)
+    console.print(f"\nWritten: {out / 'audit.html'}, .json, .txt, .png", highlight=False)
     return report
 
 

@@ -59,7 +59,12 @@ def _noise(problem: Problem) -> list[tuple[str, str]]:
     def found(value: float) -> str:
         return _holds(value) if value <= _ROUNDING else f"FAILS: relative violation {value:.3g}"
 
-    return [(names[kind], found(value)) for kind, value in violations.items()]
+    rows = [(names[kind], found(value)) for kind, value in violations.items()]
+    share = problem.noise.lasting_share(problem.pointwise)
+    if share != 1.0:
+        said = f"FAILS: {share:.2g} of the noise outlasts an epoch, and no equation takes it"
+        rows.append(("independent steps", said))
+    return rows
 
 
 def _minimizer(problem: Problem, seed: int) -> tuple[Tensor | None, str]:

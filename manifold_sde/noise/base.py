@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -14,6 +15,9 @@ from manifold_sde.derivatives import jvp
 from manifold_sde.errors import NoiseError
 from manifold_sde.loss import Loss
 
+#: How many random numbers are drawn at once.
+AT_ONCE = 1 << 18
+
 
 class Noise(ABC):
     """A gradient noise with factor sigma(x) (D, m) and covariance Sigma = sigma sigma^T.
@@ -21,6 +25,14 @@ class Noise(ABC):
     All methods act on ONE point and are composable with ``torch.func``; a problem batches them.
     A noise holds no data of the problem: the loss is handed in.
     """
+
+    def lasting_share(self, loss: Loss) -> float:
+        """Return the share of the covariance that later steps do not undo.
+
+        It is 1 for independent steps, of which the SDEs of the theory are the limit; they take no
+        other noise.
+        """
+        return 1.0
 
     def validate(self, loss: Loss) -> None:  # noqa: B027  (most losses will do)
         """Check that the noise fits the loss.
@@ -55,6 +67,35 @@ class Noise(ABC):
         """
         return loss.gradient(x) + self.product(loss, x, normals)
 
+    def numbers(
+        self, loss: Loss, key: rng.Key, paths: Tensor, steps: Tensor, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        """Return the normals ``(a, *steps, n)`` and uniforms ``(b, *steps, n)`` of some steps.
+
+        Of steps that are independent; else :meth:`step_numbers` has them.
+
+        Args:
+            loss: The loss.
+            key: From :func:`~manifold_sde.rng.seed_key`.
+            paths: Path indices (n,).
+            steps: Numbers of the steps, of any shape.
+            dtype: float64 or float32.
+        """
+        a, b = self.draw_counts(loss)
+        return (
+            rng.normals(key, rng.STREAM_SGD_NORMAL, paths, steps, a, dtype),
+            rng.uniforms(key, rng.STREAM_SGD_UNIFORM, paths, steps, b, dtype),
+        )
+
+    def step_numbers(
+        self, loss: Loss, key: rng.Key, paths: Tensor, steps: Tensor, dtype: torch.dtype
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the normals (a, n) and uniforms (b, n) of one step (m,) after the other."""
+        numbers = max(1, sum(self.draw_counts(loss)) * len(paths))
+        for some in steps.split(max(1, AT_ONCE // numbers)):
+            normals, uniforms = self.numbers(loss, key, paths, some, dtype)
+            yield from zip(normals.unbind(1), uniforms.unbind(1), strict=True)
+
     def draw(self, loss: Loss, points: Tensor, seed: int, step: object) -> Tensor:
         """Noise that a step of SGD adds to the gradient: (n, D) -> (n, D), point i as path i.
 
@@ -66,11 +107,9 @@ class Noise(ABC):
         if len(points) == 0:
             return torch.zeros_like(points)
         paths = torch.arange(len(points), device=points.device)
-        which = rng.seed_key(seed), paths, torch.tensor(number, device=points.device)
-        key, dtype = which[0], points.dtype
-        n_normals, n_uniforms = self.draw_counts(loss)
-        normals = rng.normals(key, rng.STREAM_SGD_NORMAL, *which[1:], n_normals, dtype)
-        uniforms = rng.uniforms(key, rng.STREAM_SGD_UNIFORM, *which[1:], n_uniforms, dtype)
+        steps = torch.tensor([number], device=points.device)
+        drawn = self.step_numbers(loss, rng.seed_key(seed), paths, steps, points.dtype)
+        normals, uniforms = next(iter(drawn))
 
         def noise(z: Tensor, n: Tensor, u: Tensor) -> Tensor:
             return self.stochastic_gradient(loss, z, n, u) - loss.gradient(z)
@@ -127,6 +166,24 @@ def check_noise(noise: object) -> None:
             received=kind_of(noise),
             expected="SphericalNoise, SamplingNoise, LabelNoise or CustomNoise",
             remedy="SphericalNoise(0.3), or CustomNoise(factor) for a sigma of your own",
+        )
+
+
+def require_independent_steps(noise: Noise, loss: Loss, what: str) -> None:
+    """Refuse a noise that later steps undo, by a NoiseError.
+
+    Args:
+        noise: The noise.
+        loss: The loss.
+        what: What needs independent steps.
+    """
+    share = noise.lasting_share(loss)
+    if share != 1.0:
+        raise NoiseError(
+            f"{what} is a limit of SGD with independent steps, which these are not",
+            received=f"{noise!r}: {share:.2g} of it outlasts an epoch",
+            expected="batches that are drawn anew at each step, as in (1)",
+            remedy="SamplingNoise(batch_size) for the theory; run_sgd takes this noise as it is",
         )
 
 

@@ -128,6 +128,8 @@ def run_sgd(
     seed = int(seed)
     schedules = (Schedule.of("lr", lr), Schedule.of("weight_decay", weight_decay))
     compiled = choose_mode(compile, problem.dim, worth=kept[-1] >= _WORTH_COMPILING)
+    if problem.noise.lasting_share(problem.pointwise) != 1.0:
+        compiled = False  # its steps do not draw for themselves
     file = None if checkpoint is None else check_path("checkpoint", checkpoint)
     with (
         Stoppable(file),

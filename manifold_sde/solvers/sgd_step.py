@@ -12,12 +12,12 @@ from torch.func import vmap
 from manifold_sde import rng
 from manifold_sde.compile import CKernel, compile_function, compile_points
 from manifold_sde.compile.random_numbers import fill
+from manifold_sde.noise.base import AT_ONCE
 from manifold_sde.problem import Problem
 
 #: Steps whose learning rates are laid out in one table; the noise of as many as fit is drawn at
 #: once.
 BLOCK = 1024
-_NUMBERS = 1 << 18
 _STREAMS = (rng.STREAM_SGD_NORMAL, rng.STREAM_SGD_UNIFORM)
 #: Paths are padded to a multiple of this, so that every path runs through the same vector code.
 LANES = 16
@@ -130,7 +130,6 @@ def compiled_step(problem: Problem, state: SgdState) -> Callable[..., tuple[Tens
         Function of (x, clock, index, start, lrs, decays, key0, key1, paths) that returns
         (x, clock, index + 1), where lrs and decays are tables of the steps from start on.
     """
-    counts = problem.noise.draw_counts(problem.pointwise)
     dtype = state.x.dtype
 
     def step(
@@ -146,7 +145,9 @@ def compiled_step(problem: Problem, state: SgdState) -> Callable[..., tuple[Tens
     ) -> tuple[Tensor, Tensor, Tensor]:
         entry = (index - start).reshape(1)
         lr, decay = lrs.index_select(0, entry)[0], decays.index_select(0, entry)[0]
-        normals, uniforms = _draw((key0, key1), paths, index, counts, dtype)
+        normals, uniforms = problem.noise.numbers(
+            problem.pointwise, (key0, key1), paths, index, dtype
+        )
         x, clock = update(problem, x, clock, lr, decay, normals, uniforms)
         return x, clock, index + 1
 
@@ -170,20 +171,6 @@ def compiled_step(problem: Problem, state: SgdState) -> Callable[..., tuple[Tens
     return problem.kernels[key]
 
 
-def _draw(
-    key: tuple[Tensor | int, Tensor | int],
-    paths: Tensor,
-    steps: Tensor,
-    counts: tuple[int, int],
-    dtype: torch.dtype,
-) -> tuple[Tensor, Tensor]:
-    """Normals (a, *steps, n) and uniforms (b, *steps, n)."""
-    n_normals, n_uniforms = counts
-    normals = rng.normals(key, rng.STREAM_SGD_NORMAL, paths, steps, n_normals, dtype)
-    uniforms = rng.uniforms(key, rng.STREAM_SGD_UNIFORM, paths, steps, n_uniforms, dtype)
-    return normals, uniforms
-
-
 def _c_steps(
     problem: Problem,
     step: tuple[CKernel, Tensor],
@@ -198,7 +185,7 @@ def _c_steps(
     kernel, table = kernel.holding(rates, own), torch.stack(tables, 1)
     counts = problem.noise.draw_counts(problem.pointwise)
     n = state.x.shape[1]
-    at_once = max(1, _NUMBERS // max(1, sum(counts) * n))
+    at_once = max(1, AT_ONCE // max(1, sum(counts) * n))
     for begin in range(0, len(table), at_once):
         some = table[begin : begin + at_once]
         steps = torch.arange(first + begin, first + begin + len(some))[:, None]
@@ -263,20 +250,8 @@ def advance(
         state.x, state.clock = x, clock
         yield m
         return
-    counts = problem.noise.draw_counts(problem.pointwise)
-    numbers = max(1, sum(counts) * state.x.shape[1])
-    at_once = max(1, _NUMBERS // numbers)
-    for begin in range(0, m, at_once):
-        steps = torch.arange(first + begin, first + min(begin + at_once, m), device=device)
-        normals, uniforms = _draw(key, state.paths, steps, counts, state.x.dtype)
-        for j in range(len(steps)):
-            state.x, state.clock = update(
-                problem,
-                state.x,
-                state.clock,
-                lrs[begin + j],
-                decays[begin + j],
-                normals[:, j],
-                uniforms[:, j],
-            )
-        yield len(steps)
+    steps = torch.arange(first, first + m, device=device)
+    numbers = problem.noise.step_numbers(problem.pointwise, key, state.paths, steps, state.x.dtype)
+    for lr, decay, (normals, uniforms) in zip(lrs, decays, numbers, strict=True):
+        state.x, state.clock = update(problem, state.x, state.clock, lr, decay, normals, uniforms)
+        yield 1

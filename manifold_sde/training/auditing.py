@@ -11,19 +11,14 @@ import numpy as np
 from manifold_sde.arguments import kind_of
 from manifold_sde.errors import ArgumentError, DTypeError, MixingClockError
 from manifold_sde.number_arrays import Array
+from manifold_sde.paper import implements
 from manifold_sde.training.clock import MixingClock
 from manifold_sde.training.expected import LINEAR, RELATIVE
+from manifold_sde.training.group_audit import AS_PREDICTED, NONE, NOT_YET, OFF, GroupAudit
 from manifold_sde.training.groups import EPS_MATTERS, INVARIANT, ScaleGroup
 from manifold_sde.training.lane import Lane, split
 from manifold_sde.training.logs import audit_log
-from manifold_sde.training.report import (
-    AS_PREDICTED,
-    NONE,
-    NOT_YET,
-    OFF,
-    AuditReport,
-    GroupAudit,
-)
+from manifold_sde.training.report import AuditReport
 from manifold_sde.training.rules import (
     NORMS,
     Options,
@@ -37,6 +32,7 @@ NORM_OFF, NORM_AT_REST, ALIGNMENT_OFF = 0.15, 0.05, 0.03
 """By how much norms may be off prediction and equilibrium, and alignment off momentum's."""
 
 
+@implements("Equation (10)")
 def audit(source: MixingClock | str | Path, **options: Any) -> AuditReport:
     """Compare a run with theory: its norms, how far a step turns, and the ledger of the norms.
 

@@ -394,7 +394,7 @@ class MixingClock:
         line = f"{line}, noise {fresh:.2g} fresh: effective clock {self.effective:.3g}"
         if fresh < 0.5:
             line += (
-                "\nevery sample once an epoch: the noise of an epoch sums to 0, and only what is\n"
+                ";\nevery sample once an epoch: the noise of an epoch sums to 0, and only what is\n"
                 "fresh at each visit explores the minimisers, though norms turn the same"
             )
         return line

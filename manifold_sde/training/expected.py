@@ -12,6 +12,7 @@ import numpy as np
 from manifold_sde.arguments import check_between, check_choice, check_count, check_positive
 from manifold_sde.errors import ArgumentError
 from manifold_sde.number_arrays import Array, as_float64
+from manifold_sde.paper import implements
 from manifold_sde.schedules import Schedule, ScheduleLike
 from manifold_sde.training.recursions import (
     LinearStep,
@@ -63,6 +64,7 @@ def _schedule(name: str, source: ScheduleLike, steps: int) -> Array:
     return Schedule.of(name, source).every(0, steps, of="the run", remedy=remedy)
 
 
+@implements("Equation (10)")
 def expected_clock(
     lr: ScheduleLike,
     steps: int | None = None,

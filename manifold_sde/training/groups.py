@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from manifold_sde.arguments import check_count, check_integer, kind_of
 from manifold_sde.errors import ArgumentError, DTypeError, printable
 from manifold_sde.number_arrays import Array
+from manifold_sde.paper import implements
 from manifold_sde.training.euler import Forward, Measured, Probe
 
 INVARIANT, EPS_MATTERS = 1e-3, 2e-2
@@ -222,6 +223,7 @@ def _row(name: str, width: int, rest: str) -> list[str]:
     return [f"{shown:{width}}  {numbers}  {first}", *(indent + line for line in more)]
 
 
+@implements("Definition 2.2", "Lemma 2.5")
 def scale_invariant_groups(
     module: nn.Module,
     inputs: Any,

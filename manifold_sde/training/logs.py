@@ -20,8 +20,9 @@ from manifold_sde.errors import ArgumentError, DataFileError
 from manifold_sde.number_arrays import Array
 from manifold_sde.schedules import Schedule, ScheduleLike
 from manifold_sde.training.expected import ADAM, LINEAR
+from manifold_sde.training.group_audit import AS_PREDICTED, NONE, NOT_YET, OFF, GroupAudit
 from manifold_sde.training.recursions import RunningClock
-from manifold_sde.training.report import AS_PREDICTED, NONE, NOT_YET, OFF, AuditReport, GroupAudit
+from manifold_sde.training.report import AuditReport
 from manifold_sde.training.rules import Options, matrix, relaxation_rate, variance
 
 _INSIDE = ("model", "state_dict", "model_state_dict", "module", "net", "params")
@@ -131,6 +132,7 @@ def audit_log(
         steps,
         dict(columns),
         {name: prediction for name, (_, prediction) in judged.items()},
+        {name: run.clock(column) for name, column in columns.items()},
     )
 
 
@@ -168,6 +170,12 @@ class _Run:
         self.growth = log_a[starts] - log_a[0]
         self.loss = -float(np.expm1(2.0 * np.diff(log_a)[-1]))
 
+    def clock(self, norms: Array) -> Array:
+        """The angular clock v since the first of the norms: their growth without decay."""
+        with np.errstate(invalid="ignore", divide="ignore"):
+            found: Array = 2.0 * (np.log(norms / norms[0]) - self.growth)
+        return found
+
     def judge(self, name: str, norms: Array, size: int | None) -> tuple[GroupAudit, Array]:
         """The audit of a column, and its predicted norms."""
         if not (np.isfinite(norms).all() and (norms > 0.0).all()):
@@ -193,7 +201,7 @@ class _Run:
             predicted.append(factor * predicted[-1] + max(level, 0.0) * noise)
         curve = np.array(predicted) ** (1.0 / self.power)
         off = float(np.abs(norms / curve - 1.0).max())
-        clock = 2.0 * (math.log(norms[-1] / norms[0]) - float(self.growth[-1]))
+        clock = float(self.clock(norms)[-1])
         return self._row(name, norms, curve, level, off, clock, fitted), curve
 
     def _row(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from manifold_sde.arguments import check_between, check_choice, check_positive, real
 from manifold_sde.errors import ArgumentError
+from manifold_sde.paper import implements
 from manifold_sde.training.cooldown import COOLDOWNS, Cooldown, cooldown_of, count_of
 from manifold_sde.training.norm_start import NormAtStart, norm_at_start
 from manifold_sde.training.relaxation_time import Relaxation
@@ -216,6 +217,7 @@ class Plan:
         return ax
 
 
+@implements("Theorem 5.5")
 def plan(
     tau: Any,
     *,

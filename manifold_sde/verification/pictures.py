@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from typing import Any
 
-from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -67,13 +64,3 @@ def _draw(ax: Axes, series: Series, style: dict[str, Any]) -> None:
         ax.step(x, y, where="mid", **style)
     else:
         ax.plot(x, y, "--" if series.style == "dashed" else "-", **style)
-
-
-def picture_as_svg(picture: Picture) -> str:
-    """A picture as the address of an image that holds itself."""
-    figure = plot_picture(picture).figure
-    assert isinstance(figure, Figure)
-    buffer = io.BytesIO()
-    with rc_context({"svg.hashsalt": picture.title}):  # the same page for the same report
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

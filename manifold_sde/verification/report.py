@@ -12,11 +12,11 @@ from typing import IO, Any, Literal
 
 from tqdm import tqdm
 
-from manifold_sde.arguments import check_path
 from manifold_sde.errors import ArgumentError, printable
 from manifold_sde.solvers.archive import versions
+from manifold_sde.training.report import AuditReport
 from manifold_sde.verification.result import KINDS, VERDICTS, Result, Verdict, worst
-from manifold_sde.writing import plain, write_text
+from manifold_sde.writing import plain, write_form
 
 #: Why a report is not whole; empty where it is.
 Partial = Literal["", "budget", "interrupt"]
@@ -172,35 +172,39 @@ class Report:
             plain(self.to_dict(), named=True), indent=2, ensure_ascii=False, allow_nan=False
         )
 
-    def to_html(self) -> str:
-        """A self-contained page with the plots behind the verdicts."""
+    def to_html(self, audit: AuditReport | None = None) -> str:
+        """A self-contained page with the plots behind the verdicts.
+
+        Args:
+            audit: The audit of a run on the problem, which becomes a section of the page.
+        """
         from manifold_sde.verification.page import page  # it loads matplotlib
 
         how = [self.effort and f"effort {self.effort}", f"seed {self.seed}"]
         how += [f"{self.seconds:.0f} s", self.summary]
         title = f"{self.title}: {self.problem}"
-        return page(title, how, self.verdict, self.conclusion, self.results)
+        sections = [] if audit is None else [audit.section()]
+        return page(title, how, self.verdict, self.conclusion, self.results, sections)
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | Path, *, audit: AuditReport | None = None) -> None:
         """Write the report to a file, whose ending says in which form.
 
         Args:
             path: A file that ends in .html, .json or .txt.
+            audit: The audit of a run on the problem, a section of the page.
 
         Raises:
             ArgumentError: If it has another ending.
             WriteError: If the file cannot be written; what stood there before is as it was.
         """
-        target = check_path("path", path)
-        forms = {".html": self.to_html, ".json": self.to_json, ".txt": self.__str__}
-        if target.suffix not in forms:
-            raise ArgumentError(
-                "the form of the report is not known",
-                received=str(path),
-                expected=f"a file that ends in {', '.join(forms)}",
-                remedy='report.save("report.html")',
-            )
-        write_text(target, forms[target.suffix]() + "\n")
+        write_form(
+            path,
+            {
+                ".html": lambda: self.to_html(audit),
+                ".json": self.to_json,
+                ".txt": self.__str__,
+            },
+        )
 
 
 class Rows:

@@ -35,6 +35,7 @@ def test_table_numbers_and_picture(tmp_path: Path) -> None:
     saved = json.loads((tmp_path / "audit.json").read_text())
     assert saved["groups"][0]["predicted"] == expected["w.norm"].predicted
     assert np.isclose(expected["w.norm"].predicted, expected["w.norm"].norm, rtol=0.01)
+    assert (tmp_path / "audit.html").read_text(encoding="utf-8") == f"{expected.to_html()}\n"
     assert (tmp_path / "audit.png").read_bytes().startswith(b"\x89PNG")
 
 

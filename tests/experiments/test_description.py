@@ -46,6 +46,12 @@ def test_what_fails_is_said() -> None:
     assert "dim of Γ₁" not in found
 
 
+def test_steps_that_depend_on_each_other_are_named() -> None:
+    found = described(problems.mixed_noise_circle(noise=SamplingNoise(1, replacement="epoch")))
+    assert found["independent steps"].startswith("FAILS: 0 of the noise")
+    assert "independent steps" not in described(problems.mixed_noise_circle())
+
+
 def test_flow_that_ends_nowhere_is_said() -> None:
     problem = Problem(lambda x: torch.exp(-x[0] / x.norm()) * 0.0, 3, SphericalNoise(0.3))
     assert "minimiser" in described(problem)

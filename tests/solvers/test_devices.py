@@ -7,7 +7,7 @@ import torch
 
 from manifold_sde import LabelNoise, SamplingNoise, SphericalNoise, problems
 from manifold_sde.solvers import run_sgd
-from manifold_sde.solvers.sgd_step import _draw, update
+from manifold_sde.solvers.sgd_step import update
 
 NOISES = [
     SphericalNoise(0.3),
@@ -25,8 +25,7 @@ def test_a_step_stays_on_its_device(noise, dtype):
     x = torch.empty(10, 16, dtype=dtype, device="meta")
     paths = torch.arange(16, device="meta")
     step = torch.zeros((), dtype=torch.int64, device="meta")
-    counts = noise.draw_counts(problem.pointwise)
-    normals, uniforms = _draw((5, 6), paths, step, counts, dtype)
+    normals, uniforms = noise.numbers(problem.pointwise, (5, 6), paths, step, dtype)
     rate = torch.tensor(0.1, dtype=dtype, device="meta")
     new, clock = update(problem, x, x.new_zeros(16), rate, rate, normals, uniforms)
     for tensor in (normals, uniforms, new, clock):

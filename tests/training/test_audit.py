@@ -4,8 +4,10 @@ import csv
 import json
 import math
 import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 
 from manifold_sde.errors import ArgumentError, DataFileError, DTypeError, MixingClockError
 from manifold_sde.training import AuditReport, MixingClock, ScaleGroup, audit, expected_clock
+from manifold_sde.training.group_audit import short
 
 PATHS, DIM = 40, 200
 
@@ -58,6 +61,7 @@ def run(
     return rows, clock
 
 
+@pytest.mark.paper("Equation (10)")
 def only(report: AuditReport) -> Any:
     (row,) = report
     return row
@@ -200,6 +204,37 @@ def test_the_report(tmp_path: Path) -> None:
     assert any("comes back each epoch" in note for note in audit(clock).notes)
 
 
+def test_the_page_holds_everything_and_names_no_other_place(tmp_path: Path) -> None:
+    _, clock = run(120, weight_decay=0.02)
+    report = audit(clock)
+    rows = tuple(
+        replace(only(report), group=f"<{verdict}>", verdict=verdict)
+        for verdict in ("as predicted", "off", "not yet in equilibrium")
+    )
+    report = replace(report, rows=rows, norms={row.group: report.norms["rows"] for row in rows})
+    page = report.to_html()
+    report.save(tmp_path / "audit.html")
+    assert (tmp_path / "audit.html").read_text(encoding="utf-8") == page + "\n"
+    assert "<script" not in page
+    assert "http" not in page
+    body = ElementTree.fromstring(page[page.index("<main>") : page.index("</main>") + 7])
+    table, ledger = body.iter("table")
+    classes = [cell.get("class") for cell in table.iter("td") if cell.get("class")]
+    assert classes == ["verdict", "verdict holds", "verdict fails", "verdict undecided"]
+    names = ["<as predicted> (40 parts)", "<off> (40 parts)", "<not yet in equilibrium> (40 parts)"]
+    assert [cell.text for cell in table.iter("th") if cell.get("scope") == "row"] == names
+    for rows_of, numbers in ((table, rows[0].numbers), (ledger, rows[0].ledger)):
+        row = list(rows_of.iter("tr"))[1]
+        cells = [cell.text for cell in row.iter("td") if not cell.get("class")]
+        assert cells == [short(number) for number in numbers.values()]
+    assert len(list(body.iter("img"))) == 1
+    conclusion = next(p for p in body.iter("p") if "conclusion" in (p.get("class") or ""))
+    assert conclusion.get("class") == "conclusion fails"
+    assert conclusion.text == "3 groups: 1 as predicted, 1 off, 1 not yet in equilibrium."
+    with pytest.raises(ArgumentError, match="form of the report"):
+        report.save(tmp_path / "audit.pdf")
+
+
 def test_wrong_use_is_named() -> None:
     _, clock = run(0)
     with pytest.raises(MixingClockError, match="was not stepped"):
@@ -246,6 +281,7 @@ def test_a_log_of_norms(tmp_path: Path, jsonl: bool) -> None:
     rates = np.where(np.arange(STEPS) < 1200, 0.02, 0.005)
     whole = expected_clock(rates, weight_decay=0.01, momentum=0.9, noise=2.0)
     assert row.clock == pytest.approx(whole.total, rel=1e-6)  # the drop is at a row
+    np.testing.assert_allclose(report.clocks["w/norm"], whole.clock[::50], rtol=1e-6, atol=1e-9)
     assert max(len(line) for line in str(report).splitlines()) <= 80
     assert report.predictions["w/norm"].shape == (41,)
     # A constant given as a number is another run, and is off by it.

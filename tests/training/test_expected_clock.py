@@ -163,6 +163,7 @@ def test_sgdw() -> None:
     assert simulated.norm_off(float(coupled.norms[-1]) ** 2) > 8.0
 
 
+@pytest.mark.paper("Equation (10)")
 def test_three_groups_have_three_clocks() -> None:
     eta, lam, steps = 0.02, 0.02, 6000
     groups = {(1.0, 1.0): 4.454, (4.0, 3.0): 2.952, (0.25, 0.5): 5.147}

@@ -48,6 +48,7 @@ def _seed() -> None:
     torch.manual_seed(3)
 
 
+@pytest.mark.paper("Definition 2.2", "Lemma 2.5")
 @pytest.mark.parametrize(
     ("norm", "parts"),
     [
@@ -236,6 +237,7 @@ def test_cosine_head() -> None:
     assert found(Own(cosine, (4, 6)), randn(16, 6)) == {"w0": "each row"}
 
 
+@pytest.mark.paper("Definition 2.2", "Lemma 2.5")
 def test_columns_of_a_transposed_layer() -> None:
     module = Own(lambda x, w: torch.tanh(F.batch_norm(x @ w, None, None, training=True)), (6, 5))
     assert found(module, randn(32, 6)) == {"w0": "each column"}

@@ -281,6 +281,7 @@ class Circle:
         return np.array(clocks), np.array(cosines)
 
 
+@pytest.mark.paper("Theorem 5.5")
 @pytest.mark.thorough
 def test_the_plan_of_a_small_rate_with_sgd_itself() -> None:
     """24 runs of SGD at lr, a plan from each for lr / 10, and 1500 runs there."""

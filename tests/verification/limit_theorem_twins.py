@@ -20,9 +20,9 @@ from manifold_sde import (
     Problem,
     TimeScale,
     problems,
-    rng,
 )
 from manifold_sde.equations import StochasticEquation
+from manifold_sde.noise import Noise
 from manifold_sde.solvers import run_sgd, sgd_step, solve
 from manifold_sde.verification import Effort, Result, Subject
 from manifold_sde.verification.check import Check
@@ -86,20 +86,16 @@ def other_problem(other: Problem) -> Callable[..., Any]:
 
 def repeating(*, every: int | None = None, runs: int | None = None) -> Callable[..., Any]:
     """SGD whose random numbers come again after some steps, or in other runs."""
+    numbers = Noise.numbers
 
-    def draw(key: Any, paths: Tensor, steps: Tensor, counts: tuple[int, int], dtype: Any) -> Any:
+    def again(noise: Noise, loss: Any, key: Any, paths: Tensor, steps: Tensor, dtype: Any) -> Any:
         steps = steps if every is None else steps % every
         paths = paths if runs is None else paths % runs
-        streams = (rng.STREAM_SGD_NORMAL, rng.STREAM_SGD_UNIFORM)
-        kinds = (rng.normals, rng.uniforms)
-        return tuple(
-            kind(key, stream, paths, steps, count, dtype)
-            for kind, stream, count in zip(kinds, streams, counts, strict=True)
-        )
+        return numbers(noise, loss, key, paths, steps, dtype)
 
     def run(*arguments: Any, **options: Any) -> Any:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(sgd_step, "_draw", draw)
+            patch.setattr(Noise, "numbers", again)
             patch.setattr(sgd_step, "c_step", lambda *_: None)  # which draws in C
             return run_sgd(*arguments, **options)
 

@@ -7,10 +7,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from manifold_sde.training import AuditReport, GroupAudit
 from tests.verification.reports import FAILS, HOLDS, UNDECIDED, report
 
+AUDIT = AuditReport(
+    "a run",
+    (GroupAudit("blocks.0.weight", 12, 1.5, 1.6, 1.7, 0.01, 0.01, decay=-0.1, growth=0.1),),
+    ("a note",),
+    steps=np.arange(3),
+    norms={"blocks.0.weight": np.array([1.0, 1.2, 1.5])},
+)
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
 
@@ -45,7 +54,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 @pytest.mark.parametrize("width", [390, 1280])
 def test_the_page_shows_what_it_says(browser: Any, tmp_path: Path, width: int) -> None:
     path = tmp_path / "report.html"
-    report(HOLDS, UNDECIDED, FAILS).save(path)
+    report(HOLDS, UNDECIDED, FAILS).save(path, audit=AUDIT)
     browser.set_window_size(width, 900)
     browser.get(path.as_uri())
     assert browser.get_log("browser") == []
@@ -59,8 +68,10 @@ def test_the_page_shows_what_it_says(browser: Any, tmp_path: Path, width: int) -
     sizes = browser.execute_script(
         "return [...document.images].map(i => [i.complete, i.naturalWidth, i.alt])"
     )
-    assert len(sizes) == 2
+    assert len(sizes) == 3
     assert all(done and size > 100 and alt for done, size, alt in sizes)
+    # A table that is too wide scrolls by itself.
+    assert "as predicted" in browser.find_element("tag name", "table").text
     # What failed lies open, what holds opens on a click.
     shown = browser.find_element("tag name", "body").text
     assert FAILS.detail in shown

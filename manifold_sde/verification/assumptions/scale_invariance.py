@@ -77,6 +77,15 @@ def check_cone(survey: Survey) -> Result:
 def check_noise(survey: Survey) -> Result:
     """The noise has degree -1 and no radial part."""
     problem = survey.subject.problem
+    share = problem.noise.lasting_share(problem.pointwise)
+    if share != 1.0:
+        detail = f"{problem.noise!r}: of the noise of an epoch {share:.2g} is left in its sum"
+        meaning = (
+            "The theory is about independent steps. Here steps undo each other's noise: norms are "
+            "as it says, the motion along the manifold is not. SamplingNoise(batch_size) is what "
+            "(1) draws."
+        )
+        return found("fails", detail, 1.0 - share, 0.0, meaning)
     points = [loss_checks.fixed_directions(problem.dim), survey.arrived]
     violations = [problem.noise_violations(x) for x in points if len(x)]
     degree, radial = (max(v[name] for v in violations) for name in ("degree", "radial"))

@@ -10,6 +10,7 @@ from scipy.integrate import solve_ivp
 
 from manifold_sde.arguments import real
 from manifold_sde.errors import ArgumentError, LimitMapError, NoiseError, NotOnManifoldError
+from manifold_sde.noise.base import require_independent_steps
 from manifold_sde.problem import Problem, require_problem
 from manifold_sde.verification.exact.facts import chart_of, known, spherical_scale
 from manifold_sde.verification.exact.inputs import check_nodes, values_at
@@ -228,6 +229,7 @@ def _shortest_factor(factor: Array) -> Array:
 
 
 def _check_noise(problem: Problem) -> None:
+    require_independent_steps(problem.noise, problem.pointwise, "the direction's law")
     violations = problem.noise_violations()
     if not max(violations.values()) <= _VIOLATION:
         raise NoiseError(
