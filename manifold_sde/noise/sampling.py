@@ -140,8 +140,8 @@ class SamplingNoise(GradientNoise):
         n_samples = self.n_components(loss)
         sizes, n_normals = self.batch_sizes(n_samples), self.draw_counts(loss)[0]
         last, order = -1, paths
-        for step in steps:
-            epoch, place = divmod(int(step), len(sizes))
+        for number, step in zip(steps.tolist(), steps, strict=True):
+            epoch, place = divmod(number, len(sizes))
             if epoch != last:
                 last, order = epoch, _orders(key, paths, epoch, n_samples)
             first = place * self.batch_size
