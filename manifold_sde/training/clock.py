@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from manifold_sde.arguments import check_choice, check_count, kind_of
+from manifold_sde.arguments import check_between, check_choice, check_count, kind_of
 from manifold_sde.errors import (
     DTypeError,
     MixingClockError,
@@ -60,7 +61,8 @@ class MixingClock:
             weight_decay: then the growth of the norms is taken for the clock, and alignment with
             the gradient for noise.
         sampling: ``"iid"`` where batches are drawn independently (f = 1), ``"reshuffled"`` where
-            every sample comes once an epoch and looks the same each time (f = 0).
+            every sample comes once an epoch and looks the same each time (f = 0), or the share f
+            itself, such as ``SamplingNoise.lasting_share`` where a last batch is short.
         every: Norms are taken every so many steps, and each time in the first hundred.
         details: Gradients and updates are looked at every so many steps, and in the first of them
             each time; for that step there is one more copy of the scale-invariant weights.
@@ -98,7 +100,7 @@ class MixingClock:
         *,
         forward: Forward | None = None,
         rule: str | None = None,
-        sampling: str | None = None,
+        sampling: str | float | None = None,
         every: int = 1,
         details: int = 20,
     ) -> None:
@@ -116,9 +118,12 @@ class MixingClock:
         self.rule = rule_of(optimizer, rule)
         self.every = check_count("every", every, "steps", "every=1")
         self.details = check_count("details", details, "steps", "details=20")
-        if sampling is not None:
+        if isinstance(sampling, str):
             check_choice("sampling", sampling, SAMPLINGS, 'sampling="reshuffled"')
-        self.sampling = sampling
+        elif sampling is not None:
+            above = math.nextafter(1.0, 2.0)
+            sampling = check_between(sampling, 0.0, above, "the share of fresh noise", "sampling=1")
+        self.sampling: str | float | None = sampling
         self.model, self.optimizer = model, optimizer
         chosen = chosen_groups(model, groups, inputs, forward)
         self.noise: BatchNoise | None = None
@@ -291,6 +296,8 @@ class MixingClock:
         """The share f of the noise that is fresh at each visit, ``None`` where it is not known."""
         if self.sampling == "iid":
             return 1.0
+        if isinstance(self.sampling, float):
+            return self.sampling
         if self.noise is not None:
             return self.noise.fresh
         return 0.0 if self.sampling == "reshuffled" else None

@@ -259,6 +259,10 @@ def test_a_network_in_training() -> None:
     assert track.closing < 1e-5  # single precision
     assert float(np.sqrt(track.mean("cosine")).max()) < 1e-3
     assert "sampling=" in str(clock)
+    assert clock.effective is None
+    for told, share in (("iid", 1.0), ("reshuffled", 0.0), (0.61, 0.61)):
+        clock.sampling = told
+        assert clock.effective == share * clock.time
     steps, times, norms = clock.history
     assert steps[-1] == 150
     assert times[-1] == values["clock/v"]
@@ -609,6 +613,8 @@ def test_wrong_use_is_named() -> None:
         MixingClock(model, heavy, inputs=x)
     with pytest.raises(ArgumentError, match="one of its choices"):
         MixingClock(model, sgd, inputs=x, sampling="epochs")
+    with pytest.raises(ArgumentError, match="share of fresh noise is out of range"):
+        MixingClock(model, sgd, inputs=x, sampling=1.5)
 
 
 def split_by_dimension(model: nn.Module) -> torch.optim.Optimizer:
