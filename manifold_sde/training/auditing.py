@@ -21,6 +21,7 @@ from manifold_sde.training.report import (
     NONE,
     NOT_YET,
     OFF,
+    STOPPED,
     AuditReport,
     GroupAudit,
 )
@@ -212,6 +213,8 @@ def _judged(
         verdict, reason = OFF, _likely(numbers, touched, size_ratio)
     elif loss <= 0.0:
         verdict, reason = NONE, "without decay the norm grows for ever, and the clock slows down"
+        if numbers["effective_rate"] == 0.0:
+            reason = STOPPED
     elif to_go > 0.0:
         verdict = NOT_YET
     if not reason and INVARIANT < numbers["cosine"] <= EPS_MATTERS:

@@ -21,7 +21,15 @@ from manifold_sde.number_arrays import Array
 from manifold_sde.schedules import Schedule, ScheduleLike
 from manifold_sde.training.expected import ADAM, LINEAR
 from manifold_sde.training.recursions import RunningClock
-from manifold_sde.training.report import AS_PREDICTED, NONE, NOT_YET, OFF, AuditReport, GroupAudit
+from manifold_sde.training.report import (
+    AS_PREDICTED,
+    NONE,
+    NOT_YET,
+    OFF,
+    STOPPED,
+    AuditReport,
+    GroupAudit,
+)
 from manifold_sde.training.rules import Options, matrix, relaxation_rate, variance
 
 _INSIDE = ("model", "state_dict", "model_state_dict", "module", "net", "params")
@@ -228,7 +236,8 @@ class _Run:
                 "have signal, or their noise has changed"
             )
         elif self.loss <= 0.0:
-            verdict, reason = NONE, "without decay the norm grows for ever"
+            verdict = NONE
+            reason = STOPPED if now.lr == 0.0 else "without decay the norm grows for ever"
         elif to_go > 0.0:
             verdict = NOT_YET
         return GroupAudit(

@@ -25,6 +25,8 @@ AS_PREDICTED, NOT_YET, OFF, NONE = (
     "off",
     "no equilibrium",
 )
+STOPPED = "the learning rate is 0 now, and the norm stays where it is"
+"""Why there is no equilibrium, at the end of a schedule that ends at 0."""
 _WIDTH = 80
 _MOST_SHOWN = 8
 _FOREVER = 1e8
