@@ -248,7 +248,7 @@ def plot_optimizers(
             ax.set_ylabel(NAMES[optimizer] if case == cases[0] else "")
     canvas.suptitle("Cosine of the weights with their start")
     handles = [
-        Line2D([], [], color=color, label=f"rates {number + 1}")
+        Line2D([], [], color=color, label=f"rates, pair {number + 1}")
         for number, color in zip(range(data.settings.n_rates), COLORS, strict=False)
     ]
     handles += [
