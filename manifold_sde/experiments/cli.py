@@ -18,6 +18,7 @@ from manifold_sde.errors import ArgumentError, ManifoldSDEError
 from manifold_sde.experiments.settings.audit import Settings as AuditSettings
 from manifold_sde.experiments.settings.collapse import Settings as CollapseSettings
 from manifold_sde.experiments.settings.figure2 import Settings as Figure2Settings
+from manifold_sde.experiments.settings.optimizers import Settings as OptimizerSettings
 from manifold_sde.experiments.settings.plan import Settings as PlanSettings
 from manifold_sde.experiments.settings.simulate import Settings as SimulationSettings
 from manifold_sde.experiments.settings.training import Settings as TrainingSettings
@@ -194,6 +195,30 @@ def collapse(
     one_thread()
     with resumable():
         make_collapse(form(**changes), out, Console(), full=full, restart=restart)
+
+
+@app.command()
+@with_options(OptimizerSettings, after="out")
+def collapse_optimizers(
+    full: Annotated[
+        bool, typer.Option("--full", help="All rates, schedules and cases, and more runs.")
+    ] = False,
+    out: Out = _RESULTS,
+    restart: Restart = False,
+    **changes: Any,
+) -> None:
+    """Which axis collapses the curves of SGD, SGD with momentum, and AdamW?
+
+    A network on digits at several learning rates, weight decays and schedules, also where the
+    theory does not hold. Writes a figure, the data, a table and a description. A run that was
+    stopped goes on.
+    """
+    from manifold_sde.experiments.collapse.optimizer_command import make_optimizers
+
+    form = OptimizerSettings if full else OptimizerSettings.quick
+    one_thread()
+    with resumable():
+        make_optimizers(form(**changes), out, Console(), full=full, restart=restart)
 
 
 @app.command()

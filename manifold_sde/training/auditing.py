@@ -14,7 +14,14 @@ from manifold_sde.number_arrays import Array
 from manifold_sde.paper import implements
 from manifold_sde.training.clock import MixingClock
 from manifold_sde.training.expected import LINEAR, RELATIVE
-from manifold_sde.training.group_audit import AS_PREDICTED, NONE, NOT_YET, OFF, GroupAudit
+from manifold_sde.training.group_audit import (
+    AS_PREDICTED,
+    NONE,
+    NOT_YET,
+    OFF,
+    STOPPED,
+    GroupAudit,
+)
 from manifold_sde.training.groups import EPS_MATTERS, INVARIANT, ScaleGroup
 from manifold_sde.training.lane import Lane, split
 from manifold_sde.training.logs import audit_log
@@ -208,6 +215,8 @@ def _judged(
         verdict, reason = OFF, _likely(numbers, touched, size_ratio)
     elif loss <= 0.0:
         verdict, reason = NONE, "without decay the norm grows for ever, and the clock slows down"
+        if numbers["effective_rate"] == 0.0:
+            reason = STOPPED
     elif to_go > 0.0:
         verdict = NOT_YET
     if not reason and INVARIANT < numbers["cosine"] <= EPS_MATTERS:

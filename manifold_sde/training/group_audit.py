@@ -11,6 +11,8 @@ AS_PREDICTED, NOT_YET, OFF, NONE = (
     "off",
     "no equilibrium",
 )
+STOPPED = "the learning rate is 0 now, and the norm stays where it is"
+"""Why there is no equilibrium, at the end of a schedule that ends at 0."""
 _FOREVER = 1e8
 _NAN = float("nan")
 

@@ -20,7 +20,14 @@ from manifold_sde.errors import ArgumentError, DataFileError
 from manifold_sde.number_arrays import Array
 from manifold_sde.schedules import Schedule, ScheduleLike
 from manifold_sde.training.expected import ADAM, LINEAR
-from manifold_sde.training.group_audit import AS_PREDICTED, NONE, NOT_YET, OFF, GroupAudit
+from manifold_sde.training.group_audit import (
+    AS_PREDICTED,
+    NONE,
+    NOT_YET,
+    OFF,
+    STOPPED,
+    GroupAudit,
+)
 from manifold_sde.training.recursions import RunningClock
 from manifold_sde.training.report import AuditReport
 from manifold_sde.training.rules import Options, matrix, relaxation_rate, variance
@@ -236,7 +243,8 @@ class _Run:
                 "have signal, or their noise has changed"
             )
         elif self.loss <= 0.0:
-            verdict, reason = NONE, "without decay the norm grows for ever"
+            verdict = NONE
+            reason = STOPPED if now.lr == 0.0 else "without decay the norm grows for ever"
         elif to_go > 0.0:
             verdict = NOT_YET
         return GroupAudit(

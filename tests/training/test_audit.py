@@ -104,6 +104,18 @@ def test_no_decay_is_no_equilibrium() -> None:
     assert row.verdict == "no equilibrium"
     assert row.steps_to_go == math.inf
     assert math.isnan(row.equilibrium)
+    assert "without decay" in row.reason
+
+
+@pytest.mark.parametrize("adam", [False, True])
+def test_a_schedule_that_ended_at_0_is_not_called_a_run_without_decay(adam: bool) -> None:
+    rows, clock = run(60, weight_decay=0.05, adam=adam)
+    clock.optimizer.param_groups[0]["lr"] = 0.0
+    rows.fill()
+    clock.optimizer.step()
+    row = only(audit(clock))
+    assert row.verdict == "no equilibrium"
+    assert "learning rate is 0" in row.reason
 
 
 @pytest.mark.parametrize(
@@ -287,6 +299,15 @@ def test_a_log_of_norms(tmp_path: Path, jsonl: bool) -> None:
     # A constant given as a number is another run, and is off by it.
     wrong = audit(path, optimizer="sgd", momentum=0.9, weight_decay=0.01, lr=0.02)
     assert only(wrong).equilibrium > 1.2 * row.equilibrium
+
+
+def test_a_log_whose_learning_rate_ends_at_0(tmp_path: Path) -> None:
+    path = sgd_log(tmp_path / "log.jsonl", jsonl=True)
+    lines = path.read_text().splitlines()  # the last row comes first, and has no step behind it
+    ended = [json.dumps({**json.loads(line), "lr": 0.0}) for line in lines[:2]]
+    path.write_text("\n".join([*ended, *lines[2:]]))
+    row = only(audit(path, optimizer="sgd", momentum=0.9, weight_decay=0.01))
+    assert (row.verdict, "learning rate is 0" in row.reason) == ("no equilibrium", True)
 
 
 def test_a_log_that_is_off(tmp_path: Path) -> None:

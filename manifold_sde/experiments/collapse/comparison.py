@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from rich.table import Table
@@ -20,7 +21,7 @@ from manifold_sde.experiments.collapse.curve_statistics import (
     on_grid,
 )
 from manifold_sde.experiments.collapse.network import FUNCTIONS
-from manifold_sde.experiments.collapse.simulation import AXES, CollapseData, Ensemble
+from manifold_sde.experiments.collapse.simulation import AXES, CollapseData
 from manifold_sde.experiments.experiment import Array, plain_table
 
 #: The axes in words.
@@ -68,8 +69,19 @@ class DistanceRow:
     result: Distance
 
 
+class Placed(Protocol):
+    """Paths whose snapshots have positions on axes."""
+
+    @property
+    def values(self) -> Mapping[str, Array]:
+        """Test functions by name, (K, n) each."""
+
+    def positions(self, axis: str) -> Array:
+        """Positions on an axis, (K,) or (K, n)."""
+
+
 def curves_on(
-    runs: Sequence[Ensemble], function: str, axis: str, points: int = _POINTS
+    runs: Sequence[Placed], function: str, axis: str, points: int = _POINTS
 ) -> tuple[Array, list[Array]]:
     """The paths of each ensemble on a common grid of an axis: (G,), and (n, G) each."""
     positions = [run.positions(axis) for run in runs]
@@ -82,11 +94,17 @@ def curves_on(
 
 def measure(data: CollapseData) -> list[Row]:
     """The measure of the collapse, for each test function on each axis."""
+    return measure_runs(data.runs, FUNCTIONS, AXES)
+
+
+def measure_runs(
+    runs: Sequence[Placed], functions: Iterable[str], axes: Iterable[str], **options: int
+) -> list[Row]:
+    """The measure of these functions of these runs, on these axes, with its options."""
     rows = []
-    for function in FUNCTIONS:
-        for axis in AXES:
-            grid, curves = curves_on(data.runs, function, axis)
-            rows.append(Row(function, axis, float(grid[-1]), collapse(curves)))
+    for function, axis in itertools.product(functions, axes):
+        grid, curves = curves_on(runs, function, axis)
+        rows.append(Row(function, axis, float(grid[-1]), collapse(curves, **options)))
     return rows
 
 
