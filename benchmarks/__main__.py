@@ -31,6 +31,7 @@ NAMES = (
     "limits",
     "cold",
     "training",
+    "one_path",
 )
 PACKAGES = (
     "manifold_sde",

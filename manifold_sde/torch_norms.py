@@ -201,11 +201,11 @@ class ElementaryFunction:
         function: The function as the user wrote it.
 
     Attributes:
-        function: As given.
+        function, as_written: As given.
     """
 
     def __init__(self, function: Callable[..., Tensor]) -> None:
-        self.function = function
+        self.function = self.as_written = function
         self.__name__ = getattr(function, "__name__", type(function).__name__)
 
     def __call__(self, *arguments: Tensor) -> Tensor:

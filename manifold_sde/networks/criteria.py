@@ -121,6 +121,8 @@ class Criterion:
             return function(outputs, targets)
         named = [*function.named_parameters(), *function.named_buffers()]
         tensors = {n: follow(t, outputs) for n, t in named}
+        if all(tensors[n] is t for n, t in named):
+            return function(outputs, targets)
         return functional_call(function, tensors, (outputs, targets))
 
     def residuals(self, outputs: Tensor, targets: Tensor) -> Tensor:
