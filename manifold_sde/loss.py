@@ -274,8 +274,10 @@ class Loss:
                 own = [d[None] for d in sample]
                 return derivatives.gradient(lambda z: self._losses_of(z, *own)[0], x)
 
-            size = self.per_sample.per_pass if len(self.per_sample.passes()) > 1 else None
-            return torch.vmap(of_one, chunk_size=size)(*self.per_sample.data_for(x))
+            samples = self.per_sample
+            return joined(
+                lambda which: torch.vmap(of_one)(*samples.data_for(x, which)), samples.passes()
+            )
         identity = torch.eye(self.n_samples or 1, dtype=x.dtype, device=x.device)
         return torch.vmap(lambda w: self.weighted_gradient(x, w))(identity)
 
@@ -350,7 +352,7 @@ class LeastSquaresLoss(Loss):
             identity = torch.eye(self.n_outputs, dtype=x.dtype, device=x.device)
             return torch.vmap(lambda w: slope(w)[0])(identity)
 
-        data = (d[first:last] for d in samples.data_for(x))
+        data = samples.data_for(x, slice(first, last))
         return torch.vmap(of_one)(*data).reshape(-1, self.dim)
 
     def bend(self, x: Tensor, first: int, last: int, vectors: Tensor) -> Tensor:
@@ -379,7 +381,7 @@ class LeastSquaresLoss(Loss):
             if samples is None:
                 found = slopes(self.residuals, z, vectors)
                 return found[:, first * k : last * k].diagonal().sum()
-            data = (d[first:last] for d in samples.data_for(z))
+            data = samples.data_for(z, slice(first, last))
             grouped = vectors.reshape(-1, k, self.dim)
             return torch.vmap(lambda own, *sample: of_one(z, own, *sample))(grouped, *data).sum()
 

@@ -95,6 +95,11 @@ class Criterion:
         """Whether it is a criterion of ``torch.nn`` for classes, smallest at infinite outputs."""
         return isinstance(self._function, (*_CLASSES, nn.BCEWithLogitsLoss, nn.SoftMarginLoss))
 
+    @property
+    def label_smoothing(self) -> float:
+        """That of ``nn.CrossEntropyLoss``, 0 for others."""
+        return float(getattr(self._function, "label_smoothing", 0.0))
+
     def sample_losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The mean over the entries of each sample: (N, ...), (N, ...) -> (N,).
 

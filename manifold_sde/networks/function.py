@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -88,7 +89,10 @@ class NetworkFunction:
 
     def subset(self, index: Tensor) -> NetworkFunction:
         """The same network on some of the samples, given by their numbers."""
-        inputs = tuple(value[index.to(value.device)] for value in self.inputs)
+        large = self.per_pass is not None and len(index) > self.per_pass * self.block
+        inputs: Any = tuple(
+            _Rows(value, index) if large else value[index.to(value.device)] for value in self.inputs
+        )
         return self.on(inputs, self.targets[index.to(self.targets.device)])
 
     def of_blocks(self, blocks: Sequence[int]) -> NetworkFunction:
@@ -192,6 +196,19 @@ class NetworkFunction:
         )
         function = _OfBlocks(self.on((), self.targets[:0]))
         return PerSampleFunction(function, *blocks, per_pass=self.per_pass)
+
+
+class _Rows:
+    """Rows of a tensor in another order, of which those of a pass are copied when it comes."""
+
+    def __init__(self, tensor: Tensor, index: Tensor) -> None:
+        self.tensor, self.index = tensor, index.to(tensor.device)
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, which: slice) -> Tensor:
+        return self.tensor[self.index[which]]
 
 
 class _OfBlocks:
