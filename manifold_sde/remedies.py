@@ -57,7 +57,8 @@ _REMEDIES = (
     ),
     (
         ("storage", "numpy"),
-        "torch operations from x to the result: no numpy, no float(...)",
+        "torch operations from x to the result: no numpy, no float(...); no packed sequences: the "
+        "padded ones, and of each the output at its last place",
     ),
     (
         ("dtype", "scalar type", "device"),

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
+from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
@@ -312,6 +313,17 @@ MODULES: dict[str, Case] = {
         lambda: last(nn.LSTM(4, 4, proj_size=3, batch_first=True)), SEQUENCES
     ),
     "`GRU`": Case(lambda: last(nn.GRU(4, 3, batch_first=True)), SEQUENCES),
+    "`GRU` on packed sequences": Case(
+        lambda: Module(
+            lambda m, x: m.layer(
+                pack_padded_sequence(x, torch.full((len(x),), x.shape[1]), batch_first=True)
+            )[1][0],
+            layer=nn.GRU(4, 3, batch_first=True),
+        ),
+        SEQUENCES,
+        "the padded ones, and of each the output at its last place",
+        lambda: last(nn.GRU(4, 3, batch_first=True)),
+    ),
     "`RNNCell`": Case(lambda: two_steps(nn.RNNCell(4, 3)), SEQUENCES),
     "`LSTMCell`": Case(lambda: two_steps(nn.LSTMCell(4, 3)), SEQUENCES),
     "`GRUCell`": Case(lambda: two_steps(nn.GRUCell(4, 3)), SEQUENCES),
