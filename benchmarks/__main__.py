@@ -32,6 +32,7 @@ NAMES = (
     "multilevel",
     "cold",
     "training",
+    "one_path",
 )
 PACKAGES = (
     "manifold_sde",

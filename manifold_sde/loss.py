@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial, reduce
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -125,6 +125,8 @@ class Loss:
     analyticity: Any = None
     #: The largest |x| |grad L_xi(x)| at fixed directions, once it was measured.
     gradient_size: float | None = None
+    #: How a gradient is taken: so that it can be batched and differentiated, or not.
+    _gradient: Callable[..., Tensor] = staticmethod(derivatives.gradient)
     #: Whether second and third derivatives by reverse mode alone were seen to be right.
     reverses = False
 
@@ -136,6 +138,19 @@ class Loss:
         self.n_samples = n_samples
         #: What single samples compute, where they do not act on each other.
         self.per_sample = function if isinstance(function, PerSampleFunction) else None
+
+    def at_one_point(self) -> Self:
+        """The same loss for gradients at one point, by torch's own backward pass.
+
+        They cannot be batched or differentiated, and samples are evaluated as the user wrote them,
+        without replacements that higher derivatives need.
+        """
+        other = copy.copy(self)
+        other._gradient = derivatives.backward_gradient
+        if self.per_sample is not None:
+            inner = getattr(self.per_sample.function, "as_written", self.per_sample.function)
+            other.per_sample = self.per_sample.of(inner)
+        return other
 
     @property
     def at_once(self) -> int | None:
@@ -154,7 +169,7 @@ class Loss:
 
     def gradient(self, x: Tensor) -> Tensor:
         """The gradient of L: (D,) -> (D,)."""
-        return self._derivative(derivatives.gradient, x)
+        return self._derivative(self._gradient, x)
 
     def hessian_product(self, x: Tensor, v: Tensor) -> Tensor:
         """The Hessian of L times v: (D,), (D,) -> (D,)."""
@@ -237,8 +252,8 @@ class Loss:
         Where samples do not act on each other, those drawn alone are evaluated.
         """
         if self.per_sample is not None and len(drawn) < (self.n_samples or 1):
-            data = [d[drawn.to(d.device)] for d in self.per_sample.data_for(x)]
-            return derivatives.gradient(lambda z: self._losses_of(z, *data).mean(), x)
+            data = [follow(d[drawn.to(d.device)], x) for d in self.per_sample.data]
+            return self._gradient(lambda z: self._losses_of(z, *data).mean(), x)
         samples = torch.arange(self.n_samples or 1, device=drawn.device)
         counts = (drawn[:, None] == samples).to(x.dtype).sum(0)
         return self.weighted_gradient(x, counts / len(drawn))
@@ -259,8 +274,10 @@ class Loss:
                 own = [d[None] for d in sample]
                 return derivatives.gradient(lambda z: self._losses_of(z, *own)[0], x)
 
-            size = self.per_sample.per_pass if len(self.per_sample.passes()) > 1 else None
-            return torch.vmap(of_one, chunk_size=size)(*self.per_sample.data_for(x))
+            samples = self.per_sample
+            return joined(
+                lambda which: torch.vmap(of_one)(*samples.data_for(x, which)), samples.passes()
+            )
         identity = torch.eye(self.n_samples or 1, dtype=x.dtype, device=x.device)
         return torch.vmap(lambda w: self.weighted_gradient(x, w))(identity)
 
@@ -335,7 +352,7 @@ class LeastSquaresLoss(Loss):
             identity = torch.eye(self.n_outputs, dtype=x.dtype, device=x.device)
             return torch.vmap(lambda w: slope(w)[0])(identity)
 
-        data = (d[first:last] for d in samples.data_for(x))
+        data = samples.data_for(x, slice(first, last))
         return torch.vmap(of_one)(*data).reshape(-1, self.dim)
 
     def bend(self, x: Tensor, first: int, last: int, vectors: Tensor) -> Tensor:
@@ -364,7 +381,7 @@ class LeastSquaresLoss(Loss):
             if samples is None:
                 found = slopes(self.residuals, z, vectors)
                 return found[:, first * k : last * k].diagonal().sum()
-            data = (d[first:last] for d in samples.data_for(z))
+            data = samples.data_for(z, slice(first, last))
             grouped = vectors.reshape(-1, k, self.dim)
             return torch.vmap(lambda own, *sample: of_one(z, own, *sample))(grouped, *data).sum()
 

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, Self
 
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 from manifold_sde import loss_checks
 from manifold_sde.arguments import check_integer, check_point, check_projection, kind_of
@@ -121,8 +122,8 @@ class Problem:
         cls,
         module: nn.Module,
         criterion: nn.Module | Callable[[Tensor, Tensor], Tensor],
-        inputs: Tensor | tuple[Tensor, ...],
-        targets: Tensor,
+        inputs: Tensor | tuple[Tensor, ...] | Dataset[Any] | DataLoader[Any],
+        targets: Tensor | None,
         noise: Noise,
         *,
         rank: int | None = None,
@@ -130,6 +131,7 @@ class Problem:
         frozen: str | Iterable[str] = (),
         ghost_size: int | None = None,
         memory: int | str | None = None,
+        progress: bool | str = False,
     ) -> Problem:
         """Problem from a module, a criterion and data: x is the vector of trained parameters.
 
@@ -141,10 +143,10 @@ class Problem:
             module: The network, in the mode (``train`` or ``eval``) in which it is meant.
             criterion: A criterion of ``torch.nn`` whose value is a mean over the samples of every
                 batch, or a function of outputs and targets that returns (Xi,) or (Xi, K), whose
-                mean over a sample's entries is its loss. L is the mean over the samples: the value
-                of the criterion. ``nn.MSELoss`` makes a
-                :class:`~manifold_sde.LeastSquaresProblem`.
-            inputs: What the module is called with, (N, ...); a tuple for several arguments.
+                mean over a sample's entries is its loss. L is the mean over the samples: its value.
+                ``nn.MSELoss`` makes a :class:`~manifold_sde.LeastSquaresProblem`.
+            inputs: What the module is called with, (N, ...), a tuple for several arguments; or a
+                ``Dataset`` or ``DataLoader`` of samples (input, target), with targets ``None``.
             targets: Targets (N, ...).
             noise: The gradient noise.
             rank: Rank M of the Hessian, where it is known.
@@ -156,7 +158,8 @@ class Problem:
                 itself. The mean loss of a ghost batch is then one sample loss, and Xi = N / B.
             memory: Bytes that one pass over samples may take, or a string such as ``"2 GiB"``;
                 1 GiB by default. Where samples do not act on each other, the loss and its
-                derivatives are sums over as many passes as are needed.
+                derivatives are sums over passes. A larger data set is kept in a temporary file.
+            progress: Whether to show progress bars, or their label.
 
         Returns:
             A problem with ``vector``, ``load_into``, ``layers`` and ``part``; without sample losses
@@ -169,7 +172,7 @@ class Problem:
             NoiseError: If the noise needs samples that the network couples.
         """
         network, made = network_loss(
-            module, criterion, inputs, targets, noise, frozen, ghost_size, memory
+            module, criterion, inputs, targets, noise, frozen, ghost_size, memory, progress
         )
         squares = isinstance(made, LeastSquaresLoss)
         kind: Any = LeastSquaresProblem if squares else Problem

@@ -40,22 +40,25 @@ _REMEDIES = (
     ),
     (
         ("autograd.Function", "jvp function", "once_differentiable"),
-        "ordinary operations in place of the custom autograd.Function; or give it setup_context, "
-        "jvp and generate_vmap_rule = True, with backward and jvp in differentiable operations",
+        "ordinary operations in place of the custom autograd.Function, and no "
+        "torch.utils.checkpoint; or give it setup_context, jvp and generate_vmap_rule = True, with "
+        "backward and jvp in differentiable operations",
     ),
     (
         ("forward AD", "not implemented", "not differentiable"),
         "write the operation that torch names in elementary ones: torch.where on the two branches "
-        "of huber_loss, ((a[:, None] - b) ** 2).sum(-1).sqrt() for cdist, "
-        "a * torch.sigmoid(b) for glu, nn.Embedding and .mean(1) for EmbeddingBag",
+        "of huber_loss, ((a[:, None] - b) ** 2).sum(-1).sqrt() for cdist, nn.Embedding and "
+        ".mean(1) for EmbeddingBag",
     ),
     (
         ("saved tensor hooks",),
-        "no torch.utils.checkpoint and no saved_tensors_hooks: call the layers themselves",
+        "no torch.utils.checkpoint and no saved_tensors_hooks: call the layers themselves, as "
+        "model.gradient_checkpointing_disable() does",
     ),
     (
         ("storage", "numpy"),
-        "torch operations from x to the result: no numpy, no float(...)",
+        "torch operations from x to the result: no numpy, no float(...); no packed sequences: the "
+        "padded ones, and of each the output at its last place",
     ),
     (
         ("dtype", "scalar type", "device"),

@@ -3,7 +3,8 @@
 In torch 2.13 the third derivatives that pass through ``layer_norm``, ``batch_norm`` or
 ``instance_norm`` are wrong, without an error and in every order of forward and reverse mode:
 their derivative formulas take the saved mean and deviation for constants. So are those of some
-linear algebra (:mod:`manifold_sde.torch_algebra`). While a loss runs, these functions are replaced
+linear algebra (:mod:`manifold_sde.torch_algebra`), and some layers have none
+(:mod:`manifold_sde.torch_layers`). While a loss runs, these functions are replaced
 by the same formula in elementary operations, whose derivatives are right. What is wrong and has no
 replacement, or is called from within a function of torch, is found by the operations that torch
 runs in the end, however small its share of the loss is, and refused with what to write instead.
@@ -21,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from manifold_sde import torch_algebra
+from manifold_sde import torch_algebra, torch_layers
 from manifold_sde.loss import PerSampleFunction
 
 
@@ -101,7 +102,7 @@ def _mse_loss(input: Tensor, target: Tensor, *old: Any, **keywords: Any) -> Tens
     squares = (input - target).square()
     given = {name for name, value in keywords.items() if value is not None}
     if old or not given <= {"reduction"}:
-        return functional.mse_loss(input, target, *old, **keywords)
+        return NotImplemented
     means = {"mean": squares.mean, "sum": squares.sum}
     return means.get(keywords.get("reduction", "mean"), lambda: squares)()
 
@@ -115,6 +116,7 @@ _REPLACEMENTS: dict[Any, Callable[..., Any]] = {
     # Right, but the mean of its second derivative raises.
     functional.mse_loss: _mse_loss,
     **torch_algebra.REPLACEMENTS,
+    **torch_layers.REPLACEMENTS,
     functional.layer_norm: _layer_norm,
     torch.layer_norm: _layer_norm,
     functional.batch_norm: _batch_norm,
@@ -152,21 +154,44 @@ class _Replacer(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        return _REPLACEMENTS.get(func, func)(*args, **(kwargs or {}))
+        opened = torch_layers.OPENED.get(func)
+        if opened is not None:
+            self._note(func)
+            with self:
+                return opened(*args, **(kwargs or {}))
+        replacement = _REPLACEMENTS.get(func)
+        if replacement is not None:
+            result = replacement(*args, **(kwargs or {}))
+            if result is not NotImplemented:
+                self._note(func)
+                return result
+        return func(*args, **(kwargs or {}))
+
+    def _note(self, func: Any) -> None:
+        """Do something more with a function that was replaced."""
 
 
 class Recorder(_Replacer):
-    """Replaces what has a replacement, and notes which functions are called."""
+    """Replaces what has a replacement, and notes which functions are called.
+
+    Attributes:
+        called: The functions, each once, in order.
+        replaced: Those in whose place others ran.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.called: dict[Any, None] = {}
+        self.replaced: dict[Any, None] = {}
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         self.called[func] = None
         return super().__torch_function__(func, types, args, kwargs)
+
+    def _note(self, func: Any) -> None:
+        self.replaced[func] = None
 
 
 class ElementaryFunction:
@@ -176,11 +201,11 @@ class ElementaryFunction:
         function: The function as the user wrote it.
 
     Attributes:
-        function: As given.
+        function, as_written: As given.
     """
 
     def __init__(self, function: Callable[..., Tensor]) -> None:
-        self.function = function
+        self.function = self.as_written = function
         self.__name__ = getattr(function, "__name__", type(function).__name__)
 
     def __call__(self, *arguments: Tensor) -> Tensor:
@@ -209,7 +234,7 @@ def elementary(function: Callable[..., Tensor], *arguments: Tensor) -> Callable[
         >>> bool(torch.isclose(elementary(loss, x)(x), loss(x)))
         True
     """
-    if any(f in _REPLACEMENTS for f in functions_called(function, *arguments)):
+    if _recorded(function, *arguments).replaced:
         if isinstance(function, PerSampleFunction):
             return function.of(ElementaryFunction(function.function))
         return ElementaryFunction(function)
@@ -226,10 +251,14 @@ def functions_called(function: Callable[..., Tensor], *arguments: Tensor) -> lis
     Returns:
         Torch's own function objects.
     """
+    return list(_recorded(function, *arguments).called)
+
+
+def _recorded(function: Callable[..., Tensor], *arguments: Tensor) -> Recorder:
     inner = function.function if isinstance(function, ElementaryFunction) else function
     with Recorder() as recorder:
         inner(*arguments)
-    return list(recorder.called)
+    return recorder
 
 
 class _Operations(TorchDispatchMode):

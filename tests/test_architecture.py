@@ -21,7 +21,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("rng", "deadline", "threads", "writing", "html_page", "derivatives", "remedies", "columns"),
     ("compile",),
     ("loss",),
-    ("torch_norms", "torch_algebra", "loss_checks", "scale_invariance"),
+    ("torch_norms", "torch_algebra", "torch_layers", "loss_checks", "scale_invariance"),
     ("noise",),
     ("symbolic", "networks"),
     ("problem",),

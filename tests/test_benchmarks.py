@@ -18,6 +18,7 @@ from benchmarks import (
     bench_limits,
     bench_multilevel,
     bench_network,
+    bench_one_path,
     bench_second_derivative,
     bench_sgd,
     bench_symbolic,
@@ -27,7 +28,7 @@ from benchmarks import (
 )
 from benchmarks.bench_sgd import LR, WEIGHT_DECAY, EagerTorch, check_peer
 from benchmarks.rows import Row, Timing, in_turns
-from manifold_sde import Geometry, problems
+from manifold_sde import Geometry, Problem, SamplingNoise, problems
 
 MODULES = {
     "sgd": bench_sgd,
@@ -41,6 +42,7 @@ MODULES = {
     "multilevel": bench_multilevel,
     "cold": bench_cold,
     "training": bench_training,
+    "one_path": bench_one_path,
 }
 needs_jax = pytest.mark.skipif(not rows.installed("jax"), reason="no JAX (make bench-environment)")
 STEPS = 40
@@ -185,6 +187,19 @@ def test_broken_twins_of_functions() -> None:
         bench_symbolic.compare(lambda z: z, lambda z: z * (1 + 1e-8), x, 1)
     with pytest.raises(AssertionError, match="not close"):
         bench_second_derivative.check_same(x * (1 + 1e-8), x)
+
+
+def test_a_peer_with_another_network_or_other_samples_is_refused() -> None:
+    module = bench_one_path.mlp(2).double()
+    inputs, targets = torch.rand(40, 1, 28, 28).double(), torch.arange(40) % 10
+    problem = Problem.from_module(
+        module, torch.nn.CrossEntropyLoss(), inputs, targets, SamplingNoise(bench_one_path.BATCH)
+    )
+    x = problem.vector(module)
+    bench_one_path.check_same(problem, x, bench_one_path.Torch(module, inputs, targets))
+    other = bench_one_path.Torch(module, inputs.flip(0), targets)
+    with pytest.raises(AssertionError, match="not close"):
+        bench_one_path.check_same(problem, x, other)
 
 
 def test_a_solver_that_stays_inaccurate_is_refused() -> None:

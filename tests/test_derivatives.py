@@ -365,7 +365,6 @@ REFUSED: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "detached backward": (lambda x: DetachedBackward.apply(Z @ unit(x)), "backward and jvp"),
     "cdist": (lambda x: torch.cdist(unit(x)[None], Z)[0], "for cdist"),
     "huber_loss": (lambda x: F.huber_loss(Z @ unit(x), Z[:, 0]), "of huber_loss"),
-    "glu": (lambda x: F.glu(Z @ unit(x), 0), "for glu"),
     "norm with p=3": (lambda x: (x / torch.norm(x, p=3)).square(), "(x * x).sum().sqrt()"),
     "native_layer_norm": (
         lambda x: torch.native_layer_norm(logits(x), (3,), None, None, 0.1)[0].pow(3).mean(1),

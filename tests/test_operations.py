@@ -46,9 +46,12 @@ def test_the_page_has_all_operations() -> None:
     assert {what for what, _ in TABLE.values()} == {"right", "replaced", "refused"}
 
 
-#: What is replaced although its derivatives are right here: a function linear in w, and one that
-#: raises otherwise.
-HARMLESS = ("solve with w on the right", "mse_loss")
+#: What is replaced although its derivatives are right here: a function linear in w, and those that
+#: raise otherwise.
+HARMLESS = (
+    *("solve with w on the right", "mse_loss"),
+    *("glu", "attention", "attention, four dimensions"),
+)
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")

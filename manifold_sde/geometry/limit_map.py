@@ -293,10 +293,13 @@ def hint(problem: Problem) -> str:
     )
     if problem.network is not None and problem.network.criterion.is_classification:
         # Bounded outputs, too, may be pushed to where a normalisation is singular.
+        given = problem.network.criterion.label_smoothing
+        smoother = f"label_smoothing={min(0.9, max(0.1, 3.0 * given)):.2g}, or "
         advice = (
-            "the losses of classes are smallest at infinite outputs, and may have no minimiser: "
-            "label_smoothing=0.1, or targets that are probabilities within reach of the outputs, "
-            "and more parameters; or " + advice
+            "the losses of classes are smallest at infinite outputs, and may have no minimiser"
+            f"{f' within reach, with label_smoothing={given:g}, too' if given else ''}: "
+            f"{smoother if given < 0.9 else ''}targets that are probabilities within reach of the "
+            "outputs, and more parameters; or " + advice
         )
     if problem.rank is None:
         advice += "; rank=M with the problem, where you know it"

@@ -95,6 +95,11 @@ class Criterion:
         """Whether it is a criterion of ``torch.nn`` for classes, smallest at infinite outputs."""
         return isinstance(self._function, (*_CLASSES, nn.BCEWithLogitsLoss, nn.SoftMarginLoss))
 
+    @property
+    def label_smoothing(self) -> float:
+        """That of ``nn.CrossEntropyLoss``, 0 for others."""
+        return float(getattr(self._function, "label_smoothing", 0.0))
+
     def sample_losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The mean over the entries of each sample: (N, ...), (N, ...) -> (N,).
 
@@ -121,6 +126,8 @@ class Criterion:
             return function(outputs, targets)
         named = [*function.named_parameters(), *function.named_buffers()]
         tensors = {n: follow(t, outputs) for n, t in named}
+        if all(tensors[n] is t for n, t in named):
+            return function(outputs, targets)
         return functional_call(function, tensors, (outputs, targets))
 
     def residuals(self, outputs: Tensor, targets: Tensor) -> Tensor:

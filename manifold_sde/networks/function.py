@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -65,6 +66,13 @@ class NetworkFunction:
         self.start = weights.vector(module)
         tensors = [*self.module.named_parameters(), *self.module.named_buffers()]
         self.constants = {n: t.detach() for n, t in tensors if n not in weights.parameters}
+        first = {id(t): n for n, t in tensors}
+        every = [
+            *self.module.named_parameters(remove_duplicate=False),
+            *self.module.named_buffers(remove_duplicate=False),
+        ]
+        #: The name of each tensor that a call replaces, and of that in whose place it stands.
+        self._names = [(n, first[id(t)]) for n, t in every]
         self.__name__ = type(module).__name__
 
     def with_samples(self, *, block: int, samples: bool) -> NetworkFunction:
@@ -81,7 +89,10 @@ class NetworkFunction:
 
     def subset(self, index: Tensor) -> NetworkFunction:
         """The same network on some of the samples, given by their numbers."""
-        inputs = tuple(value[index.to(value.device)] for value in self.inputs)
+        large = self.per_pass is not None and len(index) > self.per_pass * self.block
+        inputs: Any = tuple(
+            _Rows(value, index) if large else value[index.to(value.device)] for value in self.inputs
+        )
         return self.on(inputs, self.targets[index.to(self.targets.device)])
 
     def of_blocks(self, blocks: Sequence[int]) -> NetworkFunction:
@@ -145,11 +156,12 @@ class NetworkFunction:
     def call(self, x: Tensor, constants: dict[str, Tensor]) -> Tensor:
         """As :meth:`outputs`, with what the module keeps of a call left in it."""
         values = self.weights.unflatten(x) | constants
+        values = {name: values[first] for name, first in self._names}
         size = self.per_pass and self.per_pass * self.block
 
         def of_some(which: slice) -> Tensor:
             inputs = tuple(follow(value[which], x) for value in self.inputs)
-            outputs: Tensor = functional_call(self.module, values, inputs)
+            outputs: Tensor = functional_call(self.module, values, inputs, tie_weights=False)
             return outputs
 
         outputs = joined(of_some, slices(len(self.inputs[0]), size))
@@ -163,7 +175,9 @@ class NetworkFunction:
     def losses_of(self, outputs: Tensor) -> Tensor:
         """The same, from the outputs (N, ...) of the module."""
         losses = self.criterion.sample_losses(outputs, follow(self.targets, outputs))
-        return losses.reshape(-1, self.block).mean(1) if self.samples else losses.mean()
+        if not self.samples:
+            return losses.mean()
+        return losses if self.block == 1 else losses.reshape(-1, self.block).mean(1)
 
     def residuals(self, x: Tensor) -> Tensor:
         """The residuals of each block: (D,) -> (Xi, K)."""
@@ -182,6 +196,19 @@ class NetworkFunction:
         )
         function = _OfBlocks(self.on((), self.targets[:0]))
         return PerSampleFunction(function, *blocks, per_pass=self.per_pass)
+
+
+class _Rows:
+    """Rows of a tensor in another order, of which those of a pass are copied when it comes."""
+
+    def __init__(self, tensor: Tensor, index: Tensor) -> None:
+        self.tensor, self.index = tensor, index.to(tensor.device)
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, which: slice) -> Tensor:
+        return self.tensor[self.index[which]]
 
 
 class _OfBlocks:

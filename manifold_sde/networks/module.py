@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 from manifold_sde import loss_checks
 from manifold_sde.arguments import bytes_of
 from manifold_sde.loss import LeastSquaresLoss, Loss
-from manifold_sde.networks import module_checks, passes, sample_checks
+from manifold_sde.networks import datasets, module_checks, passes, sample_checks
 from manifold_sde.networks.criteria import Criterion
 from manifold_sde.networks.function import NetworkFunction
 from manifold_sde.networks.randomness import Generators
@@ -25,12 +27,13 @@ _CHECKED = 2
 def network_loss(
     module: nn.Module,
     criterion: object,
-    inputs: Tensor | tuple[Tensor, ...],
-    targets: Tensor,
+    inputs: Tensor | tuple[Tensor, ...] | Dataset[Any] | DataLoader[Any],
+    targets: Tensor | None,
     noise: Noise,
     frozen: str | Iterable[str],
     ghost_size: int | None,
     memory: int | str | None,
+    progress: bool | str,
 ) -> tuple[NetworkFunction, Loss]:
     """The network of :meth:`Problem.from_module`, which documents the arguments, and its loss.
 
@@ -40,11 +43,14 @@ def network_loss(
     check_noise(noise)
     module_checks.check_module(module)
     measure = Criterion(criterion)
-    tensors, targets = module_checks.check_data(inputs, targets)
+    limit = passes.DEFAULT_MEMORY if memory is None else bytes_of(memory)
+    data: tuple[object, object] = inputs, targets
+    if targets is None and isinstance(inputs, (Dataset, DataLoader)):
+        data = datasets.read(inputs, limit, progress)
+    tensors, targets = module_checks.check_data(*data)
     weights = Weights(module, frozen)
     loss_checks.check_dim(weights.dim)
     block = module_checks.block_of(module, ghost_size, len(targets))
-    limit = passes.DEFAULT_MEMORY if memory is None else bytes_of(memory)
     with torch.no_grad():
         network = NetworkFunction(
             module, measure, tensors, measure.convert(targets), weights, block=block
@@ -63,7 +69,7 @@ def network_loss(
             network = network.with_samples(block=len(targets), samples=measure.is_least_squares)
         else:
             sample_checks.check_places(network)
-    sample_checks.check_all_samples(network)
+    sample_checks.check_all_samples(network, progress)
     with torch.no_grad():
         measure.check_mean(outputs, network.targets, batches=not coupled)
     small = network.few(_CHECKED)

@@ -39,6 +39,8 @@ _DROPOUT = (
     nn.AlphaDropout,
     nn.FeatureAlphaDropout,
 )
+#: Numbers of the data that are looked at together.
+_NUMBERS = 1 << 24
 #: The base class of batch and instance normalisation.
 RUNNING = nn.modules.batchnorm._NormBase
 
@@ -153,7 +155,7 @@ def check_data(inputs: object, targets: object) -> tuple[tuple[Tensor, ...], Ten
                 f"the {name} are not a tensor of samples",
                 received=type(value).__name__ if not isinstance(value, Tensor) else "one number",
                 expected="a tensor (N, ...), a sample a row",
-                remedy="torch.as_tensor(array); for a Dataset, torch.stack of its samples",
+                remedy="torch.as_tensor(array); a Dataset as inputs, with targets=None",
             )
         if value.layout is not torch.strided or value.is_meta or value.is_complex():
             raise DTypeError(
@@ -168,8 +170,10 @@ def check_data(inputs: object, targets: object) -> tuple[tuple[Tensor, ...], Ten
                 if value.is_meta
                 else "value.to_dense(); real and imaginary parts as two columns",
             )
-        if not bool(torch.isfinite(value).all()):
-            bad = (~torch.isfinite(value)).reshape(len(value), -1).any(1)
+        rows = value.reshape(len(value), -1) if value.numel() else value.new_zeros(1, 1)
+        parts = rows.split(max(1, _NUMBERS // rows.shape[1]))
+        bad = torch.cat([(~torch.isfinite(part)).any(1) for part in parts])
+        if bool(bad.any()):
             raise NonFiniteError(
                 f"the {name} hold NaN or infinity",
                 received=f"{int(bad.sum())} of {len(value)} samples, the first number "

@@ -26,6 +26,7 @@ _LOOKUPS: dict[Any, tuple[str, ...]] = {
     ),
     torch.embedding: ("weight", "indices", "padding_idx", "scale_grad_by_freq", "sparse"),
 }
+_TO_INTEGERS = ("int", "long", "short", "char", "byte", "to", "type")
 _FAKE_QUANTISATION = ("fake_quantize", "_fake_quantize", "fused_moving_avg_obs_fake_quant")
 
 
@@ -70,6 +71,13 @@ class Observer(Recorder):
         finest = min(before, key=lambda dtype: torch.finfo(dtype).eps)
         for value in made:
             # Where no graph is recorded, as in a custom autograd.Function, nothing else is known.
+            if _name(func) in _TO_INTEGERS and not _floating(value):
+                raise self._wrong_derivative(
+                    f"{_name(func)}, which rounds {finest} to {value.dtype}: the weights change "
+                    "nothing there, until they jump",
+                    "comparisons and torch.where, whose branches have derivatives; "
+                    'orthogonal_map="cayley" or "matrix_exp" for orthogonal',
+                )
             depends = _floating(value) and (value.requires_grad or not torch.is_grad_enabled())
             if depends and torch.finfo(value.dtype).eps > torch.finfo(finest).eps:
                 raise DTypeError(

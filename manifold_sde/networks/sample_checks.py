@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from manifold_sde import derivatives, loss_checks, remedies
+from manifold_sde.deadline import Progress
 from manifold_sde.errors import (
     ArgumentError,
     DifferentiationError,
@@ -100,7 +101,7 @@ def _difference(
     return None if off <= SAME * size else f"values that differ by {off / size:.2g} of their size"
 
 
-def check_all_samples(network: NetworkFunction) -> None:
+def check_all_samples(network: NetworkFunction, progress: bool | str = False) -> None:
     """Refuse a network that is wrong on any of its samples.
 
     Looked at are what it computes, by :func:`~manifold_sde.networks.observation.observe`, and a
@@ -109,29 +110,38 @@ def check_all_samples(network: NetworkFunction) -> None:
 
     Args:
         network: The network.
+        progress: Whether to show a progress bar, or its label.
 
     Raises:
         NonFiniteError, DTypeError, DifferentiationError, ArgumentError: With the sample or the
             layer at fault.
     """
     x = _test_point(network)
-    for blocks in _parts(network):
-        part = network.of_blocks(blocks) if network.samples else network
-        single = torch.promote_types(torch.float32, network.start.dtype)
-        for dtype in dict.fromkeys((x.dtype, single)):
-            observe(part, x.to(dtype))
-        fault = _fault(part, x)
-        if fault is None:
-            continue
-        while len(blocks) > 1 and network.samples:
-            halves = blocks[: len(blocks) // 2], blocks[len(blocks) // 2 :]
-            found = [(half, _fault(network.of_blocks(half), x)) for half in halves]
-            wrong = next(((half, fault) for half, fault in found if fault is not None), None)
-            if wrong is None:
-                break
-            blocks, fault = wrong
-        part = network.of_blocks(blocks) if network.samples else network
-        raise _error(part, x, fault, _named(network, blocks))
+    label = progress if isinstance(progress, str) else "samples looked at"
+    with Progress(total=network.n_blocks, desc=label, disable=not progress) as bar:
+        for blocks in _parts(network):
+            _check(network, x, blocks)
+            bar.update(len(blocks))
+
+
+def _check(network: NetworkFunction, x: Tensor, blocks: list[int]) -> None:
+    """The same of some blocks of samples."""
+    part = network.of_blocks(blocks) if network.samples else network
+    single = torch.promote_types(torch.float32, network.start.dtype)
+    for dtype in dict.fromkeys((x.dtype, single)):
+        observe(part, x.to(dtype))
+    fault = _fault(part, x)
+    if fault is None:
+        return
+    while len(blocks) > 1 and network.samples:
+        halves = blocks[: len(blocks) // 2], blocks[len(blocks) // 2 :]
+        found = [(half, _fault(network.of_blocks(half), x)) for half in halves]
+        wrong = next(((half, fault) for half, fault in found if fault is not None), None)
+        if wrong is None:
+            break
+        blocks, fault = wrong
+    part = network.of_blocks(blocks) if network.samples else network
+    raise _error(part, x, fault, _named(network, blocks))
 
 
 def _parts(network: NetworkFunction) -> list[list[int]]:

@@ -38,7 +38,7 @@ from manifold_sde.solvers.limits import (
     refuse_many_steps,
     require_memory,
 )
-from manifold_sde.solvers.sgd_step import BLOCK, SgdState, advance
+from manifold_sde.solvers.sgd_step import BLOCK, LANES, SgdState, advance, go_alone
 from manifold_sde.solvers.solution import Solution
 from manifold_sde.solvers.stopping import Autosave, Stoppable
 from manifold_sde.threads import one_thread
@@ -127,7 +127,8 @@ def run_sgd(
     rng.seed_key(seed)
     seed = int(seed)
     schedules = (Schedule.of("lr", lr), Schedule.of("weight_decay", weight_decay))
-    compiled = choose_mode(compile, problem.dim, worth=kept[-1] >= _WORTH_COMPILING)
+    worth = kept[-1] >= _WORTH_COMPILING and not go_alone(problem, len(start))
+    compiled = choose_mode(compile, problem.dim, worth=worth)
     if problem.noise.lasting_share(problem.pointwise) != 1.0:
         compiled = False  # its steps do not draw for themselves
     file = None if checkpoint is None else check_path("checkpoint", checkpoint)
@@ -162,6 +163,7 @@ class _Run:
     file: Path | None
 
     def __post_init__(self) -> None:
+        self.alone = not self.compiled and go_alone(self.problem, len(self.start))
         self.ys = self.start.new_full((len(self.kept), *self.start.shape), torch.nan)
         self.clock = torch.full_like(self.ys[..., 0], torch.nan)
         self.fingerprint = None if self.file is None else self._fingerprint()
@@ -203,7 +205,7 @@ class _Run:
     def _run_chunk(self, chunk: int, resumed: SgdState | None, bar: Progress) -> None:
         """Run a chunk, from a state on if it is given."""
         rows = slice(chunk * _CHUNK, min((chunk + 1) * _CHUNK, len(self.start)))
-        state = resumed or SgdState.begin(self.start[rows], rows.start)
+        state = resumed or self._begin(rows)
         self._keep(state, rows)
         save = None if self.file is None else functools.partial(self._save, chunk)
         with Autosave(save, replace(state)) as autosave:
@@ -212,9 +214,10 @@ class _Run:
                 stop = min(self.kept[bisect_right(self.kept, first)], first + BLOCK)
                 lrs, decays = (self._rates(s, first, stop) for s in self.schedules)
                 _check_decay(lrs * decays, first)
-                tables, compiled = (lrs, decays), self.compiled
                 for taken in advance(
-                    self.problem, state, first, tables, self.seed, compiled=compiled
+                    *(self.problem, state, first, (lrs, decays), self.seed),
+                    compiled=self.compiled,
+                    alone=self.alone,
                 ):
                     bar.update(taken)
                 state.step = stop
@@ -222,6 +225,9 @@ class _Run:
                 autosave.keep(replace(state))
         if save is not None:
             save(state)
+
+    def _begin(self, rows: slice) -> SgdState:
+        return SgdState.begin(self.start[rows], rows.start, 1 if self.alone else LANES)
 
     def _keep(self, state: SgdState, rows: slice) -> None:
         """Write the state down, where its step is one to keep."""
@@ -293,8 +299,7 @@ class _Run:
                 raise ValueError(f"chunk {header['chunk']!r}")
             if step is None or not 0 <= step <= self.kept[-1]:
                 raise ValueError(f"step {header['step']!r} of {self.kept[-1]}")
-            rows = self.start[chunk * _CHUNK : (chunk + 1) * _CHUNK]
-            state = SgdState.begin(rows, chunk * _CHUNK)
+            state = self._begin(slice(chunk * _CHUNK, (chunk + 1) * _CHUNK))
             likes = {"x": state.x, "clock": state.clock, "kept_ys": self.ys}
             likes["kept_clock"] = self.clock
             found = {name: torch.from_numpy(arrays[name]) for name in likes}

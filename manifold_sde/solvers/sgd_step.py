@@ -40,13 +40,18 @@ class SgdState:
     step: int = 0
 
     @classmethod
-    def begin(cls, start: Tensor, first: int) -> SgdState:
-        """State of paths from one of this index on, at their starts (n, D), padded."""
+    def begin(cls, start: Tensor, first: int, lanes: int = LANES) -> SgdState:
+        """State of paths from one of this index on, at their starts (n, D), padded to lanes."""
         n = len(start)
-        padded = -(-n // LANES) * LANES
+        padded = -(-n // lanes) * lanes
         x = torch.cat([start, start[-1:].expand(padded - n, -1)]).T.contiguous()
         paths = torch.arange(first, first + padded, device=x.device)
         return cls(x, x.new_zeros(padded), paths)
+
+
+def go_alone(problem: Problem, n_paths: int) -> bool:
+    """Whether paths on a network are quicker one after the other than together, as measured."""
+    return problem.network is not None and n_paths <= max(3, problem.dim // 1000)
 
 
 def update(
@@ -57,6 +62,8 @@ def update(
     weight_decay: Tensor,
     normals: Tensor,
     uniforms: Tensor,
+    *,
+    alone: bool = False,
 ) -> tuple[Tensor, Tensor]:
     r"""Equation (1) with its noise given, and the clock's step.
 
@@ -73,16 +80,39 @@ def update(
         weight_decay: Weight decay of the step, ().
         normals: Normals that the step consumes, (a, n).
         uniforms: Uniforms that the step consumes, (b, n).
+        alone: Whether paths are taken one after the other, each by torch's own backward pass, and x
+            is changed in place.
 
     Returns:
         Weights and clock after the step.
     """
+    if alone:
+        return _alone(problem, x, clock, float(lr), float(weight_decay), normals, uniforms)
 
     def stochastic_gradient(z: Tensor, n: Tensor, u: Tensor) -> Tensor:
         return problem.noise.stochastic_gradient(problem.pointwise, z, n, u)
 
     gradient = vmap(stochastic_gradient, in_dims=-1, out_dims=-1)(x, normals, uniforms)
     return _moved(x, clock, lr, weight_decay, gradient)
+
+
+def _alone(
+    problem: Problem,
+    x: Tensor,
+    clock: Tensor,
+    lr: float,
+    weight_decay: float,
+    normals: Tensor,
+    uniforms: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """The same path by path, each in place."""
+    loss, shrink = problem.pointwise.at_one_point(), 1.0 - lr * weight_decay
+    squares = torch.empty_like(clock)
+    for i, point in enumerate(x.T):
+        gradient = problem.noise.stochastic_gradient(loss, point, normals[:, i], uniforms[:, i])
+        squares[i] = point.dot(point)
+        point.mul_(shrink).sub_(gradient, alpha=lr)
+    return x, clock + (lr / (shrink * squares)) ** 2
 
 
 def _moved(
@@ -215,6 +245,7 @@ def advance(
     seed: int,
     *,
     compiled: bool | str,
+    alone: bool = False,
 ) -> Iterator[int]:
     """Take the steps first, first + 1, ... whose rates the tables hold, changing the state.
 
@@ -225,6 +256,7 @@ def advance(
         tables: Learning rates and weight decays of the steps, (m,) each, m at most ``BLOCK``.
         seed: Seed of the noise.
         compiled: Whether the step is compiled: "c" for what the C compiler can do in seconds.
+        alone: Whether paths are taken one after the other, as in :func:`update`.
 
     Yields:
         Numbers of steps just taken, which add up to m.
@@ -250,8 +282,10 @@ def advance(
         state.x, state.clock = x, clock
         yield m
         return
+    if alone:
+        state.x = state.x.T.clone(memory_format=torch.contiguous_format).T
     steps = torch.arange(first, first + m, device=device)
     numbers = problem.noise.step_numbers(problem.pointwise, key, state.paths, steps, state.x.dtype)
-    for lr, decay, (normals, uniforms) in zip(lrs, decays, numbers, strict=True):
-        state.x, state.clock = update(problem, state.x, state.clock, lr, decay, normals, uniforms)
+    for lr, decay, drawn in zip(lrs, decays, numbers, strict=True):
+        state.x, state.clock = update(problem, state.x, state.clock, lr, decay, *drawn, alone=alone)
         yield 1

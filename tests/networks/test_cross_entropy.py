@@ -18,7 +18,9 @@ from manifold_sde import (
     errors,
 )
 from manifold_sde.geometry import matrix_free_route
+from manifold_sde.geometry.limit_map import hint
 from manifold_sde.networks import NormalizedMLP
+from manifold_sde.networks.data import digits
 from manifold_sde.noise.base import Noise
 from manifold_sde.solvers import solve
 
@@ -161,6 +163,35 @@ def test_classes_without_a_minimiser_are_told() -> None:
             Geometry(problem, method, max_steps=60).limit_map(problem.vector())
         assert "label_smoothing" in caught.value.remedy
         assert "rank=M" in caught.value.remedy
+
+
+def test_the_way_out_is_another_one_where_it_was_taken() -> None:
+    for given, offered in ((0.0, "=0.1,"), (0.1, "=0.3,"), (0.5, "=0.9,")):
+        problem = made(nn.CrossEntropyLoss(label_smoothing=given), CLASSES)
+        assert f"label_smoothing{offered}" in hint(problem)
+    assert "label_smoothing" not in hint(made(nn.MSELoss(), PROBABILITIES))
+
+
+@pytest.mark.thorough
+def test_beyond_a_thousand_weights_the_way_out_arrives_and_finds_the_rank() -> None:
+    """At .1 the outputs of some digits do not reach their targets; at .3 all twelve do."""
+    data, module = digits(12), NormalizedMLP((64, 32, 10)).double()
+
+    def smoothed(amount: float) -> Problem:
+        criterion = nn.CrossEntropyLoss(label_smoothing=amount)
+        return Problem.from_module(
+            module, criterion, data.inputs, data.targets, SphericalNoise(0.02)
+        )
+
+    with pytest.raises(errors.LimitMapError) as caught:
+        Geometry(smoothed(0.1)).limit_map(smoothed(0.1).vector(module))
+    assert "label_smoothing=0.3," in caught.value.remedy
+    problem = smoothed(0.3)
+    geometry = Geometry(problem)
+    assert geometry.method == "matrix_free"
+    y = geometry.limit_map(problem.vector(module))
+    assert int(geometry.rank(y)) == 12 * 9
+    assert float(geometry.spectral_gap(y)) > 1e7
 
 
 def test_vanishing_noise_does_not_offer_label_noise_where_there_is_none() -> None:

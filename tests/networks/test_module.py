@@ -5,7 +5,8 @@ import pickle
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -29,7 +30,8 @@ from manifold_sde.networks import (
     ScaleInvariantPreResNet,
 )
 from manifold_sde.networks.data import digits
-from manifold_sde.solvers import run_sgd
+from manifold_sde.noise.base import Noise
+from manifold_sde.solvers import run_sgd, sgd
 
 GENERATOR = torch.Generator().manual_seed(7)
 INPUTS = torch.randn(12, 6, dtype=torch.float64, generator=GENERATOR)
@@ -223,6 +225,72 @@ def test_a_step_of_sgd_is_a_step_of_torch_on_the_samples_drawn() -> None:
     CE(module(INPUTS[chosen]), CLASSES[chosen]).backward()
     optimiser.step()
     torch.testing.assert_close(problem.vector(module), after.ys[-1])
+
+
+class Counted(nn.Module):
+    """Counts its calls, and the samples in them."""
+
+    calls: ClassVar[list[int]] = []
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = mlp()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls.append(len(x))
+        return self.net(x)
+
+
+def test_one_path_costs_one_path_and_is_that_of_many() -> None:
+    """A step calls the module once, on the samples drawn; in company it goes another way."""
+    problem = made(Counted(), noise=SamplingNoise(4))
+    x = problem.vector()
+    options: dict[str, Any] = {"lr": 0.1, "weight_decay": 0.01, "steps": [0, 3, 7], "seed": 3}
+    Counted.calls.clear()
+    alone = run_sgd(problem, x, **options)
+    assert Counted.calls == [4] * 7
+    Counted.calls.clear()
+    three = run_sgd(problem, x, n_paths=3, **options)
+    assert Counted.calls == [4] * 21
+    many = run_sgd(problem, x, n_paths=5, **options)
+    assert torch.equal(three.ys[:, 0], alone.ys)
+    assert torch.equal(three.clock[:, 0], alone.clock)
+    for name in ("ys", "clock"):
+        torch.testing.assert_close(
+            getattr(many, name)[:, :3], getattr(three, name), rtol=1e-12, atol=1e-12
+        )
+    assert not torch.equal(three.ys[-1, 1], three.ys[-1, 0])
+
+
+@pytest.mark.parametrize("noise", [SphericalNoise(0.1), SamplingNoise(3, replacement=False)])
+def test_one_path_with_other_noise_is_that_of_many(noise: Noise) -> None:
+    for criterion, targets in ((CE, CLASSES), (nn.MSELoss(), ROWS)):
+        problem = made(criterion=criterion, targets=targets, noise=noise)
+        x = problem.vector()
+        one, many = (run_sgd(problem, x, 0.1, 0.01, 3, n_paths=n) for n in (1, 5))
+        torch.testing.assert_close(many.ys[:, :1], one.ys, rtol=1e-12, atol=1e-12)
+
+
+def test_one_path_goes_on_with_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem = made(noise=SamplingNoise(4))
+    x, kept = problem.vector(), [0, 5, 9]
+    whole = run_sgd(problem, x, 0.1, 0.01, kept)
+    monkeypatch.setattr("manifold_sde.solvers.stopping._CHECKPOINT_SECONDS", 0.0)
+    write = sgd.write_archive
+
+    def stop(*arguments: Any) -> None:
+        write(*arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sgd, "write_archive", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run_sgd(problem, x, 0.1, 0.01, kept, checkpoint=tmp_path / "one")
+    resumed = run_sgd(problem, x, 0.1, 0.01, kept, checkpoint=tmp_path / "one")
+    assert torch.equal(resumed.ys, whole.ys)
+    assert torch.equal(resumed.clock, whole.clock)
 
 
 class Tied(nn.Module):
