@@ -288,7 +288,7 @@ class Problem:
             For "gradient", "hessian" and "third" the smallest relative difference over the steps.
         """
         point = loss_checks.fixed_directions(self.dim, 1)[0] if x is None else x
-        check_point(point, self.dim, values=True)
+        point = check_point(point, self.dim, values=True)
         errors = loss_checks.derivative_errors(self.pointwise, point)
         return {name: error for name, (error, _) in errors.items()}
 
@@ -307,8 +307,8 @@ class Problem:
 
     def noise_product(self, x: Tensor, w: Tensor) -> Tensor:
         """sigma(x) w without the matrix: (..., D), (..., m) -> (..., D)."""
-        check_point(x, self.dim)
-        check_point(w, self.n_noise, name="w", allow_zero=True)
+        x = check_point(x, self.dim)
+        w = check_point(w, self.n_noise, name="w", allow_zero=True)
         return self._noise(self.noise.product, x, w, dims=(1, 1))
 
     def noise_covariance(self, x: Tensor) -> Tensor:
@@ -327,7 +327,7 @@ class Problem:
             projection: Symmetric matrices P (..., D, D), the projection onto the tangent space
                 where the term of the Stratonovich drift is meant.
         """
-        check_point(x, self.dim)
+        x = check_point(x, self.dim)
         check_projection(projection, self.dim)
         return self._noise(self.noise.correction, x, projection, dims=(1, 2))
 
@@ -339,7 +339,8 @@ class Problem:
             seed: Seed, as in ``run_sgd``.
             step: Number of the step, as in ``run_sgd``.
         """
-        flat = check_point(x, self.dim).reshape(-1, self.dim)
+        x = check_point(x, self.dim)
+        flat = x.reshape(-1, self.dim)
         with torch_errors_of(self.name):
             return self.noise.draw(self.pointwise, flat, seed, step).reshape(x.shape)
 

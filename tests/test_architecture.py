@@ -28,7 +28,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("problems",),
     ("geometry",),
     ("equations",),
-    ("schedules", "time_scale"),
+    ("scheduler_values", "schedules", "time_scale"),
     ("sdes",),
     ("training",),
     ("",),  # manifold_sde itself, which shows what is below
