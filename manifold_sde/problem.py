@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
 
@@ -69,6 +69,8 @@ class Problem:
     """
 
     network: NetworkFunction | None = None
+    #: What :meth:`describe` calls: :func:`manifold_sde.description.describe`, which stands above.
+    describer: ClassVar[Callable[[Problem, int], Any]]
 
     def __init__(
         self,
@@ -202,15 +204,17 @@ class Problem:
         samples = "" if self.n_samples is None else f", n_samples={self.n_samples}"
         rank = "" if self.rank is None else f", rank={self.rank}"
         weights = "" if self.network is None else f"; {self.network.weights}"
-        return printable(
-            f"{type(self).__name__}({self.name!r}, dim={self.dim}{samples}, {self.noise}{rank}"
-            f"{weights})"
-        )
+        text = f"{self.name!r}, dim={self.dim}{samples}, {self.noise}{rank}{weights}"
+        return printable(f"{type(self).__name__}({text})")
 
     def __str__(self) -> str:
         if self.noise_along is None:
             return repr(self)
         return f"{self!r}\n  noise along the manifold: {100 * self.noise_along:.3g} % of tr Sigma"
+
+    def describe(self, seed: int = 0) -> Any:
+        """What it is, measured: a :class:`~manifold_sde.description.Description` to print."""
+        return type(self).describer(self, seed)
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"kernels": {}}
@@ -297,9 +301,8 @@ class Problem:
     def _noise(
         self, function: Callable[..., Tensor], *arguments: Tensor, dims: tuple[int, ...] = (1,)
     ) -> Tensor:
-        at_one_point = partial(function, self.pointwise)
         with torch_errors_of(self.name):
-            return batched(at_one_point, *arguments, event_dims=dims)
+            return batched(partial(function, self.pointwise), *arguments, event_dims=dims)
 
     def noise_factor(self, x: Tensor) -> Tensor:
         """sigma(x): (..., D) -> (..., D, m)."""
@@ -339,8 +342,7 @@ class Problem:
             seed: Seed, as in ``run_sgd``.
             step: Number of the step, as in ``run_sgd``.
         """
-        x = check_point(x, self.dim)
-        flat = x.reshape(-1, self.dim)
+        flat = (x := check_point(x, self.dim)).reshape(-1, self.dim)
         with torch_errors_of(self.name):
             return self.noise.draw(self.pointwise, flat, seed, step).reshape(x.shape)
 

@@ -875,6 +875,7 @@ def targets(folder: Path) -> dict[str, Target]:
         "problem.load_into": of(
             net.load_into, {"module": _Net(), "x": DRAW}, module="problem", x="point"
         ),
+        "problem.describe": of(problem.describe, {"seed": 0}, seed="seed"),
         "problem.with_noise": of(problem.with_noise, {"noise": SphericalNoise(0.1)}, noise="noise"),
     }
     for name in ("limit_map", "retract", "rank", "spectral_gap", "log_pseudo_determinant"):

@@ -18,7 +18,7 @@ PACKAGE = ROOT / "manifold_sde"
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "paper"),
     ("arguments", "number_arrays"),
-    ("rng", "deadline", "threads", "writing", "derivatives", "remedies", "columns"),
+    ("rng", "deadline", "threads", "writing", "derivatives", "remedies", "columns", "drawing"),
     ("compile",),
     ("loss",),
     ("torch_norms", "torch_algebra", "loss_checks", "scale_invariance"),
@@ -30,6 +30,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("equations",),
     ("scheduler_values", "schedules", "time_scale"),
     ("sdes",),
+    ("description",),
     ("training",),
     ("",),  # manifold_sde itself, which shows what is below
     ("solvers",),

@@ -57,7 +57,7 @@ EXEMPT = {
     *("ManifoldSDEError", "VerificationTests"),
     *("Extrapolation", "FiniteLrError", "MultilevelEstimate", "Convergence", "CircleNormLaw"),
     *("SpectralGap",),
-    *("Design", "Effort", "Picture", "Series", "Result", "Defect", "Facts"),
+    *("Description", "Design", "Effort", "Picture", "Series", "Result", "Defect", "Facts"),
     *("Cause", "InvariantGroups", "ParameterInvariance", "ScaleInvarianceReport", "WeightGroup"),
 }
 

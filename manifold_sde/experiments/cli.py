@@ -204,10 +204,9 @@ def info(
     ] = 0,
 ) -> None:
     """What a problem is: its size, its noise, its minimisers, and whether it is scale-invariant."""
-    from manifold_sde.experiments.description import describe_problem, description_table
     from manifold_sde.experiments.problem_file import load_problem
 
-    Console().print(description_table(describe_problem(load_problem(problem), seed)))
+    print(load_problem(problem).describe(seed))
 
 
 @app.command()

@@ -24,6 +24,7 @@ from manifold_sde.solvers.adaptive import StepControl
 from manifold_sde.solvers.chunk import Chunk, ChunkResult
 from manifold_sde.solvers.clock import ReadOff, clock_at, equilibrium_weights, log_missing
 from manifold_sde.solvers.equilibrium import extent_over
+from manifold_sde.solvers.exports import headline
 from manifold_sde.solvers.fingerprint import PROBES, close, probe, route, values_near
 from manifold_sde.solvers.fixed import Grid, RestartState
 from manifold_sde.solvers.integrate import integrate
@@ -318,7 +319,7 @@ class DirectionSolution(Solution):
         if not isinstance(solution, DirectionSolution):
             raise CheckpointError(
                 "the file holds something else",
-                received=f"{path}: {solution!r}",
+                received=f"{path}: {headline(solution)}",
                 expected="a solution of a DirectionDiffusion",
                 remedy="Solution.load(path)",
             )

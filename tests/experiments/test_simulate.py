@@ -14,7 +14,6 @@ from typer.testing import CliRunner, Result
 from manifold_sde import CustomNoise, DirectionDiffusion, Geometry, SamplingNoise, problems
 from manifold_sde.errors import ArgumentError, LostPathsError, LostPathsWarning
 from manifold_sde.experiments import cli
-from manifold_sde.experiments.description import describe_problem
 from manifold_sde.experiments.problem_file import load_problem
 from manifold_sde.experiments.simulate.command import at_batch_size
 from manifold_sde.experiments.simulate.plots import plot_law
@@ -248,7 +247,7 @@ def test_without_a_start_it_is_the_one_that_info_and_verify_find() -> None:
     wanted = Subject.of(problem).start
     found = Solution.load("results/simulate_my_bare.npz").ys[0]
     torch.testing.assert_close(found, wanted.expand(2, 3), rtol=1e-9, atol=1e-9)
-    height = dict(describe_problem(problem))["loss there"]
+    height = problem.describe()["loss there"]
     assert float(height) == pytest.approx(float(problem.loss(wanted)), abs=1e-12)
 
 
