@@ -100,8 +100,8 @@ def predict_sgd(
         >>> problem = problems.great_circle()
         >>> predict_sgd(problem, problem.minimizer, 0.01, 0.05, [100, 500], n_paths=8)
         Solution(8 paths, 2 times from 100 to 500, dim=3)
-          norm     0.9519 to 0.8069
-          clock u  up to 0.09265
+          norm     0.9522 to 0.7847
+          clock u  up to 0.08462
           ...
 
     Source: Theorem 4.4 and Theorem 3.2, with schedules by the exact reduction to no weight decay.
