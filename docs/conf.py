@@ -23,10 +23,8 @@ extensions = [
     "sphinx.ext.mathjax",
     "sphinx_gallery.gen_gallery",
     "exports",
-    "paper_table",
+    "linked_names",
     "plain_mathematics",
-    "schemes_table",
-    "twins_table",
 ]
 exclude_patterns = ["_build", "gallery/*.ipynb", "gallery/*.py", "gallery/*.md5"]
 templates_path = ["_templates"]
