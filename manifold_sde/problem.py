@@ -46,7 +46,6 @@ class Problem:
         name: Name used in messages and figures.
 
     Attributes:
-        dim, noise, rank, name: As given.
         n_samples: Number Xi of sample losses, or ``None`` for a loss that returns one number.
         pointwise: The loss as a function of one vector, with its derivatives.
         network: The network on its data, or ``None`` where the problem was not made from a module.

@@ -33,6 +33,7 @@ _PARTS = re.compile(
     r"|^<!-- picture: (?P<made>\S+) -->\n+!\[[^]]*\]\((?P<picture>\S+?)\)",
     re.MULTILINE | re.DOTALL,
 )
+_MADE = re.compile(r"^<!-- (output|picture: \S+) -->$", re.MULTILINE)
 _TABLE = re.compile(
     r"^<!-- table: (?P<name>\S+) -->\n(?P<table>.*?)^<!-- end of table -->$",
     re.MULTILINE | re.DOTALL,
@@ -109,9 +110,9 @@ def same_output(shown: str, printed: str) -> bool:
 def write_page(path: Path) -> Iterator[Path]:
     """Write tables, outputs and pictures of a page; the files that changed are returned."""
     before = path.read_text(encoding="utf-8")
+    text = before
     with tempfile.TemporaryDirectory() as folder:
-        made = run_page(path, Path(folder))
-        text = before
+        made = run_page(path, Path(folder)) if _MADE.search(text) else Made({})
         for (start, end), shown, printed in reversed(made.outputs):
             if not same_output(shown, printed):
                 text = text[:start] + printed + text[end:]

@@ -98,7 +98,8 @@ class AuditReport:
         rows: The groups.
         notes: What is to know of the run as a whole, a line each.
         closing: The largest difference between a norm's change and its ledger, relative to |x|^2.
-        steps, norms: The history, (n,) and for each group (n,), measured.
+        steps: Steps of the history, (n,).
+        norms: The norm at these, measured, for each group (n,).
         predictions: Predicted norms at these steps, where they are known.
     """
 
