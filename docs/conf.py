@@ -20,10 +20,10 @@ extensions = [
     "sphinx.ext.autosummary",
     "sphinx.ext.napoleon",
     "sphinx.ext.doctest",
-    "sphinx.ext.mathjax",
     "sphinx_gallery.gen_gallery",
     "exports",
     "linked_names",
+    "native_mathematics",
     "plain_mathematics",
 ]
 exclude_patterns = ["_build", "gallery/*.ipynb", "gallery/*.py", "gallery/*.md5"]
@@ -32,6 +32,7 @@ templates_path = ["_templates"]
 html_theme = "furo"
 html_title = f"manifold_sde {release}"
 html_static_path = ["_static"]
+html_math_renderer = "native"  # MathJax would come from the network
 html_css_files = ["tables.css"]
 
 myst_enable_extensions = ["amsmath", "dollarmath"]
