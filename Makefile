@@ -12,7 +12,7 @@ BIN := "$(ENVIRONMENT)/bin"
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help run test verify-thorough lint format docs bench clean environment bench-environment
+.PHONY: help run test verify-thorough lint format docs pages bench clean environment bench-environment
 
 help: ## this table
 	@printf 'make TARGET, where TARGET is\n\n'
@@ -44,6 +44,9 @@ docs: environment ## the site, into docs/_build/html; warnings are errors
 	@$(ONE_THREAD) $(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
 	@$(ONE_THREAD) $(BIN)/python -m sphinx -W --keep-going -b doctest docs docs/_build/doctest
 	@echo 'The site: docs/_build/html/index.html'
+
+pages: environment ## write tables, outputs and pictures into README and docs
+	@$(ONE_THREAD) $(BIN)/python -m tools.documents
 
 bench: bench-environment ## the benchmarks, side by side with their peers
 	@$(ONE_THREAD) $(BIN)/python -m benchmarks

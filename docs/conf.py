@@ -20,13 +20,11 @@ extensions = [
     "sphinx.ext.autosummary",
     "sphinx.ext.napoleon",
     "sphinx.ext.doctest",
-    "sphinx.ext.mathjax",
     "sphinx_gallery.gen_gallery",
     "exports",
-    "paper_table",
+    "linked_names",
+    "native_mathematics",
     "plain_mathematics",
-    "schemes_table",
-    "twins_table",
 ]
 exclude_patterns = ["_build", "gallery/*.ipynb", "gallery/*.py", "gallery/*.md5"]
 templates_path = ["_templates"]
@@ -34,6 +32,7 @@ templates_path = ["_templates"]
 html_theme = "furo"
 html_title = f"manifold_sde {release}"
 html_static_path = ["_static"]
+html_math_renderer = "native"  # MathJax would come from the network
 html_css_files = ["tables.css"]
 
 myst_enable_extensions = ["amsmath", "dollarmath"]

@@ -1,6 +1,7 @@
 """Stochastic differential equations on manifolds of minimisers of scale-invariant losses."""
 
 from manifold_sde import networks, problems
+from manifold_sde.description import Description
 from manifold_sde.errors import ManifoldSDEError
 from manifold_sde.geometry import Geometry
 from manifold_sde.noise import CustomNoise, LabelNoise, SamplingNoise, SphericalNoise
@@ -17,6 +18,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "CustomNoise",
+    "Description",
     "DirectionDiffusion",
     "FixedRatioDiffusion",
     "Geometry",

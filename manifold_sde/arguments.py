@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from manifold_sde.errors import (
@@ -22,6 +23,9 @@ from manifold_sde.errors import (
     ShapeError,
     ZeroVectorError,
 )
+
+Points = Tensor | NDArray[Any] | Sequence[Any]
+"""A point or points: a tensor, or an array or lists of numbers."""
 
 #: Norm whose fourth power, and the inverse of it, are far from the ends of the range.
 _LARGEST_NORM = {torch.float64: 1e75, torch.float32: 1e9}
@@ -219,10 +223,11 @@ def check_point(
     allow_nan: bool = False,
     values: bool = False,
 ) -> Tensor:
-    """Check that a point or a batch of points can be used, and return it.
+    """Check that a point or a batch of points can be used, and return it as a tensor.
 
     Args:
-        x: What the user gave; expected a tensor (..., dim) of single or double precision.
+        x: What the user gave: a tensor (..., dim) of single or double precision, or a NumPy array
+            or lists of numbers, which count as double precision unless they say otherwise.
         dim: Ambient dimension D.
         name: Name used in messages.
         allow_zero: Whether the zero vector is a legal value.
@@ -230,21 +235,16 @@ def check_point(
         values: Whether values are needed: a meta tensor has a shape alone.
 
     Returns:
-        The same tensor.
+        The same tensor, or one of the numbers.
 
     Raises:
-        DTypeError: If x is not a dense tensor of float64 or float32.
+        DTypeError: If x is neither numbers nor a dense tensor of float64 or float32.
         ShapeError: If its last dimension is not ``dim``.
         NonFiniteError: If it holds NaN or infinity.
         ZeroVectorError: If one of its points is the origin.
     """
     if not isinstance(x, Tensor):
-        raise DTypeError(
-            f"{name} is not a torch tensor",
-            received=f"{type(x).__module__}.{type(x).__qualname__}",
-            expected=f"a floating torch tensor of shape (..., {dim})",
-            remedy=f"torch.as_tensor({name}, dtype=torch.float64)",
-        )
+        x = _tensor_of(x, dim, name)
     if x.dtype not in (torch.float64, torch.float32):
         raise DTypeError(
             f"{name} is not a real floating tensor of single or double precision",
@@ -283,6 +283,27 @@ def check_point(
             remedy="start from a nonzero point; directions are all that matters",
         )
     return x
+
+
+def _tensor_of(x: object, dim: int, name: str) -> Tensor:
+    """The tensor of an array or of lists of numbers, whole ones in double precision.
+
+    Raises:
+        DTypeError: If it is something else.
+    """
+    if isinstance(x, (np.ndarray, list, tuple)):
+        try:
+            array = np.asarray(x)
+        except ValueError:  # rows of different lengths
+            array = np.asarray(None)
+        if array.dtype.kind in "iuf":
+            return torch.tensor(array.astype(np.float64) if array.dtype.kind in "iu" else array)
+    raise DTypeError(
+        f"{name} is not numbers",
+        received=f"{type(x).__module__}.{type(x).__qualname__}",
+        expected=f"a torch tensor, a NumPy array or lists of numbers, of shape (..., {dim})",
+        remedy=f"torch.as_tensor({name}, dtype=torch.float64)",
+    )
 
 
 def check_projection(projection: object, dim: int) -> None:

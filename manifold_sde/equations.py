@@ -14,7 +14,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from manifold_sde.arguments import check_point, require_norms
+from manifold_sde.arguments import check_point, kind_of, require_norms
 from manifold_sde.columns import column_norms
 from manifold_sde.errors import ArgumentError, DTypeError, NoiseError, ShapeError
 from manifold_sde.geometry import Geometry, drift
@@ -86,6 +86,14 @@ class StochasticEquation(ABC):
         Raises:
             DTypeError, ShapeError, ZeroVectorError, ArgumentError: If they cannot be used.
         """
+        for name, value in (("y", y), *(("v", v) for v in vectors)):
+            if not isinstance(value, Tensor):
+                raise DTypeError(
+                    f"{name} is not a torch tensor",
+                    received=kind_of(value),
+                    expected="the tensors that torchsde gives",
+                    remedy=f"torch.as_tensor({name}, dtype=torch.float64)",
+                )
         check_point(y, self.dim, name="y", allow_nan=True)
         require_norms(y, name="y")
         for v in vectors:

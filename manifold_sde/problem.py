@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -47,7 +47,6 @@ class Problem:
         name: Name used in messages and figures.
 
     Attributes:
-        dim, noise, rank, name: As given.
         n_samples: Number Xi of sample losses, or ``None`` for a loss that returns one number.
         pointwise: The loss as a function of one vector, with its derivatives.
         network: The network on its data, or ``None`` where the problem was not made from a module.
@@ -70,6 +69,8 @@ class Problem:
     """
 
     network: NetworkFunction | None = None
+    #: What :meth:`describe` calls: :func:`manifold_sde.description.describe`, which stands above.
+    describer: ClassVar[Callable[[Problem, int], Any]]
 
     def __init__(
         self,
@@ -205,15 +206,17 @@ class Problem:
         samples = "" if self.n_samples is None else f", n_samples={self.n_samples}"
         rank = "" if self.rank is None else f", rank={self.rank}"
         weights = "" if self.network is None else f"; {self.network.weights}"
-        return printable(
-            f"{type(self).__name__}({self.name!r}, dim={self.dim}{samples}, {self.noise}{rank}"
-            f"{weights})"
-        )
+        text = f"{self.name!r}, dim={self.dim}{samples}, {self.noise}{rank}{weights}"
+        return printable(f"{type(self).__name__}({text})")
 
     def __str__(self) -> str:
         if self.noise_along is None:
             return repr(self)
         return f"{self!r}\n  noise along the manifold: {100 * self.noise_along:.3g} % of tr Sigma"
+
+    def describe(self, seed: int = 0) -> Any:
+        """What it is, measured: a :class:`~manifold_sde.description.Description` to print."""
+        return type(self).describer(self, seed)
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"kernels": {}}
@@ -291,7 +294,7 @@ class Problem:
             For "gradient", "hessian" and "third" the smallest relative difference over the steps.
         """
         point = loss_checks.fixed_directions(self.dim, 1)[0] if x is None else x
-        check_point(point, self.dim, values=True)
+        point = check_point(point, self.dim, values=True)
         errors = loss_checks.derivative_errors(self.pointwise, point)
         return {name: error for name, (error, _) in errors.items()}
 
@@ -300,9 +303,8 @@ class Problem:
     def _noise(
         self, function: Callable[..., Tensor], *arguments: Tensor, dims: tuple[int, ...] = (1,)
     ) -> Tensor:
-        at_one_point = partial(function, self.pointwise)
         with torch_errors_of(self.name):
-            return batched(at_one_point, *arguments, event_dims=dims)
+            return batched(partial(function, self.pointwise), *arguments, event_dims=dims)
 
     def noise_factor(self, x: Tensor) -> Tensor:
         """sigma(x): (..., D) -> (..., D, m)."""
@@ -310,8 +312,8 @@ class Problem:
 
     def noise_product(self, x: Tensor, w: Tensor) -> Tensor:
         """sigma(x) w without the matrix: (..., D), (..., m) -> (..., D)."""
-        check_point(x, self.dim)
-        check_point(w, self.n_noise, name="w", allow_zero=True)
+        x = check_point(x, self.dim)
+        w = check_point(w, self.n_noise, name="w", allow_zero=True)
         return self._noise(self.noise.product, x, w, dims=(1, 1))
 
     def noise_covariance(self, x: Tensor) -> Tensor:
@@ -330,7 +332,7 @@ class Problem:
             projection: Symmetric matrices P (..., D, D), the projection onto the tangent space
                 where the term of the Stratonovich drift is meant.
         """
-        check_point(x, self.dim)
+        x = check_point(x, self.dim)
         check_projection(projection, self.dim)
         return self._noise(self.noise.correction, x, projection, dims=(1, 2))
 
@@ -342,7 +344,7 @@ class Problem:
             seed: Seed, as in ``run_sgd``.
             step: Number of the step, as in ``run_sgd``.
         """
-        flat = check_point(x, self.dim).reshape(-1, self.dim)
+        flat = (x := check_point(x, self.dim)).reshape(-1, self.dim)
         with torch_errors_of(self.name):
             return self.noise.draw(self.pointwise, flat, seed, step).reshape(x.shape)
 

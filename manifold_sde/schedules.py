@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch.optim.lr_scheduler import LRScheduler
 
 from manifold_sde.errors import ArgumentError, TimeScaleError
 from manifold_sde.number_arrays import LARGEST, Array, Numbers, as_float64
+from manifold_sde.scheduler_values import SchedulerValues
 
 Steps = NDArray[np.int64]
 
@@ -30,9 +32,10 @@ class Schedule:
     Args:
         name: ``"lr"`` or ``"weight_decay"``; errors use it.
         source: Number (the same at every step), 1-D sequence, array or tensor (one value a step),
-            or callable of the step that depends on k alone. A callable is called with an int64
-            array of steps where it agrees there with its own values at single steps, otherwise
-            with one ``int`` at a time, and its values are checked as they are needed.
+            scheduler of ``torch.optim`` for the learning rate (stepped once a step, from where it
+            stands), or callable of the step that depends on k alone. A callable is called with an
+            int64 array of steps where it agrees there with its own values at single steps,
+            otherwise with one ``int`` at a time, and its values are checked as they are needed.
         smallest: Smallest number that is allowed; a schedule may also be zero at some steps.
 
     Attributes:
@@ -49,6 +52,8 @@ class Schedule:
     """
 
     def __init__(self, name: str, source: Any, *, smallest: float = 0.0) -> None:
+        if isinstance(source, LRScheduler):
+            source = SchedulerValues(source, name)
         self.name, self.smallest = name, smallest
         self.constant: float | None = None
         self.length: int | None = None
@@ -223,8 +228,8 @@ class Schedule:
         return f"<{self.length} values from {first!r} to {last!r}>"
 
 
-ScheduleLike = Numbers | Callable[[Any], Any] | Schedule
-"""A number, one value a step, or a callable of the step."""
+ScheduleLike = Numbers | Callable[[Any], Any] | LRScheduler | Schedule
+"""A number, one value a step, a scheduler of torch, or a callable of the step."""
 
 
 @np.errstate(all="ignore")

@@ -76,8 +76,8 @@ class TimeScale:
 
     Args:
         lr: Learning rate η: a positive number; a sequence, array or tensor with one value a step;
-            or a callable of the step k = 0, 1, 2, ... that depends on k alone. A schedule may be
-            0 at some steps.
+            a callable of the step k = 0, 1, 2, ... that depends on k alone; or a scheduler of
+            ``torch.optim``, stepped once a step. A schedule may be 0 at some steps.
         weight_decay: Weight decay λ >= 0, in the same forms. It is decoupled: a step multiplies
             the weights by 1 - ηλ.
 

@@ -77,8 +77,9 @@ def _tensors(**more: Any) -> dict[str, Any]:
         "None": None,
         "a word": "x",
         "a number": 3.0,
-        "a list": [1.0, 0.0, 0.0],
-        "an array": np.ones(3),
+        "words": ["1", "0", "0"],
+        "ragged lists": [[1.0, 0.0, 0.0], [1.0]],
+        "an array of objects": np.array([None, None, None]),
         "NaN": torch.full((3,), NAN, dtype=torch.float64),
         "infinity": torch.full((3,), INF, dtype=torch.float64),
         "whole numbers": torch.ones(3, dtype=torch.int64),
@@ -97,6 +98,7 @@ def _tensors(**more: Any) -> dict[str, Any]:
 WRONG: dict[str, dict[str, Any]] = {
     "point": _tensors(zero=torch.zeros(3, dtype=torch.float64)),
     "vector": _tensors(),
+    "tensor": _tensors(**{"a list": [1.0, 0.0, 0.0], "an array": np.ones(3)}),
     "number": {
         "None": None,
         "a word": "0.1",
@@ -392,9 +394,9 @@ def _of_laws(of: Callable[..., Target]) -> dict[str, Target]:
         "CircleDiffusion": of(
             exact.CircleDiffusion,
             {"drift": circle.drift, "variance": circle.variance, "trace": circle.trace},
-            drift="vector",
-            variance="vector",
-            trace="vector",
+            drift="tensor",
+            variance="tensor",
+            trace="tensor",
         ),
         "PeriodicLaw.expectation": of(periodic.expectation, {"f": np.cos}, f="function"),
         "PeriodicLaw.moment": of(periodic.moment, {"order": 1}, order="count"),
@@ -502,8 +504,8 @@ def targets(folder: Path) -> dict[str, Target]:
             },
             module="function",
             criterion="function",
-            inputs="vector",
-            targets="vector",
+            inputs="tensor",
+            targets="tensor",
             noise="noise",
         ),
         "SphericalNoise": of(SphericalNoise, {"scale": 0.3}, scale="number"),
@@ -713,9 +715,9 @@ def targets(folder: Path) -> dict[str, Target]:
         "Solution": of(
             Solution,
             {"ts": run.ts, "ys": run.ys, "clock": run.clock},
-            ts="vector",
-            ys="vector",
-            clock="vector",
+            ts="tensor",
+            ys="tensor",
+            clock="tensor",
         ),
         "Solution.load": of(Solution.load, {"path": sgd_file}, path="path"),
         "Solution.save": of(sgd.save, {"path": folder / "run"}, path="path"),
@@ -865,7 +867,7 @@ def targets(folder: Path) -> dict[str, Target]:
             problem.noise_correction,
             {"x": E1, "projection": torch.eye(3, dtype=torch.float64)},
             x="point",
-            projection="vector",
+            projection="tensor",
         ),
         "problem.sgd_noise": of(
             problem.sgd_noise, {"x": E1, "seed": 0, "step": 0}, x="point", seed="seed", step="seed"
@@ -874,6 +876,7 @@ def targets(folder: Path) -> dict[str, Target]:
         "problem.load_into": of(
             net.load_into, {"module": _Net(), "x": DRAW}, module="problem", x="point"
         ),
+        "problem.describe": of(problem.describe, {"seed": 0}, seed="seed"),
         "problem.with_noise": of(problem.with_noise, {"noise": SphericalNoise(0.1)}, noise="noise"),
     }
     for name in ("limit_map", "retract", "rank", "spectral_gap", "log_pseudo_determinant"):
@@ -889,7 +892,7 @@ def targets(folder: Path) -> dict[str, Target]:
             geometry.second_derivative,
             {"y": E1, "covariance": torch.eye(3, dtype=torch.float64)},
             y="point",
-            covariance="vector",
+            covariance="tensor",
         ),
     }
     for name, sde in (

@@ -5,31 +5,34 @@ import re
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import pytest
+from matplotlib.image import imread, imsave
+
+from tools.documents import PAGES, Made, run_page, same_output, with_tables, write_page
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+REFRESH = "`make pages` writes it anew"
 
 
-def python_blocks(text: str) -> Iterator[tuple[int, str]]:
-    """The line before each block of Python code, and the code."""
-    for match in BLOCK.finditer(text):
-        yield text.count("\n", 0, match.start(1)), match[1]
-
-
-def run_blocks(path: Path) -> dict[str, Any]:
-    """Run a document's blocks one after the other, in one namespace, which is returned."""
-    namespace: dict[str, Any] = {"__name__": path.stem}
-    for line, code in python_blocks(path.read_text(encoding="utf-8")):
-        exec(compile("\n" * line + code, path, "exec"), namespace)  # tracebacks show the line
-    return namespace
+def stale(made: Made) -> list[str]:
+    """What a page shows and its code does not make."""
+    faults = [
+        f"shown:\n{shown}printed:\n{printed}"
+        for _, shown, printed in made.outputs
+        if not same_output(shown, printed)
+    ]
+    for file, place in made.pictures:
+        here, there = (imread(path)[..., :3] for path in (file, place))
+        # Glyphs differ by versions of FreeType, in few pixels.
+        if here.shape != there.shape or float(abs(here - there).mean()) > 0.02:
+            faults.append(f"{place.name} is another picture")
+    return faults
 
 
 def warning_options() -> list[str]:
@@ -38,12 +41,18 @@ def warning_options() -> list[str]:
     return [option for entry in filters for option in ("-W", entry)]
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
-def test_code_in_documents_runs(
-    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    run_blocks(path)
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_code_in_documents_runs_and_makes_what_is_shown(path: Path, tmp_path: Path) -> None:
+    faults = stale(run_page(path, tmp_path))
+    assert not faults, f"{REFRESH}:\n" + "\n".join(faults)
+
+
+def test_tables_are_those_of_the_code() -> None:
+    made = [path for path in PAGES if "<!-- table: " in path.read_text(encoding="utf-8")]
+    assert {path.name for path in made} >= {"paper_in_code.md", "solve.md", "verify.md"}
+    for path in made:
+        text = path.read_text(encoding="utf-8")
+        assert with_tables(text) == text, f"{path.name}: {REFRESH}"
 
 
 @pytest.mark.slow
@@ -67,19 +76,54 @@ def run_example(path: Path, folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_blocks_share_a_namespace_and_tell_their_line(tmp_path: Path) -> None:
-    document = tmp_path / "page.md"
-    document.write_text(
-        "```python\nx = 1\n```\ntext\n```\nnot python\n```\n```python\ny = x + 1\n```\n"
+def page(folder: Path, text: str) -> Path:
+    path = folder / "page.md"
+    path.write_text(text)
+    return path
+
+
+def test_blocks_share_a_namespace_and_what_they_print_is_shown_below(tmp_path: Path) -> None:
+    text = "```python\nx = 1\nprint('a')\n```\ntext\n```\nnot python\n```\n"
+    text += "```python\ny = x + 1\nprint(1.001)\n```\n<!-- output -->\n```text\na\n1.0\n```\n"
+    made = run_page(page(tmp_path, text), tmp_path)
+    assert made.namespace["y"] == 2
+    assert stale(made) == []
+
+
+@pytest.mark.parametrize("shown", ["", "mean 0.56\n", "mean 0.61 here\n", "0.561\n"])
+def test_broken_twin_output_of_another_day(tmp_path: Path, shown: str) -> None:
+    text = "```python\nprint('mean', 0.561)\n```\n\n<!-- output -->\n```text\n{}```\n"
+    assert bool(stale(run_page(page(tmp_path, text.format(shown)), tmp_path))) == (
+        shown != "mean 0.56\n"
     )
-    assert run_blocks(document)["y"] == 2
+
+
+def test_what_is_stale_is_written_anew(tmp_path: Path) -> None:
+    text = "# A\n\n<!-- table: schemes -->\n\nold\n\n<!-- end of table -->\n"
+    text += "```python\nprint(2)\nfrom pathlib import Path\nPath('a.png').write_text('new')\n```\n"
+    text += "<!-- output -->\n```text\n1\n```\n<!-- picture: a.png -->\n![it](b.png)\n"
+    path = page(tmp_path, text)
+    assert [file.name for file in write_page(path)] == ["b.png", "page.md"]
+    written = path.read_text()
+    assert "```text\n2\n```" in written
+    assert '| `"weak2"` |' in written
+    assert "old" not in written
+    assert (tmp_path / "b.png").read_text() == "new"
+
+
+def test_broken_twin_another_picture(tmp_path: Path) -> None:
+    for name, level in (("a.png", 0.0), ("b.png", 0.0), ("c.png", 0.2)):
+        imsave(tmp_path / name, np.full((4, 4, 3), level))
+    made = Made({}, pictures=[(tmp_path / "a.png", tmp_path / "b.png")])
+    assert stale(made) == []
+    made.pictures = [(tmp_path / "a.png", tmp_path / "c.png")]
+    assert stale(made) == ["c.png is another picture"]
 
 
 def test_broken_twin_block_that_fails(tmp_path: Path) -> None:
-    document = tmp_path / "page.md"
-    document.write_text("# Title\n\n```python\nx = 1\nassert x == 2\n```\n")
+    document = page(tmp_path, "# Title\n\n```python\nx = 1\nassert x == 2\n```\n")
     with pytest.raises(AssertionError) as caught:
-        run_blocks(document)
+        run_page(document, tmp_path)
     assert caught.traceback[-1].lineno == 4  # counted from 0: line 5 of the document
 
 
@@ -108,5 +152,19 @@ def test_version_is_the_same_everywhere() -> None:
 def test_readme_is_short() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert len(text.splitlines()) < 120
-    first = next(python_blocks(text))[1]
-    assert len(first.splitlines()) <= 12
+    first, shown = BLOCK.search(text), text.find("<!-- output -->")
+    assert first is not None
+    assert len(first[1].splitlines()) <= 12
+    assert 0 < shown - first.end() < 10  # what it prints stands under it
+
+
+def test_pages_named_by_pages_are_there() -> None:
+    links = re.compile(r"\]\((?!https?:)([^)#\s]+)")
+    missing = [
+        f"{path.name}: {link}"
+        for path in PAGES
+        for link in links.findall(path.read_text(encoding="utf-8"))
+        # The gallery and the API are made by the site.
+        if not (path.parent / link).exists() and not link.startswith(("gallery/", "generated/"))
+    ]
+    assert not missing

@@ -1,10 +1,12 @@
 """Odd values for the arguments of all public callables: named errors, or right results."""
 
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import Tensor
 
 import manifold_sde
 from manifold_sde import networks, problems, solvers, verification
@@ -55,7 +57,7 @@ EXEMPT = {
     *("ManifoldSDEError", "VerificationTests"),
     *("Extrapolation", "FiniteLrError", "MultilevelEstimate", "Convergence", "CircleNormLaw"),
     *("SpectralGap",),
-    *("Design", "Effort", "Picture", "Series", "Result", "Defect", "Facts"),
+    *("Description", "Design", "Effort", "Picture", "Series", "Result", "Defect", "Facts"),
     *("Cause", "InvariantGroups", "ParameterInvariance", "ScaleInvarianceReport", "WeightGroup"),
 }
 
@@ -109,3 +111,31 @@ def test_a_path_that_is_none_is_named(tmp_path: Path) -> None:
     for checkpoint in ("", 3, b"run"):
         with pytest.raises(ManifoldSDEError, match="checkpoint"):
             run_sgd(problem, problem.minimizer, 0.01, 0.05, [0, 1], checkpoint=checkpoint)  # type: ignore[arg-type]
+
+
+#: Points that only torchsde gives.
+OF_TORCHSDE = (".f", ".g", ".g_prod", ".f_and_g_prod")
+#: What takes a second and checks its point as the others do.
+SLOW = ("law_of", "TracedCurve.of")
+
+
+def _lasting(result: object) -> str:
+    """What is shown of a result, without addresses and times."""
+    return re.sub(r"0x\w+|seconds=[\d.e-]+", "", repr(result))
+
+
+def test_points_are_taken_as_arrays_and_lists(found: dict[str, Target]) -> None:
+    """Every point that a public callable takes, with the same result."""
+    tried = 0
+    for name, target in found.items():
+        points = [k for k, kind in target.kinds.items() if kind == "point"]
+        if not points or name.endswith(OF_TORCHSDE + SLOW):
+            continue
+        expected = _lasting(outcome(target.function, target.good)[1])
+        for form in (Tensor.numpy, Tensor.tolist):
+            given = {**target.good, **{k: form(target.good[k]) for k in points}}
+            what, result = outcome(target.function, given)
+            assert what == "taken", (name, form, result)
+            assert _lasting(result) == expected, (name, form)
+        tried += 1
+    assert tried > 25

@@ -7,8 +7,10 @@ import types
 import numpy as np
 import pytest
 import torch
+from torch.optim import lr_scheduler
 
 from manifold_sde import errors
+from manifold_sde.errors import TimeScaleError
 from manifold_sde.schedules import STREAM_LIMIT, Schedule
 from manifold_sde.time_scale import TimeScale
 
@@ -244,3 +246,50 @@ def test_objects_that_can_be_called_are_schedules() -> None:
     scale = TimeScale(Warmup(), types.MappingProxyType({0: 0.1, 1: 0.2}).__getitem__)
     assert scale.tau(2) > 0
     assert "callable Warmup" in repr(scale)
+
+
+def _optimizer() -> torch.optim.Optimizer:
+    return torch.optim.SGD([torch.zeros(1)], lr=0.1, momentum=0.9)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda o: lr_scheduler.CosineAnnealingLR(o, 20),
+        lambda o: lr_scheduler.OneCycleLR(o, 0.3, total_steps=20),
+        lambda o: lr_scheduler.LambdaLR(o, lambda k: 1.0 / (1 + k)),
+        lambda o: lr_scheduler.SequentialLR(
+            o, [lr_scheduler.LinearLR(o, 0.1), lr_scheduler.ExponentialLR(o, 0.9)], [5]
+        ),
+    ],
+)
+def test_a_scheduler_of_torch_is_read_from_where_it_stands(make):
+    scheduler = make(_optimizer())
+    optimizer = scheduler.optimizer
+    for _ in range(3):
+        optimizer.step()
+        scheduler.step()
+    before = optimizer.param_groups[0]["lr"]
+    read = TimeScale(scheduler, 0.01)
+    values = Schedule("lr", scheduler).read(0, 12)[0]
+    assert optimizer.param_groups[0]["lr"] == before == values[0]
+    rates = []
+    for _ in range(12):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert values.tolist() == rates
+    assert read.accumulated(12) == TimeScale(rates, 0.01).accumulated(12)
+
+
+def test_schedulers_that_are_no_learning_rate_of_steps_are_named():
+    scheduler = lr_scheduler.OneCycleLR(_optimizer(), 0.3, total_steps=20)
+    with pytest.raises(TimeScaleError, match="not weight_decay"):
+        TimeScale(0.1, scheduler)
+    with pytest.raises(TimeScaleError, match="total steps is 20"):
+        TimeScale(scheduler, 0.01).accumulated(30)
+    with pytest.raises(TimeScaleError, match="depend on a run"):
+        Schedule("lr", lr_scheduler.ReduceLROnPlateau(_optimizer()))
+    groups = [{"params": [torch.zeros(1)], "lr": rate} for rate in (0.1, 0.2)]
+    with pytest.raises(TimeScaleError, match="differ"):
+        Schedule("lr", lr_scheduler.StepLR(torch.optim.SGD(groups), 3))

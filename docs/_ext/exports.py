@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import Any
 
 from docutils import nodes
-from paper_table import reference, table
+from linked_names import reference
 from sphinx.application import Sphinx
 from sphinx.pycode import ModuleAnalyzer
 from sphinx.util.docutils import SphinxDirective
@@ -30,6 +30,25 @@ class Exports(SphinxDirective):
             link = nodes.paragraph("", "", reference(path, self.env.docname))
             rows.append((link, nodes.paragraph(text=summary)))
         return [table(("Name", "What it is"), (30, 70), rows)] if rows else []
+
+
+def table(headings: Any, widths: Any, rows: list[Any]) -> nodes.table:
+    """A table of the rows, each a sequence of nodes."""
+    made = nodes.table()
+    group = nodes.tgroup(cols=len(headings))
+    made += group
+    group.extend(nodes.colspec(colwidth=width) for width in widths)
+    head, body = nodes.thead(), nodes.tbody()
+    head += _row([nodes.paragraph(text=heading) for heading in headings])
+    body.extend(_row(cells) for cells in rows)
+    group.extend([head, body])
+    return made
+
+
+def _row(cells: Any) -> nodes.row:
+    row = nodes.row()
+    row.extend(nodes.entry("", cell) for cell in cells)
+    return row
 
 
 def described(package: ModuleType, name: str) -> tuple[str, str]:

@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from matplotlib.figure import Figure
 from rich.console import Console
 
+from manifold_sde.experiments.run_folder import Run
 from manifold_sde.experiments.settings.audit import Settings
 from manifold_sde.training import AuditReport, audit
 from manifold_sde.writing import replacing
 
 
-def make_audit(settings: Settings, out: Path, console: Console) -> AuditReport:
+def make_audit(settings: Settings, run: Run, console: Console) -> AuditReport:
     """Print an audit, and write audit.html, .json, .txt and .png.
 
     Args:
         settings: What is audited, and by which rates.
-        out: Folder for the files.
+        run: The run, whose folder gets the files.
         console: Where to print.
 
     Raises:
-        ArgumentError, TimeScaleError: If the rates do not go with the log.
+        ArgumentError, TimeScaleError: If the rates do not go with the log, or an audit is there.
         DataFileError: If a file cannot be read.
         WriteError: If a file cannot be written.
     """
+    run.require_free("audit")
     report = audit(
         settings.source,
         optimizer=settings.optimizer,
@@ -39,12 +39,14 @@ def make_audit(settings: Settings, out: Path, console: Console) -> AuditReport:
     )
     console.print(str(report), highlight=False, markup=False, soft_wrap=True)
     for ending in ("txt", "json", "html"):
-        report.save(out / f"audit.{ending}")
+        report.save(run.folder / f"audit.{ending}")
     figure = report.plot().figure
     assert isinstance(figure, Figure)
-    with replacing(out / "audit.png") as file:
+    with replacing(run.folder / "audit.png") as file:
         figure.savefig(file, format="png", dpi=150)
-    console.print(f"\nWritten: {out / 'audit.html'}, .json, .txt, .png", highlight=False)
+    run.note("audit", settings, finished=True)
+    written = f"Written: {run.folder / 'audit.html'}, .json, .txt, .png, .toml"
+    console.print(f"\n{written}", highlight=False, soft_wrap=True)
     return report
 
 

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
+import dataclasses
 import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.text import Text
 from typer.core import TyperGroup
 
-from manifold_sde import __version__
+from manifold_sde import Description, __version__
 from manifold_sde.errors import ArgumentError, ManifoldSDEError
+from manifold_sde.experiments.problem_file import subject_of
+from manifold_sde.experiments.run_folder import Run, options_of
 from manifold_sde.experiments.settings.audit import Settings as AuditSettings
 from manifold_sde.experiments.settings.collapse import Settings as CollapseSettings
 from manifold_sde.experiments.settings.figure2 import Settings as Figure2Settings
@@ -27,23 +28,87 @@ from manifold_sde.experiments.terminal import (
     INTERRUPTED,
     PARTIAL,
     USAGE,
+    SpellingConsole,
     errors,
     one_thread,
     print_in_any_encoding,
     resumable,
+    spelled,
     stopping,
     with_options,
 )
 
-_RESULTS = Path("results")
+
+def _read_config(ctx: typer.Context, path: Path | None) -> Path | None:
+    """Take options from the file that a run has written; those of the command line come first."""
+    if path is not None and not ctx.resilient_parsing:
+        ctx.default_map = options_of(path, _command(ctx))
+    return path
+
+
+def _command(ctx: typer.Context) -> str:
+    """The name of a command, such as "figure 2"."""
+    above = ctx.parent
+    whole = "" if above is None or above.parent is None else f"{above.info_name} "
+    return f"{whole}{ctx.info_name}"
+
 
 Problem = Annotated[
     str, typer.Argument(metavar="FILE.py:NAME", help="The problem, or a function making it.")
 ]
-Out = Annotated[Path, typer.Option(metavar="DIR", help="Folder for the files.")]
-Restart = Annotated[
-    bool, typer.Option("--restart", help="Start anew, not from where a run was stopped.")
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="Folder for the files.",
+        show_default="a new one in results",
+    ),
 ]
+Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume/--no-resume",
+        metavar="",
+        help="Go on with the last such run that was stopped.",
+        show_default=False,
+    ),
+]
+Restart = Annotated[
+    bool,
+    typer.Option(
+        "--restart/--no-restart",
+        metavar="",
+        help="Start anew, whatever is saved or was stopped.",
+        show_default=False,
+    ),
+]
+Overwrite = Annotated[
+    bool,
+    typer.Option(
+        "--overwrite/--no-overwrite",
+        metavar="",
+        help="Write over results that are in the folder.",
+        show_default=False,
+    ),
+]
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Options from the .toml of an earlier run; those given here come first.",
+        callback=_read_config,
+        is_eager=True,
+    ),
+]
+Full = Annotated[
+    bool,
+    typer.Option("--full/--quick", metavar="", help="All of it, in some minutes."),
+]
+
+
+def _examples(*commands: str) -> dict[str, Any]:
+    """The end of a help: commands to copy."""
+    return {"epilog": "Examples:\n\n" + "\n\n".join(f"manifold-sde {c}" for c in commands)}
 
 
 class _Commands(TyperGroup):
@@ -95,48 +160,55 @@ def _options(
     pass
 
 
-@figure.command("2")
-@with_options(Figure2Settings, after="out")
+@figure.command("2", **_examples("figure 2", "figure 2 --full --out results/paper --jobs 2"))
+@with_options(Figure2Settings, after="full")
 def figure2(
-    full: Annotated[
-        bool, typer.Option("--full", help="All steps of every learning rate, more runs compared.")
-    ] = False,
-    out: Out = _RESULTS,
+    ctx: typer.Context,
+    full: Full = False,
     jobs: Annotated[
         int, typer.Option(min=1, max=2, metavar="N", help="Processes: one, or one for each design.")
     ] = 2,
+    out: Out = None,
+    resume: Resume = False,
     restart: Restart = False,
+    overwrite: Overwrite = False,
+    config: Config = None,
     **changes: Any,
 ) -> None:
     """Figure 2: SGD on the normalised linear model follows the paper's time scale.
 
     Section 6.1 as printed, and below it the law of the angle against the exact law of the limit,
     at the paper's setting and at a well-conditioned one. Writes PNG, PDF, the data and a table.
-    A run that was stopped goes on where it was.
     """
     from manifold_sde.experiments.figure2.command import make_figure2
 
     form = Figure2Settings if full else Figure2Settings.quick
+    run = _run(ctx, "", out, resume, overwrite or restart)
     one_thread()
     with resumable():
-        make_figure2(form(**changes), out, Console(), jobs=jobs, restart=restart)
+        make_figure2(form(**changes), run, SpellingConsole(), jobs=jobs, restart=restart)
+
+
+def _run(ctx: typer.Context, subject: str, out: Path | None, resume: bool, overwrite: bool) -> Run:
+    """The run of a command."""
+    return Run.of(_command(ctx), subject, ctx.params, out=out, resume=resume, overwrite=overwrite)
 
 
 def _add_training_figure(number: int, text: str) -> None:
     """Add Figure 1 or 3, whose options are the same, with a text for its help."""
 
-    @with_options(TrainingSettings, after="out")
+    @with_options(TrainingSettings, after="full")
     def command(
-        full: Annotated[
-            bool, typer.Option("--full", help="More and longer runs on the digits.")
-        ] = False,
-        out: Out = _RESULTS,
+        ctx: typer.Context,
+        full: Full = False,
         jobs: Annotated[
             int, typer.Option(min=1, metavar="N", help="Processes, of one thread each.")
         ] = 2,
-        restart: Annotated[
-            bool, typer.Option("--restart", help="Train anew, whatever is saved or was stopped.")
-        ] = False,
+        out: Out = None,
+        resume: Resume = False,
+        restart: Restart = False,
+        overwrite: Overwrite = False,
+        config: Config = None,
         **changes: Any,
     ) -> None:
         from manifold_sde.experiments.training.command import make_figure
@@ -144,12 +216,17 @@ def _add_training_figure(number: int, text: str) -> None:
         form: Any = TrainingSettings if full else TrainingSettings.quick
         if changes["data"] == "cifar10":
             form, changes = TrainingSettings.published, {"data_dir": None} | changes
+        run = _run(ctx, "", out, resume, overwrite or restart)
         one_thread()
         with resumable():
-            make_figure(number, form(**changes), out, Console(), jobs=jobs, restart=restart)
+            make_figure(number, form(**changes), run, SpellingConsole(), jobs=jobs, restart=restart)
 
     command.__doc__ = text
-    figure.command(str(number))(command)
+    examples = _examples(
+        f"figure {number} --runs 2 --epochs 60",
+        f"figure {number} --data cifar10 --data-dir cifar-10-batches-py --device cuda",
+    )
+    figure.command(str(number), **examples)(command)
 
 
 _add_training_figure(
@@ -158,7 +235,7 @@ _add_training_figure(
 
 Section 6.2 in small: SGD with weight decay trains a scale-invariant PreResNet on scikit-learn's
 digits. With --data cifar10 --data-dir DIR, the paper's own setting. Writes PNG, PDF, a table, the
-data and a description. A run that was stopped goes on where it was; Figure 3 uses the same runs.
+data and a description. Figure 3 uses the same runs.
 """,
 )
 _add_training_figure(
@@ -167,61 +244,66 @@ _add_training_figure(
 
 The runs are those of Figure 1, and are made if they are not there. After the decay, SGD at a small
 learning rate stands for gradient flow, which leads to Φ(x_t). Writes PNG, PDF, a table, the data
-and a description. A run that was stopped goes on where it was.
+and a description.
 """,
 )
 
 
-@app.command()
-@with_options(CollapseSettings, after="out")
+@app.command(**_examples("collapse", "collapse --rates 0.02,0.1 --rates 0.01,0.2 --paths 8"))
+@with_options(CollapseSettings, after="full")
 def collapse(
-    full: Annotated[
-        bool, typer.Option("--full", help="More runs and snapshots, twice the way.")
-    ] = False,
-    out: Out = _RESULTS,
+    ctx: typer.Context,
+    full: Full = False,
+    out: Out = None,
+    resume: Resume = False,
     restart: Restart = False,
+    overwrite: Overwrite = False,
+    config: Config = None,
     **changes: Any,
 ) -> None:
     """Which axis collapses SGD's curves: steps, lr k, lr wd k, or the clock u.
 
     SGD on a network at several learning rates and weight decays, and the diffusion beside it.
-    Writes a figure, the data, tables and a description. A run that was stopped goes on.
+    Writes a figure, the data, tables and a description.
     """
     from manifold_sde.experiments.collapse.command import make_collapse
 
     form = CollapseSettings if full else CollapseSettings.quick
     if "paths" in changes:
         changes["diffusion_paths"] = changes["paths"]
+    run = _run(ctx, "", out, resume, overwrite or restart)
     one_thread()
     with resumable():
-        make_collapse(form(**changes), out, Console(), full=full, restart=restart)
+        make_collapse(form(**changes), run, SpellingConsole(), full=full, restart=restart)
 
 
-@app.command()
-@with_options(OptimizerSettings, after="out")
+@app.command(**_examples("collapse-optimizers", "collapse-optimizers --full --out results/all"))
+@with_options(OptimizerSettings, after="full")
 def collapse_optimizers(
-    full: Annotated[
-        bool, typer.Option("--full", help="All rates, schedules and cases, and more runs.")
-    ] = False,
-    out: Out = _RESULTS,
+    ctx: typer.Context,
+    full: Full = False,
+    out: Out = None,
+    resume: Resume = False,
     restart: Restart = False,
+    overwrite: Overwrite = False,
+    config: Config = None,
     **changes: Any,
 ) -> None:
     """Which axis collapses the curves of SGD, SGD with momentum, and AdamW?
 
     A network on digits at several learning rates, weight decays and schedules, also where the
-    theory does not hold. Writes a figure, the data, a table and a description. A run that was
-    stopped goes on.
+    theory does not hold. Writes a figure, the data, a table and a description.
     """
     from manifold_sde.experiments.collapse.optimizer_command import make_optimizers
 
     form = OptimizerSettings if full else OptimizerSettings.quick
+    run = _run(ctx, "", out, resume, overwrite or restart)
     one_thread()
     with resumable():
-        make_optimizers(form(**changes), out, Console(), full=full, restart=restart)
+        make_optimizers(form(**changes), run, SpellingConsole(), full=full, restart=restart)
 
 
-@app.command()
+@app.command(**_examples("info my_loss.py:problem", "info my_loss.py:problem --seed 1"))
 def info(
     problem: Problem,
     seed: Annotated[
@@ -229,15 +311,28 @@ def info(
     ] = 0,
 ) -> None:
     """What a problem is: its size, its noise, its minimisers, and whether it is scale-invariant."""
-    from manifold_sde.experiments.description import describe_problem, description_table
     from manifold_sde.experiments.problem_file import load_problem
 
-    Console().print(description_table(describe_problem(load_problem(problem), seed)))
+    rows = load_problem(problem).describe(seed).rows
+    print(Description(tuple((spelled(name), spelled(text)) for name, text in rows)))
 
 
-@app.command()
+@app.command(
+    **_examples(
+        "simulate loss.py:problem --lr 0.01 --weight-decay 0.05 --steps 1000,5000",
+        "simulate loss.py:problem --ratio 0.5 --times 0.5,1,2 --x0 start.npy",
+    )
+)
 @with_options(SimulationSettings, after="problem")
-def simulate(problem: Problem, **changes: Any) -> None:
+def simulate(
+    ctx: typer.Context,
+    problem: Problem,
+    out: Out = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    config: Config = None,
+    **changes: Any,
+) -> None:
     """The law that the theory predicts for the weights of SGD, without running SGD.
 
     Prints norm, log pdet H and spread of the direction after each number of steps, and writes the
@@ -245,19 +340,28 @@ def simulate(problem: Problem, **changes: Any) -> None:
     """
     from manifold_sde.experiments.simulate.command import simulate_law
 
+    run = _run(ctx, subject_of(problem), out, resume, overwrite)
     settings = SimulationSettings(problem, **changes)
     one_thread()
-    with contextlib.nullcontext() if settings.checkpoint is None else resumable(""):
-        simulate_law(settings, Console(), errors())
+    with resumable():
+        simulate_law(settings, run, SpellingConsole(), errors())
 
 
-@app.command()
+@app.command(
+    **_examples(
+        "audit log.csv --optimizer sgd --momentum 0.9 --weight-decay 5e-4",
+        "audit checkpoints/ --lr 3e-4 --weight-decay 0.1",
+    )
+)
 @with_options(AuditSettings, after="source")
 def audit(
+    ctx: typer.Context,
     source: Annotated[
         str, typer.Argument(metavar="LOG", help="CSV, JSON lines, or a folder of checkpoints.")
     ],
-    out: Out = _RESULTS,
+    out: Out = None,
+    overwrite: Overwrite = False,
+    config: Config = None,
     **changes: Any,
 ) -> None:
     """Whether the norms of a training run are what its rates make of them.
@@ -268,12 +372,18 @@ def audit(
     """
     from manifold_sde.experiments.audit_command import make_audit
 
-    if not make_audit(AuditSettings(source, **changes), out, Console()).passed:
+    run = _run(ctx, Path(source).stem, out, False, overwrite)
+    if not make_audit(AuditSettings(source, **changes), run, SpellingConsole()).passed:
         raise typer.Exit(FAILURE)
 
 
-@app.command()
+@app.command(
+    **_examples(
+        "verify my_loss.py:problem", "verify my_loss.py:problem --assumptions --x0 weights.pt"
+    )
+)
 def verify(
+    ctx: typer.Context,
     problem: Problem,
     effort: Annotated[
         str, typer.Option(metavar="quick|thorough", help="About a minute, or several.")
@@ -296,16 +406,25 @@ def verify(
         ),
     ] = None,
     assumptions: Annotated[
-        bool, typer.Option("--assumptions", help="The assumptions alone.")
+        bool,
+        typer.Option(
+            "--assumptions/--no-assumptions",
+            metavar="",
+            help="The assumptions alone.",
+            show_default=False,
+        ),
     ] = False,
+    out: Out = None,
     output: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="The page; the numbers are beside it as .json.",
-            show_default="results/verify_FILE_NAME.html",
+            help="The page, .html; the numbers are beside it as .json.",
+            show_default="verify_FILE_NAME.html in the folder",
         ),
     ] = None,
+    overwrite: Overwrite = False,
+    config: Config = None,
 ) -> None:
     """Whether the theory holds for a problem: its assumptions, its statements, its laws.
 
@@ -320,7 +439,10 @@ def verify(
 
     one_thread()
     loaded = load_problem(problem)
-    page = output_of(output, "verify", problem, ".html")
+    run = _run(ctx, subject_of(problem), out, False, overwrite)
+    page = output_of(output, run.folder, "verify", problem, ".html")
+    run = dataclasses.replace(run, folder=page.parent)
+    run.require_free(page.stem)
     x_init = None if x0 is None else read_array(x0)
     make = check_assumptions if assumptions else check_all
     title = "Assumptions" if assumptions else "Verification"
@@ -328,7 +450,8 @@ def verify(
     report = make(loaded, x_init=x_init, seed=seed, effort=effort, budget=budget, progress=rows)
     report.save(page)
     report.save(page.with_suffix(".json"))
-    print(f"\n{report.foot}\n\nWith the plots behind the verdicts: {page}")
+    run.note(page.stem, finished=report.partial != "interrupt")
+    print(f"\n{report.foot}\n\nWith the plots behind the verdicts:\n{page}")
     if report.partial == "interrupt":
         raise typer.Exit(INTERRUPTED)
     if not report.passed:
@@ -337,9 +460,20 @@ def verify(
         raise typer.Exit(PARTIAL)
 
 
-@app.command()
-@with_options(PlanSettings, after="out")
-def plan(out: Out = _RESULTS, **changes: Any) -> None:
+@app.command(
+    **_examples(
+        "plan --tau 2 --lr 0.1 --weight-decay 5e-4 --momentum 0.9",
+        "plan --relaxation tau.json --lr 0.05 --weight-decay 1e-3 --budget 50000",
+    )
+)
+@with_options(PlanSettings, after="ctx")
+def plan(
+    ctx: typer.Context,
+    out: Out = None,
+    overwrite: Overwrite = False,
+    config: Config = None,
+    **changes: Any,
+) -> None:
     """How many steps of training it takes until a run is mixed, at other rates than measured.
 
     From a relaxation time, measured once: steps with their interval, what changes of the learning
@@ -348,7 +482,7 @@ def plan(out: Out = _RESULTS, **changes: Any) -> None:
     """
     from manifold_sde.experiments.plan_command import make_plan
 
-    make_plan(PlanSettings(**changes), out, Console())
+    make_plan(PlanSettings(**changes), _run(ctx, "", out, False, overwrite), SpellingConsole())
 
 
 def main() -> None:

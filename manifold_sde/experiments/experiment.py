@@ -22,6 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from manifold_sde.errors import ArgumentError, NonFiniteError
+from manifold_sde.experiments.run_folder import Run
 from manifold_sde.solvers.archive import complete, read_archive, versions, write_archive
 from manifold_sde.writing import held, replacing, write_text
 
@@ -211,24 +212,32 @@ def discard(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def held_results(out: Path, name: str, *, restart: bool = False) -> Iterator[Path]:
+def held_results(
+    run: Run, name: str, settings: object = None, *, restart: bool = False, stem: str = ""
+) -> Iterator[Path]:
     """Hold the folder for what is unfinished of some results, for this command alone.
 
     Args:
-        out: Folder of the results; made if it is not there.
+        run: The run, in whose folder the results are; made if it is not there.
         name: Their name.
+        settings: What is noted of the run beside them, before and after.
         restart: Whether to discard what is there.
+        stem: Name of the files, where it is another one.
 
     Raises:
+        ArgumentError: If the results are there, and are not to be overwritten.
         CheckpointError: If another command makes the same results; it is named.
         WriteError: If nothing can be written there.
     """
-    unfinished = out / f"{name}.unfinished"
-    with held(out / f".{name}.lock", unfinished, readable=False):
+    unfinished = run.folder / f"{name}.unfinished"
+    if not restart:
+        run.require_free(stem or name)
+    with held(run.folder / f".{name}.lock", unfinished, readable=False):
         if restart:
             discard(unfinished)
-        yield unfinished
-        discard(unfinished)
+        with run.noted(stem or name, settings):
+            yield unfinished
+            discard(unfinished)
 
 
 @dataclass(frozen=True)

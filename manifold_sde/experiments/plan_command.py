@@ -11,17 +11,18 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from manifold_sde.errors import ArgumentError, CheckpointError
+from manifold_sde.experiments.run_folder import Run
 from manifold_sde.experiments.settings.plan import Settings
 from manifold_sde.training import Plan, TrainingSettings, plan
 from manifold_sde.writing import replacing, write_text
 
 
-def make_plan(settings: Settings, out: Path, console: Console) -> None:
+def make_plan(settings: Settings, run: Run, console: Console) -> None:
     """Print a plan, and write plan.txt, plan.json and plan.png.
 
     Args:
         settings: What is planned.
-        out: Folder for the files.
+        run: The run, whose folder gets the files.
         console: Where to print.
 
     Raises:
@@ -29,18 +30,21 @@ def make_plan(settings: Settings, out: Path, console: Console) -> None:
         CheckpointError: If the file of the relaxation time cannot be read.
         WriteError: If a file cannot be written.
     """
+    run.require_free("plan")
     made = _planned(settings)
     text = str(made)
     if settings.budget is not None:
         text += "\n\n" + _within(made, settings.budget)
     console.print(text, highlight=False, markup=False, soft_wrap=True)
-    write_text(out / "plan.txt", text + "\n")
-    write_text(out / "plan.json", made.to_json() + "\n")
+    write_text(run.folder / "plan.txt", text + "\n")
+    write_text(run.folder / "plan.json", made.to_json() + "\n")
     figure = made.plot().figure
     assert isinstance(figure, Figure)
-    with replacing(out / "plan.png") as file:
+    with replacing(run.folder / "plan.png") as file:
         figure.savefig(file, format="png", dpi=150)
-    console.print(f"\nWritten: {out / 'plan.png'}, .json, .txt", highlight=False)
+    run.note("plan", settings, finished=True)
+    written = f"Written: {run.folder / 'plan.png'}, .json, .txt, .toml"
+    console.print(f"\n{written}", highlight=False, soft_wrap=True)
 
 
 def _planned(settings: Settings) -> Plan:

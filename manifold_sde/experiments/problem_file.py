@@ -166,16 +166,25 @@ def read_array(file: Path) -> Tensor:
         raise ArgumentError("the start cannot be read", received=received, **way) from error
 
 
-def output_of(file: Path | None, command: str, target: str, suffix: str) -> Path:
+def subject_of(target: str) -> str:
+    """What a problem is called in names of files and folders.
+
+    >>> subject_of("my/loss.py:problem")
+    'loss_problem'
+    """
+    path, _, name = target.rpartition(":")
+    return f"{Path(path).stem}_{name}"
+
+
+def output_of(file: Path | None, folder: Path, command: str, target: str, suffix: str) -> Path:
     """Where a command writes, checked before anything is computed; no folder is made yet.
 
-    Without --output, a file that bears the names of command and problem.
+    Without --output, a file that bears the names of command and problem, in the run's folder.
 
     Raises:
         ArgumentError: If it cannot be written there.
     """
-    path, _, name = target.rpartition(":")
-    own = Path("results", f"{command}_{Path(path).stem}_{name}{suffix}")
+    own = folder / f"{command}_{subject_of(target)}{suffix}"
     file = own if file is None else file
     folder = next(f for f in (file.parent, *file.parent.parents) if f.exists())
     what = ""
@@ -197,6 +206,6 @@ def output_of(file: Path | None, command: str, target: str, suffix: str) -> Path
             "the output cannot be written there",
             received=f"--output {file}, {what}",
             expected=f"a path that ends in {suffix}, in a folder that can be written to",
-            remedy=f"--output {own}",
+            remedy="leave it out: each run has a folder of its own",
         )
     return file

@@ -17,6 +17,7 @@ from typing import Annotated, Any, get_type_hints
 import torch
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from manifold_sde.errors import Terminated
 from manifold_sde.experiments.experiment import ExperimentSettings
@@ -28,6 +29,7 @@ USAGE, FAILURE, PARTIAL, INTERRUPTED, TERMINATED = 2, 1, 3, 130, 143
 
 #: What is written for signs that the encoding of a stream lacks; Greek letters get their names.
 _SPELLED = {"±": "+-", "•": "*", "…": "...", "×": "x", "√": "sqrt", "→": "->", "—": "-", "–": "-"}
+_SPELLED |= {"λ": "lambda", "Λ": "Lambda"}  # Unicode's names of them lack a letter
 _SPELLED |= {"²": "^2", "⁴": "^4", "⁻": "^-", "₁": "_1", "ᵀ": "^T", "∇": "grad ", "∂": "d"}
 
 
@@ -104,6 +106,16 @@ def print_in_any_encoding() -> None:
             stream.reconfigure(errors="manifold_sde")
 
 
+def spelled(text: str) -> str:
+    """A text with the signs spelled that the output lacks, for what is laid out in columns."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        return "".join(sign if sign.isascii() else _letters(sign) for sign in text)
+    return text
+
+
 def _spelled(error: UnicodeError) -> tuple[str, int]:
     """What is written for signs that cannot be encoded, and where to go on."""
     if not isinstance(error, UnicodeEncodeError):
@@ -131,6 +143,22 @@ def _letters(sign: str) -> str:
 # Ends.
 
 
+class SpellingConsole(Console):
+    """A console that lays out the signs as they are spelled where the output lacks them."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """The text, spelled."""
+        return super().render_str(spelled(text), **options)
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print texts spelled; tables are by :meth:`render_str`."""
+        plain = (
+            Text(spelled(o.plain), o.style) if isinstance(o, Text) and not o.spans else o
+            for o in objects
+        )
+        super().print(*plain, **options)
+
+
 def errors() -> Console:
     """The console of the error stream."""
     return Console(stderr=True, highlight=False)
@@ -142,9 +170,9 @@ def one_thread() -> None:
 
 
 @contextlib.contextmanager
-def resumable(said: str = "; --restart starts anew") -> Iterator[None]:
+def resumable() -> Iterator[None]:
     """A run whose Ctrl-C or SIGTERM ends with the words that the same command goes on."""
-    with stopping(f"Stopped. The same command goes on from here{said}."):
+    with stopping("Stopped. The same command with --resume goes on from here."):
         yield
 
 

@@ -136,8 +136,7 @@ class Geometry:
     def __repr__(self) -> str:
         return f"Geometry({self.problem!r}, method={self.method!r})"
 
-    def _flat(self, x: Tensor, name: str, *, values: bool = False) -> Tensor:
-        points = check_point(x, self.problem.dim, name=name, values=values)
+    def _flat(self, points: Tensor) -> Tensor:
         return points.reshape(-1, self.problem.dim)
 
     @implements("Definition 2.6", "Lemma 2.7")
@@ -161,7 +160,7 @@ class Geometry:
 
         Source: Definition 2.6, Lemma 2.7.
         """
-        check_point(x, self.problem.dim)
+        x = check_point(x, self.problem.dim)
         if x.is_meta:
             return torch.empty_like(x)
         with one_thread():
@@ -184,14 +183,14 @@ class Geometry:
 
         Source: Lemma 2.8.
         """
-        check_point(v, self.problem.dim, name="v", allow_zero=True)
-        check_point(y, self.problem.dim, name="y")
+        v = check_point(v, self.problem.dim, name="v", allow_zero=True)
+        y = check_point(y, self.problem.dim, name="y")
         _check_same_kind(y, v, "v")
         batch = _common_batch(y.shape[:-1], v.shape[:-1], "v")
         y, v = (a.expand(*batch, self.problem.dim) for a in (y, v))
         if y.is_meta:
             return torch.empty_like(v)
-        flat_y, flat_v = self._flat(y, "y"), v.reshape(-1, self.problem.dim)
+        flat_y, flat_v = self._flat(y), self._flat(v)
         return self._route.project(flat_y, flat_v).reshape(v.shape)
 
     @implements("Equation (5)")
@@ -219,7 +218,7 @@ class Geometry:
 
         Source: the drift of equations (5), (8) and (13).
         """
-        check_point(y, self.problem.dim, name="y")
+        y = check_point(y, self.problem.dim, name="y")
         dim = self.problem.dim
         given, batch = self._given(y, covariance, factor), y.shape[:-1]
         if given is not None:
@@ -287,7 +286,8 @@ class Geometry:
             ShapeError: If y is not one point.
             NotOnManifoldError, RankError: As :meth:`tangent_projection`.
         """
-        if check_point(y, self.problem.dim, name="y").dim() != 1:
+        y = check_point(y, self.problem.dim, name="y")
+        if y.dim() != 1:
             raise ShapeError(
                 "a projector belongs to one point",
                 received=str(tuple(y.shape)),
@@ -318,7 +318,8 @@ class Geometry:
                 expected='method="matrix_free"',
                 remedy='Geometry(problem, method="matrix_free").residuals(y)',
             )
-        found = self.products.residuals(self._flat(y, "y"))
+        y = check_point(y, self.problem.dim, name="y")
+        found = self.products.residuals(self._flat(y))
         return {name: value.reshape(y.shape[:-1]) for name, value in found.items()}
 
     @property
@@ -343,7 +344,8 @@ class Geometry:
             RankError: If the gap is ambiguous (with the eigenvalues), or the declared rank is not
                 confirmed.
         """
-        values = self.route.eigenvalues(self._flat(y, "y", values=True))
+        y = check_point(y, self.problem.dim, name="y", values=True)
+        values = self.route.eigenvalues(self._flat(y))
         return find_rank(values, self.problem.rank).reshape(y.shape[:-1])
 
     def spectral_gap(self, y: Tensor) -> Tensor:
@@ -358,7 +360,8 @@ class Geometry:
         Raises:
             RankError: As :meth:`rank`.
         """
-        values = self.route.eigenvalues(self._flat(y, "y", values=True))
+        y = check_point(y, self.problem.dim, name="y", values=True)
+        values = self.route.eigenvalues(self._flat(y))
         ranks = find_rank(values, self.problem.rank)
         ratios = gap_ratios(values)
         gaps = ratios.gather(-1, (ranks - 1).clamp(min=0)[:, None])[:, 0]
@@ -380,9 +383,10 @@ class Geometry:
             NotOnManifoldError, RankError: If Newton's method does not arrive, or not where the
                 rank is clear; the other points are in ``partial``.
         """
-        if check_point(x, self.problem.dim).is_meta:
+        x = check_point(x, self.problem.dim)
+        if x.is_meta:
             return torch.empty_like(x)
-        flat = self._flat(x, "x")
+        flat = self._flat(x)
         try:
             return self.route.retract(flat).reshape(x.shape)
         except PartialError as error:
@@ -407,7 +411,8 @@ class Geometry:
         Raises:
             NotOnManifoldError, RankError: As :meth:`tangent_projection`.
         """
-        flat = self._flat(y, "y")
+        y = check_point(y, self.problem.dim, name="y")
+        flat = self._flat(y)
         if y.is_meta:
             return y.new_empty(y.shape[:-1])
         if self.products is not None:

@@ -141,7 +141,7 @@ class NetworkFunction:
         network = self
         if inputs:
             network = self.on(tuple(v.contiguous() for v in inputs), self.targets)
-        check_point(x, self.weights.dim)
+        x = check_point(x, self.weights.dim)
         try:
             return batched(ElementaryFunction(network.outputs), x)
         except RuntimeError as error:

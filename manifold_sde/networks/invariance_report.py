@@ -194,8 +194,8 @@ def scale_invariance_report(
             remedy="Problem.from_module(module, criterion, inputs, targets, noise)",
         )
     whole = problem.require_network()
-    x = whole.start if x is None else x
-    if check_point(x, whole.weights.dim, values=True).dim() != 1:
+    x = whole.start if x is None else check_point(x, whole.weights.dim, values=True)
+    if x.dim() != 1:
         raise ShapeError(
             "the report is made at one point",
             received=str(tuple(x.shape)),

@@ -118,7 +118,8 @@ class Weights:
             ArgumentError, ShapeError, NonFiniteError: If they do not fit together.
         """
         named = self._parameters_of(module)
-        if check_point(x, self.dim, allow_zero=True, values=True).dim() != 1:
+        x = check_point(x, self.dim, allow_zero=True, values=True)
+        if x.dim() != 1:
             raise ShapeError(
                 "one point is loaded into a module",
                 received=str(tuple(x.shape)),

@@ -31,7 +31,7 @@ class Circle:
         Raises:
             DTypeError, ShapeError, ZeroVectorError: If x cannot be used. NaN stays NaN.
         """
-        check_point(x, len(self.center), allow_nan=True)
+        x = check_point(x, len(self.center), allow_nan=True)
         direction = x / x.norm(dim=-1, keepdim=True)
         return direction @ self.basis.to(x).mT
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from manifold_sde.arguments import (
+    Points,
     check_count,
     check_path,
     check_point,
@@ -142,9 +143,10 @@ def require_start(
 
 
 def check_starts(
-    sde: StochasticEquation, y0: Tensor, n_paths: int | None
+    sde: StochasticEquation, y0: Points, n_paths: int | None
 ) -> tuple[Tensor, int, bool]:
     """The one start of all paths (1, D), or each its own (n, D); n; and whether ys has paths."""
+    y0 = check_point(y0, sde.problem.dim, name="y0", values=True)
     count = integer(n_paths)
     if count is not None and count > 2**32:
         raise ArgumentError(
@@ -153,7 +155,7 @@ def check_starts(
             expected="at most 2**32 paths of a seed",
             remedy="a few thousand paths have a small standard error; multilevel for more digits",
         )
-    if count is not None and count > 0 and isinstance(y0, Tensor) and y0.dim() == 1:
+    if count is not None and count > 0 and y0.dim() == 1:
         start, _ = starts(sde.problem, y0, None, name="y0")
         return start, count, True
     start, batched = starts(sde.problem, y0, n_paths, name="y0")
@@ -316,7 +318,7 @@ def check_steps(steps: object) -> list[int]:
 
 
 def starts(
-    problem: Problem, x0: Tensor, n_paths: int | None, *, name: str = "x0"
+    problem: Problem, x0: Points, n_paths: int | None, *, name: str = "x0"
 ) -> tuple[Tensor, bool]:
     """Start of each path, (n, D), and whether the result has a path dimension.
 

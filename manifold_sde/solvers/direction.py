@@ -16,6 +16,7 @@ from manifold_sde.arguments import real
 from manifold_sde.errors import ArgumentError, CheckpointError, ClockRangeError, DTypeError
 from manifold_sde.noise import LabelNoise, SamplingNoise
 from manifold_sde.noise.base import check_batch_size
+from manifold_sde.number_arrays import Numbers, as_float64
 from manifold_sde.paper import implements
 from manifold_sde.problem import Problem
 from manifold_sde.sdes import DirectionDiffusion
@@ -23,6 +24,7 @@ from manifold_sde.solvers.adaptive import StepControl
 from manifold_sde.solvers.chunk import Chunk, ChunkResult
 from manifold_sde.solvers.clock import ReadOff, clock_at, equilibrium_weights, log_missing
 from manifold_sde.solvers.equilibrium import extent_over
+from manifold_sde.solvers.exports import headline
 from manifold_sde.solvers.fingerprint import PROBES, close, probe, route, values_near
 from manifold_sde.solvers.fixed import Grid, RestartState
 from manifold_sde.solvers.integrate import integrate
@@ -97,9 +99,7 @@ class DirectionSolution(Solution):
         return cls(**arguments, **own, simulation=simulation)
 
     @implements("Theorem 3.2")
-    def at(
-        self, *, ratio: float, times: Sequence[float] | Tensor, norm: float | Tensor = 1.0
-    ) -> Solution:
+    def at(self, *, ratio: float, times: Sequence[float] | Tensor, norm: Numbers = 1.0) -> Solution:
         """The same paths as solutions of (8) at a ratio, in its own time; (13) is ratio 1/2.
 
         Nothing is interpolated: the clock u at these times differs from path to path, and each
@@ -137,13 +137,13 @@ class DirectionSolution(Solution):
         lr: Any,
         weight_decay: Any,
         steps: int | Sequence[int] | Tensor,
-        norm: float | Tensor = 1.0,
+        norm: Numbers = 1.0,
         batch_size: int | None = None,
     ) -> Solution:
         """Paths with the law that the theory predicts for SGD's weights after these steps.
 
         Args:
-            lr: Learning rate eta: a number, a sequence, a callable of the step, or a schedule.
+            lr: Learning rate eta: a number, a sequence, callable of the step or scheduler of torch.
             weight_decay: Weight decay lambda, likewise.
             steps: Step counts, increasing.
             norm: Norm of the weights at step 0, one number or one a path.
@@ -197,7 +197,7 @@ class DirectionSolution(Solution):
         return replace(found, stats={**found.stats, **sizes.stats()})
 
     def _step_sizes(
-        self, scale: TimeScale, steps: int, norm: float | Tensor, variance: float
+        self, scale: TimeScale, steps: int, norm: Numbers, variance: float
     ) -> StepSizes | None:
         """The steps of SGD from the smallest norm, on the manifold that the paths have seen."""
         seen = self.ys.reshape(-1, self.ys.shape[-1])
@@ -319,7 +319,7 @@ class DirectionSolution(Solution):
         if not isinstance(solution, DirectionSolution):
             raise CheckpointError(
                 "the file holds something else",
-                received=f"{path}: {solution!r}",
+                received=f"{path}: {headline(solution)}",
                 expected="a solution of a DirectionDiffusion",
                 remedy="Solution.load(path)",
             )
@@ -431,11 +431,13 @@ class DirectionSolution(Solution):
             config={**self.config, **config},
         )
 
-    def _norms(self, norm: float | Tensor) -> Tensor:
+    def _norms(self, norm: Numbers) -> Tensor:
         """Norms of the paths at the start (n,)."""
         like, n = self.growth, 1 if self.ys.dim() == 2 else self.ys.shape[1]
-        several = isinstance(norm, Tensor) and norm.dim() > 0
-        value = norm.to(like) if several else like.new_tensor(real(norm))  # type: ignore[union-attr]
+        if isinstance(norm, (Tensor, np.ndarray, list, tuple)):
+            value = torch.from_numpy(as_float64("norm", norm).copy()).to(like)
+        else:
+            value = like.new_tensor(real(norm))
         if value.shape not in ((), (n,)) or not bool(((value > 0) & (value < math.inf)).all()):
             raise ArgumentError(
                 "norm is not the norm of the weights at the start",

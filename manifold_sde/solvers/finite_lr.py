@@ -110,7 +110,7 @@ def finite_lr_error(
     Args:
         problem: The problem.
         x0: Start of SGD, (D,).
-        lr: Learning rate eta: a number, a sequence, a callable of the step, or a schedule.
+        lr: Learning rate eta: a number, a sequence, a callable of the step or a torch scheduler.
         weight_decay: Weight decay lambda, likewise.
         steps: Step counts, increasing, positive.
         f: Function of weights (n, D) on Gamma, with a value for each, (n, ...).
@@ -164,7 +164,8 @@ def finite_lr_error(
             remedy="leave it out: 16384",
         )
     phi = limit_map or Geometry(problem).limit_map
-    if check_point(x0, require_problem(problem).dim, name="x0", values=True).dim() != 1:
+    x0 = check_point(x0, require_problem(problem).dim, name="x0", values=True)
+    if x0.dim() != 1:
         raise ShapeError(
             "the error is that of one start",
             received=f"x0 of shape {tuple(x0.shape)}",

@@ -189,7 +189,7 @@ def multilevel(
     if len(simulation.start) > 1:
         raise ArgumentError(
             "a multilevel estimate begins at one start",
-            received=f"y0 of shape {tuple(y0.shape)}",
+            received=f"{len(simulation.start)} starts",
             expected="(D,)",
             remedy="one call for each start",
         )

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from manifold_sde.arguments import Points
 from manifold_sde.equations import ManifoldEquation
 from manifold_sde.errors import ArgumentError, NotOnManifoldError
 from manifold_sde.paper import implements
@@ -27,7 +28,7 @@ from manifold_sde.time_scale import TimeScale
 @implements("Theorem 4.4")
 def predict_sgd(
     problem: Problem,
-    x0: Tensor,
+    x0: Points,
     lr: Any,
     weight_decay: Any,
     steps: Any,
@@ -63,9 +64,10 @@ def predict_sgd(
 
     Args:
         problem: The problem.
-        x0: Weights at step 0: (D,), or (B, D) for B paths. Where they are not on the manifold of
-            minimisers, the law is that of a start from Phi(x0), to which SGD goes first.
-        lr: Learning rate eta: a number, a sequence, a callable of the step, or a schedule.
+        x0: Weights at step 0: (D,), or (B, D) for B paths; a tensor, array or list. Where they
+            are not on the manifold of minimisers, the law is that of a start from Phi(x0), to
+            which SGD goes first.
+        lr: Learning rate eta: a number, a sequence, a callable of the step or a torch scheduler.
         weight_decay: Weight decay lambda, likewise.
         steps: Step counts, increasing.
         n_paths: Number of paths from one start.
@@ -98,6 +100,9 @@ def predict_sgd(
         >>> problem = problems.great_circle()
         >>> predict_sgd(problem, problem.minimizer, 0.01, 0.05, [100, 500], n_paths=8)
         Solution(8 paths, 2 times from 100 to 500, dim=3)
+          norm     0.9522 to 0.7847
+          clock u  up to 0.08462
+          ...
 
     Source: Theorem 4.4 and Theorem 3.2, with schedules by the exact reduction to no weight decay.
     """
@@ -111,8 +116,9 @@ def predict_sgd(
         )
     scale = TimeScale(lr, weight_decay)
     sde = LimitingDiffusion(problem)
-    start = on_manifold(sde, starts(problem, x0, None)[0])
-    y0 = start[0] if x0.dim() == 1 else start
+    first, batched = starts(problem, x0, None)
+    start = on_manifold(sde, first)
+    y0 = start if batched else start[0]
     run = weights_of_limit(
         sde,
         y0,

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from manifold_sde import rng
-from manifold_sde.arguments import check_path, integer
+from manifold_sde.arguments import Points, check_path, integer
 from manifold_sde.compile import choose_mode
 from manifold_sde.deadline import Progress
 from manifold_sde.errors import LostPathsWarning, TimeScaleError
@@ -55,7 +55,7 @@ _KIND = "checkpoint of run_sgd"
 @implements("Equation (1)", "Equation (2)", "Equation (18)")
 def run_sgd(
     problem: Problem,
-    x0: Tensor,
+    x0: Points,
     lr: Rate,
     weight_decay: Rate,
     steps: int | Sequence[int] | Tensor,
@@ -78,8 +78,8 @@ def run_sgd(
 
     Args:
         problem: The problem, whose noise says what a step draws.
-        x0: Start (D,), or a start for each path (B, D).
-        lr: Learning rate eta: a number, a sequence, or a callable of the step.
+        x0: Start (D,), or a start for each path (B, D); a tensor, array or list.
+        lr: Learning rate eta: a number, a sequence, a callable of the step or a torch scheduler.
         weight_decay: Weight decay lambda of (1), decoupled as eta lambda; likewise.
         steps: Step count or counts to keep, increasing; 0 is the start.
         n_paths: Number of paths from one start; ``None`` for one path, or as many as starts.

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from manifold_sde import rng
-from manifold_sde.arguments import check_flag
+from manifold_sde.arguments import Points, check_flag
 from manifold_sde.columns import column_norms
 from manifold_sde.compile import QUICK_DIM, choose_mode
 from manifold_sde.compile.random_numbers import fills
@@ -123,7 +123,7 @@ class Simulation:
     def of(
         cls,
         sde: StochasticEquation,
-        y0: Tensor,
+        y0: Points,
         ts: Sequence[float] | Tensor,
         *,
         n_paths: int | None = None,

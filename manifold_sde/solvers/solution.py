@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,11 +17,11 @@ from manifold_sde.errors import (
     DTypeError,
     LimitMapError,
     LostPathsWarning,
-    MissingDependencyError,
     ShapeError,
 )
 from manifold_sde.geometry import Geometry
 from manifold_sde.paper import implements
+from manifold_sde.solvers import exports
 from manifold_sde.solvers.archive import complete, read_archive, versions, write_archive
 from manifold_sde.solvers.equilibrium import EquilibriumAverage, average
 from manifold_sde.solvers.lost_paths import check_average, remedy_of
@@ -30,6 +29,7 @@ from manifold_sde.solvers.moments import Observable, moments_of
 
 if TYPE_CHECKING:
     import xarray
+    from matplotlib.axes import Axes
 
 _KIND = "solution"
 #: The classes of solutions that a file may hold, by name.
@@ -92,14 +92,10 @@ class Solution:
             )
 
     def __repr__(self) -> str:
-        paths = "one path" if self.ys.dim() == 2 else f"{self.ys.shape[1]} paths"
-        if self.observed:
-            names = ", ".join(repr(name) for name in self.observed)
-            paths = f"observed {names} over {self.stats.get('paths', '?')} paths"
-        times = f"{len(self.ts)} times from {self.ts[0].item():g} to {self.ts[-1].item():g}"
-        if len(self.ts) == 1:
-            times = f"at {self.ts[0].item():g}"
-        return f"{type(self).__name__}({paths}, {times}, dim={self.ys.shape[-1]})"
+        return exports.text_of(self)
+
+    def _repr_html_(self) -> str:
+        return exports.table_html(exports.headline(self), exports.rows_of(self))
 
     @property
     def norms(self) -> Tensor:
@@ -303,6 +299,72 @@ class Solution:
                 "solve again with observables={name: function}, or without observables",
             )
 
+    # Pictures, whose module loads matplotlib.
+
+    def plot(self, function: Observable | str, ax: Axes | None = None, **kwargs: Any) -> Axes:
+        """Draw the mean of a function over the times, with a band of two standard errors.
+
+        Args:
+            function: Function of states (n, D) with a value or some values for each, or the name
+                of an observable of the run.
+            ax: Axes to draw in; by default new ones.
+            **kwargs: Passed on to each of the curves.
+
+        Returns:
+            The axes; ``.figure.savefig("mean.png")`` writes them.
+
+        Raises:
+            ArgumentError, ShapeError, LostPathsError: As :meth:`expectation`.
+        """
+        from manifold_sde.solvers import solution_plots as plots
+
+        if not isinstance(function, str):
+            self._require_paths()
+        return plots.plot_mean(self, function, ax, **kwargs)
+
+    def plot_norm(self, ax: Axes | None = None, **kwargs: Any) -> Axes:
+        """Draw the norm over the times: mean, two standard errors, and nine paths in ten."""
+        from manifold_sde.solvers import solution_plots as plots
+
+        self._require_paths()
+        return plots.plot_norm(self, ax, **kwargs)
+
+    def plot_directions(
+        self, time: float | None = None, ax: Axes | None = None, **kwargs: Any
+    ) -> Axes:
+        """Draw the directions at a time: on their circle or sphere, or the plane of most spread.
+
+        Args:
+            time: The time, of which the nearest that was kept is drawn; by default the last.
+            ax: Axes to draw in; by default new ones.
+            **kwargs: Passed on to the points.
+        """
+        from manifold_sde.solvers import solution_plots as plots
+
+        self._require_paths()
+        return plots.plot_directions(self, time, ax, **kwargs)
+
+    def plot_density(
+        self,
+        function: Observable | None = None,
+        times: Sequence[float] | None = None,
+        ax: Axes | None = None,
+        **kwargs: Any,
+    ) -> Axes:
+        """Draw the density of a function over the paths, with two standard errors of each box.
+
+        Args:
+            function: Function of states (n, D) with a value for each; by default the angle where
+                directions lie on a circle, and otherwise their first principal direction.
+            times: Some of the times kept; by default three of them, spread over the run.
+            ax: Axes to draw in; by default new ones.
+            **kwargs: Passed on to each of the curves.
+        """
+        from manifold_sde.solvers import solution_plots as plots
+
+        self._require_paths()
+        return plots.plot_density(self, function, times, ax, **kwargs)
+
     # Files.
 
     def _arrays(self) -> dict[str, Tensor]:
@@ -372,30 +434,31 @@ class Solution:
         Raises:
             MissingDependencyError: If xarray is not installed.
         """
-        try:
-            import xarray
-        except ImportError as error:
-            raise MissingDependencyError(
-                "to_xarray needs xarray",
-                received="no module xarray",
-                expected="xarray, an optional dependency",
-                remedy='pip install "manifold_sde[io]"',
-            ) from error
-        variables = {
-            name: (dims, value.detach().cpu().numpy())
-            for name, (dims, value) in self._variables().items()
-        }
-        for name, values in self.observed.items():
-            own = tuple(f"{name}_{axis}" for axis in range(1, values[0].dim()))
-            for label, value in zip(("mean", "standard_error"), values, strict=True):
-                variables[f"{label}_{name}"] = (("time", *own), value.detach().cpu().numpy())
-        made_with = {f"version_{k}": v for k, v in self.config.get("versions", {}).items()}
-        known = {**self.config, **self.stats, **made_with}
-        return xarray.Dataset(
-            variables,
-            coords={"time": self.ts.detach().cpu().numpy()},
-            attrs={name: value for name, value in known.items() if _is_attribute(value)},
-        )
+        return exports.dataset(self, self._variables())
+
+    def to_inference_data(
+        self, functions: Mapping[str, Observable] | None = None, *, burn_in: float | None = None
+    ) -> xarray.DataTree:
+        """The paths as chains and the times kept as draws, as ArviZ takes them.
+
+        Of a :class:`DirectionSolution` the draws are even in the clock u: what chains then agree
+        on is its equilibrium, and :meth:`equilibrium` weights it to that in time. Lost paths are
+        left out.
+
+        Args:
+            functions: Functions of states (n, D) with a value (n, ...) for each, by name; by
+                default the direction, and the norm where it varies.
+            burn_in: First time that counts; by default all do.
+
+        Returns:
+            A tree whose group ``posterior`` has the dimensions chain and draw.
+
+        Raises:
+            MissingDependencyError: If xarray is not installed.
+            ArgumentError: If the paths were not kept, or nothing is after the burn-in.
+        """
+        self._require_paths()
+        return exports.inference_data(self, functions, burn_in)
 
     def _variables(self) -> dict[str, tuple[tuple[str, ...], Tensor]]:
         """The tensors with the names of their dimensions."""
@@ -408,7 +471,3 @@ class Solution:
 
 
 _KINDS["Solution"] = Solution
-
-
-def _is_attribute(value: object) -> bool:
-    return isinstance(value, (str, int, float, np.number)) and not isinstance(value, bool)

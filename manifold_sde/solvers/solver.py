@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from manifold_sde.arguments import Points
 from manifold_sde.deadline import Progress
 from manifold_sde.equations import StochasticEquation
 from manifold_sde.sdes import DirectionDiffusion
@@ -30,7 +31,7 @@ from manifold_sde.solvers.stopping import Stoppable
 
 def solve(
     sde: StochasticEquation,
-    y0: Tensor,
+    y0: Points,
     ts: Sequence[float] | Tensor,
     *,
     n_paths: int | None = None,
@@ -70,7 +71,7 @@ def solve(
 
     Args:
         sde: The equation.
-        y0: Start (D,) on the manifold, or a start for each path (B, D).
+        y0: Start (D,) on the manifold, or a start for each path (B, D); a tensor, array or list.
         ts: Save times, increasing, in the equation's own time; ``ts[0]`` is the start.
         n_paths: Number of paths from one start; ``None`` for one path, or as many as starts.
         method: Scheme: "euler" (Ito), "heun", "midpoint", "weak2" (Stratonovich), "phi_jet" (any),

@@ -36,8 +36,8 @@ class AuditReport:
         rows: The groups.
         notes: What is to know of the run as a whole, a line each.
         closing: The largest difference between a norm's change and its ledger, relative to |x|^2.
-        steps: The steps of the history, (n,).
-        norms: The norms at these steps, (n,) for each group, measured.
+        steps: Steps of the history, (n,).
+        norms: The norm at these, measured, for each group (n,).
         predictions: Predicted norms at these steps, where they are known.
         clocks: Of a log, the clock v at these steps, (n,) for each group: for ``relaxation``.
     """

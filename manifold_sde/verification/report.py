@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import html
 import json
 import textwrap
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, TYPE_CHECKING, Any, Literal
 
 from tqdm import tqdm
 
@@ -18,6 +19,9 @@ from manifold_sde.training.report import AuditReport
 from manifold_sde.verification.result import KINDS, VERDICTS, Result, Verdict, worst
 from manifold_sde.writing import plain, write_form
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 #: Why a report is not whole; empty where it is.
 Partial = Literal["", "budget", "interrupt"]
 
@@ -25,7 +29,7 @@ _WIDTH = 80
 _MARKS = {"holds": "ok", "fails": "FAILS", "undecided": "?"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Report:
     """Outcome of all checks of a problem; iterates over its results.
 
@@ -103,6 +107,41 @@ class Report:
 
     def __str__(self) -> str:
         return self.text()
+
+    def __repr__(self) -> str:
+        return printable("\n".join([self.head, *_wrapped(f"{self.summary}."), *self._failures()]))
+
+    def _failures(self) -> list[str]:
+        failed = [result for result in self.results if result.verdict == "fails"]
+        return [f"  FAILS {result.name}  {result.number}".rstrip() for result in failed]
+
+    def _repr_html_(self) -> str:
+        head, body = self.head.partition("\n")[0], []
+        for result in self.results:
+            mark = _MARKS[result.verdict]
+            name = f"{result.name} [{', '.join(result.statements)}]"
+            cells = (mark, name, result.number, result.detail if mark != "ok" else "")
+            style = "text-align:left" + (";font-weight:bold" if mark == "FAILS" else "")
+            row = "".join(f'<td style="{style}">{html.escape(cell)}</td>' for cell in cells)
+            body.append(f"<tr>{row}</tr>")
+        return (
+            f"<div><strong>{html.escape(head)}</strong><table>{''.join(body)}</table>"
+            f"<p>{html.escape(self.summary)}. {html.escape(self.conclusion)}</p></div>"
+        )
+
+    def plot(self, ax: Axes | None = None, **kwargs: Any) -> Axes:
+        """Draw the number of each check over what it is compared with; beyond 1 it fails.
+
+        Args:
+            ax: Axes to draw in; by default new ones.
+            **kwargs: Passed on to each of the marks.
+
+        Returns:
+            The axes; ``.figure.savefig("report.png")`` writes them.
+        """
+        from manifold_sde.verification.pictures import plot_results  # it loads matplotlib
+
+        return plot_results(self.results, ax, **kwargs)
 
     def text(self, *, full: bool = False) -> str:
         """The report in 80 columns.

@@ -165,6 +165,27 @@ class Result:
         relation = relations[self.statistic <= self.limit]
         return f"{sign * self.statistic + 0.0:.2g} {relation} {sign * self.limit + 0.0:.2g}"
 
+    @property
+    def distance(self) -> float:
+        """The number over what it is compared with: above 1 it fails; NaN where there is none.
+
+        Of a number with a lower bound it is the bound over the number.
+
+        Example:
+            >>> Result("a defect", "holds", "", statistic=1e-9, limit=1e-8).distance
+            0.1
+            >>> Result("a gap", "fails", "", statistic=-5.0, limit=-10.0).distance
+            2.0
+        """
+        if math.isnan(self.statistic) or math.isnan(self.limit):
+            return math.nan
+        above, below = abs(self.statistic), abs(self.limit)
+        if self.limit < 0.0:
+            above, below = below, abs(min(self.statistic, 0.0))
+        if below == 0.0:
+            return math.inf if above > 0.0 else 0.0
+        return above / below
+
     def to_dict(self) -> dict[str, Any]:
         """The result as plain data, without the pictures."""
         design = None if self.design is None else vars(self.design).copy()

@@ -7,8 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-from manifold_sde.errors import LimitMapError, ManifoldSDEError, PartialError
+from manifold_sde.errors import ManifoldSDEError, PartialError
 from manifold_sde.geometry import Geometry
+from manifold_sde.geometry.minimizers import limits
 
 #: A step counts as one along the manifold where the way back to it is at most this part of it.
 _CORRECTION = 0.25
@@ -17,17 +18,6 @@ _CORRECTION = 0.25
 def unit(x: Tensor) -> Tensor:
     """Vectors (..., D) at norm 1; 0 stays 0."""
     return x / x.norm(dim=-1, keepdim=True).clamp(min=1e-300)
-
-
-def limits(geometry: Geometry, x: Tensor) -> Tensor:
-    """Phi at points (n, D), with NaN where the flow does not reach the manifold."""
-    try:
-        return geometry.limit_map(x)
-    except LimitMapError as error:
-        if error.partial is None:
-            return torch.full_like(x, math.nan)
-        partial: Tensor = error.partial
-        return partial
 
 
 def retracted(geometry: Geometry, x: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from manifold_sde.deadline import Attempts, shared_property
 from manifold_sde.errors import ArgumentError, ShapeError
 from manifold_sde.geometry import Geometry
 from manifold_sde.geometry.dense import DENSE_LIMIT
+from manifold_sde.geometry.minimizers import find_minimizer, limits, random_directions
 from manifold_sde.problem import Problem, require_problem
 from manifold_sde.sdes import FixedRatioDiffusion, LimitingDiffusion
 from manifold_sde.solvers import run_sgd, solve
@@ -25,8 +26,6 @@ from manifold_sde.verification.sampling import unit
 
 T = TypeVar("T")
 
-#: Directions from which gradient flow is followed where no start is known.
-_TRIES = 64
 #: Steps of the walk over the manifold, and their length in radians.
 _WALK = (12, 0.5)
 #: Norms of the points of the cone.
@@ -140,7 +139,7 @@ class Subject:
 
     def limits(self, x: Tensor) -> Tensor:
         """Phi at points (n, D), with NaN where the flow does not reach the manifold."""
-        return sampling.limits(self.geometry, x)
+        return limits(self.geometry, x)
 
     @shared_property
     def start(self) -> Tensor:
@@ -164,31 +163,14 @@ class Subject:
             ArgumentError: If it ends on a manifold from none of 64 random directions, or not from
                 the one that is tried in large dimensions.
         """
-        if self.problem.facts is not None:
-            return self.problem.facts.minimizer
-        found = self.restarts(1, self.tries)[1]
-        found = found[torch.isfinite(found).all(1)]
-        if not len(found):
-            raise ArgumentError(
-                f"no minimiser of {self.problem.name!r} was found",
-                received=f"gradient flow from {self.tries} random directions, none of which ends "
-                "on a manifold of minimisers",
-                expected="a point that flows to the manifold",
-                remedy="x_init=x, with x where your training starts or has come to",
-            )
-        return found[self.problem.loss(found).argmin()]
-
-    @property
-    def tries(self) -> int:
-        """Directions from which a minimiser is looked for."""
-        return _TRIES if self.problem.dim <= DENSE_LIMIT else 1
+        return find_minimizer(self.geometry, self.seed)
 
     def restarts(self, use: int, n: int) -> tuple[Tensor, Tensor]:
         """Random directions, and where gradient flow from them ends, NaN where it does not: (n, D).
 
         The ends have norm 1 where the flow keeps the norm, as it does for a scale-invariant loss.
         """
-        directions = unit(self.normals(use, n, self.problem.dim))
+        directions = random_directions(self.problem.dim, n, self.seed, use)
         return directions, self.limits(directions)
 
     @shared_property

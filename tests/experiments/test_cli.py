@@ -16,6 +16,7 @@ from manifold_sde.errors import ManifoldSDEError
 from manifold_sde.experiments import cli
 from manifold_sde.experiments.experiment import held_results
 from manifold_sde.experiments.figure2 import Figure2
+from manifold_sde.experiments.run_folder import Run
 from manifold_sde.experiments.terminal import print_in_any_encoding
 
 TINY = ["figure", "2", "--lr", "0.01", "--until", "0.03", "--runs", "4", "--law-runs", "8"]
@@ -137,11 +138,13 @@ def test_sigterm_ends_in_order_with_status_143(
 
 
 def test_two_commands_do_not_make_the_same_results_at_once(tmp_path: Path) -> None:
-    with held_results(tmp_path, "figure2_quick"):
+    with held_results(Run(tmp_path), "figure2_quick"):
         done = call(*TINY, "--out", str(tmp_path), "--jobs", "1", "--no-compile")
+        before = (tmp_path / "figure2_quick.toml").read_text()
     assert done.exit_code == 1
     assert f"in use by process {os.getpid()}" in done.stderr
-    assert list(tmp_path.iterdir()) == []
+    assert "finished = false" in before
+    assert [path.name for path in tmp_path.iterdir()] == ["figure2_quick.toml"]
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
@@ -193,7 +196,7 @@ def test_figure_2_in_this_process(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     folder = tmp_path / "new" / "folder"
     files = sorted(path.name for path in folder.iterdir())
-    assert files == [f"figure2_quick.{kind}" for kind in ("csv", "npz", "pdf", "png")]
+    assert files == [f"figure2_quick.{kind}" for kind in ("csv", "npz", "pdf", "png", "toml")]
     assert (folder / "figure2_quick.png").read_bytes().startswith(b"\x89PNG")
     assert (folder / "figure2_quick.pdf").read_bytes().startswith(b"%PDF")
     assert Figure2.load(folder / "figure2_quick.npz").run("gaussian", 0.01) is not None
@@ -285,9 +288,16 @@ problem.name = "\u03b7-circle"
     for part in ("eta-circle", "dim of Gamma", "Usage"):
         assert part in shown
     assert "received: eta.py" in told
-    page = (tmp_path / "results/verify_mine_problem.html").read_text(encoding="utf-8")
-    assert "\u03b7-circle" in page
-    assert (tmp_path / "results/simulate_mine_problem.png").read_bytes().startswith(b"\x89PNG")
+    table = [line for line in shown.splitlines() if "+-" in line and " 5 " in line[:8]]
+    lines = shown.splitlines()
+    heads = [lines[k - 2] for k, line in enumerate(lines) if line in table]
+    if encoding == "ascii":  # columns are laid out as the signs are spelled
+        assert table
+        assert all(len(head) == len(row) for head, row in zip(heads, table, strict=True))
+    (page,) = tmp_path.glob("results/*/verify_mine_problem.html")
+    assert "\u03b7-circle" in page.read_text(encoding="utf-8")
+    (picture,) = tmp_path.glob("results/*/simulate_mine_problem.png")
+    assert picture.read_bytes().startswith(b"\x89PNG")
 
 
 def test_signs_that_an_encoding_lacks_are_spelled(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -228,7 +228,7 @@ def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Settings, "quick", classmethod(lambda *_, **__: TINY))
     done = call("--out", str(tmp_path / "new"))
     assert done.exit_code == 0, done.output
-    kinds = [".csv", ".npz", ".pdf", ".png", ".txt", "_diffusion.csv"]
+    kinds = [".csv", ".npz", ".pdf", ".png", ".toml", ".txt", "_diffusion.csv"]
     names = sorted(path.name for path in (tmp_path / "new").iterdir())
     assert names == [f"collapse_quick{kind}" for kind in kinds]
     assert (tmp_path / "new" / "collapse_quick.png").read_bytes().startswith(b"\x89PNG")

@@ -14,7 +14,6 @@ from typer.testing import CliRunner, Result
 from manifold_sde import CustomNoise, DirectionDiffusion, Geometry, SamplingNoise, problems
 from manifold_sde.errors import ArgumentError, LostPathsError, LostPathsWarning
 from manifold_sde.experiments import cli
-from manifold_sde.experiments.description import describe_problem
 from manifold_sde.experiments.problem_file import load_problem
 from manifold_sde.experiments.simulate.command import at_batch_size
 from manifold_sde.experiments.simulate.plots import plot_law
@@ -71,6 +70,11 @@ def done(name: str, *arguments: str) -> Result:
     return result
 
 
+def last(name: str) -> Path:
+    """The file of a name in the last folder of results that has one."""
+    return max(Path("results").glob(f"*/{name}"), key=lambda path: path.stat().st_mtime_ns)
+
+
 def test_numbers_are_those_of_the_library() -> None:
     """The table against the clock of the direction, path by path; the file; the figure."""
     result = done("mixed", *SMALL, "--norm", "1.2", "--seed", "4")
@@ -89,11 +93,11 @@ def test_numbers_are_those_of_the_library() -> None:
         assert len(lines) == 1
         for cell in cells:
             assert cell in lines[0]
-    saved = Solution.load("results/simulate_my_mixed.npz")
+    saved = Solution.load(last("simulate_my_mixed.npz"))
     rows = [saved.ts.tolist().index(step) for step in (50, 200)]
     torch.testing.assert_close(saved.ys[rows], wanted.ys, rtol=1e-12, atol=1e-13)
     assert float(saved.ts[0]) == 0.0
-    assert Path("results/simulate_my_mixed.png").read_bytes().startswith(b"\x89PNG")
+    assert last("simulate_my_mixed.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_sgd_beside_it() -> None:
@@ -108,7 +112,7 @@ def test_sgd_beside_it() -> None:
 
 def test_equation_8_in_its_own_time() -> None:
     done("circle", "--ratio", "2", "--times", "0.1,0.25", "--paths", "4")
-    saved = Solution.load("results/simulate_my_circle.npz")
+    saved = Solution.load(last("simulate_my_circle.npz"))
     t = saved.ts
     fourth = torch.exp(-8.0 * t) + 2 * 0.18 * (-torch.expm1(-8.0 * t)) / 8.0
     wanted = fourth.pow(0.25)[:, None].expand(-1, 4)
@@ -125,7 +129,7 @@ def test_a_start_of_ones_own(ending: str) -> None:
         torch.save(x0, "x0.pt")
     result = done("bare", *RATES, "--steps", "50", "--paths", "2", "--x0", f"x0.{ending}")
     assert "not on the manifold" in result.output
-    first = Solution.load("results/simulate_my_bare.npz").ys[0]
+    first = Solution.load(last("simulate_my_bare.npz")).ys[0]
     limit = torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64).expand(2, -1)
     torch.testing.assert_close(first, limit, rtol=0.0, atol=1e-7)
 
@@ -133,7 +137,7 @@ def test_a_start_of_ones_own(ending: str) -> None:
 def test_several_starts_are_the_paths() -> None:
     np.save("x0.npy", np.array([[0.6, 0.8, 0.0], [0.0, 2.0, 0.0], [-1.0, 0.0, 0.0]]))
     done("bare", *RATES, "--steps", "20", "--x0", "x0.npy")
-    assert Solution.load("results/simulate_my_bare.npz").ys.shape[1:] == (3, 3)
+    assert Solution.load(last("simulate_my_bare.npz")).ys.shape[1:] == (3, 3)
 
 
 def test_what_is_no_diffusion_is_not_shown_as_one() -> None:
@@ -141,7 +145,7 @@ def test_what_is_no_diffusion_is_not_shown_as_one() -> None:
     assert "deterministic flow and no" in result.output
     assert "Law of the theory" not in result.output
     assert "±" not in result.output
-    assert Solution.load("results/simulate_my_label.npz").ys.dim() == 2
+    assert Solution.load(last("simulate_my_label.npz")).ys.dim() == 2
     refused = call("silent", *SMALL)
     assert refused.exit_code == 1
     assert "the noise vanishes on the manifold" in refused.stderr
@@ -164,10 +168,10 @@ def test_warnings_are_short() -> None:
 
 def test_a_stopped_run_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     done("circle", *SMALL, "--checkpoint", "run")
-    first = Solution.load("results/simulate_my_circle.npz").ys
+    first = Solution.load(last("simulate_my_circle.npz")).ys
     assert list(Path("run").iterdir())
     done("circle", *SMALL, "--checkpoint", "run")
-    assert torch.equal(Solution.load("results/simulate_my_circle.npz").ys, first)
+    assert torch.equal(Solution.load(last("simulate_my_circle.npz")).ys, first)
     other = call("circle", *SMALL, "--checkpoint", "run", "--seed", "1")
     assert other.exit_code == 1
     assert "belongs to another run" in other.stderr
@@ -181,14 +185,32 @@ def test_a_stopped_run_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "goes on from here" in stopped.stderr
 
 
+def test_resume_goes_on_in_the_folder_of_the_run_that_was_stopped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Solution, "save", stop)
+        assert call("circle", *SMALL).exit_code == 130
+    (folder,) = Path("results").iterdir()
+    assert list(folder.glob("*.unfinished/*"))
+    assert call("circle", *SMALL, "--resume", "--seed", "1").exit_code == 2
+    done("circle", *SMALL, "--resume")
+    assert list(Path("results").iterdir()) == [folder]
+    assert Solution.load(folder / "simulate_my_circle.npz").ys.shape[1] == 20
+    assert not list(folder.glob("*.unfinished"))
+
+
 @pytest.mark.slow
 def test_workers_have_the_file_and_what_lies_beside_it() -> None:
     np.save("x0.npy", np.array([1.0, 0.0, 0.0]))
     arguments = [*SMALL, "--x0", "x0.npy"]
     done("bare", *arguments)
-    alone = Solution.load("results/simulate_my_bare.npz").ys
+    alone = Solution.load(last("simulate_my_bare.npz")).ys
     done("bare", *arguments, "--workers", "2")
-    there = Solution.load("results/simulate_my_bare.npz").ys
+    there = Solution.load(last("simulate_my_bare.npz")).ys
     torch.testing.assert_close(there, alone, rtol=1e-12, atol=1e-13)
 
 
@@ -240,15 +262,16 @@ def test_bad_options(arguments: list[str], part: str) -> None:
     assert part in result.stderr
     assert "Traceback" not in result.output
     assert not list(Path().glob("**/*.npz"))
+    assert not Path("results").exists() or not list(Path("results").iterdir())
 
 
 def test_without_a_start_it_is_the_one_that_info_and_verify_find() -> None:
     done("bare", *RATES, "--steps", "50", "--paths", "2", "--seed", "5")
     problem = load_problem("my.py:bare")
     wanted = Subject.of(problem).start
-    found = Solution.load("results/simulate_my_bare.npz").ys[0]
+    found = Solution.load(last("simulate_my_bare.npz")).ys[0]
     torch.testing.assert_close(found, wanted.expand(2, 3), rtol=1e-9, atol=1e-9)
-    height = dict(describe_problem(problem))["loss there"]
+    height = problem.describe()["loss there"]
     assert float(height) == pytest.approx(float(problem.loss(wanted)), abs=1e-12)
 
 
@@ -268,11 +291,14 @@ def test_no_folder_is_left_where_nothing_is_written() -> None:
 
 def test_results_of_two_problems_lie_side_by_side() -> None:
     done("circle", *RATES, "--steps", "5", "--paths", "2")
-    first = Path("results/simulate_my_circle.npz").read_bytes()
+    first = last("simulate_my_circle.npz").read_bytes()
     done("mixed", *RATES, "--steps", "5", "--paths", "2")
-    assert Path("results/simulate_my_circle.npz").read_bytes() == first
-    names = {path.name for path in Path("results").iterdir()}
-    assert names == {f"simulate_my_{n}.{e}" for n in ("circle", "mixed") for e in ("npz", "png")}
+    assert last("simulate_my_circle.npz").read_bytes() == first
+    names = {path.name for path in Path("results").glob("*/*")}
+    ends = ("npz", "png", "toml")
+    assert names == {f"simulate_my_{n}.{e}" for n in ("circle", "mixed") for e in ends}
+    done("circle", *RATES, "--steps", "5", "--paths", "2")  # beside the first, not over it
+    assert len(list(Path("results").glob("*/simulate_my_circle.npz"))) == 2
 
 
 def test_batch_sizes() -> None:

@@ -33,7 +33,8 @@ def test_figure_3_uses_the_runs_of_figure_1(
     assert narrow("\n".join(line for line in lines if not line.startswith(str(tmp_path))))
     kinds = ("csv", "pdf", "png", "txt")
     expected = [f"figure1_quick.{kind}" for kind in kinds]
-    assert sorted(p.name for p in out.iterdir()) == [*expected, "training_quick.npz"]
+    expected = sorted([*expected, "figure1_quick.toml", "training_quick.npz"])
+    assert sorted(p.name for p in out.iterdir()) == expected
     assert "norm" in (out / "figure1_quick.txt").read_text(encoding="utf-8")
     before = (out / "training_quick.npz").read_bytes()
 
@@ -48,8 +49,11 @@ def test_figure_3_uses_the_runs_of_figure_1(
     assert (out / "training_quick.npz").read_bytes() == before
     with pytest.raises(AssertionError, match="trains again"):
         call(*figure(3, out, "--jobs", "1", "--restart"), catch=False)
+    refused = call(*figure(3, out, "--jobs", "1", "--seed", "5"))
+    assert "there are results of this name" in refused.stderr
+    assert (out / "training_quick.npz").read_bytes() == before
     with pytest.raises(AssertionError, match="trains again"):
-        call(*figure(3, out, "--jobs", "1", "--seed", "5"), catch=False)
+        call(*figure(3, out, "--jobs", "1", "--seed", "5", "--overwrite"), catch=False)
 
 
 @pytest.mark.slow

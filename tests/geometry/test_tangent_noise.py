@@ -17,7 +17,6 @@ from manifold_sde import (
     problems,
 )
 from manifold_sde.errors import NoDiffusionWarning
-from manifold_sde.experiments.description import describe_problem
 from manifold_sde.geometry.tangent_noise import Degeneracy, noise_along
 from manifold_sde.scale_invariance import scaling_groups
 from manifold_sde.solvers import extrapolate, predict_sgd, solve
@@ -178,7 +177,7 @@ def test_noise_along_the_manifold_is_measured_and_not_refused(
     found = solve(sde, Y0, [0.0, 0.1], n_paths=2)
     assert found.stats["noise_along"] == pytest.approx(share, rel=5e-3)
     assert float(noise_along(problem, Y0[None], 1)) == pytest.approx(share, rel=5e-3)
-    described = dict(describe_problem(problem))
+    described = problem.describe()
     assert float(described["noise along Γ"].split()[0]) == pytest.approx(share, rel=6e-3)
     assert f"{100 * found.stats['noise_along']:.3g} %" in str(problem)
     assert "\n" not in repr(problem)
@@ -196,5 +195,5 @@ def test_the_share_of_noise_of_the_sphere() -> None:
 
 
 def test_no_diffusion_is_a_line_of_the_description() -> None:
-    assert "no diffusion" in dict(describe_problem(across_and_along(0.0)))["noise along Γ"]
-    assert "no diffusion" in dict(describe_problem(problems.label_noise_circle()))["noise along Γ"]
+    assert "no diffusion" in across_and_along(0.0).describe()["noise along Γ"]
+    assert "no diffusion" in problems.label_noise_circle().describe()["noise along Γ"]

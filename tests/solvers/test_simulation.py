@@ -117,7 +117,7 @@ def test_times_of_any_kind_are_read() -> None:
         (torch.tensor(1.0), ShapeError, "y0 has the wrong shape"),
         (START.expand(2, 2, 3), ArgumentError, r"y0 of shape \(2, 2, 3\)"),
         (START.expand(0, 3), ArgumentError, r"y0 of shape \(0, 3\)"),
-        ([1.0, 0.0, 0.0], DTypeError, "y0 is not a torch tensor"),
+        (["1", "0", "0"], DTypeError, "y0 is not numbers"),
         (torch.tensor([1, 0, 0]), DTypeError, "int64"),
         (START.to(torch.complex128), DTypeError, "complex128"),
     ],

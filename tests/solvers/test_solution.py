@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 
 import pytest
 import torch
@@ -60,7 +61,7 @@ def test_round_trip(solution, tmp_path):
     assert again.config == solution.config
     assert again.config["seed"] == 0
     assert again.config["versions"]["torch"] == torch.__version__
-    assert repr(again) == repr(solution) == "Solution(7 paths, 3 times from 0 to 9, dim=3)"
+    assert repr(again) == repr(solution)
     assert list(tmp_path.glob("deep/.*")) == []
 
 
@@ -76,9 +77,11 @@ def test_observables_come_back(tmp_path):
     assert list(again.observed) == ["first", "both"]
     for name, values in observed.items():
         torch.testing.assert_close(again.observed[name], values, rtol=0, atol=0, equal_nan=True)
-    assert (
-        repr(again) == "Solution(observed 'first', 'both' over 9 paths, 2 times from 0 to 1, dim=3)"
-    )
+    assert repr(again).splitlines() == [
+        "Solution(observed 'first', 'both' over 9 paths, 2 times from 0 to 1, dim=3)",
+        "  first    2 at the end",
+        "  both     (2,) numbers at each time",
+    ]
 
 
 @pytest.mark.parametrize("spoil", ["cut", "noise", "empty"])
@@ -103,7 +106,7 @@ def test_a_file_of_an_unknown_class_is_named(solution, tmp_path):
 def test_one_path_says_so():
     problem = problems.great_circle()
     one = run_sgd(problem, problem.minimizer, 0.1, 0.1, 5, compile=False)
-    assert repr(one) == "Solution(one path, at 5, dim=3)"
+    assert repr(one).startswith("Solution(one path, at 5, dim=3)\n  norm     ")
 
 
 def test_a_missing_file_is_named(tmp_path):
@@ -244,3 +247,65 @@ def test_weights_are_the_fourth_powers_of_the_norms():
     assert abs(float(plain.mean - result.mean)) > 0.01, "the broken twin: no weights"
     with pytest.raises(ArgumentError, match="the start of the run"):
         found.equilibrium(lambda y: y[:, 0], burn_in=0.0)
+
+
+def test_a_solution_says_in_a_few_lines_what_it_is(solution):
+    lines = repr(solution).splitlines()
+    assert lines[0] == "Solution(7 paths, 3 times from 0 to 9, dim=3)"
+    end = solution.norms[-1]
+    error = float(end.std()) / 7**0.5
+    assert lines[1] == f"  norm     1 to {float(end.mean()):.4g} ± {error:.2g}"
+    assert "lr 0.1, weight_decay 0.1" in lines[-1]
+    assert len(lines) < 9
+    assert max(map(len, lines)) <= 80
+
+
+def test_a_notebook_shows_a_table_without_what_it_would_run(solution):
+    named = dataclasses.replace(solution, config={"problem": "<script>", "seed": 0})
+    shown = named._repr_html_()
+    assert "<table>" in shown
+    assert "<script>" not in shown
+    assert "&lt;script&gt;" in shown
+
+
+def test_lost_paths_are_in_what_is_shown(solution):
+    ys = solution.ys.clone()
+    ys[1:, 0] = torch.nan
+    lost = dataclasses.replace(solution, ys=ys, stats={"lost_paths": 1, "paths": 7})
+    assert "1 of 7 paths are NaN" in repr(lost)
+    assert "nan" not in repr(lost).splitlines()[1]
+
+
+def test_paths_are_the_chains_of_arviz(solution):
+    pytest.importorskip("xarray")
+    chains = solution.to_inference_data({"second": lambda y: y[:, 1]}, burn_in=1.0)["posterior"]
+    assert chains["second"].dims == ("chain", "draw")
+    assert chains["time"].values.tolist() == [5.0, 9.0]
+    assert float(chains["second"][3, 1]) == float(solution.ys[2, 3, 1])
+    default = solution.to_inference_data()["posterior"]
+    assert default["direction"].dims == ("chain", "draw", "direction_dim_0")
+    assert float(default["norm"][2, 1]) == float(solution.norms[1, 2])
+    still = dataclasses.replace(solution, ys=solution.directions)
+    assert "norm" not in still.to_inference_data()["posterior"]
+    with pytest.raises(ArgumentError, match="after the burn-in"):
+        solution.to_inference_data(burn_in=10.0)
+
+
+def test_arviz_tells_chains_that_agree_from_chains_that_do_not():
+    pytest.importorskip("xarray")
+    stats = pytest.importorskip("arviz_stats.base").array_stats
+    draws = torch.randn(200, 4, 3, generator=torch.Generator().manual_seed(0)).double()
+    found = []
+    for shift in (0.0, 2.0):
+        ys = draws + shift * torch.arange(4.0)[:, None]
+        run = Solution(torch.arange(200.0), ys, torch.zeros(200, 4))
+        chains = run.to_inference_data({"first": lambda y: y[:, 0]})["posterior"]["first"].values
+        found.append(float(stats.rhat(chains, method="split")))
+        assert (float(stats.ess(chains, method="mean")) > 400) == (shift == 0.0)
+    assert found[0] < 1.02 < 1.5 < found[1]
+
+
+def test_a_missing_xarray_is_named(solution, monkeypatch):
+    monkeypatch.setitem(sys.modules, "xarray", None)
+    with pytest.raises(MissingDependencyError, match=r"pip install \"manifold_sde\[io\]\""):
+        solution.to_inference_data()

@@ -166,7 +166,7 @@ def test_what_is_known_of_the_curve_does_not_excuse_the_start() -> None:
         for function in (exact.curve_of, exact.law_of):
             with pytest.raises(ArgumentError, match="start"):
                 function(problem, wrong)
-    with pytest.raises(DTypeError, match="start is not a torch tensor"):
+    with pytest.raises(DTypeError, match="start is not numbers"):
         exact.curve_of(problem, "x")  # type: ignore[arg-type]
 
 

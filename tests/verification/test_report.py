@@ -212,3 +212,30 @@ def test_what_cannot_be_verified() -> None:
         verify(problem, seed=-1, checks=())
     with pytest.raises(errors.ShapeError):
         verify(problem, x_init=problem.minimizer[:2], checks=())
+
+
+def test_a_report_draws_how_far_each_check_is_from_its_limit() -> None:
+    checks = (
+        replace(HOLDS, statistic=1e-9, limit=1e-7),
+        replace(FAILS, statistic=-0.1, limit=-0.3),  # a number below its lower bound
+        replace(UNDECIDED, statistic=math.nan),
+    )
+    assert [check.distance for check in checks[:2]] == pytest.approx([0.01, 3.0])
+    ax = report(*checks).plot()
+    places = [float(line.get_xdata()[0]) for line in ax.lines[:3]]
+    assert places[:2] == pytest.approx([0.01, 3.0])
+    assert ax.lines[2].get_markerfacecolor() == "none"
+    assert len({line.get_marker() for line in ax.lines[:3]}) == 3
+    assert [text.get_text() for text in ax.get_yticklabels()] == [check.name for check in checks]
+    own = Figure().subplots()
+    assert report(*checks).plot(own) is own
+
+
+def test_a_report_shows_itself_in_a_few_lines() -> None:
+    lines = repr(report(HOLDS, FAILS)).splitlines()
+    assert lines[-1].startswith(f"  FAILS {FAILS.name}")
+    assert max(map(len, lines)) <= 80
+    assert len(lines) < 8
+    named = report(replace(FAILS, name="<b>"))._repr_html_()
+    assert "<b>" not in named
+    assert "&lt;b&gt;" in named

@@ -20,11 +20,12 @@ from manifold_sde.experiments.collapse.comparison import (
 from manifold_sde.experiments.collapse.plots import plot_collapse
 from manifold_sde.experiments.collapse.simulation import CollapseData, simulate
 from manifold_sde.experiments.experiment import GOING_ON, Findings, held_results
+from manifold_sde.experiments.run_folder import Run
 from manifold_sde.experiments.settings.collapse import Settings
 
 
 def make_collapse(
-    settings: Settings, out: Path, console: Console, *, full: bool = False, restart: bool = False
+    settings: Settings, run: Run, console: Console, *, full: bool = False, restart: bool = False
 ) -> list[Path]:
     """Run SGD and the diffusion, write the files to a folder, and print what was found."""
     if not compiler_available():
@@ -34,14 +35,14 @@ def make_collapse(
     def done(label: str, seconds: float) -> None:
         console.print(f"{label}: {seconds:.0f} s", highlight=False)
 
-    with held_results(out, name, restart=restart) as unfinished:
+    with held_results(run, name, settings, restart=restart) as unfinished:
         _announce(settings, unfinished, console, full)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", CompilationWarning)
             data = simulate(settings, folder=unfinished, progress=console.is_terminal, done=done)
         console.print("Measuring and drawing ...")
         found = findings(data, full)
-        files = found.write(out / name, data)
+        files = found.write(run.folder / name, data)
     found.print(console, files)
     return files
 

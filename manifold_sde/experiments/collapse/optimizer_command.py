@@ -16,12 +16,13 @@ from matplotlib.lines import Line2D
 from rich.console import Console
 from rich.table import Table
 
+from manifold_sde.drawing import COLORS, legend_below, new_figure
 from manifold_sde.experiments.collapse.comparison import in_per_cent, measure_runs
 from manifold_sde.experiments.collapse.curve_statistics import Collapse
 from manifold_sde.experiments.collapse.labelled_digits import FUNCTIONS
 from manifold_sde.experiments.collapse.optimizers import AXES, Curves, OptimizerData, simulate
-from manifold_sde.experiments.drawing import COLORS, legend_below, new_figure
 from manifold_sde.experiments.experiment import GOING_ON, Findings, held_results, plain_table
+from manifold_sde.experiments.run_folder import Run
 from manifold_sde.experiments.settings.optimizers import CASES, OPTIMIZERS, SCHEDULES, Settings
 
 #: The optimizers in words; the last is both together, which have one clock.
@@ -111,7 +112,7 @@ def selected(data: OptimizerData, case: str, optimizer: str, schedules: str) -> 
 
 
 def make_optimizers(
-    settings: Settings, out: Path, console: Console, *, full: bool = False, restart: bool = False
+    settings: Settings, run: Run, console: Console, *, full: bool = False, restart: bool = False
 ) -> list[Path]:
     """Run the optimizers, write the files to a folder, and print what was found."""
     name = "collapse_optimizers" if full else "collapse_optimizers_quick"
@@ -119,7 +120,7 @@ def make_optimizers(
     def done(case: str, seconds: float) -> None:
         console.print(f"{CASES[case]}: {seconds:.0f} s", highlight=False)
 
-    with held_results(out, name, restart=restart) as unfinished:
+    with held_results(run, name, settings, restart=restart) as unfinished:
         console.print(
             f"[bold]Collapse of optimizers[/bold], {'full' if full else 'quick'} form: "
             "which axis do their curves share?"
@@ -129,7 +130,7 @@ def make_optimizers(
         data = simulate(settings, folder=unfinished, progress=console.is_terminal, done=done)
         console.print("Measuring and drawing ...")
         found = findings(data, full)
-        files = found.write(out / name, data)
+        files = found.write(run.folder / name, data)
     found.print(console, files)
     return files
 

@@ -10,11 +10,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from manifold_sde.drawing import COLORS, axes_of, legend_below, new_figure, plot_band
 from manifold_sde.errors import ArgumentError
 from manifold_sde.experiments.collapse.comparison import Row, in_per_cent, measure
 from manifold_sde.experiments.collapse.network import FUNCTIONS
 from manifold_sde.experiments.collapse.simulation import AXES, CollapseData, Ensemble
-from manifold_sde.experiments.drawing import COLORS, axes_of, legend_below, new_figure, plot_band
 
 _LABELS = {
     "steps": "steps $k$",

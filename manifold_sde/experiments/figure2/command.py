@@ -19,17 +19,18 @@ from manifold_sde.experiments.figure2.comparison import (
 )
 from manifold_sde.experiments.figure2.plots import plot_figure2
 from manifold_sde.experiments.figure2.simulation import Figure2, simulate
+from manifold_sde.experiments.run_folder import Run
 from manifold_sde.experiments.settings.figure2 import Settings
 
 
 def make_figure2(
-    settings: Settings, out: Path, console: Console, *, jobs: int = 2, restart: bool = False
+    settings: Settings, run: Run, console: Console, *, jobs: int = 2, restart: bool = False
 ) -> list[Path]:
-    """Run Figure 2, write its files to a folder, and print what was found."""
+    """Run Figure 2, write its files to the run's folder, and print what was found."""
     if settings.compiled and not compiler_available():
         settings = settings.without_compiler()
     name = "figure2" if settings.step_limit is None else "figure2_quick"
-    with held_results(out, name, restart=restart) as unfinished:
+    with held_results(run, name, settings, restart=restart) as unfinished:
         _announce(settings, unfinished, console)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", CompilationWarning)
@@ -46,7 +47,7 @@ def make_figure2(
             )
         console.print("Comparing and drawing ...")
         found = findings(figure)
-        files = found.write(out / name, figure)
+        files = found.write(run.folder / name, figure)
     found.print(console, files)
     return files
 

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Circle
 
-from manifold_sde.experiments.drawing import (
+from manifold_sde.drawing import (
     COLORS,
     GREY,
     axes_of,

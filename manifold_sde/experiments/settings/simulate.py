@@ -50,8 +50,8 @@ class Settings(ExperimentSettings):
     rtol: float | None = option(None, "TOL", shown="none")
     workers: int | None = option(None, "N", shown="this one", min=1)
     checkpoint: Path | None = option(None, "DIR")
-    output: Path | None = option(None, "FILE", shown="results/simulate_FILE_NAME.npz")
-    compare_sgd: bool = option(False, flag="--compare-sgd")
+    output: Path | None = option(None, "FILE", shown="simulate_FILE_NAME.npz in the folder")
+    compare_sgd: bool = option(False, "", flag="--compare-sgd/--no-compare-sgd")
 
     @property
     def in_steps(self) -> bool:

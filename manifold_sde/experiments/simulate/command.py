@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,13 +19,14 @@ from torch import Tensor
 from manifold_sde.arguments import check_point
 from manifold_sde.compile import compiler_available
 from manifold_sde.errors import ArgumentError, ManifoldSDEWarning, NoDiffusionWarning
-from manifold_sde.experiments.experiment import print_files, save_figure
+from manifold_sde.experiments.experiment import discard, print_files, save_figure
 from manifold_sde.experiments.problem_file import (
     load_problem,
     make_known_to_workers,
     output_of,
     read_array,
 )
+from manifold_sde.experiments.run_folder import Run
 from manifold_sde.experiments.settings.simulate import Settings
 from manifold_sde.experiments.simulate.plots import plot_law
 from manifold_sde.experiments.simulate.summary import Row, law_table, summarize
@@ -49,23 +52,28 @@ _DRAWN = 9
 _LONG = 3.0
 
 
-def simulate_law(settings: Settings, console: Console, notes: Console) -> list[Path]:
+def simulate_law(settings: Settings, run: Run, console: Console, notes: Console) -> list[Path]:
     """Simulate the law, write its files, and print what was found; warnings go to ``notes``."""
     steps = settings.in_steps
     if steps:
         TimeScale(*settings.rates)
     asked = settings.moments
     problem = at_batch_size(load_problem(settings.target), settings.batch_size)
-    output = output_of(settings.output, "simulate", settings.target, ".npz")
+    output = output_of(settings.output, run.folder, "simulate", settings.target, ".npz")
+    run = dataclasses.replace(run, folder=output.parent)
+    run.require_free(output.stem)
+    unfinished = settings.checkpoint or output.with_suffix(".unfinished")
     if settings.workers is not None:
         make_known_to_workers(settings.target)
     x0 = load_start(problem, settings.x0, settings.norm)
     files = [output]
-    with _told(notes):
+    with _told(notes), contextlib.ExitStack() as stack:
         y0 = on_manifold(LimitingDiffusion(problem), x0.reshape(-1, problem.dim)).reshape(x0.shape)
         state = Degeneracy.of(problem, y0.reshape(-1, problem.dim)[0])
         _announce(problem, x0, y0, state, console)
         options = _options(settings, problem, y0, state.noise_rank > 0)
+        options["checkpoint"] = unfinished
+        stack.enter_context(run.noted(output.stem, settings))
         bar, moments = notes.is_terminal, _drawn(asked, steps)
         options["progress"] = "law" if bar else False
         if settings.ratio is None:
@@ -83,6 +91,9 @@ def simulate_law(settings: Settings, console: Console, notes: Console) -> list[P
             found = summarize(problem, sgd.limit(Geometry(problem)))
     files.append(output.with_suffix(".png"))
     save_figure(plot_law(rows, found, *_labels(settings, problem)), files[-1], dpi=150)
+    if settings.checkpoint is None:
+        discard(unfinished)
+    files.append(output.with_suffix(".toml"))
     _conclude(settings, rows, found, asked, law, console)
     print_files(console, files)
     return files
@@ -165,7 +176,6 @@ def _options(settings: Settings, problem: Problem, y0: Tensor, diffuses: bool) -
         "dt": settings.dt,
         "rtol": settings.rtol,
         "seed": settings.seed,
-        "checkpoint": settings.checkpoint,
         "workers": workers,
         "chunk_size": CHUNK if workers is None else min(CHUNK, -(-n // workers)),
         "compile": True if _long(settings, problem, y0) and compiler_available() else "auto",

@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from manifold_sde.experiments.drawing import BLUE, VERMILION, axes_of, new_figure
+from manifold_sde.drawing import BLUE, VERMILION, axes_of, new_figure
 from manifold_sde.experiments.simulate.summary import QUANTILES, Row
 
 _LAW, _SGD = BLUE, VERMILION

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from manifold_sde.errors import ArgumentError
 from manifold_sde.experiments.experiment import GOING_ON, Findings, held_results
+from manifold_sde.experiments.run_folder import RESULTS, Run
 from manifold_sde.experiments.settings.training import Settings
 from manifold_sde.experiments.training.analysis import decay_table, rows, sentences
 from manifold_sde.experiments.training.plots import plot_figure1, plot_figure3
@@ -21,7 +22,7 @@ _DRAW = {1: plot_figure1, 3: plot_figure3}
 def make_figure(
     number: int,
     settings: Settings,
-    out: Path,
+    run: Run,
     console: Console,
     *,
     jobs: int = 2,
@@ -29,26 +30,36 @@ def make_figure(
 ) -> list[Path]:
     """Make Figure 1 or 3, from the saved runs if they are there, and print what was found."""
     suffix = "_cifar10" * (settings.data == "cifar10") + "_quick" * (settings.form == "quick")
-    data = out / f"training{suffix}.npz"
-    run = None if restart else TrainingRun.saved(data, settings)
-    if run is None:
+    name, stem = f"training{suffix}", f"figure{number}{suffix}"
+    data = run.folder / f"{name}.npz"
+    # The other figure may have trained, in a folder of its own.
+    places = [data, *sorted(RESULTS.glob(f"figure*/{name}.npz"), reverse=True)]
+    found_in = ((place, TrainingRun.saved(place, settings)) for place in places)
+    place, trained = (
+        (data, None)
+        if restart
+        else next((pair for pair in found_in if pair[1] is not None), (data, None))
+    )
+    if trained is None:
         require(settings)
-    with held_results(out, f"training{suffix}", restart=restart) as unfinished:
+        if not restart:
+            run.require_free(name)
+    with held_results(run, name, settings, restart=restart, stem=stem) as unfinished:
         form = "the paper's setting" if settings.data == "cifar10" else f"{settings.form} form"
         console.print(f"[bold]Figure {number}[/bold], {form}: section 6.2, decay of the rate")
         console.print(Text(_setting(settings)))
-        if run is None:
+        if trained is None:
             keys = (settings.key(), settings.training_key())
             if any(any(unfinished.glob(f"*{key}*")) for key in keys):
                 console.print(GOING_ON)
             show = console.is_terminal
-            run = train(settings, folder=unfinished, progress=show, jobs=jobs, console=console)
-            run.save(data)
+            trained = train(settings, folder=unfinished, progress=show, jobs=jobs, console=console)
+            trained.save(data)
         else:
             console.print("Both figures come from the same runs, which are there: drawn from")
-            console.print(Text(f"{data} (--restart trains anew)."), soft_wrap=True)
-        found = findings(number, run)
-        files = [*found.write(out / f"figure{number}{suffix}"), data]
+            console.print(Text(f"{place} (--restart trains anew)."), soft_wrap=True)
+        found = findings(number, trained)
+        files = [*found.write(run.folder / stem), place]
     found.print(console, files)
     return files
 

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from manifold_sde.experiments.drawing import (
+from manifold_sde.drawing import (
     BLUE,
     GREEN,
     GREY,

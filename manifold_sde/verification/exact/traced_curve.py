@@ -98,7 +98,7 @@ class TracedCurve:
 
     def angle(self, x: Tensor) -> Tensor:
         """Return the angle in (-pi, pi] of the nearest point of the curve: (..., D) -> (...)."""
-        check_point(x, self.points.shape[1], values=True)
+        x = check_point(x, self.points.shape[1], values=True)
         flat = x.detach().cpu().to(torch.float64).numpy().reshape(-1, x.shape[-1])
         y = flat / np.linalg.norm(flat, axis=1, keepdims=True)
         finest, points, slopes, bends = self._table

@@ -147,7 +147,7 @@ def with_factors(x: Tensor, alpha: Tensor | float, dim: int) -> tuple[Tensor, Te
     Raises:
         ArgumentError: If a factor is no positive number, or they do not fit the points.
     """
-    points = flat_points(x, dim)
+    x = check_point(x, dim, values=True)
     try:
         factors = torch.as_tensor(alpha, dtype=x.dtype, device=x.device).expand(x.shape[:-1])
         if not bool(((factors > 0) & torch.isfinite(factors)).all()):
@@ -159,7 +159,7 @@ def with_factors(x: Tensor, alpha: Tensor | float, dim: int) -> tuple[Tensor, Te
             expected=f"positive finite numbers that broadcast against {tuple(x.shape[:-1])}",
             remedy="alpha=2.0",
         ) from None
-    return points, factors.reshape(-1, 1)
+    return x.reshape(-1, dim), factors.reshape(-1, 1)
 
 
 def property_check(

@@ -64,7 +64,7 @@ def limit_map_degree(problem: Problem | Subject, x: Tensor, alpha: Tensor | floa
     here = subject.geometry.limit_map(points)
     there = subject.limits(factors * points) / factors
     values = (there - here).norm(dim=1) / points.norm(dim=1)
-    return Defect.of(values, limit_accuracy(x), "Phi(a x) = a Phi(x)")
+    return Defect.of(values, limit_accuracy(points), "Phi(a x) = a Phi(x)")
 
 
 def limit_map_idempotent(problem: Problem | Subject, x: Tensor) -> Defect:
@@ -83,7 +83,7 @@ def limit_map_idempotent(problem: Problem | Subject, x: Tensor) -> Defect:
     points = flat_points(x, subject.problem.dim)
     once = subject.geometry.limit_map(points)
     values = (subject.limits(once) - once).norm(dim=1) / points.norm(dim=1)
-    return Defect.of(values, limit_accuracy(x), "Phi(Phi(x)) = Phi(x)")
+    return Defect.of(values, limit_accuracy(points), "Phi(Phi(x)) = Phi(x)")
 
 
 def limit_map_norm(problem: Problem | Subject, x: Tensor) -> Defect:

@@ -1,27 +1,71 @@
-"""What a problem is, measured: the answer of ``manifold-sde info``."""
+"""What a problem is, measured: the answer of ``Problem.describe`` and ``manifold-sde info``."""
 
 from __future__ import annotations
 
+import html
+import textwrap
+from dataclasses import dataclass
+
 import torch
-from rich.table import Table
-from rich.text import Text
 from torch import Tensor
 
+from manifold_sde.arguments import check_integer
 from manifold_sde.errors import ManifoldSDEError, printable
 from manifold_sde.geometry import Geometry
+from manifold_sde.geometry.minimizers import find_minimizer, tries
 from manifold_sde.geometry.tangent_noise import NO_PART, noise_along
 from manifold_sde.problem import Problem
-from manifold_sde.verification import Subject
 
 #: Violations up to here are rounding.
 _ROUNDING = 1e-9
+_WIDTH = 80
 
 
-def describe_problem(problem: Problem, seed: int = 0) -> list[tuple[str, str]]:
+@dataclass(frozen=True)
+class Description:
     """What a problem is: pairs of a name and what was found, in the order to be shown.
 
-    Where the problem knows no minimiser, gradient flow from random directions looks for one.
+    Attributes:
+        rows: The pairs.
     """
+
+    rows: tuple[tuple[str, str], ...]
+
+    def __getitem__(self, name: str) -> str:
+        """What was found under a name."""
+        return dict(self.rows)[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in dict(self.rows)
+
+    def __repr__(self) -> str:
+        width = 2 + max(len(name) for name, _ in self.rows)
+        indent = " " * width
+        lines = []
+        for name, text in self.rows:
+            lines += textwrap.wrap(
+                text, _WIDTH, initial_indent=f"{name:<{width}}", subsequent_indent=indent
+            )
+        return printable("\n".join(lines))
+
+    def _repr_html_(self) -> str:
+        cells = "".join(
+            f'<tr><th style="text-align:left">{html.escape(name)}</th>'
+            f'<td style="text-align:left">{html.escape(text)}</td></tr>'
+            for name, text in self.rows
+        )
+        return f"<table>{cells}</table>"
+
+
+def describe(problem: Problem, seed: int = 0) -> Description:
+    """What a problem is, measured.
+
+    Args:
+        problem: The problem.
+        seed: Seed of the directions from which gradient flow looks for a minimiser, where the
+            problem knows none.
+    """
+    seed = check_integer("seed", seed, 0, 2**63 - 1)
     samples = "one loss, no samples" if problem.n_samples is None else str(problem.n_samples)
     rows = [
         ("problem", f"{problem.name} ({type(problem).__name__})"),
@@ -42,7 +86,10 @@ def describe_problem(problem: Problem, seed: int = 0) -> list[tuple[str, str]]:
         rows += _geometry(problem, y, invariant)
     if problem.facts is not None:
         rows.append(("known of it", problem.facts.statement))
-    return rows
+    return Description(tuple(rows))
+
+
+Problem.describer = staticmethod(describe)
 
 
 def _holds(violation: float) -> str:
@@ -68,14 +115,14 @@ def _noise(problem: Problem) -> list[tuple[str, str]]:
 
 
 def _minimizer(problem: Problem, seed: int) -> tuple[Tensor | None, str]:
-    subject = Subject(problem, Geometry(problem), seed=seed)
     try:
-        y = subject.find_minimizer()
+        y = find_minimizer(Geometry(problem), seed)
     except ManifoldSDEError as error:
         return None, f"{error.problem}: {error.received}"
     if problem.facts is not None:
         return y, "known"
-    return y, f"found by gradient flow, the lowest from {subject.tries} random directions"
+    number = tries(problem.dim)
+    return y, f"found by gradient flow, the lowest from {number} random directions"
 
 
 def _geometry(problem: Problem, y: Tensor, invariant: bool) -> list[tuple[str, str]]:
@@ -106,13 +153,3 @@ def _geometry(problem: Problem, y: Tensor, invariant: bool) -> list[tuple[str, s
         none = "none: no diffusion, but a deterministic flow or a standstill"
         rows.append(("noise along Γ", none if share <= NO_PART else f"{share:.3g} of tr Σ"))
     return rows
-
-
-def description_table(rows: list[tuple[str, str]]) -> Table:
-    """The rows as a table."""
-    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column()
-    for name, value in rows:
-        table.add_row(name, Text(printable(value)))
-    return table

@@ -1,15 +1,17 @@
 """What ``manifold-sde info`` says of problems, good and bad."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
 
 from manifold_sde import CustomNoise, Problem, SamplingNoise, SphericalNoise, problems
-from manifold_sde.experiments.description import describe_problem
+from manifold_sde.experiments.cli import main
 
 
 def described(problem: Problem) -> dict[str, str]:
-    return dict(describe_problem(problem))
+    return dict(problem.describe().rows)
 
 
 def test_a_problem_that_knows_itself() -> None:
@@ -64,3 +66,20 @@ def test_vanishing_noise_is_said() -> None:
 
     found = described(Problem(interpolating, 4, SamplingNoise()))
     assert "no noise, so no drift and no diffusion" in found["tr Σ at norm 1"]
+
+
+def test_what_is_printed_fits_and_is_what_info_prints(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    problem = problems.mixed_noise_circle()
+    shown = repr(problem.describe())
+    assert max(map(len, shown.splitlines())) <= 80
+    assert problem.describe()["dimension D"] == "3"
+    assert "<th" in problem.describe()._repr_html_()
+    (tmp_path / "mine.py").write_text(
+        "from manifold_sde import problems\nproblem = problems.mixed_noise_circle()\n"
+    )
+    monkeypatch.setattr("sys.argv", ["manifold-sde", "info", f"{tmp_path}/mine.py:problem"])
+    with pytest.raises(SystemExit):
+        main()
+    assert capsys.readouterr().out.rstrip() == shown

@@ -1,4 +1,4 @@
-"""What the figures of the experiments share."""
+"""What figures share: colours, bands, axes and their refusal."""
 
 from __future__ import annotations
 
@@ -16,6 +16,15 @@ VERMILION, BLUE, GREEN, PURPLE, ORANGE, SKY = COLORS = (
     *("#CC79A7", "#E69F00", "#56B4E9"),
 )
 GREY = "0.45"
+#: Colours with dashes and marks that tell curves apart in grey, too.
+STYLES: tuple[dict[str, Any], ...] = (
+    {"color": BLUE, "linestyle": "-", "marker": "o"},
+    {"color": VERMILION, "linestyle": "--", "marker": "s"},
+    {"color": GREEN, "linestyle": "-.", "marker": "^"},
+    {"color": PURPLE, "linestyle": ":", "marker": "D"},
+    {"color": ORANGE, "linestyle": (0, (5, 1, 1, 1, 1, 1)), "marker": "v"},
+    {"color": SKY, "linestyle": (0, (1, 3)), "marker": "P"},
+)
 
 
 def axes_of(ax: Axes | None, size: tuple[float, float]) -> Axes:
@@ -40,10 +49,9 @@ def plot_band(
     ax: Axes, x: Any, middle: Any, half_width: Any, style: dict[str, Any], alpha: float
 ) -> None:
     """A curve in a style that names its color, with a band around it."""
-    ax.fill_between(
-        x, middle - half_width, middle + half_width, color=style["color"], alpha=alpha, linewidth=0
-    )
-    ax.plot(x, middle, **style)
+    (line,) = ax.plot(x, middle, **style)
+    ends = middle - half_width, middle + half_width
+    ax.fill_between(x, *ends, color=line.get_color(), alpha=alpha, linewidth=0)
 
 
 def new_figure(size: tuple[float, float], options: dict[str, Any]) -> Figure:

@@ -1,0 +1,115 @@
+"""The site's mathematics: every formula is written as MathML, and drawn without a network."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("sphinx")
+from docutils.utils.math import MathError
+from native_mathematics import mathml, prepared
+
+ROOT = Path(__file__).parents[1]
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+DRIVER = shutil.which("chromedriver")
+CODE = re.compile(r"^```.*?^```|`[^`\n]*`", re.MULTILINE | re.DOTALL)
+IN_PAGES = re.compile(r"\$\$(.+?)\$\$|(?<![\\$])\$(?=\S)([^$]+?)(?<=\S)\$(?!\d)", re.DOTALL)
+IN_CODE = re.compile(r":math:`([^`]+)`|\.\. math::\n\n((?: {4,}\S.*\n)+)")
+
+
+def formulas() -> Iterator[tuple[str, str]]:
+    """File and formula, of all pages, docstrings and examples."""
+    for path in sorted((ROOT / "docs").glob("*.md")):
+        for found in IN_PAGES.findall(CODE.sub("", path.read_text(encoding="utf-8"))):
+            yield path.name, "".join(found)
+    for folder in ("manifold_sde", "examples"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            for found in IN_CODE.findall(path.read_text(encoding="utf-8")):
+                yield path.name, "".join(found).replace("\n#", "\n").replace("\\\\", "\\")
+
+
+def test_every_formula_is_written_as_mathml() -> None:
+    faults, number = [], 0
+    for name, formula in formulas():
+        number += 1
+        try:
+            made = mathml(formula)
+        except MathError as error:
+            faults.append(f"{name}: {formula}: {error}")
+        else:
+            assert "\\" not in made, (name, formula)
+    assert not faults, "\n".join(faults)
+    assert number > 800
+
+
+def test_broken_twin_formula() -> None:
+    with pytest.raises(MathError):
+        mathml(r"\nosuchcommand x")
+
+
+@pytest.mark.parametrize(
+    ("tex", "wanted"),
+    [
+        (r"\tfrac12 s^2", r"{\tfrac{1}{2}} s^2"),
+        (r"\frac1{2c}", r"{\frac{1}{2c}}"),
+        (r"\frac{\frac12}\lambda", r"{\frac{{\frac{1}{2}}}{\lambda}}"),
+        (r"\barrier", r"\barrier"),
+    ],
+)
+def test_arguments_get_their_braces(tex: str, wanted: str) -> None:
+    assert prepared(tex) == wanted
+
+
+def test_an_index_of_an_accent_stands_beside_it() -> None:
+    """The converter alone puts it below."""
+    assert "<msub>" in mathml(r"\bar Y_C")
+    assert "munder" not in mathml(r"\bar Y_C")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="there is no Chromium with its driver")
+def test_a_browser_without_a_network_draws_every_formula(tmp_path: Path) -> None:
+    webdriver = pytest.importorskip("selenium.webdriver")
+    source, site = tmp_path / "source", tmp_path / "site"
+    source.mkdir()
+    shutil.copyfile(ROOT / "docs" / "mathematics.md", source / "index.md")
+    (source / "conf.py").write_text(
+        f"import sys\nsys.path.insert(0, {str(ROOT / 'docs' / '_ext')!r})\n"
+        "extensions = ['myst_parser', 'native_mathematics']\n"
+        "html_math_renderer = 'native'\n"
+        "myst_enable_extensions = ['amsmath', 'dollarmath']\n"
+        "suppress_warnings = ['myst.xref_missing']\n"
+    )
+    build = [sys.executable, "-m", "sphinx", "-q", "-W", "-b", "html", str(source), str(site)]
+    subprocess.run(build, check=True)
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for argument in (
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--host-resolver-rules=MAP * ~NOTFOUND",
+        f"--user-data-dir={tmp_path / 'profile'}",
+    ):
+        options.add_argument(argument)
+    driver = webdriver.Chrome(options, webdriver.ChromeService(executable_path=DRIVER))
+    try:
+        driver.get((site / "index.html").as_uri())
+        text = driver.find_element("tag name", "body").text
+        sizes = driver.execute_script(
+            "return [...document.querySelectorAll('math')].map(m => m.getBoundingClientRect())"
+            ".map(box => [box.width, box.height])"
+        )
+    finally:
+        driver.quit()
+    assert not [sign for sign in (r"\(", r"\[", r"\frac", "$") if sign in text]
+    assert len(sizes) > 200
+    assert all(width > 3 and height > 3 for width, height in sizes)
+    page = (site / "index.html").read_text(encoding="utf-8")
+    assert not re.findall(r"<(?:script|link)[^>]*(?:src|href)=\"(?:https?:)?//", page)
