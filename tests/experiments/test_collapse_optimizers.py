@@ -287,3 +287,20 @@ def lines_of_page() -> list[str]:
 def test_the_page_shows_what_was_saved() -> None:
     page = (ROOT / "docs" / "collapse.md").read_text(encoding="utf-8").splitlines()
     assert [line for line in lines_of_page() if line not in page] == []
+
+
+def test_the_full_run_collapsed_where_the_theory_holds_and_not_elsewhere() -> None:
+    rows = saved()
+
+    def left(case: str, optimizer: str, schedules: str, function: str, axis: str) -> float:
+        return rows[case, optimizer, schedules, function, axis].unexplained
+
+    for optimizer in OPTIMIZERS:
+        for function in ("cosine", "trace"):
+            assert rows["independent", optimizer, "all", function, "clock"].curves == 12
+            assert left("independent", optimizer, "all", function, "clock") < 0.01
+            for axis in ("steps", "lr_steps", "lr_decay_steps", "other_power"):
+                assert left("independent", optimizer, "all", function, axis) > 0.1
+        assert left("crowded", optimizer, "constant", "cosine", "clock") > 0.25
+    assert left(ORDERS, "momentum", "constant", "cosine", "clock") > 0.15
+    assert left("independent", BOTH, "all", "cosine", "no_momentum") > 0.7
