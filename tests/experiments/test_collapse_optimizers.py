@@ -1,5 +1,6 @@
 """Which clock collapses the curves of SGD, SGD with momentum and AdamW on digits."""
 
+import csv
 import dataclasses
 from pathlib import Path
 
@@ -16,6 +17,10 @@ from manifold_sde.experiments.collapse.comparison import Row, measure_runs
 from manifold_sde.experiments.collapse.labelled_digits import FUNCTIONS, make_task
 from manifold_sde.experiments.collapse.optimizer_command import (
     BOTH,
+    HEADS,
+    NAMES,
+    ORDERS,
+    OptimizerRow,
     measured,
     plot_optimizers,
     selected,
@@ -196,7 +201,7 @@ def test_all_cases_go_on_where_they_were_stopped(
             assert np.array_equal(value, other.arrays()[name]), name
     assert len({one.values["trace"][-1, 0] for one in data.curves}) == len(data.curves)
     rows = measured(data, resamples=9, permutations=9)
-    assert len(rows) == (4 + 3 * len(CASES)) * len(FUNCTIONS) * len(AXES)
+    assert len(rows) == (4 + 3 * len(CASES) + 3) * len(FUNCTIONS) * len(AXES)
     assert len(plot_optimizers(data, rows).axes) == 12 + 12
 
 
@@ -239,3 +244,63 @@ def test_too_many_images_are_not_fitted(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(labelled_digits, "_TRAINING_STEPS", 50)
     with pytest.raises(LimitMapError, match="mean labels"):
         make_task(dataclasses.replace(QUICK, n_images=100, hidden=11), "independent")
+
+
+# What `manifold-sde collapse-optimizers --full` wrote, and the page that shows it.
+
+SAVED = ROOT / "docs" / "_static" / "collapse_optimizers.csv"
+SHOWN = ("steps", "lr_steps", "lr_decay_steps", "clock", "other_power")
+
+
+def saved() -> dict[tuple[str, str, str, str, str], OptimizerRow]:
+    with SAVED.open() as file:
+        rows = [
+            OptimizerRow(
+                *(row["case"], row["optimizer"], row["schedules"], int(row["curves"])),
+                *(row["function"], row["axis"], float(row["end"]), float(row["unexplained"])),
+                *(float(row["standard_error"]), float(row["p_value"])),
+            )
+            for row in csv.DictReader(file)
+        ]
+    return {(r.case, r.optimizer, r.schedules, r.function, r.axis): r for r in rows}
+
+
+def lines_of_page() -> list[str]:
+    """Both tables of docs/collapse.md, from what was saved."""
+    rows = saved()
+    lines = []
+    for optimizer in (*OPTIMIZERS, BOTH):
+        name = " and ".join(NAMES[one] for one in optimizer.split(", "))
+        for function, words in FUNCTIONS.items():
+            cells = [rows["independent", optimizer, "all", function, axis].shown for axis in SHOWN]
+            lines.append("| " + " | ".join([name, words, *cells]).replace("±", " ± ") + " |")
+    for case in (*CASES, ORDERS):
+        words, cells = " and ".join(CASES[one] for one in case.split(", ")), []
+        for optimizer in OPTIMIZERS:
+            found = [rows[case, optimizer, "constant", "cosine", axis] for axis in SHOWN[:4]]
+            best = min(found[:3], key=lambda row: row.unexplained)
+            cells.append(f"{found[3].shown}; {HEADS[best.axis]} {best.shown}")
+        lines.append("| " + " | ".join([words, *cells]).replace("±", " ± ") + " |")
+    return lines
+
+
+def test_the_page_shows_what_was_saved() -> None:
+    page = (ROOT / "docs" / "collapse.md").read_text(encoding="utf-8").splitlines()
+    assert [line for line in lines_of_page() if line not in page] == []
+
+
+def test_the_full_run_collapsed_where_the_theory_holds_and_not_elsewhere() -> None:
+    rows = saved()
+
+    def left(case: str, optimizer: str, schedules: str, function: str, axis: str) -> float:
+        return rows[case, optimizer, schedules, function, axis].unexplained
+
+    for optimizer in OPTIMIZERS:
+        for function in ("cosine", "trace"):
+            assert rows["independent", optimizer, "all", function, "clock"].curves == 12
+            assert left("independent", optimizer, "all", function, "clock") < 0.01
+            for axis in ("steps", "lr_steps", "lr_decay_steps", "other_power"):
+                assert left("independent", optimizer, "all", function, axis) > 0.1
+        assert left("crowded", optimizer, "constant", "cosine", "clock") > 0.25
+    assert left(ORDERS, "momentum", "constant", "cosine", "clock") > 0.15
+    assert left("independent", BOTH, "all", "cosine", "no_momentum") > 0.7

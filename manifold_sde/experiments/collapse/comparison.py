@@ -69,7 +69,7 @@ class DistanceRow:
     result: Distance
 
 
-class Placed(Protocol):
+class _Placed(Protocol):
     """Paths whose snapshots have positions on axes."""
 
     @property
@@ -81,7 +81,7 @@ class Placed(Protocol):
 
 
 def curves_on(
-    runs: Sequence[Placed], function: str, axis: str, points: int = _POINTS
+    runs: Sequence[_Placed], function: str, axis: str, points: int = _POINTS
 ) -> tuple[Array, list[Array]]:
     """The paths of each ensemble on a common grid of an axis: (G,), and (n, G) each."""
     positions = [run.positions(axis) for run in runs]
@@ -98,7 +98,7 @@ def measure(data: CollapseData) -> list[Row]:
 
 
 def measure_runs(
-    runs: Sequence[Placed], functions: Iterable[str], axes: Iterable[str], **options: int
+    runs: Sequence[_Placed], functions: Iterable[str], axes: Iterable[str], **options: int
 ) -> list[Row]:
     """The measure of these functions of these runs, on these axes, with its options."""
     rows = []

@@ -28,8 +28,10 @@ from manifold_sde.experiments.settings.optimizers import CASES, OPTIMIZERS, SCHE
 #: The optimizers in words; the last is both together, which have one clock.
 NAMES = {"sgd": "SGD", "momentum": "SGD + momentum", "adamw": "AdamW"}
 BOTH = "sgd, momentum"
+#: Batches in both orders of the samples, which the clock does not tell apart.
+ORDERS = "independent, reshuffled"
 _ALL = "all"
-_HEADS = dict(zip(AXES, ("k", "Ση", "Ση·λ", "clock", "power", "momentum"), strict=True))
+HEADS = dict(zip(AXES, ("k", "Ση", "Ση·λ", "clock", "power", "momentum"), strict=True))
 _LABELS = {
     "steps": "steps $k$",
     "lr_steps": r"$\sum\eta$",
@@ -76,8 +78,8 @@ def measured(data: OptimizerData, **options: int) -> list[OptimizerRow]:
     """The measure of all test functions on all axes, of the runs that the theory says are alike.
 
     These are the runs of one optimizer, and those of SGD with and without momentum together; and
-    where there are other cases, the runs of each case with a constant learning rate. The options
-    are those of the measure.
+    where there are other cases, the runs of each case with a constant learning rate, and those of
+    the two orders of the samples together. The options are those of the measure.
     """
     options = {"permutations": 199, **options}
     groups = []
@@ -86,6 +88,8 @@ def measured(data: OptimizerData, **options: int) -> list[OptimizerRow]:
             groups += [(case, optimizer, _ALL) for optimizer in (*OPTIMIZERS, BOTH)]
         if data.settings.cases != ("independent",):
             groups += [(case, optimizer, "constant") for optimizer in OPTIMIZERS]
+        if case == "reshuffled" and "independent" in data.settings.cases:
+            groups += [(ORDERS, optimizer, "constant") for optimizer in OPTIMIZERS]
     rows = []
     for case, optimizer, schedules in groups:
         chosen = selected(data, case, optimizer, schedules)
@@ -101,11 +105,11 @@ def measured(data: OptimizerData, **options: int) -> list[OptimizerRow]:
 
 
 def selected(data: OptimizerData, case: str, optimizer: str, schedules: str) -> list[Curves]:
-    """The runs of a case and of one optimizer or both of SGD's, at one schedule or all."""
+    """The runs of a case or two, and an optimizer or two, at one schedule or all."""
     return [
         one
         for one in data.curves
-        if one.run.case == case
+        if one.run.case in case.split(", ")
         and one.run.optimizer in optimizer.split(", ")
         and schedules in (_ALL, one.run.schedule)
     ]
@@ -138,7 +142,9 @@ def make_optimizers(
 def findings(data: OptimizerData, full: bool = False) -> Findings:
     """What the curves show, in a picture, numbers and words."""
     rows = measured(data)
-    flat = [vars(row) for row in rows]
+    flat = [
+        {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in vars(row).items()} for row in rows
+    ]
     sentences = verdicts(rows)
     settings = data.settings
     description = (
@@ -180,9 +186,10 @@ def verdicts(rows: Sequence[OptimizerRow]) -> list[str]:
             key=lambda row: math.inf if math.isnan(row.unexplained) else row.unexplained,
         )
         names = " and ".join(NAMES[name] for name in optimizer.split(", "))
+        cases = " and ".join(CASES[name] for name in case.split(", "))
         sentences.append(
-            f"{names}, {CASES[case]}: of the cosine's variation {left.shown} % is left on the "
-            f"clock, {rival.shown} % on {_HEADS[rival.axis]}."
+            f"{names}, {cases}: of the cosine's variation {left.shown} % is left on the "
+            f"clock, {rival.shown} % on {HEADS[rival.axis]}."
         )
     return sentences
 
@@ -197,7 +204,7 @@ def optimizer_table(rows: Sequence[OptimizerRow]) -> Table:
     shown = [axis for axis in AXES if axis != "no_momentum"]
     table.add_column("", no_wrap=True)
     for axis in shown:
-        table.add_column(_HEADS[axis], justify="right", no_wrap=True)
+        table.add_column(HEADS[axis], justify="right", no_wrap=True)
     found = {
         (row.optimizer, row.function, row.axis): row
         for row in rows
@@ -257,7 +264,7 @@ def plot_optimizers(
         for name in SCHEDULES
         if name in data.settings.schedules
     ]
-    legend_below(canvas, handles, len(handles))
+    legend_below(canvas, handles, 4)
     return canvas
 
 

@@ -40,7 +40,8 @@ class Curves(SavedData):
 
     Attributes:
         run: What was run.
-        steps, lr_sums: Step counts, and sums of the learning rates until then, (K,).
+        steps: Step counts, (K,).
+        lr_sums: Sums of the learning rates until then, (K,).
         clock: Clock of each path, (K, n): the intrinsic one of SGD, the angular one of AdamW.
         squares, fourths: Sums of lr^2 / |x|^2, and of lr^2 / |x|^4, (K, n).
         norms: Norms of the weights, (K, n).
