@@ -212,7 +212,7 @@ def test_command(quick: OptimizerData, tmp_path: Path, monkeypatch: pytest.Monke
     done = runner.invoke(cli.app, ["collapse-optimizers", "--out", str(tmp_path)])
     assert done.exit_code == 0, done.output
     names = sorted(path.name for path in tmp_path.iterdir() if not path.name.startswith("."))
-    kinds = (".csv", ".npz", ".pdf", ".png", ".txt")
+    kinds = (".csv", ".npz", ".pdf", ".png", ".toml", ".txt")
     assert names == [f"collapse_optimizers_quick{kind}" for kind in kinds]
     assert "SGD and SGD + momentum, independent batches" in " ".join(done.output.split())
     assert "collapse-optimizers --full" in done.output
