@@ -1,5 +1,6 @@
 """Data sets of maps as data of a network: read once, in memory or from a file."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -200,7 +201,10 @@ LARGE = """
 def peak_of(count: int, memory: str) -> float:
     """Largest resident memory of a process in GiB."""
     program = textwrap.dedent(LARGE).format(count=count, memory=memory)
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env=environment
+    )
     assert done.returncode == 0, done.stderr
     return int(done.stdout) / 2**20
 
