@@ -134,6 +134,16 @@ REFUSED: dict[str, tuple[type[Exception], Any, str]] = {
         Samples(lambda i: (torch.rand(6, dtype=torch.float64), 1)),
         "without random transforms",
     ),
+    "random here and there": (
+        A,
+        Samples(lambda i: (INPUTS[i] * (1 + (i == 5) * torch.rand(())), 1)),
+        "first 8 samples",
+    ),
+    "not finite": (
+        errors.NonFiniteError,
+        Samples(lambda i: (INPUTS[i] / (i != 0), 1)),
+        "NaN or infinity",
+    ),
     "dictionaries": (D, Samples(lambda i: {"x": INPUTS[i], "y": 1}), "a batch that is a dict"),
     "no targets": (D, Samples(lambda i: INPUTS[i]), "inputs and a target"),
     "names": (D, Samples(lambda i: (INPUTS[i], "cat")), "of Tensor, tuple"),
