@@ -94,6 +94,10 @@ class PerSampleFunction:
         """The data of some samples in the dtype and on the device of x."""
         return tuple(follow(d[which], x) for d in self.data)
 
+    def drawn(self, x: Tensor, numbers: Tensor) -> tuple[Tensor, ...]:
+        """The same of the samples of these numbers, (B,)."""
+        return tuple(follow(d[numbers.to(d.device)], x) for d in self.data)
+
     def passes(self, copies: int = 1) -> list[slice]:
         """The samples of each pass, where a pass holds so many copies of what it computes."""
         return slices(len(self.data[0]), self.per_pass and max(1, self.per_pass // copies))
@@ -252,7 +256,7 @@ class Loss:
         Where samples do not act on each other, those drawn alone are evaluated.
         """
         if self.per_sample is not None and len(drawn) < (self.n_samples or 1):
-            data = [follow(d[drawn.to(d.device)], x) for d in self.per_sample.data]
+            data = self.per_sample.drawn(x, drawn)
             return self._gradient(lambda z: self._losses_of(z, *data).mean(), x)
         samples = torch.arange(self.n_samples or 1, device=drawn.device)
         counts = (drawn[:, None] == samples).to(x.dtype).sum(0)
@@ -330,6 +334,29 @@ class LeastSquaresLoss(Loss):
         assert self.per_sample is not None
         residuals = self.per_sample.function(x, *data)
         return 0.5 * residuals.reshape(len(residuals), -1).square().sum(1)
+
+    def labelled_gradient(self, x: Tensor, drawn: Tensor, labels: Tensor) -> Tensor:
+        """Mean gradient of the samples of these numbers, with labels added to their residuals.
+
+        Those drawn alone are evaluated: samples must not act on each other.
+
+        Args:
+            x: Point (D,).
+            drawn: Numbers of samples (B,).
+            labels: What is added (B, K).
+
+        Returns:
+            Tensor (D,).
+        """
+        samples = self.per_sample
+        assert samples is not None
+        data = samples.drawn(x, drawn)
+
+        def mean(z: Tensor) -> Tensor:
+            residuals = samples.function(z, *data).reshape(labels.shape) + labels
+            return 0.5 * residuals.square().sum(1).mean()
+
+        return self._gradient(mean, x)
 
     def residual_product(self, x: Tensor, v: Tensor) -> Tensor:
         """Jacobian of the residuals times v: (D,), (D,) -> (Xi K,)."""

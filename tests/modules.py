@@ -354,15 +354,17 @@ def problem_of(module: nn.Module, inputs: Tensor, batch_size: int = 4) -> Proble
     )
 
 
-def status(case: Case) -> str:
-    """What becomes of a module, as the table says it."""
+def what_becomes_of(case: Case) -> tuple[str, nn.Module, Problem | None]:
+    """What the table says of a module, the module, and its problem where it has one."""
+    module = prepared(case.make)
     try:
-        problem = problem_of(prepared(case.make), case.inputs)
+        problem = problem_of(module, case.inputs)
     except errors.ManifoldSDEError:
-        return f"refused; write {case.instead}"
+        return f"refused; write {case.instead}", module, None
     function = problem.pointwise.function
     assert isinstance(function, PerSampleFunction)
-    return "replaced" if isinstance(function.function, ElementaryFunction) else "works"
+    replaced = isinstance(function.function, ElementaryFunction)
+    return "replaced" if replaced else "works", module, problem
 
 
 def drawn(seed: int, step: int, batch_size: int, n_samples: int) -> Tensor:
@@ -413,7 +415,7 @@ def table() -> dict[str, str]:
 
 def write_table() -> None:
     """Make a problem of every module, and write the table."""
-    rows = [f"| {name} | {status(case)} |" for name, case in tqdm(MODULES.items())]
+    rows = [f"| {name} | {what_becomes_of(case)[0]} |" for name, case in tqdm(MODULES.items())]
     head, _, rest = PAGE.read_text(encoding="utf-8").partition(MARK)
     _, _, tail = rest.partition("\n\n")
     PAGE.write_text(head + MARK + "\n".join(["", *rows]) + "\n\n" + tail, encoding="utf-8")

@@ -19,8 +19,8 @@ from manifold_sde.deadline import Progress
 from manifold_sde.errors import ArgumentError, DTypeError, ManifoldSDEError, ShapeError
 from manifold_sde.remedies import first_line
 
-#: Samples that are read together.
-_TOGETHER = 64
+#: Samples that are read together, and those that are read twice, to see whether they are fixed.
+_TOGETHER, _TWICE = 64, 8
 
 
 def read(
@@ -83,11 +83,16 @@ def read(
 def _read(
     batches: DataLoader[Any], count: int, memory: int, progress: bool | str
 ) -> tuple[tuple[Tensor, ...], Tensor]:
-    first, again = (_tensors(batches.collate_fn([batches.dataset[0]])) for _ in range(2))
-    if any(not torch.equal(a, b) for a, b in zip(first, again, strict=True)):
+    few = range(min(count, _TWICE))
+    first, again = (
+        _tensors(batches.collate_fn([batches.dataset[i] for i in few])) for _ in range(2)
+    )
+    pairs = zip(first, again, strict=True)
+    if any(not torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in pairs):
         raise ArgumentError(
-            "a sample of the data set is another one at every reading",
-            received=f"two readings of sample 0 of a {type(batches.dataset).__name__}",
+            "the samples of the data set are others at every reading",
+            received=f"two readings of the first {len(few)} samples of a "
+            f"{type(batches.dataset).__name__}",
             expected="fixed samples: the loss is a fixed function of the weights",
             remedy="the data set without random transforms; for augmentation, several fixed copies",
         )

@@ -9,7 +9,7 @@ from manifold_sde.arguments import check_positive
 from manifold_sde.errors import NoiseError
 from manifold_sde.loss import LeastSquaresLoss, Loss
 from manifold_sde.noise.base import GradientNoise, check_batch_size
-from manifold_sde.noise.sampling import one_hot_draws
+from manifold_sde.noise.sampling import draws, one_hot_draws
 
 
 class LabelNoise(GradientNoise):
@@ -94,8 +94,10 @@ class LabelNoise(GradientNoise):
     ) -> Tensor:
         """Return the gradient on the samples drawn, with their fresh labels."""
         loss = self._least_squares(loss)
-        draws = one_hot_draws(uniforms, loss.n_samples)
+        fresh = self.scale * normals.reshape(self.batch_size, loss.n_outputs)
+        if loss.per_sample is not None and self.batch_size < loss.n_samples:
+            return loss.labelled_gradient(x, draws(uniforms, loss.n_samples), fresh)
+        drawn = one_hot_draws(uniforms, loss.n_samples)
         residuals = loss.of_samples(loss.residuals(x))
-        labels = draws.T @ normals.reshape(self.batch_size, loss.n_outputs)
-        weights = residuals * draws.sum(0)[:, None] + self.scale * labels
+        weights = residuals * drawn.sum(0)[:, None] + drawn.T @ fresh
         return loss.residual_transposed_product(x, weights.reshape(-1) / self.batch_size)

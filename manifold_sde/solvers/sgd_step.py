@@ -62,8 +62,6 @@ def update(
     weight_decay: Tensor,
     normals: Tensor,
     uniforms: Tensor,
-    *,
-    alone: bool = False,
 ) -> tuple[Tensor, Tensor]:
     r"""Equation (1) with its noise given, and the clock's step.
 
@@ -80,14 +78,10 @@ def update(
         weight_decay: Weight decay of the step, ().
         normals: Normals that the step consumes, (a, n).
         uniforms: Uniforms that the step consumes, (b, n).
-        alone: Whether paths are taken one after the other, each by torch's own backward pass, and x
-            is changed in place.
 
     Returns:
         Weights and clock after the step.
     """
-    if alone:
-        return _alone(problem, x, clock, float(lr), float(weight_decay), normals, uniforms)
 
     def stochastic_gradient(z: Tensor, n: Tensor, u: Tensor) -> Tensor:
         return problem.noise.stochastic_gradient(problem.pointwise, z, n, u)
@@ -96,23 +90,23 @@ def update(
     return _moved(x, clock, lr, weight_decay, gradient)
 
 
-def _alone(
+def update_alone(
     problem: Problem,
     x: Tensor,
     clock: Tensor,
-    lr: float,
-    weight_decay: float,
+    lr: Tensor,
+    weight_decay: Tensor,
     normals: Tensor,
     uniforms: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """The same path by path, each in place."""
-    loss, shrink = problem.pointwise.at_one_point(), 1.0 - lr * weight_decay
-    squares = torch.empty_like(clock)
+    """The same path by path, each by torch's own backward pass; x is changed in place."""
+    loss, squares = problem.pointwise.at_one_point(), torch.empty_like(clock)
+    rate, shrink = float(lr), 1.0 - float(lr * weight_decay)
     for i, point in enumerate(x.T):
         gradient = problem.noise.stochastic_gradient(loss, point, normals[:, i], uniforms[:, i])
         squares[i] = point.dot(point)
-        point.mul_(shrink).sub_(gradient, alpha=lr)
-    return x, clock + (lr / (shrink * squares)) ** 2
+        point.mul_(shrink).sub_(gradient, alpha=rate)
+    return x, clock + (rate / (shrink * squares)) ** 2
 
 
 def _moved(
@@ -256,7 +250,7 @@ def advance(
         tables: Learning rates and weight decays of the steps, (m,) each, m at most ``BLOCK``.
         seed: Seed of the noise.
         compiled: Whether the step is compiled: "c" for what the C compiler can do in seconds.
-        alone: Whether paths are taken one after the other, as in :func:`update`.
+        alone: Whether paths are taken one after the other, by :func:`update_alone`.
 
     Yields:
         Numbers of steps just taken, which add up to m.
@@ -282,10 +276,11 @@ def advance(
         state.x, state.clock = x, clock
         yield m
         return
+    step_of_all = update_alone if alone else update
     if alone:
         state.x = state.x.T.clone(memory_format=torch.contiguous_format).T
     steps = torch.arange(first, first + m, device=device)
     numbers = problem.noise.step_numbers(problem.pointwise, key, state.paths, steps, state.x.dtype)
     for lr, decay, drawn in zip(lrs, decays, numbers, strict=True):
-        state.x, state.clock = update(problem, state.x, state.clock, lr, decay, *drawn, alone=alone)
+        state.x, state.clock = step_of_all(problem, state.x, state.clock, lr, decay, *drawn)
         yield 1

@@ -1,5 +1,6 @@
 """Data sets of maps as data of a network: read once, in memory or from a file."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -133,6 +134,16 @@ REFUSED: dict[str, tuple[type[Exception], Any, str]] = {
         Samples(lambda i: (torch.rand(6, dtype=torch.float64), 1)),
         "without random transforms",
     ),
+    "random here and there": (
+        A,
+        Samples(lambda i: (INPUTS[i] * (1 + (i == 5) * torch.rand(())), 1)),
+        "first 8 samples",
+    ),
+    "not finite": (
+        errors.NonFiniteError,
+        Samples(lambda i: (INPUTS[i] / (i != 0), 1)),
+        "NaN or infinity",
+    ),
     "dictionaries": (D, Samples(lambda i: {"x": INPUTS[i], "y": 1}), "a batch that is a dict"),
     "no targets": (D, Samples(lambda i: INPUTS[i]), "inputs and a target"),
     "names": (D, Samples(lambda i: (INPUTS[i], "cat")), "of Tensor, tuple"),
@@ -200,9 +211,11 @@ LARGE = """
 def peak_of(count: int, memory: str) -> float:
     """Largest resident memory of a process in GiB."""
     program = textwrap.dedent(LARGE).format(count=count, memory=memory)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+        [sys.executable, "-c", program], capture_output=True, text=True, env=environment
     )
+    assert done.returncode == 0, done.stderr
     return int(done.stdout) / 2**20
 
 

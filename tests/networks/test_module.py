@@ -31,6 +31,7 @@ from manifold_sde.networks import (
 )
 from manifold_sde.networks.data import digits
 from manifold_sde.noise.base import Noise
+from manifold_sde.noise.sampling import draws
 from manifold_sde.solvers import run_sgd, sgd
 
 GENERATOR = torch.Generator().manual_seed(7)
@@ -262,13 +263,45 @@ def test_one_path_costs_one_path_and_is_that_of_many() -> None:
     assert not torch.equal(three.ys[-1, 1], three.ys[-1, 0])
 
 
-@pytest.mark.parametrize("noise", [SphericalNoise(0.1), SamplingNoise(3, replacement=False)])
+@pytest.mark.parametrize(
+    "noise",
+    [
+        SphericalNoise(0.1),
+        SamplingNoise(3, replacement=False),
+        SamplingNoise(12),
+        LabelNoise(0.3, 4),
+        LabelNoise(0.3, 12),
+    ],
+    ids=str,
+)
 def test_one_path_with_other_noise_is_that_of_many(noise: Noise) -> None:
     for criterion, targets in ((CE, CLASSES), (nn.MSELoss(), ROWS)):
+        if criterion is CE and isinstance(noise, LabelNoise):
+            continue
         problem = made(criterion=criterion, targets=targets, noise=noise)
         x = problem.vector()
         one, many = (run_sgd(problem, x, 0.1, 0.01, 3, n_paths=n) for n in (1, 5))
         torch.testing.assert_close(many.ys[:, :1], one.ys, rtol=1e-12, atol=1e-12)
+
+
+def test_a_step_with_label_noise_evaluates_the_samples_drawn() -> None:
+    """By the residuals and Jacobian of all samples, with the draws and labels of the step."""
+    noise = LabelNoise(0.3, 4)
+    problem = made(Counted(), criterion=nn.MSELoss(), targets=ROWS, noise=noise)
+    loss, x = problem.pointwise, problem.vector()
+    assert isinstance(loss, LeastSquaresLoss)
+    normals, uniforms = (
+        torch.linspace(-1.0, 1.0, 12).double(),
+        torch.tensor([0.1, 0.8, 0.3, 0.82]).double(),
+    )
+    Counted.calls.clear()
+    found = noise.stochastic_gradient(loss, x, normals, uniforms)
+    assert Counted.calls == [4]
+    drawn = draws(uniforms, 12)
+    residuals = loss.of_samples(loss.residuals(x))[drawn] + 0.3 * normals.reshape(4, 3)
+    jacobian = loss.of_samples(loss.jacobian(x))[drawn]
+    want = torch.einsum("bk,bkd->d", residuals, jacobian) / 4
+    torch.testing.assert_close(found, want, rtol=1e-12, atol=1e-14)
 
 
 def test_one_path_goes_on_with_the_same_bits(
