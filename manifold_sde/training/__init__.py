@@ -33,3 +33,7 @@ __all__ = [
     "relaxation",
     "scale_invariant_groups",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
