@@ -19,10 +19,13 @@ body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 60rem; p
 h1 { font-size: 1.5rem; line-height: 1.25; overflow-wrap: anywhere; }
 h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; }
 .how { opacity: .75; }
-.conclusion { border-left: .3rem solid var(--line); padding: .3rem .8rem; }
+.conclusion { border-left: .3rem solid currentColor; padding: .3rem .8rem; }
+.conclusion span { color: CanvasText; }
+button { font: inherit; padding: .2rem .7rem; }
 details { border-top: 1px solid var(--line); padding: .5rem 0; }
-summary { cursor: pointer; display: grid; grid-template-columns: 8rem 1fr auto; gap: .6rem;
+summary { cursor: pointer; display: grid; grid-template-columns: 8rem 1fr auto 10rem; gap: .6rem;
           list-style: none; }
+.number { font-variant-numeric: tabular-nums; text-align: right; white-space: nowrap; }
 summary::-webkit-details-marker { display: none; }
 summary:focus-visible { outline: 2px solid currentColor; outline-offset: 2px; }
 .verdict { font-weight: 600; }
@@ -38,15 +41,27 @@ img { background: #fff; border-radius: .3rem; display: block; height: auto; marg
       max-width: 100%; }
 footer { border-top: 1px solid var(--line); font-size: .85em; margin-top: 2rem; opacity: .75;
          overflow-wrap: anywhere; padding-top: .5rem; }
-@media (max-width: 40rem) { summary { grid-template-columns: 8rem 1fr; }
-  .statement { grid-column: 2; text-align: left; } .inside { margin-left: 0; } }
+@media (max-width: 40rem) { summary { grid-template-columns: 7rem 1fr; }
+  .statement, .number { grid-column: 2; text-align: left; } .inside { margin-left: 0; } }
+@media print { body { font-size: 9px; max-width: none; } button { display: none; }
+  details { break-inside: avoid; padding: .15rem 0; } img { max-height: 5cm; } }
+"""
+#: Opens and closes all rows; without a script each still opens by itself.
+_SCRIPT = """
+const all = document.getElementById("all"), rows = [...document.querySelectorAll("details")];
+all.hidden = false;
+all.onclick = () => {
+  const open = rows.some(row => !row.open);
+  rows.forEach(row => { row.open = open; });
+  all.textContent = open ? "Close all" : "Open all";
+};
 """
 
 
 def page(
     title: str, how: Sequence[str], verdict: str, conclusion: str, results: Sequence[Result]
 ) -> str:
-    """A self-contained page of results, without scripts.
+    """A self-contained page of results, whose one script opens all rows.
 
     Args:
         title: The title.
@@ -59,7 +74,8 @@ def page(
     body = [
         f"<h1>{title}</h1>",
         f'<p class="how">{html.escape(", ".join(part for part in how if part))}</p>',
-        f'<p class="conclusion {verdict}">{html.escape(conclusion)}</p>',
+        f'<p class="conclusion {verdict}"><span>{html.escape(conclusion)}</span></p>',
+        '<p><button type="button" id="all" hidden="">Open all</button></p>',
     ]
     for kind, heading in KINDS.items():
         of_kind = [result for result in results if result.kind == kind]
@@ -72,7 +88,8 @@ def page(
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             f"<title>{title}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<main>",
             *body,
-            f"</main>\n<footer>{html.escape(made)}</footer>\n</body>\n</html>",
+            f"</main>\n<footer>{html.escape(made)}</footer>",
+            f"<script>{_SCRIPT}</script>\n</body>\n</html>",
         ]
     )
 
@@ -80,7 +97,7 @@ def page(
 def _result(result: Result) -> str:
     """One check: closed where it holds, open where there is something to read."""
     inside = [f"<p>{html.escape(text)}</p>" for text in (result.detail, result.meaning) if text]
-    inside.append(_list(_numbers(result)))
+    inside.append(_list({"Time": f"{result.seconds:.1f} s"}))
     if result.design is not None:
         inside.append(_list(_design(result.design)))
     for picture in result.pictures:
@@ -92,13 +109,9 @@ def _result(result: Result) -> str:
         f'<span class="verdict {result.verdict}">{result.verdict}</span>'
         f"<span>{html.escape(result.name)}</span>"
         f'<span class="statement">{html.escape(", ".join(result.statements))}</span>'
+        f'<span class="number">{html.escape(result.number)}</span>'
         f'</summary>\n<div class="inside">\n' + "\n".join(inside) + "\n</div>\n</details>"
     )
-
-
-def _numbers(result: Result) -> dict[str, str]:
-    number = {"Number": result.number} if result.number else {}
-    return {**number, "Time": f"{result.seconds:.1f} s"}
 
 
 def _design(design: Design) -> dict[str, str]:
