@@ -45,7 +45,7 @@ def first_example(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         names = frames_since(sys._getframe(), solve)
         if not any(
             "step_choice" in name for name in names
-        ):  # those that choose dt are not the run's
+        ):  # they choose dt, before the run
             seen.append(names)
         return real(*arguments)
 
