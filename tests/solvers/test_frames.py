@@ -43,9 +43,7 @@ def first_example(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 
     def step(*arguments: Any) -> tuple[Tensor, Tensor]:
         names = frames_since(sys._getframe(), solve)
-        if not any(
-            "step_choice" in name for name in names
-        ):  # they choose dt, before the run
+        if not any("step_choice" in name for name in names):  # they choose dt, before the run
             seen.append(names)
         return real(*arguments)
 
