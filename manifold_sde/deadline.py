@@ -24,6 +24,9 @@ T = TypeVar("T")
 
 #: Seconds for which a loop is watched before its length is estimated.
 _WATCHED = 0.25
+#: Seconds after which a bar is shown that was not asked for.
+_DELAY = 1.0
+_quiet: ContextVar[bool] = ContextVar("quiet", default=False)
 
 
 class OutOfTimeError(BaseException):
@@ -163,15 +166,37 @@ class shared_property(cached_property[T]):
             return super().__get__(instance, owner)
 
 
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """A block whose loops show no bar unless they are told to: it shows one of its own."""
+    token = _quiet.set(True)
+    try:
+        yield
+    finally:
+        _quiet.reset(token)
+
+
 class Progress(tqdm):
     """A progress bar, shown or not, that asks the deadline whether what is left will fit.
+
+    Args:
+        progress: Whether it is shown, or its label; ``None`` shows it on a terminal, where it
+            takes longer than a second.
+        label: Its label, where none is given.
+        **options: Options of tqdm.
 
     Where the total is known, or :func:`expecting` says it, the time of what is left follows from
     that of the steps taken.
     """
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
+    def __init__(self, progress: bool | str | None, label: str, **options: Any) -> None:
+        itself = progress is None and not _quiet.get()
+        super().__init__(
+            desc=progress if isinstance(progress, str) else label,
+            disable=None if itself else not progress,
+            delay=_DELAY if itself else 0.0,
+            **options,
+        )
         self._done = 0.0
         self._first: tuple[float, float] | None = None
 

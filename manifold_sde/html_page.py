@@ -1,4 +1,4 @@
-"""Pages that hold their style and pictures, run no scripts and need nothing from elsewhere."""
+"""Pages that hold their style, script and pictures, and need nothing from elsewhere."""
 
 from __future__ import annotations
 
@@ -21,10 +21,13 @@ body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 60rem; p
 h1 { font-size: 1.5rem; line-height: 1.25; overflow-wrap: anywhere; }
 h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; }
 .how { opacity: .75; }
-.conclusion { border-left: .3rem solid var(--line); padding: .3rem .8rem; }
+.conclusion { border-left: .3rem solid currentColor; padding: .3rem .8rem; }
+.conclusion span { color: CanvasText; }
+button { font: inherit; padding: .2rem .7rem; }
 details { border-top: 1px solid var(--line); padding: .5rem 0; }
-summary { cursor: pointer; display: grid; grid-template-columns: 8rem 1fr auto; gap: .6rem;
+summary { cursor: pointer; display: grid; grid-template-columns: 8rem 1fr auto 10rem; gap: .6rem;
           list-style: none; }
+.number { font-variant-numeric: tabular-nums; text-align: right; white-space: nowrap; }
 summary::-webkit-details-marker { display: none; }
 summary:focus-visible { outline: 2px solid currentColor; outline-offset: 2px; }
 .verdict { font-weight: 600; }
@@ -48,26 +51,32 @@ th:first-child { text-align: left; }
 td.verdict { font-weight: normal; min-width: 14rem; text-align: left; white-space: normal; }
 footer { border-top: 1px solid var(--line); font-size: .85em; margin-top: 2rem; opacity: .75;
          overflow-wrap: anywhere; padding-top: .5rem; }
-@media (max-width: 40rem) { summary { grid-template-columns: 8rem 1fr; }
-  .statement { grid-column: 2; text-align: left; } .inside { margin-left: 0; } }
+@media (max-width: 40rem) { summary { grid-template-columns: 7rem 1fr; }
+  .statement, .number { grid-column: 2; text-align: left; } .inside { margin-left: 0; } }
+@media print { body { font-size: 9px; max-width: none; } button { display: none; }
+  details { break-inside: avoid; padding: .15rem 0; } img { max-height: 5cm; } }
 """
 
 
-def document(title: str, body: Sequence[str], footer: str) -> str:
+def document(title: str, body: Sequence[str], footer: str, script: str = "") -> str:
     """A page.
 
     Args:
         title: The title, as text.
         body: Its parts, as HTML.
         footer: What is below, as text.
+        script: What it runs at its end.
     """
+    scripts = [f"<script>{script}</script>"] if script else []
     return "\n".join(
         [
             '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             f"<title>{html.escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<main>",
             *body,
-            f"</main>\n<footer>{html.escape(footer)}</footer>\n</body>\n</html>",
+            f"</main>\n<footer>{html.escape(footer)}</footer>",
+            *scripts,
+            "</body>\n</html>",
         ]
     )
 

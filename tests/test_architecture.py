@@ -6,6 +6,7 @@ that it has to reject.
 
 import ast
 import functools
+import importlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -303,3 +304,18 @@ def test_broken_twin_long_module(tmp_path: Path) -> None:
 def test_broken_twin_shadowed_module(tmp_path: Path, text: str, expected: list[str]) -> None:
     package = write_tree(tmp_path, {"solvers/__init__.py": text, "solvers/solve.py": ""})
     assert shadowed_modules(package) == expected
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "manifold_sde",
+        *(f"manifold_sde.{name}" for name in ("solvers", "networks", "problems", "training")),
+        "manifold_sde.verification",
+        *(f"manifold_sde.verification.{name}" for name in ("exact", "properties", "strategies")),
+    ],
+)
+def test_what_a_package_shows_is_what_it_exports(name: str) -> None:
+    package = importlib.import_module(name)
+    assert dir(package) == sorted(package.__all__)
+    assert all(hasattr(package, public) for public in package.__all__)

@@ -34,7 +34,7 @@ def clock() -> Clock:
 
 
 def loop(clock: Clock, *seconds: float, total: int | None) -> None:
-    with Progress(total=total, disable=True) as bar:
+    with Progress(False, "", total=total) as bar:
         for each in seconds:
             clock.now += each
             bar.update()

@@ -80,5 +80,5 @@ def test_help_lists_every_command_in_80_columns() -> None:
     lines = shown.stdout.splitlines()
     assert max(map(len, lines)) <= 80
     commands = {line.split()[0] for line in lines if line.startswith("  ")}
-    wanted = {"run", "test", "lint", "format", "docs", "bench", "clean", "help"}
+    wanted = {"run", "test", "lint", "format", "docs", "bench", "clean", "help", "pages"}
     assert wanted | {"verify-thorough"} == commands

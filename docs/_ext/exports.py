@@ -29,7 +29,7 @@ class Exports(SphinxDirective):
             summary = text.partition("\n\n")[0].replace("\n", " ").replace("``", "")
             link = nodes.paragraph("", "", reference(path, self.env.docname))
             rows.append((link, nodes.paragraph(text=summary)))
-        return [table(("Name", "What it is"), (30, 70), rows)] if rows else []
+        return [table(("Name", "What it is"), (38, 62), rows)] if rows else []
 
 
 def table(headings: Any, widths: Any, rows: list[Any]) -> nodes.table:

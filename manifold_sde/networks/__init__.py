@@ -26,3 +26,7 @@ __all__ = [
     "invariant_groups",
     "scale_invariance_report",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

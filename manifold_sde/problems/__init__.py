@@ -16,3 +16,7 @@ __all__ = [
     "normalized_linear",
     "varying_circle",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -26,3 +26,7 @@ __all__ = [
     "run_sgd",
     "solve",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -39,7 +39,7 @@ def predict_sgd(
     seed: int = 0,
     antithetic: bool = False,
     compile: bool | str = "auto",
-    progress: bool | str = False,
+    progress: bool | str | None = None,
     checkpoint: str | Path | None = None,
     workers: int | None = None,
     chunk_size: int = CHUNK,
@@ -76,7 +76,7 @@ def predict_sgd(
         seed: Seed of the Brownian paths.
         antithetic: Whether paths come in pairs of opposite noise.
         compile: Whether kernels are compiled.
-        progress: Whether to show a progress bar, or its label.
+        progress: Whether to show a progress bar, or its label; as for ``solve``.
         checkpoint: Folder from which a run that was stopped goes on.
         workers: Number of processes.
         chunk_size: Number of paths that are stepped together.

@@ -63,7 +63,7 @@ def run_sgd(
     n_paths: int | None = None,
     seed: int = 0,
     compile: bool | str = "auto",
-    progress: bool | str = False,
+    progress: bool | str | None = None,
     checkpoint: str | Path | None = None,
     max_steps: int = MAX_SGD_STEPS,
 ) -> Solution:
@@ -86,7 +86,8 @@ def run_sgd(
         seed: Seed of the noise, an integer.
         compile: Whether the step is compiled: "auto" does so in C up to 32 weights, and by torch
             for long runs, where a compiler is at hand.
-        progress: Whether to show a progress bar, or its label.
+        progress: Whether to show a progress bar, or its label; by default on a terminal, where it
+            takes more than a second.
         checkpoint: File to which the state is saved on the way. If it exists and belongs to this
             run, the run goes on from it, and ends with the same bits as if it had not stopped.
         max_steps: Number of steps beyond which the run is refused.
@@ -168,17 +169,14 @@ class _Run:
         self.clock = torch.full_like(self.ys[..., 0], torch.nan)
         self.fingerprint = None if self.file is None else self._fingerprint()
 
-    def execute(self, progress: bool | str, batched: bool) -> Solution:
+    def execute(self, progress: bool | str | None, batched: bool) -> Solution:
         """Run all chunks, from the checkpoint on if there is one."""
         n = len(self.start)
         first_chunk, resumed = self._resume()
         total = self.kept[-1] * -(-n // _CHUNK)
-        label = progress if isinstance(progress, str) else "SGD"
         with (
             torch.no_grad(),
-            Progress(
-                total=total, desc=label, unit="step", disable=not progress, unit_scale=True
-            ) as bar,
+            Progress(progress, "SGD", total=total, unit="step", unit_scale=True) as bar,
         ):
             if resumed is not None:
                 bar.update(first_chunk * self.kept[-1] + resumed.step)

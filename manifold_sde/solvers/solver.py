@@ -47,7 +47,7 @@ def solve(
     antithetic: bool = False,
     observables: Mapping[str, Observable] | None = None,
     compile: bool | str = "auto",
-    progress: bool | str = False,
+    progress: bool | str | None = None,
     checkpoint: str | Path | None = None,
     workers: int | None = None,
     backend: str = "loky",
@@ -103,7 +103,7 @@ def solve(
         compile: Whether kernels are compiled: "auto" does so in C up to 32 weights, and by torch
             for large runs, where a compiler is at hand.
         progress: Whether to show a progress bar, or its label: of steps, or of chunks where
-            others run them.
+            others run them. By default on a terminal, where it takes more than a second.
         checkpoint: Folder in which the state is saved on the way, a file a chunk; the same call
             goes on from it, and ends with the same bits as if it had not stopped. Workers write
             it themselves: on several machines it is on a file system that they share.
@@ -148,7 +148,6 @@ def solve(
     workers = check_workers(workers, backend)
     folder = check_folder(checkpoint)
     alone = workers in (None, 1) and backend == "loky"
-    label = progress if isinstance(progress, str) else "SDE"
     with Stoppable(folder, workers=workers is not None), contextlib.ExitStack() as stack:
         simulation = Simulation.of(
             sde,
@@ -169,9 +168,7 @@ def solve(
         if folder is not None:
             stack.enter_context(held_folder(folder))
         total, unit = (simulation.n_steps, "step") if alone else (simulation.n_chunks, "chunk")
-        bar = stack.enter_context(
-            Progress(total=total, desc=label, unit=unit, disable=not progress)
-        )
+        bar = stack.enter_context(Progress(progress, "SDE", total=total, unit=unit))
         results: Iterator[ChunkResult]
         if alone:
             step_chunk = functools.partial(integrate, simulation, report=bar.update)

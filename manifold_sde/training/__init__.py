@@ -37,3 +37,7 @@ __all__ = [
     "scale_invariant_groups",
     "trainer_callback",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

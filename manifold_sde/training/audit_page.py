@@ -59,7 +59,7 @@ def section(
     parts = [
         f"<h{level}>Training clock: is this normal?</h{level}>",
         f'<p class="how">{html.escape(title)}</p>',
-        f'<p class="conclusion {verdict}">{html.escape(conclusion)}</p>',
+        f'<p class="conclusion {verdict}"><span>{html.escape(conclusion)}</span></p>',
         _table([(row, row.numbers) for row in rows], verdicts=True),
     ]
     if ledger:

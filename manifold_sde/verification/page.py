@@ -12,6 +12,17 @@ from manifold_sde.solvers.archive import versions
 from manifold_sde.verification.pictures import plot_picture
 from manifold_sde.verification.result import KINDS, Design, Result
 
+#: Opens and closes all rows; without a script each still opens by itself.
+_SCRIPT = """
+const all = document.getElementById("all"), rows = [...document.querySelectorAll("details")];
+all.hidden = false;
+all.onclick = () => {
+  const open = rows.some(row => !row.open);
+  rows.forEach(row => { row.open = open; });
+  all.textContent = open ? "Close all" : "Open all";
+};
+"""
+
 
 def page(
     title: str,
@@ -21,7 +32,7 @@ def page(
     results: Sequence[Result],
     sections: Sequence[str] = (),
 ) -> str:
-    """A self-contained page of results, without scripts.
+    """A self-contained page of results, whose one script opens all rows.
 
     Args:
         title: The title.
@@ -34,20 +45,21 @@ def page(
     body = [
         f"<h1>{html.escape(title)}</h1>",
         f'<p class="how">{html.escape(", ".join(part for part in how if part))}</p>',
-        f'<p class="conclusion {verdict}">{html.escape(conclusion)}</p>',
+        f'<p class="conclusion {verdict}"><span>{html.escape(conclusion)}</span></p>',
+        '<p><button type="button" id="all" hidden="">Open all</button></p>',
     ]
     for kind, heading in KINDS.items():
         of_kind = [result for result in results if result.kind == kind]
         if of_kind:
             body += [f"<h2>{heading}</h2>", *map(_result, of_kind)]
     made = ", ".join(f"{name} {version}" for name, version in versions().items())
-    return document(title, [*body, *sections], made)
+    return document(title, [*body, *sections], made, _SCRIPT)
 
 
 def _result(result: Result) -> str:
     """One check: closed where it holds, open where there is something to read."""
     inside = [f"<p>{html.escape(text)}</p>" for text in (result.detail, result.meaning) if text]
-    inside.append(definitions(_numbers(result)))
+    inside.append(definitions({"Time": f"{result.seconds:.1f} s"}))
     if result.design is not None:
         inside.append(definitions(_design(result.design)))
     for picture in result.pictures:
@@ -60,13 +72,9 @@ def _result(result: Result) -> str:
         f'<span class="verdict {result.verdict}">{result.verdict}</span>'
         f"<span>{html.escape(result.name)}</span>"
         f'<span class="statement">{html.escape(", ".join(result.statements))}</span>'
+        f'<span class="number">{html.escape(result.number)}</span>'
         f'</summary>\n<div class="inside">\n' + "\n".join(inside) + "\n</div>\n</details>"
     )
-
-
-def _numbers(result: Result) -> dict[str, str]:
-    number = {"Number": result.number} if result.number else {}
-    return {**number, "Time": f"{result.seconds:.1f} s"}
 
 
 def _design(design: Design) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -45,7 +46,7 @@ def plot_picture(picture: Picture, ax: Axes | None = None, **kwargs: Any) -> Axe
     ax = axes_of(ax, _SIZE)
     for number, series in enumerate(picture.series):
         _draw(ax, series, {"color": _COLOURS[number % len(_COLOURS)], **kwargs})
-    ax.set_title(picture.title, fontsize="medium")
+    ax.set_title(textwrap.fill(picture.title, 58), fontsize="medium")  # not clipped
     ax.set_xlabel(picture.xlabel)
     ax.set_ylabel(picture.ylabel)
     if picture.logx:

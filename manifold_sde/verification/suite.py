@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from manifold_sde.arguments import real
-from manifold_sde.deadline import OutOfTimeError
+from manifold_sde.deadline import OutOfTimeError, quiet
 from manifold_sde.errors import ArgumentError
 from manifold_sde.problem import Problem
 from manifold_sde.verification import assumptions, laws, properties
@@ -47,7 +47,7 @@ def verify(
     effort: str | Effort = "quick",
     budget: float | None = None,
     x_init: Tensor | None = None,
-    progress: bool | Callable[[Result], object] = False,
+    progress: bool | Callable[[Result], object] | None = None,
     checks: Iterable[Check | str] | None = None,
 ) -> Report:
     """Check on a problem what the theory assumes and what it says.
@@ -64,7 +64,7 @@ def verify(
             "quick" and as many as it takes (``math.inf``) for "thorough".
         x_init: Where training starts (D,); by default a minimiser is taken or looked for.
         progress: Whether to show a progress bar, and the rows of the report as they arrive; or
-            what is called with each result.
+            what is called with each result. By default the bar alone, on a terminal.
         checks: The checks to make, or their names; by default all. Where the loss turns out not to
             be scale-invariant, statistics of its noise and law mean nothing, and are not made.
 
@@ -80,7 +80,8 @@ def verify(
     subject = Subject.of(problem, x_init=x_init, seed=seed)
     chosen = all_checks() if checks is None else _chosen(checks)
     tell = progress if callable(progress) else Rows(sys.stderr) if progress else lambda _: None
-    with tqdm(total=len(chosen), disable=None if progress else True, unit="check") as bar:
+    shown = True if progress is False else None  # on a terminal alone
+    with quiet(), tqdm(total=len(chosen), disable=shown, unit="check") as bar:
         suite = _Suite(subject, amount, seconds, tell, bar)
         results, partial = suite.run(chosen)
     return Report(
@@ -237,7 +238,7 @@ def check_assumptions(
     seed: int = 0,
     effort: str | Effort = "quick",
     budget: float | None = None,
-    progress: bool | Callable[[Result], object] = False,
+    progress: bool | Callable[[Result], object] | None = None,
 ) -> Report:
     """Check whether a problem has what the theory assumes: which assumption fails, and where.
 

@@ -144,7 +144,7 @@ def test_the_error_survives_a_trip_between_processes() -> None:
 @pytest.mark.parametrize(
     ("x", "error"),
     [
-        ([1.0, 0.0, 0.0], DTypeError),
+        (["1", "0", "0"], DTypeError),
         (torch.tensor([1, 0, 0]), DTypeError),
         (torch.ones(3, dtype=torch.complex128), DTypeError),
         (tensor(1, 0), ShapeError),

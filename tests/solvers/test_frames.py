@@ -42,12 +42,14 @@ def first_example(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     real = Weak2.step
 
     def step(*arguments: Any) -> tuple[Tensor, Tensor]:
-        seen.append(frames_since(sys._getframe(), solve))
+        names = frames_since(sys._getframe(), solve)
+        if not any("step_choice" in name for name in names):  # they choose dt, before the run
+            seen.append(names)
         return real(*arguments)
 
     monkeypatch.setattr(Weak2, "step", step)
     text = README.read_text(encoding="utf-8")
-    found = re.search(r"^import torch\n.*?^paths = .*?$", text, re.DOTALL | re.MULTILINE)
+    found = re.search(r"^from manifold_sde import.*?^law = .*?^\)$", text, re.DOTALL | re.MULTILINE)
     assert found is not None
     exec(compile(found.group(0), "README.md", "exec"), {})
     return seen

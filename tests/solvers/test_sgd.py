@@ -335,7 +335,7 @@ class TestBadInput:
             (torch.zeros(3, dtype=F64), ZeroVectorError),
             (torch.tensor([1.0, math.nan, 0.0]), NonFiniteError),
             (torch.ones(3, dtype=torch.int64), DTypeError),
-            (["a", "b", "c"], DTypeError),
+            (["1", "0", "0"], DTypeError),
             (torch.ones(2, 2, 3, dtype=F64), ArgumentError),
         ],
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ from manifold_sde import (
     WeightDecaySDE,
     problems,
 )
+from manifold_sde.deadline import quiet
 from manifold_sde.errors import (
     ArgumentError,
     CheckpointError,
@@ -260,9 +262,27 @@ def test_the_step_that_is_stated_gives_the_same_run() -> None:
 # The progress bar.
 
 
-def test_progress_is_off_by_default(capfd: pytest.CaptureFixture[str]) -> None:
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_progress_is_off_by_default_but_on_a_terminal(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     run()
     assert capfd.readouterr() == ("", "")
+    shown = Terminal()
+    monkeypatch.setattr("sys.stderr", shown)
+    run()  # shorter than a second
+    assert shown.getvalue() == ""
+    monkeypatch.setattr("manifold_sde.deadline._DELAY", 0.0)
+    with quiet():
+        run()
+    run(progress=False)
+    assert shown.getvalue() == ""
+    run()
+    assert "SDE: 100%" in shown.getvalue()
 
 
 @pytest.mark.parametrize(("progress", "label"), [(True, "SDE"), ("my run", "my run")])

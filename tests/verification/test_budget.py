@@ -41,7 +41,7 @@ def busy(seconds: float) -> None:
 
 def steps(number: int) -> None:
     """A loop that knows how long it is: 100 steps a second."""
-    with Progress(total=number, disable=True) as bar:
+    with Progress(False, "", total=number) as bar:
         for _ in range(number):
             busy(0.01)
             bar.update()

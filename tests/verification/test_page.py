@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +54,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     driver.quit()
 
 
-@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("width", [380, 1280])
 def test_the_page_shows_what_it_says(browser: Any, tmp_path: Path, width: int) -> None:
     path = tmp_path / "report.html"
     report(HOLDS, UNDECIDED, FAILS).save(path, audit=AUDIT)
@@ -77,5 +80,21 @@ def test_the_page_shows_what_it_says(browser: Any, tmp_path: Path, width: int) -
     assert FAILS.detail in shown
     assert UNDECIDED.meaning in shown
     assert HOLDS.detail not in shown
+    assert HOLDS.number in shown  # the number that decides is in the row itself
     browser.find_element("css selector", "details:not([open]) summary").click()
     assert HOLDS.detail in browser.find_element("tag name", "body").text
+    button = browser.find_element("id", "all")
+    for count, text in ((0, "Open all"), (3, "Close all")):  # all are open at first
+        button.click()
+        opened = browser.find_elements("css selector", "details[open]")
+        assert (len(opened), button.text) == (count, text)
+
+
+def test_a_quick_report_is_printed_on_two_pages(browser: Any, tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    kinds = ("assumption",) * 12 + ("property",) * 14 + ("statistics",) * 21
+    rows = [replace(HOLDS, name=f"{HOLDS.name} {k}", kind=kind) for k, kind in enumerate(kinds)]
+    report(*rows).save(path)
+    browser.get(path.as_uri())
+    printed = base64.b64decode(browser.print_page())
+    assert 1 <= len(re.findall(rb"/Type /Page\b", printed)) <= 2

@@ -26,3 +26,7 @@ __all__ = [
     "law_of",
     "spectral_gap",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -231,7 +231,7 @@ class ShortRuns(Runs):
         if not lost:
             parts = []
             try:
-                with Progress(total=len(flat), disable=True) as bar:
+                with Progress(False, "", total=len(flat)) as bar:
                     for part in flat.split(_AT_ONCE):
                         parts.append(self._phi(part))
                         bar.update(len(part))

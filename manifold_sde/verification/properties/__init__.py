@@ -73,3 +73,7 @@ __all__ = [
     "stratonovich_tangency",
     "tangent_projection",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
