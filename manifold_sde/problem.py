@@ -136,9 +136,8 @@ class Problem:
     ) -> Problem:
         """Problem from a module, a criterion and data: x is the vector of trained parameters.
 
-        The module is copied, and never changed. Its buffers and frozen parameters are constants; a
-        parameter that is used under several names appears once. Everything follows the dtype and
-        device of x.
+        The module is copied, and never changed. Buffers and frozen parameters are constants; a
+        parameter of several names appears once. Everything follows the dtype and device of x.
 
         Args:
             module: The network, in the mode (``train`` or ``eval``) in which it is meant.
@@ -175,8 +174,7 @@ class Problem:
         network, made = network_loss(
             module, criterion, inputs, targets, noise, frozen, ghost_size, memory, progress
         )
-        squares = isinstance(made, LeastSquaresLoss)
-        kind: Any = LeastSquaresProblem if squares else Problem
+        kind: Any = LeastSquaresProblem if isinstance(made, LeastSquaresLoss) else Problem
         problem: Problem = kind(made, made.dim, noise, rank=rank, name=name or network.__name__)
         problem.network = network
         return problem

@@ -100,8 +100,8 @@ def _read(
     if size > memory:
         _require_space(size, memory)
     wholes = [_empty((count, *t.shape[1:]), t.dtype, size > memory) for t in first]
-    label = progress if isinstance(progress, str) else f"data, {describe_bytes(size)}"
-    with Progress(total=count, desc=label, unit="sample", disable=not progress) as bar:
+    label = f"data, {describe_bytes(size)}"
+    with Progress(progress, label, total=count, unit="sample") as bar:
         start = 0
         for batch in batches:
             rows = _tensors(batch)

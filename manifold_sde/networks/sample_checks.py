@@ -117,8 +117,7 @@ def check_all_samples(network: NetworkFunction, progress: bool | str = False) ->
             layer at fault.
     """
     x = _test_point(network)
-    label = progress if isinstance(progress, str) else "samples looked at"
-    with Progress(total=network.n_blocks, desc=label, disable=not progress) as bar:
+    with Progress(progress, "samples looked at", total=network.n_blocks) as bar:
         for blocks in _parts(network):
             _check(network, x, blocks)
             bar.update(len(blocks))

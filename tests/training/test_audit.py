@@ -242,7 +242,10 @@ def test_the_page_holds_everything_and_names_no_other_place(tmp_path: Path) -> N
     assert len(list(body.iter("img"))) == 1
     conclusion = next(p for p in body.iter("p") if "conclusion" in (p.get("class") or ""))
     assert conclusion.get("class") == "conclusion fails"
-    assert conclusion.text == "3 groups: 1 as predicted, 1 off, 1 not yet in equilibrium."
+    assert (
+        "".join(conclusion.itertext())
+        == "3 groups: 1 as predicted, 1 off, 1 not yet in equilibrium."
+    )
     with pytest.raises(ArgumentError, match="form of the report"):
         report.save(tmp_path / "audit.pdf")
 

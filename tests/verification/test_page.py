@@ -84,7 +84,7 @@ def test_the_page_shows_what_it_says(browser: Any, tmp_path: Path, width: int) -
     browser.find_element("css selector", "details:not([open]) summary").click()
     assert HOLDS.detail in browser.find_element("tag name", "body").text
     button = browser.find_element("id", "all")
-    for count, text in ((0, "Open all"), (3, "Close all")):  # all are open at first
+    for count, text in ((4, "Close all"), (0, "Open all")):  # the audit's ledger is closed at first
         button.click()
         opened = browser.find_elements("css selector", "details[open]")
         assert (len(opened), button.text) == (count, text)
