@@ -550,7 +550,8 @@ def test_batched_refuses_what_does_not_fit() -> None:
 @pytest.mark.parametrize(
     ("x", "error", "message"),
     [
-        ([1.0, 2.0], errors.DTypeError, "builtins.list"),
+        (["a", "b"], errors.DTypeError, "builtins.list"),
+        ([1.0, 2.0], errors.ShapeError, r"\(2,\)"),
         (None, errors.DTypeError, "NoneType"),
         (torch.ones(4, dtype=torch.int64), errors.DTypeError, "torch.int64"),
         (torch.ones(4, dtype=torch.complex128), errors.DTypeError, "complex128"),
