@@ -361,8 +361,8 @@ def against_torchsde(sizes: Sizes, programs: list[tuple[str, Ours]], compiled: b
         peer = TorchSde(here, steps, n, timed_steps=min(short, steps))
         timing = in_turns(partial(program.run, 0), partial(peer.run, 0), 1)
         timing = timing.with_peer_times(steps / min(short, steps))
-        note = f"its {steps} steps, of which {min(short, steps)} were timed, still have the bias "
-        note += f"{known + mean:.2g} ± {error:.1g}: off the manifold it would need more"
+        note = f"its {steps} steps, of which {min(short, steps)} were timed, have the bias "
+        note += f"{known + mean:.2g} ± {error:.1g}"
         found.append(timing.row(name, "torchsde", per=n, target=HUNDREDTH, note=note))
     return found
 
