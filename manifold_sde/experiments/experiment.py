@@ -157,6 +157,28 @@ class SavedData:
         return data
 
 
+class SavedValues(SavedData):
+    """The same with a field ``values`` of arrays by name, of which there are those of ``NAMES``."""
+
+    NAMES: ClassVar[tuple[str, ...]]
+
+    values: dict[str, Array]
+
+    def header(self) -> dict[str, Any]:
+        """Return the fields that are not arrays, in the form that JSON has."""
+        return {name: value for name, value in super().header().items() if name != "values"}
+
+    def arrays(self) -> dict[str, Array]:
+        """Return the arrays by name."""
+        return super().arrays() | {f"value_{name}": v for name, v in self.values.items()}
+
+    @classmethod
+    def restored(cls, header: dict[str, Any], arrays: dict[str, Array]) -> Self:
+        """Return the data of a header and arrays."""
+        values = {name: arrays.pop(f"value_{name}") for name in cls.NAMES}
+        return super().restored({**header, "values": values}, arrays)
+
+
 def restored(kind: Any, value: Any) -> Any:
     """Convert a value from JSON, where dataclasses are dictionaries, and tuples are lists."""
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):

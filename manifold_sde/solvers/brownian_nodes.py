@@ -36,18 +36,10 @@ class Nodes:
         cell: Length of a cell.
         antithetic: Whether paths 2i and 2i + 1 have the same numbers with opposite signs.
         compiled: Whether drawing is compiled.
-        mirrored: Level of the intervals whose halves are exchanged; all numbers beside W then have
-            the opposite sign.
     """
 
     def __init__(
-        self,
-        seed: int,
-        paths: Tensor,
-        cell: float,
-        antithetic: bool,
-        compiled: bool,
-        mirrored: int | None = None,
+        self, seed: int, paths: Tensor, cell: float, antithetic: bool, compiled: bool
     ) -> None:
         self.paths = paths
         self.device = paths.device
@@ -56,14 +48,17 @@ class Nodes:
         odd = (paths & 1).to(torch.float64)
         self._signs = 1.0 - 2.0 * odd if antithetic else torch.ones_like(odd)
         bridges = [0.5 * math.sqrt(cell * 2.0**-level) for level in range(DEEPEST)]
-        if mirrored is not None:
-            bridges[mirrored] = -bridges[mirrored]
-        self._mirrored = mirrored
+        self._mirrored: int | None = None
         self._scales = self.tensor([math.sqrt(cell), *bridges], torch.float64)
         self._antithetic = antithetic
         self._words = rng.seed_key(seed)
         self._key = tuple(self.tensor(word) for word in self._words)
         self._fills = compiled and fills(torch.float64, self.device)
+
+    def mirror(self, level: int) -> None:
+        """Exchange the halves of the intervals of a level; numbers beside W change their sign."""
+        self._mirrored = level
+        self._scales[BRIDGE + level] *= -1.0
 
     def at_once(self, count: int) -> int:
         """How many nodes of so many components are best drawn together; a size of a kernel."""

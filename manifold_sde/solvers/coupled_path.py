@@ -28,7 +28,7 @@ from torch import Tensor
 
 from manifold_sde import rng
 from manifold_sde.solvers.brownian import BrownianPath
-from manifold_sde.solvers.brownian_nodes import BRIDGE, Nodes
+from manifold_sde.solvers.brownian_nodes import BRIDGE
 
 
 class Coupling(NamedTuple):
@@ -55,10 +55,8 @@ class CoupledPath(BrownianPath):
     def __init__(self, coupling: Coupling, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.coupling = coupling
-        mirrored = coupling.level if coupling.mirrored else None
-        self._nodes = Nodes(
-            self.seed, self.paths, self.cell, self.antithetic, self.compiled, mirrored
-        )
+        if coupling.mirrored:
+            self._nodes.mirror(coupling.level)
 
     def auxiliary(self, level: int | Tensor, position: int | Tensor, count: int) -> Tensor:
         """As :meth:`BrownianPath.auxiliary`; at the larger step from what is below it."""

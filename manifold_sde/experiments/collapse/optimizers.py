@@ -19,6 +19,7 @@ from manifold_sde.experiments.collapse.labelled_digits import FUNCTIONS, Task, m
 from manifold_sde.experiments.experiment import (
     Array,
     SavedData,
+    SavedValues,
     joined_arrays,
     require_finite,
     restored,
@@ -35,7 +36,7 @@ AXES = ("steps", "lr_steps", "lr_decay_steps", "clock", "other_power", "no_momen
 
 
 @dataclass(frozen=True)
-class Curves(SavedData):
+class Curves(SavedValues):
     """What is kept of a run, at K snapshots of n paths.
 
     Attributes:
@@ -49,6 +50,7 @@ class Curves(SavedData):
     """
 
     KIND = "curves of an optimizer"
+    NAMES = tuple(FUNCTIONS)
 
     run: Run
     steps: Array
@@ -74,21 +76,6 @@ class Curves(SavedData):
             "other_power": self.fourths if adam else effective**2 * self.squares,
             "no_momentum": self.squares if adam else self.fourths,
         }[axis]
-
-    def header(self) -> dict[str, Any]:
-        """What is not an array."""
-        return {name: value for name, value in super().header().items() if name != "values"}
-
-    def arrays(self) -> dict[str, Array]:
-        """The arrays by name."""
-        return super().arrays() | {f"value_{name}": v for name, v in self.values.items()}
-
-    @classmethod
-    def restored(cls, header: dict[str, Any], arrays: dict[str, Array]) -> Curves:
-        """The curves of a header and arrays."""
-        values = {name: arrays.pop(f"value_{name}") for name in FUNCTIONS}
-        run = Run(**header["run"])
-        return cls(run=run, values=values, **arrays)
 
 
 @dataclass(frozen=True)

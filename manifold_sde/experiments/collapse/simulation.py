@@ -21,6 +21,7 @@ from manifold_sde.experiments.collapse.network import FUNCTIONS, SHARPNESS, Task
 from manifold_sde.experiments.experiment import (
     Array,
     SavedData,
+    SavedValues,
     joined_arrays,
     require_finite,
     restored,
@@ -38,7 +39,7 @@ AXES = ("steps", "lr_steps", "lr_decay_steps", "clock")
 
 
 @dataclass(frozen=True)
-class Ensemble(SavedData):
+class Ensemble(SavedValues):
     """What is kept of an ensemble of paths, at K snapshots of n paths.
 
     Attributes:
@@ -56,6 +57,7 @@ class Ensemble(SavedData):
     """
 
     KIND = "ensemble of the collapse"
+    NAMES = (*FUNCTIONS, SHARPNESS)
 
     lr: float | None
     weight_decay: float | None
@@ -91,20 +93,6 @@ class Ensemble(SavedData):
     def stability(self) -> float:
         """Largest step times the largest eigenvalue of H, both as seen."""
         return self.largest_step * float(self.values[SHARPNESS].max())
-
-    def header(self) -> dict[str, Any]:
-        """What is not an array."""
-        return {name: value for name, value in super().header().items() if name != "values"}
-
-    def arrays(self) -> dict[str, Array]:
-        """The arrays by name."""
-        return super().arrays() | {f"value_{name}": v for name, v in self.values.items()}
-
-    @classmethod
-    def restored(cls, header: dict[str, Any], arrays: dict[str, Array]) -> Ensemble:
-        """The ensemble of a header and arrays."""
-        values = {name: arrays.pop(f"value_{name}") for name in (*FUNCTIONS, SHARPNESS)}
-        return super().restored({**header, "values": values}, arrays)
 
 
 @dataclass(frozen=True)
