@@ -30,15 +30,17 @@ def solve_positive(matrix: Tensor, columns: Tensor) -> Tensor:
     """Solve A X = B for a symmetric positive definite A: (D, D), (D, k) -> (D, k).
 
     Up to D = 32 the elimination is written out in D rank-one updates, so that it compiles into
-    one kernel with what is before and after it.
+    one kernel with what is before and after it. NaN where A is not positive definite: where H is
+    not positive semidefinite of rank M, as at a maximum or a saddle point of the loss.
     """
     dim, count = columns.shape
     if dim > _WRITTEN_OUT:
-        return torch.cholesky_solve(columns, torch.linalg.cholesky_ex(matrix)[0])
+        factor, wrong = torch.linalg.cholesky_ex(matrix)
+        return torch.cholesky_solve(columns, torch.where(wrong == 0, factor, torch.nan))
     rest = torch.cat([matrix, columns], dim=1)
     rows = []
     for _ in range(dim):
-        row = rest[0, 1:] / rest[0, 0]
+        row = rest[0, 1:] / torch.where(rest[0, 0] > 0.0, rest[0, 0], torch.nan)
         rows.append(row)
         rest = rest[1:, 1:] - rest[1:, :1] * row
     solution: list[Tensor] = []

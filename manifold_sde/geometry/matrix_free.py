@@ -424,13 +424,16 @@ class HessianSpace(MatrixFreeSpace):
         return torch.cat(parts, dim=1)
 
     def frame_at(self, y: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
-        """Eigenvalues and eigenvectors of the H of rank M whose product with A is that of H."""
+        """Eigenvalues and eigenvectors of the H of rank M whose product with A is that of H.
+
+        NaN where one is not positive, as at a saddle point of the loss.
+        """
         images = self.products(y, basis)
         columns, upper = torch.linalg.qr(images)
         inner = basis.T @ images
         small = upper @ torch.linalg.solve(0.5 * (inner + inner.T), upper.T)
         values, vectors = eigen(0.5 * (small + small.T))
-        return values, columns @ vectors
+        return torch.where(values[0] > 0.0, values, torch.nan), columns @ vectors
 
     def reference_at(self, y: Tensor, frame: Frame) -> Tensor:
         """The basis."""

@@ -18,8 +18,9 @@ from manifold_sde.solvers.brownian import BrownianPath
 from manifold_sde.solvers.clock import RunningIntegrals
 from manifold_sde.solvers.schemes import StepNoise
 
-#: How often a step is halved before its path counts as lost.
-MOST_HALVINGS = 12
+#: How often a step is halved before its path counts as lost: as far as the Brownian tree goes.
+#: A path that comes within epsilon of where the manifold ends needs steps of epsilon^2, and few.
+MOST_HALVINGS = 36
 
 
 @dataclass

@@ -113,13 +113,7 @@ def test_no_path_is_lost(name: str, scheme: str) -> None:
         assert abs(mean - law(1.0)) < LIMIT * error + WEAK_ERROR[SCHEMES[scheme].weak_order]
 
 
-#: On the network 36 of 100,000 paths are lost at the step that is chosen for its diffusion (13).
-LOSES = pytest.mark.xfail(strict=True, reason="the default step loses 36 of 100,000 paths")
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[LOSES] * (name == "network")) for name in PROBLEMS]
-)
+@pytest.mark.parametrize("name", PROBLEMS)
 def test_no_path_is_lost_by_the_default(name: str) -> None:
     problem = PROBLEMS[name]()
     found = solve(
