@@ -23,6 +23,7 @@ from benchmarks.rows import Row, installed
 NAMES = (
     "sgd",
     "second_derivative",
+    "bound",
     "symbolic",
     "limit_map",
     "brownian",

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from benchmarks import (
     __main__,
+    bench_bound,
     bench_brownian,
     bench_cold,
     bench_diffusion,
@@ -29,10 +30,13 @@ from benchmarks import (
 from benchmarks.bench_sgd import LR, WEIGHT_DECAY, EagerTorch, check_peer
 from benchmarks.rows import Row, Timing, in_turns
 from manifold_sde import Geometry, Problem, SamplingNoise, problems
+from manifold_sde.compile import c_compiler
+from manifold_sde.compile.compiler import compile_points
 
 MODULES = {
     "sgd": bench_sgd,
     "second_derivative": bench_second_derivative,
+    "bound": bench_bound,
     "symbolic": bench_symbolic,
     "limit_map": bench_limit_map,
     "brownian": bench_brownian,
@@ -78,6 +82,18 @@ def test_benchmarks_that_are_listed_are_there() -> None:
     files = Path(__main__.__file__).parent.glob("bench_*.py")
     assert set(MODULES) == set(__main__.NAMES)
     assert set(MODULES) <= {file.stem.removeprefix("bench_") for file in files}
+
+
+@pytest.mark.skipif(c_compiler() is None, reason="no C compiler")
+def test_operations_of_kernels_are_counted() -> None:
+    """(x - y)^2 summed over three: subtractions, products, and two additions, for each point."""
+    x, y = torch.rand(2, 3, 7, dtype=torch.float64)
+    with bench_bound.counted() as total:
+        kernel = compile_points(lambda a, b: ((a - b) * (a - b)).sum(), (x, y))
+        assert kernel is not None
+        before = total()
+        kernel(x, y)
+        assert total() - before == 8 * 7
 
 
 # Peers that compute something else.
