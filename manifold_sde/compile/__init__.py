@@ -12,6 +12,7 @@ from manifold_sde.compile.compiler import (
     compiler_available,
     say_once,
 )
+from manifold_sde.compile.eigen import eigen_kernel
 from manifold_sde.compile.identity import Identity
 
 __all__ = [
@@ -26,5 +27,6 @@ __all__ = [
     "compile_function",
     "compile_points",
     "compiler_available",
+    "eigen_kernel",
     "say_once",
 ]

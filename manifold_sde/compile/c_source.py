@@ -71,10 +71,17 @@ def c_source(program: ScalarProgram, dtype: torch.dtype) -> tuple[str, int]:
     return _Writer(program, dtype).write()
 
 
+def header(dtype: torch.dtype) -> str:
+    """Types of numbers, vectors and truths, and the choice between two vectors."""
+    double = dtype == torch.float64
+    scalar, integer = ("double", "long long") if double else ("float", "int")
+    return _HEADER.format(scalar=scalar, integer=integer, vector=VECTOR)
+
+
 class _Writer:
     def __init__(self, program: ScalarProgram, dtype: torch.dtype) -> None:
         self.program = program
-        self.double = dtype == torch.float64
+        self.dtype, self.double = dtype, dtype == torch.float64
         self.order = program.order([a for out in program.outputs for a in out])
         self.uniform: set[int] = set()
         for a in self.order:
@@ -131,15 +138,13 @@ class _Writer:
 
     def _prelude(self) -> str:
         suffix = "" if self.double else "f"
-        header = _HEADER.format(
-            scalar="double" if self.double else "float",
-            integer="long long" if self.double else "int",
-            vector=VECTOR,
-        )
         names = {str(self.program.operations[a][0]) for a in self.order}
         known = {*_INFIX, "const", "input", "given", "neg", "not", "where", "max", "min", "abs"}
         functions = sorted(names - known)
-        found = [header, _FUNCTIONS.format(function="name" if self.double else "name##f")]
+        found = [
+            header(self.dtype),
+            _FUNCTIONS.format(function="name" if self.double else "name##f"),
+        ]
         vectors = [f for f in functions if f in _VECTORISED]
         if vectors:
             found.append("#ifdef VECTORS")

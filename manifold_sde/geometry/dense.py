@@ -73,13 +73,7 @@ class DenseSpace(NormalSpace):
         """
         self.kernels.no_part_of_one("an eigendecomposition")
         hessian: Tensor = self.kernels.run_last("hessian", self.loss.hessian, y)
-        matrices = hessian.movedim(-1, 0)
-        lost = ~torch.isfinite(matrices).flatten(1).all(1)
-        # LAPACK refuses what is not finite.
-        values, vectors = torch.linalg.eigh(matrices.masked_fill(lost[:, None, None], 0.0))
-        values = values.masked_fill(lost[:, None], torch.nan)
-        vectors = vectors.masked_fill(lost[:, None, None], torch.nan)
-        return eigenframe_of(values.T, vectors.movedim(0, -1), self.rank)
+        return eigenframe_of(*self.kernels.eigh(hessian), self.rank)
 
     def project(self, y: Tensor, frame: Frame, v: Tensor) -> Tensor:
         """P v, by the tangent basis."""

@@ -61,9 +61,9 @@ class DenseRoute(Route):
 
     def frames_at(self, y: Tensor) -> tuple[NormalSpace, Frame, Tensor]:
         """Eigenbases of H at points that are checked to lie on the manifold."""
-        values, basis = torch.linalg.eigh(self._finite_hessian(y))
-        gradient = self.kernels.gradient(y)
-        components = (basis.mT @ gradient[..., None])[..., 0].abs()
+        eigenvalues, vectors = self.kernels.eigh(self._finite_hessian(y).movedim(0, -1))
+        values, gradient = eigenvalues.T, self.kernels.gradient(y)
+        components = (vectors * gradient.T[:, None]).sum(0).T.abs()
         top = values.abs().max(dim=-1, keepdim=True).values
         fast = values.abs() > 1e-6 * top
         step = components / torch.where(fast, values.abs(), 1e-6 * top).clamp(min=1e-300)
@@ -71,7 +71,7 @@ class DenseRoute(Route):
         refuse_off_manifold(distance, gradient.__getitem__, y.dtype)
         rank = common_rank(find_rank(values, self.problem.rank))
         space = DenseSpace(self.problem, rank, eigenbasis=True).with_kernels(self.kernels)
-        frame = eigenframe_of(values.T, basis.movedim(0, -1), rank)
+        frame = eigenframe_of(eigenvalues, vectors, rank)
         return space, frame, values[:, values.shape[1] - rank :]
 
     def normal_variances(self, y: Tensor, rank: int) -> tuple[Tensor, Tensor]:

@@ -18,6 +18,7 @@ from manifold_sde.compile import (
     Unsupported,
     compile_batched,
     compile_points,
+    eigen_kernel,
 )
 from manifold_sde.deadline import consult
 from manifold_sde.problem import Problem
@@ -132,6 +133,24 @@ class Kernels:
         one = partial(function, OnePoint(self.problem))
         kernel = self._c_kernel(name, one, arguments)
         return None if kernel is None else kernel(*(a.detach().contiguous() for a in arguments))
+
+    def eigh(self, matrices: Tensor) -> tuple[Tensor, Tensor]:
+        """Eigenvalues, ascending, and eigenvectors: (D, D, n) -> (D, n), (D, D, n).
+
+        NaN where a matrix is not finite.
+        """
+        on_cpu = matrices.device.type == "cpu"
+        kernel = eigen_kernel(len(matrices), matrices.dtype) if self.compiled and on_cpu else None
+        if kernel is not None:
+            values, vectors = kernel(matrices.detach().contiguous())
+            return values, vectors
+        batch = matrices.movedim(-1, 0)
+        lost = ~torch.isfinite(batch).flatten(1).all(1)
+        # LAPACK refuses what is not finite.
+        values, vectors = torch.linalg.eigh(batch.masked_fill(lost[:, None, None], 0.0))
+        values = values.masked_fill(lost[:, None], torch.nan)
+        vectors = vectors.masked_fill(lost[:, None, None], torch.nan)
+        return values.T, vectors.movedim(0, -1)
 
     def no_part_of_one(self, what: str) -> None:
         """Say that what follows cannot be part of a kernel of several."""
