@@ -1,4 +1,4 @@
-"""What the training clock adds to a step of a transformer of 10 million parameters."""
+"""What the training clock adds to a step of a transformer, and what finding its groups takes."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from benchmarks import group_memory
 from benchmarks.rows import Row, one_thread, seconds
 from manifold_sde.training import MixingClock
 
@@ -19,6 +20,8 @@ OVERHEAD = 0.02
 #: Width, layers, sequences and their length; steps whose hooks are timed.
 SIZES, QUICK_SIZES = (384, 6, 8, 128), (16, 1, 2, 4)
 STEPS = 20
+#: Width of the transformer whose groups are looked for, of 28 million parameters.
+GROUPS_WIDTH = 768
 
 
 def rows(quick: bool = False) -> list[Row]:
@@ -31,6 +34,8 @@ def rows(quick: bool = False) -> list[Row]:
     with one_thread():
         for name, make in OPTIMIZERS.items():
             found.append(against_a_step(name, make, *(QUICK_SIZES if quick else SIZES)))
+    if not quick:
+        found.append(group_memory.row(GROUPS_WIDTH))
     return found
 
 

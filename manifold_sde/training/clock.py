@@ -32,6 +32,7 @@ SAMPLINGS = ("iid", "reshuffled")
 _MOST_PENDING = 1000
 _MOST_HISTORY = 2000
 _MOST_SIZES = 50
+_SLOW = 0.5
 
 
 class MixingClock:
@@ -56,10 +57,10 @@ class MixingClock:
         inputs: A batch of what the module is called with, to measure them.
         forward: How to call it, if not ``model(inputs)``.
         rule: What an optimizer does that is not torch's: ``"sgdw"``, ``"signsgd"``, ``"signum"``,
-            ``"lion"``, ``"normalised_sgd"``, ``"lamb"``, ``"lars"`` (with ``lr`` times the trust
-            coefficient), ``"hyperball"``, or ``"norms"`` if only its decay is known, 1 - lr *
-            weight_decay: then the growth of the norms is taken for the clock, and alignment with
-            the gradient for noise.
+            ``"lion"``, ``"normalised_sgd"``, ``"lamb"``, ``"lars"`` (``lr`` times the group's
+            ``trust_coefficient``, if any), ``"hyperball"``, or ``"norms"`` if only its decay is
+            known, 1 - lr * weight_decay: then the growth of the norms is taken for the clock, and
+            alignment with the gradient for noise.
         sampling: ``"iid"`` where batches are drawn independently (f = 1), ``"reshuffled"`` where
             every sample comes once an epoch and looks the same each time (f = 0), or the share f
             itself, such as ``SamplingNoise.lasting_share`` where a last batch is short.
@@ -142,7 +143,7 @@ class MixingClock:
             now = options_of(optimizer.param_groups[lane.index]).numbers()
             matrix(self.rule, now, np.ones(1))  # what has no clock is refused here
             variance(self.rule, now)
-        self._resumed = has_stepped(optimizer)
+        self._new = True
         self._hooks = [
             optimizer.register_step_pre_hook(self._before),
             optimizer.register_step_post_hook(self._after),
@@ -157,14 +158,15 @@ class MixingClock:
 
     @torch.no_grad()
     def _before(self, optimizer: Any, args: Any, kwargs: Any) -> None:
-        if self._resumed and not self.steps:
+        # Looked at here, as the optimizer's state may be loaded after the clock is made.
+        if self._new and has_stepped(self.optimizer):
             warnings.warn(
                 "The optimizer has made steps before this clock was there: it starts at 0 here. "
                 "Load the clock's state too: clock.load_state_dict(checkpoint['clock']).",
                 MixingClockWarning,
                 stacklevel=3,
             )
-            self._resumed = False
+        self._new = False
         close = self.steps < 2 * self.details or self.steps % self.details == 0
         # A fused optimizer is given scaled gradients by a GradScaler, and may leave out the step.
         scale = getattr(optimizer, "grad_scale", None)
@@ -268,20 +270,54 @@ class MixingClock:
             )
         }
 
-    @property
-    def time(self) -> float:
-        """The angular clock v of the slowest group (of the median of its parts) that moves."""
+    def _clocks(self) -> list[tuple[float, int, str]]:
+        """Clock v (of the median of its parts), weights and name of each group that moves."""
         if any(lane.pending for lane in self._lanes):
             self._catch_up()
-        clocks = [
-            float(np.median(part))
+        return sorted(
+            (float(np.median(part)), group.weights, group.name)
             for lane in self._lanes
-            for part, count in zip(
-                split(lane, lane.track.clock), split(lane, lane.track.count), strict=True
+            for group, part, count in zip(
+                lane.watch.groups,
+                split(lane, lane.track.clock),
+                split(lane, lane.track.count),
+                strict=True,
             )
             if count.max() > 0
-        ]
-        return min(clocks, default=0.0)
+        )
+
+    def _middle(self) -> tuple[float, str]:
+        """Clock v and name of the group up to which half of the weights that move have less."""
+        clocks = self._clocks()
+        half, before = 0.5 * sum(weights for _, weights, _ in clocks), 0
+        for v, weights, name in clocks:
+            before += weights
+            if before >= half:
+                return v, name
+        return 0.0, ""
+
+    @property
+    def time(self) -> float:
+        """The angular clock v of the group in the middle, half of the weights having less.
+
+        A small group with rates of its own, such as gains without weight decay, does not count.
+        """
+        return self._middle()[0]
+
+    @property
+    def slowest(self) -> float:
+        """The angular clock v of the slowest group that moves."""
+        return min(self._clocks(), default=(0.0, 0, ""))[0]
+
+    def time_of(self, group: str) -> float:
+        """The angular clock v of a group (of the median of its parts).
+
+        Raises:
+            ArgumentError: If there is no group of this name.
+        """
+        names = [g.name for g in self.groups]
+        check_choice("group", group, names, f"group={names[0]!r}")
+        return float(np.median(self.each(lambda track: track.clock)[group]))
 
     @property
     def clipped(self) -> float:
@@ -367,14 +403,14 @@ class MixingClock:
                 stacklevel=2,
             )
         found = {"clock/steps": float(self.steps), "clock/v": self.time}
+        found["clock/slowest"] = self.slowest
         fresh, effective = self.fresh, self.effective
         if fresh is not None and effective is not None:
             found |= {"clock/fresh": fresh, "clock/effective": effective}
         if self.noise is not None:
             found["clock/noise_share"] = self.noise.share
-        found["clock/growth"] = min(
-            (float(np.median(part)) for part in self.each(lambda t: t.growth).values()), default=0.0
-        )
+        growth = self.each(lambda track: track.growth).get(self._middle()[1], np.zeros(1))
+        found["clock/growth"] = float(np.median(growth))
         if not each_group:
             return found
         quantities: dict[str, Callable[[Track], Array]] = {
@@ -393,6 +429,9 @@ class MixingClock:
     def __str__(self) -> str:
         v, fresh = self.time, self.fresh
         line = f"{self.steps} steps, angular clock v = {v:.3g}"
+        slow = [name for t, _, name in self._clocks() if t < _SLOW * v]
+        if slow:
+            line += f" ({self.slowest:.3g} in {slow[0]}{' and others' * (len(slow) > 1)})"
         if fresh is None:
             return (
                 f"{line}; exploration of minimisers: unknown\n"
@@ -444,4 +483,4 @@ class MixingClock:
             lane.pending.clear()
             lane.track.load(track)
             lane.started = self.steps > 0
-        self._resumed = False
+        self._new = False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -37,44 +37,46 @@ def floating(outputs: Any) -> list[Tensor]:
     return []
 
 
-@dataclass
 class Sums:
     """What backward passes say of one tensor.
+
+    The arrays are there before the first pass: small ones made between the large ones of a pass
+    would keep these from being given back.
+
+    Args:
+        weight: The tensor.
+        passes: Number of passes.
 
     Attributes:
         along: For its first and second dimension, <w, grad f> of each row (passes, rows).
         squares: The sums of the squares of the terms, in the same form.
     """
 
-    along: list[list[Array]] = field(default_factory=lambda: [[], []])
-    squares: list[list[Array]] = field(default_factory=lambda: [[], []])
+    def __init__(self, weight: Tensor, passes: int) -> None:
+        rows = weight.shape[:2] or (1,)
+        self.along, self.squares = ([np.zeros((passes, n)) for n in rows] for _ in range(2))
 
-    def add(self, weight: Tensor, gradient: Tensor | None) -> None:
-        """Add a pass."""
-        for axis in range(min(2, max(1, weight.dim()))):
-            rows = weight.shape[axis] if weight.dim() else 1
-            if gradient is None:
-                sums = squares = np.zeros(rows)
-            else:
-                terms = weight.detach() * gradient
-                if weight.dim() > 1:
-                    terms = terms.transpose(0, axis)
-                terms = terms.reshape(rows, -1)
-                sums = terms.sum(1, dtype=torch.float64).cpu().numpy()
-                squares = terms.square().sum(1, dtype=torch.float64).cpu().numpy()
-            self.along[axis].append(sums)
-            self.squares[axis].append(squares)
+    def add(self, count: int, weight: Tensor, gradient: Tensor | None) -> None:
+        """Set what a pass says."""
+        if gradient is None:
+            return
+        terms = weight.detach() * gradient
+        for axis, (along, squares) in enumerate(zip(self.along, self.squares, strict=True)):
+            rows = terms.transpose(0, axis) if terms.dim() > 1 else terms
+            rows = rows.reshape(along.shape[1], -1)
+            along[count] = rows.sum(1, dtype=torch.float64).cpu()
+            squares[count] = (rows * rows).sum(1, dtype=torch.float64).cpu()
 
     def blocks(self, axis: int, size: int) -> tuple[Array, Array]:
         """Sums and squares of blocks of ``size`` rows each: (passes, blocks)."""
-        sums, squares = (np.stack(z[axis]) for z in (self.along, self.squares))
+        sums, squares = self.along[axis], self.squares[axis]
         shape = (len(sums), -1, size)
         return sums.reshape(shape).sum(2), squares.reshape(shape).sum(2)
 
     @property
     def total(self) -> tuple[Array, Array]:
         """Sums and squares of the whole tensor: (passes,)."""
-        return np.stack(self.along[0]).sum(1), np.stack(self.squares[0]).sum(1)
+        return self.along[0].sum(1), self.squares[0].sum(1)
 
 
 @dataclass
@@ -162,7 +164,7 @@ class Probe:
 
     def measure(self, saved: dict[str, Tensor], passes: int) -> Measured:
         """Euler's sums at perturbed weights, with a random cotangent a pass."""
-        sums = {name: Sums() for name in self.tensors}
+        sums = {name: Sums(tensor, passes) for name, tensor in self.tensors.items()}
         values = np.zeros(passes)
         degrees: Degrees | None = None
         for count in range(passes):
@@ -187,7 +189,7 @@ class Probe:
                 outputs, list(self.tensors.values()), cotangents, allow_unused=True
             )
             for (name, tensor), gradient in zip(self.tensors.items(), gradients, strict=True):
-                sums[name].add(tensor, gradient)
+                sums[name].add(count, tensor, gradient)
             del outputs, gradients
         assert degrees is not None
         epsilon = max(torch.finfo(p.dtype).eps for p in self.tensors.values())

@@ -122,12 +122,14 @@ class Records:
             )
         self._rows.append((step, clock, row))
 
-    def record(self, step: int, clock: float | Clock) -> None:
+    def record(self, step: int, clock: float | Clock, group: str | None = None) -> None:
         """Ask the recorders, and append what they say.
 
         Args:
             step: The step.
             clock: The clock there: a number, or a ``MixingClock``, whose ``time`` is read.
+            group: The group whose clock is read instead, where what is recorded is of a group with
+                rates of its own.
 
         Raises:
             NonFiniteError, ArgumentError: As :meth:`append`.
@@ -136,7 +138,9 @@ class Records:
         for recorder in self.recorders:
             values.update(recorder())
         reading = real(clock)
-        self.append(step, clock.time if math.isnan(reading) else reading, values)  # type: ignore[union-attr]
+        if math.isnan(reading):
+            reading = clock.time if group is None else clock.time_of(group)  # type: ignore[union-attr]
+        self.append(step, reading, values)
 
     def save(self, path: str | Path) -> None:
         """Write an .npz file.

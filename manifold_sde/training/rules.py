@@ -24,6 +24,9 @@ from manifold_sde.training.update_variance import (
 
 NORMS = "norms"
 """The rule of an optimizer of which only the decay is known: the clock is read off the norms."""
+_AVERAGED = ("momentum", "betas")
+"""What a rule with a running average calls its share; others have one of these by other names."""
+_OTHER_NAMES = ("beta", "beta1", "beta_1", "mu", "momentum_decay", "nesterov_momentum")
 DECLARED = (*LINEAR, *ADAM, "signsgd", "signum", "lion", "normalised_sgd", *RELATIVE, NORMS)
 
 
@@ -51,14 +54,14 @@ class Options:
 
 
 def options_of(group: Mapping[str, Any]) -> Options:
-    """The options that a parameter group has now."""
+    """The options that a parameter group has now; ``lr`` times the trust coefficient, if any."""
 
     def kept(value: Any) -> Any:
         return value.detach().clone() if isinstance(value, torch.Tensor) else value
 
     betas = group.get("betas", (0.9, 0.999))
     return Options(
-        kept(group["lr"]),
+        kept(group["lr"]) * group.get("trust_coefficient", 1.0),
         kept(group.get("weight_decay", 0.0)),
         kept(group.get("momentum", 0.0)),
         kept(group.get("dampening", 0.0)),
@@ -90,6 +93,8 @@ def rule_of(optimizer: object, declared: str | None) -> str:
                 remedy=f'rule="{NORMS}" for an optimizer that multiplies the weights by '
                 "1 - lr * weight_decay, whatever else it does",
             )
+        for group in optimizer.param_groups:
+            _require_options(declared, group)
         return declared
     if type(optimizer) is torch.optim.SGD:
         return "sgd"
@@ -116,6 +121,26 @@ def rule_of(optimizer: object, declared: str | None) -> str:
         expected="SGD, Adam, AdamW or Muon of torch.optim, or a declared rule",
         remedy=f"rule= one of {', '.join(DECLARED)}; its options are read from param_groups: lr, "
         "weight_decay, momentum or betas",
+    )
+
+
+def _require_options(rule: str, group: Mapping[str, Any]) -> None:
+    """Check that a parameter group has what its declared rule is read from.
+
+    Raises:
+        ArgumentError: If it has not, or has it by another name.
+    """
+    by_betas = rule in (*ADAM, "lion", "lamb")
+    needed = "betas" if by_betas else "momentum"
+    other = [name for name in (*_OTHER_NAMES, *_AVERAGED) if name in group and name != needed]
+    if rule == NORMS or needed in group or not (by_betas or rule == "signum" or other):
+        return
+    raise ArgumentError(
+        f"the optimizer's parameter groups have no {needed!r}, of which {rule!r} is made",
+        received=", ".join(name for name in group if name != "params"),
+        expected=needed + (", a pair" if by_betas else ", a number; 0 for none"),
+        remedy=f'for group in optimizer.param_groups: group["{needed}"] = ..., what the optimizer '
+        f'uses; or rule="{NORMS}"',
     )
 
 
