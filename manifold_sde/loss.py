@@ -188,10 +188,16 @@ class Loss:
 
     def third_derivative(self, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
         """Second directional derivative of the gradient, along a and b: (D,) each -> (D,)."""
-        third = derivatives.third_derivative
+        backward = derivatives.reverse_third_derivative
         if self._goes_backward():
-            third = derivatives.reverse_third_derivative
-        return self._derivative(third, x, a, b, copies=4)
+            return self._derivative(backward, x, a, b, copies=4)
+        try:
+            return self._derivative(derivatives.third_derivative, x, a, b, copies=4)
+        except NotImplementedError:
+            # Some operations have a forward mode only where no graph is recorded.
+            if not self.reverses:
+                raise
+            return self._derivative(backward, x, a, b, copies=4)
 
     def _goes_backward(self) -> bool:
         """Whether reverse mode alone is taken: where it is right, and no graph is recorded."""

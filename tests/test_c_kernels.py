@@ -21,6 +21,7 @@ pytestmark = pytest.mark.skipif(c_library.c_compiler() is None, reason="no C com
 
 GENERATOR = torch.Generator().manual_seed(3)
 W = torch.randn(4, 6, dtype=torch.float64, generator=GENERATOR)
+T = torch.randn(3, 6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
 X = torch.randn(6, 37, dtype=torch.float64, generator=GENERATOR)
 A, B = (torch.randn(6, 37, dtype=torch.float64, generator=GENERATOR) for _ in range(2))
 
@@ -42,6 +43,9 @@ LOSSES: dict[str, Callable[[Tensor], Tensor]] = {
     "where": lambda x: torch.where(x > 0.1, x**3, x.exp()).sum() + F.relu(W @ x).square().sum(),
     "products": _products,
     "angles": lambda x: torch.atan2(x[0], x[1]) ** 2 + x[2] * torch.sin(x[3:]).sum(),
+    "forms of second degree": lambda x: torch.einsum("mij,i,j->m", T, x, x).square().sum(),
+    "classes": lambda x: F.cross_entropy((W @ x)[None], torch.tensor([2])),
+    "places": lambda x: x.scatter(0, torch.tensor([1, 4]), W[0, :2] * x[2]).pow(3).sum(),
     "shapes": lambda x: torch.cat([x[1:], x[:1]]).flip(0).roll(2).reshape(3, 2).T[0].var(),
 }
 
@@ -71,6 +75,18 @@ def test_derivatives_to_third_order_are_those_of_torch(name: str) -> None:
         ):
             assert f.shape == w.shape
             assert float((f - w).abs().max()) < 1e-12 * max(1.0, float(w.abs().max()))
+
+
+def test_an_operation_without_forward_mode_in_a_graph() -> None:
+    loss = Loss(lambda x: F.silu(W @ x).square().sum(), 6, None)
+    loss.reverses = True
+    few = tuple(a[:, :3].contiguous() for a in (X, A, B))
+    kernel = compile_points(loss.third_derivative, few)
+    assert kernel is not None
+    want = vmap(loss.third_derivative, in_dims=-1, out_dims=-1)(X, A, B)
+    torch.testing.assert_close(kernel(X, A, B), want, rtol=1e-12, atol=1e-12)
+    loss.reverses = False  # where reverse mode was not seen to give the same
+    assert compile_points(loss.third_derivative, few) is None
 
 
 def test_a_path_has_the_same_bits_in_any_company() -> None:

@@ -6,6 +6,7 @@ and the operation's own arguments.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ from manifold_sde.compile.batch_last import Unsupported
 from manifold_sde.compile.scalar_program import ScalarProgram
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Numbers:
     """A tensor whose entries are values of a program.
 
@@ -155,11 +156,28 @@ def _var(
 def _index_put(run: Any, x: Any, indices: Any, values: Any, accumulate: bool = False) -> Numbers:
     if any(isinstance(i, Numbers) for i in indices):
         raise Unsupported("an index that depends on the point")
-    x, values = run.numbers(x), run.numbers(values)
-    places = torch.arange(x.values.numel()).reshape(x.values.shape)[
-        tuple(slice(None) if i is None else i for i in indices)
-    ]
-    entries, new = x.values.flatten().tolist(), values.values.expand(places.shape).flatten()
+    x = run.numbers(x)
+    where = tuple(slice(None) if i is None else i for i in indices)
+    return _written(run, x, _places(x)[where], values, accumulate)
+
+
+def _scatter(run: Any, x: Any, dim: int, index: Any, values: Any, *, add: bool) -> Numbers:
+    if isinstance(index, Numbers):
+        raise Unsupported("an index that depends on the point")
+    x = run.numbers(x)
+    places = _places(x).gather(dim, index)
+    if isinstance(values, Numbers):  # of which the first are taken
+        values = values.like(values.values[tuple(slice(n) for n in index.shape)])
+    return _written(run, x, places, values, add)
+
+
+def _places(x: Numbers) -> torch.Tensor:
+    return torch.arange(x.values.numel()).reshape(x.values.shape)
+
+
+def _written(run: Any, x: Numbers, places: torch.Tensor, values: Any, accumulate: bool) -> Numbers:
+    entries = x.values.flatten().tolist()
+    new = run.numbers(values).values.expand(places.shape).flatten()
     for place, value in zip(places.flatten().tolist(), new.tolist(), strict=True):
         old = entries[place]
         entries[place] = run.program.apply("add", old, value) if accumulate else value
@@ -258,6 +276,8 @@ RULES: dict[str, Callable[..., Any]] = {
     "broadcast_in_dim": _broadcast_in_dim,
     "var": _var,
     "index_put": _index_put,
+    "scatter": functools.partial(_scatter, add=False),
+    "scatter_add": functools.partial(_scatter, add=True),
     "mm": _matmul,
     "mv": _matmul,
     "bmm": _matmul,

@@ -157,6 +157,8 @@ class _Scalars(Interpreter):
             raise Unsupported("too many operations")
         if target is operator.getitem:
             return args[0][args[1]]
+        if isinstance(target, type) and issubclass(target, tuple):
+            return tuple(args)  # results under names
         packet = getattr(target, "overloadpacket", target)
         name = getattr(packet, "__name__", str(packet)).split(".")[-1]
         if name in FILLED:
@@ -249,7 +251,14 @@ class _Scalars(Interpreter):
                 a = self.numbers(a)
             return a.values if isinstance(a, Numbers) else a
 
-        found = target(*map(inner, args), **{k: inner(v) for k, v in kwargs.items()})
+        moved = [inner(a) for a in args]
+        try:
+            found = target(*moved, **{k: inner(v) for k, v in kwargs.items()})
+        except RuntimeError:
+            # These numbers lie in another order than torch's, so that a view of them is a copy.
+            if getattr(target, "overloadpacket", None) not in (aten.view, aten._unsafe_view):
+                raise
+            found = moved[0].reshape(moved[1])
         if isinstance(found, (list, tuple)):
             return [first.like(a) for a in found]
         return first.like(found)
@@ -286,6 +295,9 @@ class _Scalars(Interpreter):
         target = args[0]
         if not isinstance(target, Numbers):
             raise Unsupported("writing to a constant")
+        if name in MOVES:  # another view of the same numbers
+            target.values = self._move(operation, args, kwargs).values
+            return target
         if name == "copy":
             result = self.numbers(args[1])
         elif name in ("zero", "fill"):

@@ -283,8 +283,9 @@ class Circle:
 
 @pytest.mark.paper("Theorem 5.5")
 @pytest.mark.thorough
-def test_the_plan_of_a_small_rate_with_sgd_itself() -> None:
-    """24 runs of SGD at lr, a plan from each for lr / 10, and 1500 runs there."""
+@pytest.mark.parametrize(("smaller", "paths"), [(10, 1500), (100, 500)])
+def test_the_plan_of_a_small_rate_with_sgd_itself(smaller: int, paths: int) -> None:
+    """24 runs of SGD at lr, a plan from each for a tenth and a hundredth of it, and runs there."""
     law = CircleDiffusion.reversible(problems.varying_circle())
     relaxed, trace = law.relaxation_time, float(law.trace[0])
     lr, decay = 0.04, 0.01
@@ -295,7 +296,7 @@ def test_the_plan_of_a_small_rate_with_sgd_itself() -> None:
         plan(
             relaxation(cosines[:, i], trace * clocks[:, i], modes=1),
             relaxations=1.0,
-            lr=lr / 10,
+            lr=lr / smaller,
             weight_decay=decay,
             norm=1.0,
             noise=trace,
@@ -303,15 +304,15 @@ def test_the_plan_of_a_small_rate_with_sgd_itself() -> None:
         for i in range(24)
     ]
     exact = plan(
-        trace * relaxed, relaxations=1.0, lr=lr / 10, weight_decay=decay, norm=1.0, noise=trace
+        trace * relaxed, relaxations=1.0, lr=lr / smaller, weight_decay=decay, norm=1.0, noise=trace
     ).steps[1]
     assert sum(p.steps[0] <= exact <= p.steps[2] for p in plans) >= 20
     end = round(exact)
-    _, small = Circle().run(lr / 10, decay, end, 1.0, 1500, end)
-    mean, error = small[-1].mean(), small[-1].std() / math.sqrt(1500)
+    _, small = Circle().run(lr / smaller, decay, end, 1.0, paths, end)
+    mean, error = small[-1].mean(), small[-1].std() / math.sqrt(paths)
     assert abs(mean - law.expectation(np.cos, relaxed)) < 4.0 * error
-    wrong = round(steps / 30.0 * 10.0)  # const/lr
-    _, early = Circle().run(lr / 10, decay, wrong, 1.0, 1500, wrong)
+    wrong = round(steps / 30.0 * smaller)  # const/lr and const/(lr * weight_decay)
+    _, early = Circle().run(lr / smaller, decay, wrong, 1.0, paths, wrong)
     assert abs(early[-1].mean() - law.expectation(np.cos, relaxed)) > 4.0 * error
 
 
