@@ -20,6 +20,9 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from manifold_sde import derivatives
 from manifold_sde.derivatives import jvp
 
+#: Numbers of the gradients of samples that are held at once where their sums alone are wanted.
+_GRADIENT_NUMBERS = 1 << 22
+
 
 def follow(value: Tensor, x: Tensor) -> Tensor:
     """A constant in the dtype and on the device of x; whole numbers keep their dtype."""
@@ -273,17 +276,49 @@ class Loss:
         over all.
         """
         if self.per_sample is not None:
+            whole = self.per_sample.passes()
+            return joined(lambda which: self.map_samples(derivatives.gradient, x, which), whole)
+        return self.gradients_of(x, slice(0, self.n_samples or 1))
 
-            def of_one(*sample: Tensor) -> Tensor:
-                own = [d[None] for d in sample]
-                return derivatives.gradient(lambda z: self._losses_of(z, *own)[0], x)
+    def gradients_of(self, x: Tensor, which: slice) -> Tensor:
+        """Gradients of the losses of some samples, in one vectorised pass: (D,) -> (b, D)."""
+        if self.per_sample is not None:
+            return self.map_samples(derivatives.gradient, x, which)
+        rows = derivatives.unit_rows(self.n_samples or 1, which.start, which.stop, x)
+        return torch.vmap(lambda w: self.weighted_gradient(x, w))(rows)
 
-            samples = self.per_sample
-            return joined(
-                lambda which: torch.vmap(of_one)(*samples.data_for(x, which)), samples.passes()
-            )
-        identity = torch.eye(self.n_samples or 1, dtype=x.dtype, device=x.device)
-        return torch.vmap(lambda w: self.weighted_gradient(x, w))(identity)
+    def map_samples(
+        self, function: Callable[..., Tensor], x: Tensor, which: slice, *vectors: Tensor
+    ) -> Tensor:
+        """A function of the loss of ONE sample, of x and of a vector of its own, for some samples.
+
+        Samples must not act on each other.
+
+        Args:
+            function: Function of a scalar function of x, of x (D,), and of vectors (D,).
+            x: Point (D,).
+            which: The samples, b of them.
+            *vectors: A vector for each of them, (b, D).
+
+        Returns:
+            Tensor (b, ...).
+        """
+        samples = self.per_sample
+        assert samples is not None
+
+        def of_one(own: tuple[Tensor, ...], sample: tuple[Tensor, ...]) -> Tensor:
+            data = [d[None] for d in sample]
+            return function(lambda z: self._losses_of(z, *data)[0], x, *own)
+
+        return torch.vmap(of_one)(vectors, samples.data_for(x, which))
+
+    def blocks_of_samples(self) -> list[slice]:
+        """Samples whose gradients are computed at once, of which no more are held."""
+        assert self.n_samples is not None
+        size = max(1, _GRADIENT_NUMBERS // self.dim)
+        if self.per_sample is not None and self.per_sample.per_pass is not None:
+            size = min(size, self.per_sample.per_pass)
+        return slices(self.n_samples, size)
 
     def _losses_of(self, x: Tensor, *data: Tensor) -> Tensor:
         """Losses of any samples, given their data: (D,) -> (n,)."""
