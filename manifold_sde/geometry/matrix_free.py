@@ -118,8 +118,7 @@ class MatrixFreeSpace(NormalSpace):
 
     def script_t_at(self, y: Tensor, a: Tensor, b: Tensor) -> Tensor:
         """Sum over k of d^2(grad L)[a_k, b_k], rows (k, D) each: -> (D,)."""
-        total = torch.zeros_like(y)
-        size = self.block(y)
+        size, total = self.block(y), torch.zeros_like(y)
         for p, q in zip(a.split(size), b.split(size), strict=True):
             total = total + vmap(lambda s, t: self.loss.third_derivative(y, s, t))(p, q).sum(0)
         return total
@@ -351,6 +350,11 @@ class MatrixFreeSpace(NormalSpace):
 def each(function: Callable[..., Any], *arguments: Tensor) -> Any:
     """A function of one point at all points, points last; what has one point serves all."""
     n = max(a.shape[-1] for a in arguments)
+    if n == 1:  # in a batch of one, products of matrices take twice as long
+        found = function(*(a[..., 0].contiguous() for a in arguments))
+        if isinstance(found, Tensor):
+            return found[..., None]
+        return tuple(part[..., None] for part in found)
     one = [a.shape[-1] == 1 < n for a in arguments]
     dims = tuple(None if o else -1 for o in one)
     given = (a[..., 0] if o else a.contiguous() for a, o in zip(arguments, one, strict=True))

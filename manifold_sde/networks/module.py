@@ -77,7 +77,9 @@ def network_loss(
     n_outputs = len(few(small.test_point)[0]) if measure.is_least_squares else None
     checked = _loss(few, small, n_outputs)
     loss_checks.require_derivatives(checked, few, "network's loss")
-    return network, _loss(_function(network), network, n_outputs)
+    made = _loss(_function(network), network, n_outputs)
+    made.reverses = checked.reverses
+    return network, made
 
 
 def _loss(

@@ -28,4 +28,6 @@ class Walk(Scheme):
     ) -> tuple[Tensor, Tensor]:
         """One step."""
         assert isinstance(sde, ManifoldEquation)
+        if sde.drift_columns:
+            return sde.estimated_walk(x, basis, h, noise.dw, noise.extra)
         return sde.retract(x + sde.tangent_increment(x, basis, h, noise.dw), basis)
