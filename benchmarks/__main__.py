@@ -33,6 +33,7 @@ NAMES = (
     "cold",
     "training",
     "one_path",
+    "sampling",
 )
 PACKAGES = (
     "manifold_sde",

@@ -320,29 +320,24 @@ class ManifoldEquation(StochasticEquation):
         products = self.geometry.products
         return 0 if products is None else products.drift_columns
 
-    def tangent_increment(self, x: Tensor, basis: Tensor, h: Tensor, w: Tensor) -> Tensor:
-        """Tangent part of the direction's Ito drift times h, and P sigma w: -> (D, n)."""
-        return drift.tangent_increment(self.space, x / column_norms(x), basis, h, w)
-
-    def estimated_walk(
+    def tangent_increment(
         self, x: Tensor, basis: Tensor, h: Tensor, w: Tensor, draw: Callable[[int], Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        """A step of the walk whose drift is taken by random columns of the noise.
+    ) -> Tensor:
+        """Tangent part of the direction's Ito drift times h, and P sigma w: -> (D, n).
 
         Args:
             x: States (D, n).
             basis: Reference bases there (D, d, n).
             h: Steps, () or (n,).
             w: Increments (m, n).
-            draw: What returns so many standard normals a path.
-
-        Returns:
-            Directions, and reference bases there; NaN where a path is lost.
+            draw: What returns so many standard normals a path, for a drift by random columns.
         """
-        space = self.space
+        space, y = self.space, x / column_norms(x)
+        if not self.drift_columns:
+            return drift.tangent_increment(space, y, basis, h, w)
         assert isinstance(space, MatrixFreeSpace)
         normals = draw(sketched_drift.numbers(space, self.drift_columns))
-        return sketched_drift.walk(space, x / column_norms(x), basis, h, w, normals)
+        return sketched_drift.increment(space, y, basis, h, w, normals)
 
     def noise(self, x: Tensor, basis: Tensor, w: Tensor) -> Tensor:
         """P sigma w: (D, n), (D, d, n), (m, n) -> (D, n)."""

@@ -6,18 +6,14 @@ import torch
 from torch import Tensor
 
 from manifold_sde.columns import column_norms
-from manifold_sde.geometry.normal_space import Frame, NormalSpace
+from manifold_sde.geometry.normal_space import NormalSpace
 
 #: Last step of a retraction that has arrived, relative to the norm.
 ARRIVED = {torch.float64: 1e-12, torch.float32: 1e-5}
 
 
-#: Steps by the frame of a point nearby, and those that come at the end in place of their accuracy.
-_BY_FRAME, _FURTHER = 4, 4
-
-
 def retract(
-    space: NormalSpace, x: Tensor, basis: Tensor, fresh_steps: int = 2, frame: Frame = ()
+    space: NormalSpace, x: Tensor, basis: Tensor, fresh_steps: int = 2
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Points of the manifold near x, with the norms of x.
 
@@ -28,25 +24,22 @@ def retract(
         x: Points near the manifold (D, n).
         basis: Reference bases nearby (D, d, n).
         fresh_steps: Newton steps with derivatives of their own, besides those that the route adds.
-        frame: The settled frame of a point nearby, by which steps are taken in their place.
 
     Returns:
         Points (D, n), reference bases there (D, d, n), and whether the point arrived, (n,): one
         that did not is NaN.
     """
 
-    def at_unit_vectors(y: Tensor, near: Tensor, *nearby: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def at_unit_vectors(y: Tensor, near: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         left = y[0]
-        for _ in range(_BY_FRAME if nearby else 0):
-            y, left = space.shared_step(y, nearby)
-        for _ in range(0 if nearby else fresh_steps + space.fresh_steps):
+        for _ in range(fresh_steps + space.fresh_steps):
             y, left, near = space.newton_step(y, near)
-        settled, near = space.settle(y, near)
-        for _ in range(space.shared_steps + (_FURTHER if nearby else 0)):
-            y, left = space.shared_step(y, settled)
+        frame, near = space.settle(y, near)
+        for _ in range(space.shared_steps):
+            y, left = space.shared_step(y, frame)
         return y, near, left
 
     r = column_norms(x)
-    y, near, left = space.over_points(at_unit_vectors, x / r, basis, *frame)
+    y, near, left = space.over_points(at_unit_vectors, x / r, basis)
     arrived = left <= ARRIVED.get(x.dtype, 1e-4)
     return torch.where(arrived, y * r, torch.nan), near, arrived

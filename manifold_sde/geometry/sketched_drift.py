@@ -24,10 +24,8 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from manifold_sde.columns import column_norms
 from manifold_sde.geometry.matrix_free import MatrixFreeSpace, each, eigen
 from manifold_sde.geometry.normal_space import Frame, without_radial_part
-from manifold_sde.geometry.retraction import retract
 
 
 def numbers(space: MatrixFreeSpace, columns: int) -> int:
@@ -35,13 +33,10 @@ def numbers(space: MatrixFreeSpace, columns: int) -> int:
     return columns * (space.noise.n_components(space.loss) + space.rank)
 
 
-def walk(
+def increment(
     space: MatrixFreeSpace, y: Tensor, basis: Tensor, h: Tensor, w: Tensor, normals: Tensor
-) -> tuple[Tensor, Tensor]:
-    """A step of the walk by random columns: along the tangent space, and back.
-
-    The way back begins with the frame of the way there. So there are two frames in a step, which
-    take M products with H each.
+) -> Tensor:
+    """What :func:`~manifold_sde.geometry.drift.tangent_increment` is, by random columns.
 
     Args:
         space: The route.
@@ -52,19 +47,16 @@ def walk(
         normals: What the columns are drawn from, :func:`numbers` of them a path, (k, n).
 
     Returns:
-        Unit vectors (D, n), NaN where a path is lost, and reference bases there.
+        Tensor (D, n).
     """
 
-    def at(
-        z: Tensor, near: Tensor, step: Tensor, v: Tensor, drawn: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def at(z: Tensor, near: Tensor, step: Tensor, v: Tensor, drawn: Tensor) -> Tensor:
         frame = space.frame(z, near)
         force = estimated_force(space, z, frame, drawn)
-        move = space.project(z, frame, step * force + space.kernels.noise_product(z, v))
-        moved = z + without_radial_part(move, z)
-        return retract(space, moved / column_norms(moved), near, frame=(z, *frame))[:2]
+        move = step * force + space.kernels.noise_product(z, v)
+        return without_radial_part(space.project(z, frame, move), z)
 
-    found: tuple[Tensor, Tensor] = space.over_points(at, y, basis, h.expand(y.shape[1]), w, normals)
+    found: Tensor = space.over_points(at, y, basis, h.expand(y.shape[1]), w, normals)
     return found
 
 
@@ -134,14 +126,13 @@ def _terms_at(
     def combine(c: Tensor) -> Tensor:
         return vmap(lambda row: space.combine_at(y, frame, row))(c)
 
-    def third(a: Tensor, b: Tensor) -> Tensor:
-        return vmap(lambda s, t: space.loss.third_derivative(y, s, t))(a, b)
-
     moves = vmap(lambda w: space.noise.product(space.loss, y, w))(drawn)
     inside = vmap(lambda v: space.components_at(y, frame, v))(moves)
     along = vmap(lambda v: space.project_at(y, frame, v))(moves)
     normal = combine(inside * values.rsqrt() * (own @ _root(values).T))
-    return -third(combine(inside / values), along) - 0.5 * third(normal, normal), along
+    pairs = torch.cat([combine(inside / values), normal]), torch.cat([along, 0.5 * normal])
+    thirds = vmap(lambda a, b: space.loss.third_derivative(y, a, b))(*pairs)
+    return -thirds[: len(along)] - thirds[len(along) :], along
 
 
 def _root(values: Tensor) -> Tensor:

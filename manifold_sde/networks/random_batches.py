@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from manifold_sde.arguments import check_integer, check_point
-from manifold_sde.errors import ArgumentError, NoiseError
+from manifold_sde.arguments import check_integer, check_point, kind_of
+from manifold_sde.errors import ArgumentError, DTypeError, NoiseError
 from manifold_sde.loss import Loss
 from manifold_sde.networks.copies import independent_copy
 from manifold_sde.networks.invariance_report import NetworkProblem
@@ -147,8 +147,16 @@ def batch_law(problem: NetworkProblem, x: Tensor) -> BatchLaw:
         x: Point (D,).
 
     Raises:
+        DTypeError: If it is none.
         NoiseError: If it has no losses of batches or samples.
     """
+    if not isinstance(getattr(problem, "pointwise", None), Loss):
+        raise DTypeError(
+            "the problem is not a Problem",
+            received=kind_of(problem),
+            expected="a problem of a module with batches",
+            remedy="Problem.from_module(..., batches=RandomBatches(size=32, count=256))",
+        )
     loss: Loss = problem.pointwise
     if loss.n_samples is None or loss.n_samples < 2:
         raise NoiseError(
@@ -157,7 +165,7 @@ def batch_law(problem: NetworkProblem, x: Tensor) -> BatchLaw:
             expected="a problem of several batches",
             remedy="Problem.from_module(..., batches=RandomBatches(size=32, count=256))",
         )
-    x = check_point(x, loss.dim)
+    x = check_point(x, loss.dim, values=True)
     mean, count = loss.gradient(x), loss.n_samples
     squares = torch.cat(
         [(loss.gradients_of(x, which) - mean).square().sum(1) for which in loss.blocks_of_samples()]

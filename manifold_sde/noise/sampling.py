@@ -180,11 +180,13 @@ class SamplingNoise(GradientNoise):
         mean = loss.gradient(x)
 
         def square(sample: ScalarFunction, z: Tensor) -> Tensor:
-            centred = gradient(sample, z) - mean
-            return centred @ centred
+            found = gradient(sample, z)
+            return found @ found
 
         parts = [loss.map_samples(square, x, which).sum() for which in loss.blocks_of_samples()]
-        return self._weight(loss) ** 2 * torch.stack(parts).sum()
+        whole = torch.stack(parts).sum() - self.n_components(loss) * (mean @ mean)
+        # Rounding of the mean's square may be left where all gradients are the same.
+        return self._weight(loss) ** 2 * whole.clamp(min=0.0)
 
     def own_correction(self, loss: Loss, x: Tensor) -> Tensor | None:
         """Return the sum of H_xi (grad L_xi - grad L), two vectorised passes over the samples."""
