@@ -23,6 +23,7 @@ from manifold_sde.networks.invariance_report import NetworkProblem
 from manifold_sde.networks.layers import GhostBatchNorm
 from manifold_sde.networks.mlp import generator_of
 from manifold_sde.networks.module_checks import RUNNING
+from manifold_sde.paper import implements
 
 
 @dataclass(frozen=True)
@@ -139,6 +140,7 @@ class BatchLaw:
         )
 
 
+@implements("Equation (2)")
 def batch_law(problem: NetworkProblem, x: Tensor) -> BatchLaw:
     """What the batches of a problem say of a step of SGD on random batches, and how surely.
 

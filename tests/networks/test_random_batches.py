@@ -123,6 +123,7 @@ def test_least_squares_of_batches() -> None:
     torch.testing.assert_close(p.sample_losses(p.vector(module())), torch.stack(losses))
 
 
+@pytest.mark.paper("Equation (2)")
 def test_mean_and_covariance_of_a_step_are_those_of_torch() -> None:
     p = problem()
     x = p.vector(module())
