@@ -22,11 +22,11 @@ from manifold_sde.networks import (
 from manifold_sde.solvers import run_sgd
 
 #: False-alarm rate of a statistical test, and steps that torch takes for it.
-ALARM, STEPS = 1e-4, 500
+ALARM, STEPS = 1e-4, 800
 GENERATOR = torch.Generator().manual_seed(4)
 INPUTS = torch.randn(60, 5, dtype=torch.float64, generator=GENERATOR)
 CLASSES = torch.randint(0, 3, (60,), generator=GENERATOR)
-BATCHES = RandomBatches(size=6, count=500, seed=1)
+BATCHES = RandomBatches(size=4, count=800, seed=1)
 LR = 0.1
 
 
@@ -36,7 +36,7 @@ def module() -> nn.Module:
     made = nn.Sequential(*layers).double()
     with torch.no_grad():
         for parameter in made.parameters():
-            parameter.add_(torch.randn(parameter.shape, dtype=torch.float64, generator=GENERATOR))
+            parameter.copy_(torch.randn(parameter.shape, dtype=torch.float64, generator=GENERATOR))
     return made
 
 
@@ -62,7 +62,7 @@ def torch_steps(train: bool = True) -> Tensor:
     for _ in range(STEPS):
         net = copy.deepcopy(module()).train(train)
         optimizer = torch.optim.SGD(net.parameters(), lr=LR)
-        rows = torch.randperm(60, generator=generator)[:6]
+        rows = torch.randperm(60, generator=generator)[:4]
         nn.CrossEntropyLoss()(net(INPUTS[rows]), CLASSES[rows]).backward()
         optimizer.step()
         found.append((before - flat(net.parameters())) / LR)
@@ -141,7 +141,7 @@ def by_running_statistics() -> Tensor:
     net(INPUTS)
     p = Problem.from_module(net.eval(), nn.CrossEntropyLoss(), INPUTS, CLASSES, SamplingNoise())
     gradients = p.pointwise.sample_gradients(p.vector(net))
-    return gradients[RandomBatches(size=6, count=500, seed=1).draw(60)].mean(1)
+    return gradients[RandomBatches(size=4, count=800, seed=1).draw(60)].mean(1)
 
 
 def of_the_whole_batch() -> Tensor:
@@ -159,8 +159,8 @@ def test_other_statistics_are_told(twin: Callable[[], Tensor]) -> None:
 
 
 def test_larger_batches_are_told() -> None:
-    """The twin of the covariance: batches of 12."""
-    p = make(batches=RandomBatches(size=12, count=500, seed=1))
+    """The twin of the covariance: batches of 8."""
+    p = make(batches=RandomBatches(size=8, count=800, seed=1))
     assert p_values(p.pointwise.sample_gradients(p.vector(module())), torch_steps())[1] < ALARM
 
 
@@ -178,9 +178,9 @@ def test_the_errors_that_are_reported() -> None:
         float(p.noise_trace(p.vector(module()))) * BATCHES.count / (BATCHES.count - 1)
     )
     assert "standard error" in str(law)
-    few = make(batches=RandomBatches(size=6, count=20, seed=9))
+    few = make(batches=RandomBatches(size=4, count=20, seed=9))
     rough = batch_law(few, few.vector(module()))
-    assert 3.0 < rough.gradient_error / law.gradient_error < 8.0  # 5 by the counts
+    assert 4.0 < rough.gradient_error / law.gradient_error < 10.0  # 6.3 by the counts
 
 
 def test_batch_normalisation_without_eps_is_scale_invariant() -> None:
@@ -214,7 +214,7 @@ def test_batch_normalisation_without_eps_is_scale_invariant() -> None:
         ),
         (
             lambda: Problem.from_module(
-                nn.Sequential(nn.Linear(5, 3), GhostBatchNorm(4)).double(),
+                nn.Sequential(nn.Linear(5, 3), GhostBatchNorm(3)).double(),
                 *(nn.CrossEntropyLoss(), INPUTS, CLASSES, SamplingNoise()),
                 batches=BATCHES,
             ),
