@@ -34,6 +34,7 @@ NAMES = (
     "cold",
     "training",
     "one_path",
+    "sampling",
 )
 PACKAGES = (
     "manifold_sde",

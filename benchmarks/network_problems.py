@@ -11,7 +11,7 @@ import functools
 import torch
 from torch import Tensor, nn
 
-from manifold_sde import LeastSquaresProblem, Problem, SphericalNoise
+from manifold_sde import LeastSquaresProblem, Problem, SamplingNoise, SphericalNoise
 from manifold_sde.networks import NormalizedMLP
 from manifold_sde.networks.data import digits
 
@@ -44,3 +44,53 @@ def network(size: str, samples: int) -> tuple[LeastSquaresProblem, Tensor]:
     assert isinstance(problem, LeastSquaresProblem)
     x = problem.vector(module)
     return problem.with_noise(SphericalNoise((problem.dim - 1) ** -0.5)), x / x.norm()
+
+
+class Sphere(nn.Module):
+    """Values brought to the length that is the root of their number."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Values (n, k) -> (n, k)."""
+        return x * x.square().mean(-1, keepdim=True).rsqrt()
+
+
+def against(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Losses (n,) of outputs and targets (n, k): - <output, target>."""
+    return -(outputs * targets).sum(1)
+
+
+@functools.lru_cache(maxsize=2)
+def disputed_digits(
+    samples: int, width: int, outputs: int = 5, agreed: int = 1
+) -> tuple[Problem, Tensor, nn.Module, tuple[Tensor, Tensor]]:
+    """Sampling noise along the manifold: digits whose labels contradict each other.
+
+    Outputs are on a sphere, and the loss is - <output, target>. Of a few digits the target is the
+    output; each of the others comes twice, with opposite targets, which cancel in the mean.
+
+    Args:
+        samples: Number of samples.
+        width: Width of the hidden layer, of 64 + ``outputs`` weights each.
+        outputs: Numbers of an output; the rank of H is one less for each digit agreed upon.
+        agreed: Digits that are agreed upon.
+
+    Returns:
+        The problem, a minimiser of norm 1, and the module and its data.
+    """
+    pairs = (samples - agreed) // 2
+    inputs = digits(agreed + pairs).inputs.double().flatten(1)
+    first, second = nn.Linear(64, width, bias=False), nn.Linear(width, outputs, bias=False)
+    module = nn.Sequential(first, Sphere(), nn.Tanh(), second, Sphere()).double()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for weight in module.parameters():  # layers of one norm
+            weight.normal_(generator=generator).div_(weight.norm())
+    with torch.no_grad():
+        agreement = 30.0 * module(inputs[:agreed])
+    targets = torch.randn(pairs, outputs, dtype=torch.float64, generator=generator)
+    data = torch.cat([inputs, inputs[agreed:]]), torch.cat([agreement, targets, -targets])
+    problem = Problem.from_module(
+        module, against, *data, SamplingNoise(), rank=agreed * (outputs - 1), name="disputed digits"
+    )
+    x = problem.vector(module)
+    return problem, x / x.norm(), module, data

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Self
 
 import torch
@@ -17,10 +18,11 @@ from torch import Tensor
 from manifold_sde.arguments import check_point, kind_of, require_norms
 from manifold_sde.columns import column_norms
 from manifold_sde.errors import ArgumentError, DTypeError, NoiseError, ShapeError
-from manifold_sde.geometry import Geometry, drift
+from manifold_sde.geometry import Geometry, drift, sketched_drift
 from manifold_sde.geometry.dense import DenseSpace
 from manifold_sde.geometry.kernels import Kernels
 from manifold_sde.geometry.least_squares import LeastSquaresSpace, has_zero_residuals
+from manifold_sde.geometry.matrix_free import MatrixFreeSpace
 from manifold_sde.geometry.normal_space import NormalSpace
 from manifold_sde.geometry.retraction import retract
 from manifold_sde.noise import SphericalNoise
@@ -312,9 +314,30 @@ class ManifoldEquation(StochasticEquation):
         found = self.space.over_points(self.space.reference_basis, safe / column_norms(safe))
         return torch.where(lost, torch.nan, found)
 
-    def tangent_increment(self, x: Tensor, basis: Tensor, h: Tensor, w: Tensor) -> Tensor:
-        """Tangent part of the direction's Ito drift times h, and P sigma w: -> (D, n)."""
-        return drift.tangent_increment(self.space, x / column_norms(x), basis, h, w)
+    @property
+    def drift_columns(self) -> int:
+        """Random columns of the noise by which the walk takes its drift; 0 where it is exact."""
+        products = self.geometry.products
+        return 0 if products is None else products.drift_columns
+
+    def tangent_increment(
+        self, x: Tensor, basis: Tensor, h: Tensor, w: Tensor, draw: Callable[[int], Tensor]
+    ) -> Tensor:
+        """Tangent part of the direction's Ito drift times h, and P sigma w: -> (D, n).
+
+        Args:
+            x: States (D, n).
+            basis: Reference bases there (D, d, n).
+            h: Steps, () or (n,).
+            w: Increments (m, n).
+            draw: What returns so many standard normals a path, for a drift by random columns.
+        """
+        space, y = self.space, x / column_norms(x)
+        if not self.drift_columns:
+            return drift.tangent_increment(space, y, basis, h, w)
+        assert isinstance(space, MatrixFreeSpace)
+        normals = draw(sketched_drift.numbers(space, self.drift_columns))
+        return sketched_drift.increment(space, y, basis, h, w, normals)
 
     def noise(self, x: Tensor, basis: Tensor, w: Tensor) -> Tensor:
         """P sigma w: (D, n), (D, d, n), (m, n) -> (D, n)."""

@@ -20,6 +20,9 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from manifold_sde import derivatives
 from manifold_sde.derivatives import jvp
 
+#: Numbers of the gradients of samples that are held at once where their sums alone are wanted.
+_GRADIENT_NUMBERS = 1 << 21
+
 
 def follow(value: Tensor, x: Tensor) -> Tensor:
     """A constant in the dtype and on the device of x; whole numbers keep their dtype."""
@@ -131,7 +134,8 @@ class Loss:
     gradient_size: float | None = None
     #: How a gradient is taken: so that it can be batched and differentiated, or not.
     _gradient: Callable[..., Tensor] = staticmethod(derivatives.gradient)
-    #: Whether second and third derivatives by reverse mode alone were seen to be right.
+    #: Whether second and third derivatives by reverse mode alone were seen to be right; they hold
+    #: twice as much of a pass.
     reverses = False
 
     def __init__(
@@ -177,10 +181,9 @@ class Loss:
 
     def hessian_product(self, x: Tensor, v: Tensor) -> Tensor:
         """The Hessian of L times v: (D,), (D,) -> (D,)."""
-        product = derivatives.hessian_product
         if self._goes_backward():
-            product = derivatives.reverse_hessian_product
-        return self._derivative(product, x, v, copies=2)
+            return self._derivative(derivatives.reverse_hessian_product, x, v, copies=4)
+        return self._derivative(derivatives.hessian_product, x, v, copies=2)
 
     def hessian(self, x: Tensor) -> Tensor:
         """The Hessian of L: (D,) -> (D, D)."""
@@ -190,14 +193,14 @@ class Loss:
         """Second directional derivative of the gradient, along a and b: (D,) each -> (D,)."""
         backward = derivatives.reverse_third_derivative
         if self._goes_backward():
-            return self._derivative(backward, x, a, b, copies=4)
+            return self._derivative(backward, x, a, b, copies=8)
         try:
             return self._derivative(derivatives.third_derivative, x, a, b, copies=4)
         except NotImplementedError:
             # Some operations have a forward mode only where no graph is recorded.
             if not self.reverses:
                 raise
-            return self._derivative(backward, x, a, b, copies=4)
+            return self._derivative(backward, x, a, b, copies=8)
 
     def _goes_backward(self) -> bool:
         """Whether reverse mode alone is taken: where it is right, and no graph is recorded."""
@@ -279,17 +282,49 @@ class Loss:
         over all.
         """
         if self.per_sample is not None:
+            whole = self.per_sample.passes()
+            return joined(lambda which: self.map_samples(derivatives.gradient, x, which), whole)
+        return self.gradients_of(x, slice(0, self.n_samples or 1))
 
-            def of_one(*sample: Tensor) -> Tensor:
-                own = [d[None] for d in sample]
-                return derivatives.gradient(lambda z: self._losses_of(z, *own)[0], x)
+    def gradients_of(self, x: Tensor, which: slice) -> Tensor:
+        """Gradients of the losses of some samples, in one vectorised pass: (D,) -> (b, D)."""
+        if self.per_sample is not None:
+            return self.map_samples(derivatives.gradient, x, which)
+        rows = derivatives.unit_rows(self.n_samples or 1, which.start, which.stop, x)
+        return torch.vmap(lambda w: self.weighted_gradient(x, w))(rows)
 
-            samples = self.per_sample
-            return joined(
-                lambda which: torch.vmap(of_one)(*samples.data_for(x, which)), samples.passes()
-            )
-        identity = torch.eye(self.n_samples or 1, dtype=x.dtype, device=x.device)
-        return torch.vmap(lambda w: self.weighted_gradient(x, w))(identity)
+    def map_samples(
+        self, function: Callable[..., Tensor], x: Tensor, which: slice, *vectors: Tensor
+    ) -> Tensor:
+        """A function of the loss of ONE sample, of x and of a vector of its own, for some samples.
+
+        Samples must not act on each other.
+
+        Args:
+            function: Function of a scalar function of x, of x (D,), and of vectors (D,).
+            x: Point (D,).
+            which: The samples, b of them.
+            *vectors: A vector for each of them, (b, D).
+
+        Returns:
+            Tensor (b, ...).
+        """
+        samples = self.per_sample
+        assert samples is not None
+
+        def of_one(own: tuple[Tensor, ...], sample: tuple[Tensor, ...]) -> Tensor:
+            data = [d[None] for d in sample]
+            return function(lambda z: self._losses_of(z, *data)[0], x, *own)
+
+        return torch.vmap(of_one)(vectors, samples.data_for(x, which))
+
+    def blocks_of_samples(self) -> list[slice]:
+        """Samples whose gradients are computed at once, of which no more are held."""
+        assert self.n_samples is not None
+        size = max(1, _GRADIENT_NUMBERS // self.dim)
+        if self.per_sample is not None and self.per_sample.per_pass is not None:
+            size = min(size, self.per_sample.per_pass)
+        return slices(self.n_samples, size)
 
     def _losses_of(self, x: Tensor, *data: Tensor) -> Tensor:
         """Losses of any samples, given their data: (D,) -> (n,)."""

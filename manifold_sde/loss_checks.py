@@ -386,7 +386,7 @@ def require_derivatives(loss: Loss, function: Callable[[Tensor], Tensor], what: 
             expected=DIFFERENTIABLE,
             remedy=_write_instead(operations),
         )
-    if loss.per_sample is None and loss.dim <= _LARGE:
+    if loss.per_sample is not None or loss.dim <= _LARGE:
         loss.reverses = _reverses(loss, points, exact)
 
 

@@ -18,6 +18,7 @@ from manifold_sde.loss import LeastSquaresLoss, Loss
 from manifold_sde.networks.function import NetworkFunction
 from manifold_sde.networks.invariance_report import breaking_parameters
 from manifold_sde.networks.module import network_loss
+from manifold_sde.networks.random_batches import RandomBatches
 from manifold_sde.networks.weights import ParameterBlock
 from manifold_sde.noise.base import Noise, check_noise
 from manifold_sde.paper import implements
@@ -131,6 +132,7 @@ class Problem:
         name: str | None = None,
         frozen: str | Iterable[str] = (),
         ghost_size: int | None = None,
+        batches: RandomBatches | None = None,
         memory: int | str | None = None,
         progress: bool | str = False,
     ) -> Problem:
@@ -150,15 +152,14 @@ class Problem:
             targets: Targets (N, ...).
             noise: The gradient noise.
             rank: Rank M of the Hessian, where it is known.
-            name: Name used in messages and figures; by default that of the module's class.
-            frozen: Names of parameters or of submodules that are constants; those that do not
-                require a gradient are constants anyway.
-            ghost_size: Number of samples, one after the other, that form a ghost batch, for a
-                module that couples them; :class:`~manifold_sde.networks.GhostBatchNorm` is found by
-                itself. The mean loss of a ghost batch is then one sample loss, and Xi = N / B.
-            memory: Bytes that one pass over samples may take, or a string such as ``"2 GiB"``;
-                1 GiB by default. Where samples do not act on each other, the loss and its
-                derivatives are sums over passes. A larger data set is kept in a temporary file.
+            name: Name for messages and figures; by default that of the module's class.
+            frozen: Names of parameters or submodules that are constants, as those without gradient.
+            ghost_size: Number B of samples, one after the other, that form a ghost batch, where a
+                module couples them (as ``GhostBatchNorm``, which is found by itself). The mean loss
+                of a ghost batch is then one sample loss, and Xi = N / B.
+            batches: Random batches, for batch normalisation in training mode: the mean loss of
+                each, by its own statistics, is then one sample loss.
+            memory: Bytes that one pass may take, or ``"2 GiB"``; larger data stand in a file.
             progress: Whether to show progress bars, or their label.
 
         Returns:
@@ -171,9 +172,8 @@ class Problem:
                 sample, the same in every batch, that torch differentiates three times.
             NoiseError: If the noise needs samples that the network couples.
         """
-        network, made = network_loss(
-            module, criterion, inputs, targets, noise, frozen, ghost_size, memory, progress
-        )
+        data = module, criterion, inputs, targets
+        network, made = network_loss(*data, noise, frozen, ghost_size, batches, memory, progress)
         kind: Any = LeastSquaresProblem if isinstance(made, LeastSquaresLoss) else Problem
         problem: Problem = kind(made, made.dim, noise, rank=rank, name=name or network.__name__)
         problem.network = network

@@ -769,6 +769,16 @@ def targets(folder: Path) -> dict[str, Target]:
         "invariant_groups": of(
             networks.invariant_groups, {"problem": net, "x": DRAW}, problem="problem", x="point"
         ),
+        "batch_law": of(
+            networks.batch_law, {"problem": net, "x": DRAW}, problem="problem", x="point"
+        ),
+        "RandomBatches": of(
+            networks.RandomBatches,
+            {"size": 4, "count": 5, "seed": 0},
+            size="count",
+            count="count",
+            seed="seed",
+        ),
         "scale_invariance_report": of(
             networks.scale_invariance_report,
             {"problem": net, "x": DRAW},

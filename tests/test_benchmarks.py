@@ -20,6 +20,7 @@ from benchmarks import (
     bench_multilevel,
     bench_network,
     bench_one_path,
+    bench_sampling,
     bench_second_derivative,
     bench_sgd,
     bench_symbolic,
@@ -47,6 +48,7 @@ MODULES = {
     "cold": bench_cold,
     "training": bench_training,
     "one_path": bench_one_path,
+    "sampling": bench_sampling,
 }
 needs_jax = pytest.mark.skipif(not rows.installed("jax"), reason="no JAX (make bench-environment)")
 STEPS = 40

@@ -58,7 +58,14 @@ EXEMPT = {
     *("Extrapolation", "FiniteLrError", "MultilevelEstimate", "Convergence", "CircleNormLaw"),
     *("SpectralGap",),
     *("Description", "Design", "Effort", "Picture", "Series", "Result", "Defect", "Facts"),
-    *("Cause", "InvariantGroups", "ParameterInvariance", "ScaleInvarianceReport", "WeightGroup"),
+    *(
+        "BatchLaw",
+        "Cause",
+        "InvariantGroups",
+        "ParameterInvariance",
+        "ScaleInvarianceReport",
+        "WeightGroup",
+    ),
 }
 
 

@@ -26,7 +26,7 @@ from torch.func import vjp, vmap
 from manifold_sde import rng
 from manifold_sde.derivatives import jvp, unit_rows
 from manifold_sde.geometry.normal_space import Frame, NormalSpace, to_unit
-from manifold_sde.loss import LeastSquaresLoss
+from manifold_sde.loss import LeastSquaresLoss, slices
 from manifold_sde.problem import Problem
 
 #: Tensors of the size of a block that are alive at once while its rows are worked on.
@@ -118,8 +118,7 @@ class MatrixFreeSpace(NormalSpace):
 
     def script_t_at(self, y: Tensor, a: Tensor, b: Tensor) -> Tensor:
         """Sum over k of d^2(grad L)[a_k, b_k], rows (k, D) each: -> (D,)."""
-        total = torch.zeros_like(y)
-        size = self.block(y)
+        size, total = self.block(y), torch.zeros_like(y)
         for p, q in zip(a.split(size), b.split(size), strict=True):
             total = total + vmap(lambda s, t: self.loss.third_derivative(y, s, t))(p, q).sum(0)
         return total
@@ -130,9 +129,9 @@ class MatrixFreeSpace(NormalSpace):
             yield which, vmap(lambda c: self.combine_at(y, frame, c))(units)
 
     def noise_pairs_at(self, y: Tensor) -> Iterator[Pairs]:
-        """Columns of sigma(y), by products, each with itself."""
-        for _, units in self._unit_rows(y, self.noise.n_components(self.loss)):
-            block = vmap(lambda w: self.noise.product(self.loss, y, w))(units)
+        """Columns of sigma(y), each with itself."""
+        for which in slices(self.noise.n_components(self.loss), self.block(y)):
+            block = self.noise.columns(self.loss, y, which)
             yield block, block
 
     def _unit_rows(self, y: Tensor, count: int) -> Iterator[tuple[slice, Tensor]]:
@@ -225,6 +224,8 @@ class MatrixFreeSpace(NormalSpace):
                 pairs: Any = zip(own[0].split(size), identity.split(size), strict=True)
             elif factor is not None:
                 pairs = ((block, block) for block in own[0].T.split(size))
+            elif not tangent and self.rank < self.noise.n_components(self.loss):
+                return self._contract_noise_at(z, (values, weights), mixed, normal)
             else:
                 pairs = self.noise_pairs_at(z)
             return self._contract_at(z, (values, weights), pairs, mixed, normal, tangent)
@@ -268,15 +269,53 @@ class MatrixFreeSpace(NormalSpace):
             across = across + self.script_t_at(y, basis, columns)
         return along, across
 
+    def _contract_noise_at(self, y: Tensor, frame: Frame, mixed: float, normal: float) -> Pairs:
+        """As :meth:`_contract_at` of the noise, by Sigma q of the M eigenvectors q of H.
+
+        N Sigma = sum of q (Sigma q)^T: a forward pass, a reverse pass and a third derivative for
+        each of them, in place of those for each column of sigma.
+        """
+        values, across = frame[0], torch.zeros_like(y)
+        rows = torch.cat(
+            [
+                vmap(lambda v: self.noise.transposed_product(self.loss, y, v))(q)
+                for _, q in self.eigenvectors_at(y, frame)
+            ]
+        )
+        inner = normal * (rows @ rows.T) / (values[:, None] + values[None, :])
+
+        def image(w: Tensor) -> Tensor:
+            return self.project_at(y, frame, self.noise.product(self.loss, y, w))
+
+        for which, q in self.eigenvectors_at(y, frame):
+            images = vmap(image)(rows[which]) * (mixed / values[which])[:, None]
+            columns = vmap(lambda c: self.combine_at(y, frame, c))(inner[which])
+            across = across + self.script_t_at(y, q, images + columns)
+        return torch.zeros_like(y), across
+
     def noise_correction(self, y: Tensor, frame: Frame) -> Tensor:
-        """Sum over j of the derivative of sigma_j along P sigma_j: (D, n)."""
+        """Sum over j of the derivative of sigma_j along P sigma_j: (D, n).
+
+        Where that along sigma_j costs little, what is along the M eigenvectors is taken away.
+        """
         count = self.noise.n_components(self.loss)
+
+        def turned(z: Tensor, w: Tensor, along: Tensor) -> Tensor:
+            found: Tensor = jvp(lambda x: self.noise.product(self.loss, x, w), (z,), (along,))[1]
+            return found
 
         def at_one(z: Tensor, *f: Tensor) -> Tensor:
             def column(w: Tensor) -> Tensor:
-                along = self.project_at(z, f, self.noise.product(self.loss, z, w))
-                return jvp(lambda x: self.noise.product(self.loss, x, w), (z,), (along,))[1]
+                return turned(z, w, self.project_at(z, f, self.noise.product(self.loss, z, w)))
 
+            def normal(q: Tensor) -> Tensor:
+                return turned(z, self.noise.transposed_product(self.loss, z, q), q)
+
+            total = self.noise.own_correction(self.loss, z) if self.rank < count else None
+            if total is not None:
+                for _, rows in self.eigenvectors_at(z, f):
+                    total = total - vmap(normal)(rows).sum(0)
+                return total
             total = torch.zeros_like(z)
             for _, units in self._unit_rows(z, count):
                 total = total + vmap(column)(units).sum(0)
@@ -311,6 +350,11 @@ class MatrixFreeSpace(NormalSpace):
 def each(function: Callable[..., Any], *arguments: Tensor) -> Any:
     """A function of one point at all points, points last; what has one point serves all."""
     n = max(a.shape[-1] for a in arguments)
+    if n == 1:  # in a batch of one, products of matrices take twice as long
+        found = function(*(a[..., 0].contiguous() for a in arguments))
+        if isinstance(found, Tensor):
+            return found[..., None]
+        return tuple(part[..., None] for part in found)
     one = [a.shape[-1] == 1 < n for a in arguments]
     dims = tuple(None if o else -1 for o in one)
     given = (a[..., 0] if o else a.contiguous() for a, o in zip(arguments, one, strict=True))

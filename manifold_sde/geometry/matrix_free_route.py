@@ -136,12 +136,16 @@ class MatrixFreeRoute(Route):
         rtol: Accuracy of the limit map relative to the norm.
         max_steps: Steps of the gradient flow after which it counts as failed.
         memory: Bytes that the vectors of one block may take with what is computed from them.
+        drift_columns: Random columns of sigma by which the walk takes its drift; 0 for all of it.
     """
 
-    def __init__(self, problem: Problem, *, rtol: float, max_steps: int, memory: int) -> None:
+    def __init__(
+        self, problem: Problem, *, rtol: float, max_steps: int, memory: int, drift_columns: int = 0
+    ) -> None:
         super().__init__(problem, rtol=rtol, max_steps=max_steps)
         self.loss = problem.pointwise
         self.memory = memory
+        self.drift_columns = drift_columns
 
     def frames_at(self, y: Tensor) -> tuple[MatrixFreeSpace, Frame, Tensor]:
         """Frames at points that are checked to lie on the manifold (n, D)."""

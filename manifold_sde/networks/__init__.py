@@ -10,8 +10,10 @@ from manifold_sde.networks.invariance_report import (
 from manifold_sde.networks.layers import GhostBatchNorm, GroupNorm, LayerNorm, WeightNorm
 from manifold_sde.networks.mlp import NormalizedMLP
 from manifold_sde.networks.preresnet import ScaleInvariantPreResNet
+from manifold_sde.networks.random_batches import BatchLaw, RandomBatches, batch_law
 
 __all__ = [
+    "BatchLaw",
     "Cause",
     "GhostBatchNorm",
     "GroupNorm",
@@ -19,10 +21,12 @@ __all__ = [
     "LayerNorm",
     "NormalizedMLP",
     "ParameterInvariance",
+    "RandomBatches",
     "ScaleInvarianceReport",
     "ScaleInvariantPreResNet",
     "WeightGroup",
     "WeightNorm",
+    "batch_law",
     "invariant_groups",
     "scale_invariance_report",
 ]

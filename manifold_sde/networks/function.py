@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
+from torch.func import functional_call, vmap
 
 from manifold_sde.arguments import check_point
 from manifold_sde.derivatives import batched
@@ -36,9 +36,10 @@ class NetworkFunction:
         block: Number of samples, one after the other, whose mean loss is one sample loss.
         samples: Whether the samples, or blocks of them, have losses of their own.
         per_pass: Number of blocks evaluated at once; all of them where it is ``None``.
+        apart: Whether the module sees one block at a call, as if it was all there is.
 
     Attributes:
-        module, criterion, inputs, targets, weights, block, samples, per_pass: As given.
+        module, criterion, inputs, targets, weights, block, samples, per_pass, apart: As given.
         constants: Frozen parameters and buffers, by name.
         start: The module's weights, as x (D,).
     """
@@ -54,7 +55,9 @@ class NetworkFunction:
         block: int = 1,
         samples: bool = True,
         per_pass: int | None = None,
+        apart: bool = False,
     ) -> None:
+        self.apart = apart
         self.module = independent_copy(module, "module")
         self.criterion = criterion
         self.inputs = inputs
@@ -135,12 +138,15 @@ class NetworkFunction:
     def outputs_at(self, x: Tensor, *inputs: Tensor) -> Tensor:
         """Outputs at points (..., D), on the network's data or on other inputs: (..., n, ...).
 
+        Other inputs are one batch, where the network has statistics of batches.
+
         Raises:
             ArgumentError: If the module cannot be called with the inputs.
         """
         network = self
         if inputs:
             network = self.on(tuple(v.contiguous() for v in inputs), self.targets)
+            network.apart = False
         x = check_point(x, self.weights.dim)
         try:
             return batched(ElementaryFunction(network.outputs), x)
@@ -161,6 +167,12 @@ class NetworkFunction:
 
         def of_some(which: slice) -> Tensor:
             inputs = tuple(follow(value[which], x) for value in self.inputs)
+            if not self.apart:
+                return of_inputs(*inputs)
+            blocks = (value.reshape(-1, self.block, *value.shape[1:]) for value in inputs)
+            return vmap(of_inputs)(*blocks).flatten(0, 1)
+
+        def of_inputs(*inputs: Tensor) -> Tensor:
             outputs: Tensor = functional_call(self.module, values, inputs, tie_weights=False)
             return outputs
 

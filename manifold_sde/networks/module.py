@@ -10,11 +10,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from manifold_sde import loss_checks
-from manifold_sde.arguments import bytes_of
+from manifold_sde.arguments import bytes_of, kind_of
+from manifold_sde.errors import ArgumentError, DTypeError
 from manifold_sde.loss import LeastSquaresLoss, Loss
 from manifold_sde.networks import datasets, module_checks, passes, sample_checks
 from manifold_sde.networks.criteria import Criterion
 from manifold_sde.networks.function import NetworkFunction
+from manifold_sde.networks.random_batches import RandomBatches, by_batch_statistics
 from manifold_sde.networks.randomness import Generators
 from manifold_sde.networks.weights import Weights
 from manifold_sde.noise.base import Noise, check_noise
@@ -32,6 +34,7 @@ def network_loss(
     noise: Noise,
     frozen: str | Iterable[str],
     ghost_size: int | None,
+    batches: RandomBatches | None,
     memory: int | str | None,
     progress: bool | str,
 ) -> tuple[NetworkFunction, Loss]:
@@ -41,6 +44,8 @@ def network_loss(
     from the targets, so that L is what ``nn.MSELoss()`` computes.
     """
     check_noise(noise)
+    if batches is not None:
+        module = _as_in_training(module, batches, ghost_size)
     module_checks.check_module(module)
     measure = Criterion(criterion)
     limit = passes.DEFAULT_MEMORY if memory is None else bytes_of(memory)
@@ -50,10 +55,17 @@ def network_loss(
     tensors, targets = module_checks.check_data(*data)
     weights = Weights(module, frozen)
     loss_checks.check_dim(weights.dim)
-    block = module_checks.block_of(module, ghost_size, len(targets))
+    if batches is None:
+        block = module_checks.block_of(module, ghost_size, len(targets))
+    else:
+        block, rows = batches.size, batches.draw(len(targets)).flatten()
+        tensors = tuple(value[rows.to(value.device)] for value in tensors)
+        targets = targets[rows.to(targets.device)]
     with torch.no_grad():
         network = NetworkFunction(
-            module, measure, tensors, measure.convert(targets), weights, block=block
+            *(module, measure, tensors, measure.convert(targets), weights),
+            block=block,
+            apart=batches is not None,
         )
         generators = Generators()
         usage = passes.measure(network, generators)
@@ -77,7 +89,35 @@ def network_loss(
     n_outputs = len(few(small.test_point)[0]) if measure.is_least_squares else None
     checked = _loss(few, small, n_outputs)
     loss_checks.require_derivatives(checked, few, "network's loss")
-    return network, _loss(_function(network), network, n_outputs)
+    made = _loss(_function(network), network, n_outputs)
+    made.reverses = checked.reverses
+    return network, made
+
+
+def _as_in_training(module: object, batches: object, ghost_size: int | None) -> nn.Module:
+    """The module with the statistics of batches, after it is known that these can be drawn.
+
+    Raises:
+        DTypeError, ArgumentError: If they cannot.
+    """
+    if not isinstance(batches, RandomBatches):
+        raise DTypeError(
+            "the batches are no random batches",
+            received=kind_of(batches),
+            expected="manifold_sde.networks.RandomBatches",
+            remedy="batches=RandomBatches(size=32, count=256)",
+        )
+    if ghost_size is not None:
+        raise ArgumentError(
+            "ghost batches and random batches are two forms of the same",
+            received=f"ghost_size={ghost_size!r} and {batches!r}",
+            expected="one of them",
+            remedy="batches=RandomBatches(size, count) alone, for batches that are drawn",
+        )
+    if not isinstance(module, nn.Module):
+        module_checks.check_module(module)
+    assert isinstance(module, nn.Module)
+    return by_batch_statistics(module, batches.size)
 
 
 def _loss(

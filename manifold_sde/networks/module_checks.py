@@ -84,8 +84,9 @@ def check_module(module: object) -> None:
             "the loss would change at every evaluation: running statistics are updated",
             received=f"in training mode: {', '.join(running)}",
             expected="buffers that stay as they are",
-            remedy="manifold_sde.networks.GhostBatchNorm in their place; track_running_stats=False "
-            "for statistics of the whole batch; module.eval() for fixed statistics, which are "
+            remedy="batches=RandomBatches(size, count) of manifold_sde.networks for random "
+            "batches, as in training; GhostBatchNorm in their place; track_running_stats=False for "
+            "statistics of the whole batch; module.eval() for fixed statistics, which are "
             "not scale-invariant",
         )
     hooked = [n or "the module" for n, m in module.named_modules() if _has_gradient_hooks(m)]
@@ -348,7 +349,8 @@ def require_uncoupled_noise(function: NetworkFunction, noise: Noise) -> None:
         received=f"{type(noise).__name__}, and outputs{batch} that change with other samples"
         + (f", through {', '.join(names)}" if names else ""),
         expected="outputs of a sample that depend on that sample, or on its ghost batch",
-        remedy="GhostBatchNorm(size) of manifold_sde.networks in place of batch norm, or LayerNorm "
-        "or GroupNorm; ghost_size=B for a module with ghost batches of its own; SphericalNoise or "
+        remedy="batches=RandomBatches(size, count) of manifold_sde.networks for random batches, as "
+        "in training; GhostBatchNorm(size), LayerNorm or GroupNorm; ghost_size=B for a module with "
+        "ghost batches of its own; SphericalNoise or "
         "CustomNoise, which need no samples",
     )

@@ -11,7 +11,7 @@ from torch.func import grad, vmap
 
 from manifold_sde import rng
 from manifold_sde.arguments import check_integer, kind_of
-from manifold_sde.derivatives import jvp
+from manifold_sde.derivatives import jvp, unit_rows
 from manifold_sde.errors import NoiseError
 from manifold_sde.loss import Loss
 
@@ -115,6 +115,15 @@ class Noise(ABC):
             return self.stochastic_gradient(loss, z, n, u) - loss.gradient(z)
 
         return vmap(noise)(points, normals.T, uniforms.T)
+
+    def columns(self, loss: Loss, x: Tensor, which: slice) -> Tensor:
+        """Return some of the columns of sigma(x), as rows: (D,) -> (b, D)."""
+        units = unit_rows(self.n_components(loss), which.start, which.stop, x)
+        return vmap(lambda w: self.product(loss, x, w))(units)
+
+    def own_correction(self, loss: Loss, x: Tensor) -> Tensor | None:
+        """Return :meth:`correction` for P = I, where it takes less than a pass for each column."""
+        return None
 
     def factor(self, loss: Loss, x: Tensor) -> Tensor:
         """Return sigma(x): (D,) -> (D, m)."""

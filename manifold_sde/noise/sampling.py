@@ -9,6 +9,7 @@ from torch import Tensor
 
 from manifold_sde import rng
 from manifold_sde.arguments import check_choice, check_flag
+from manifold_sde.derivatives import ScalarFunction, gradient, hessian_product
 from manifold_sde.errors import NoiseError
 from manifold_sde.loss import Loss
 from manifold_sde.noise.base import AT_ONCE, GradientNoise, check_batch_size
@@ -164,6 +165,38 @@ class SamplingNoise(GradientNoise):
         """Return the centred gradients of the samples, as columns."""
         gradients = loss.sample_gradients(x)
         return self._weight(loss) * (gradients - gradients.mean(0)).T
+
+    def columns(self, loss: Loss, x: Tensor, which: slice) -> Tensor:
+        """Return the centred gradients of some samples, by one vectorised pass over them."""
+        return self._weight(loss) * (loss.gradients_of(x, which) - loss.gradient(x))
+
+    def trace(self, loss: Loss, x: Tensor) -> Tensor:
+        """Return the sum of the squares, where samples do not act on each other a block at a time.
+
+        No matrix of the size D x Xi is made then.
+        """
+        if loss.per_sample is None:
+            return super().trace(loss, x)
+        mean = loss.gradient(x)
+
+        def square(sample: ScalarFunction, z: Tensor) -> Tensor:
+            found = gradient(sample, z)
+            return found @ found
+
+        parts = [loss.map_samples(square, x, which).sum() for which in loss.blocks_of_samples()]
+        whole = torch.stack(parts).sum() - self.n_components(loss) * (mean @ mean)
+        # Rounding of the mean's square may be left where all gradients are the same.
+        return self._weight(loss) ** 2 * whole.clamp(min=0.0)
+
+    def own_correction(self, loss: Loss, x: Tensor) -> Tensor | None:
+        """Return the sum of H_xi (grad L_xi - grad L), two vectorised passes over the samples."""
+        if loss.per_sample is None:
+            return None
+        mean, total = loss.gradient(x), torch.zeros_like(x)
+        for which in loss.blocks_of_samples():
+            centred = loss.gradients_of(x, which) - mean
+            total = total + loss.map_samples(hessian_product, x, which, centred).sum(0)
+        return self._weight(loss) ** 2 * total
 
     def stochastic_gradient(
         self, loss: Loss, x: Tensor, normals: Tensor, uniforms: Tensor

@@ -173,7 +173,9 @@ def route(equation: StochasticEquation) -> str:
     """How the coefficients of an equation are computed."""
     if not isinstance(equation, ManifoldEquation):
         return "none"
-    return f"{equation.geometry.method}, {equation.space.label} of rank {equation.rank}"
+    columns = equation.drift_columns
+    by = f", drift by {columns} random columns" if columns else ""
+    return f"{equation.geometry.method}, {equation.space.label} of rank {equation.rank}{by}"
 
 
 def rates(schedule: Schedule, steps: int) -> tuple[dict[str, Any], dict[str, Array]]:

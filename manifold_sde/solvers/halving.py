@@ -93,7 +93,7 @@ class PathStates:
 
 def step_noise(path: BrownianPath, dw: Tensor, level: int, position: int | Tensor) -> StepNoise:
     """The random numbers of steps of a level, with their increments given."""
-    return StepNoise(dw, lambda: path.auxiliary(level, position, dw.shape[0]))
+    return StepNoise(dw, lambda count=dw.shape[0]: path.auxiliary(level, position, count))
 
 
 class Halving:

@@ -419,6 +419,8 @@ class Simulation:
             config |= {"rtol": self.control.rtol, "atol": self.control.atol}
             smallest = self.grid.cell * 2.0**-self.control.deepest
             config["smallest_dt"] = smallest * self.clock_unit
+        if isinstance(self.equation, ManifoldEquation) and self.equation.drift_columns:
+            config["drift_columns"] = self.equation.drift_columns
         if isinstance(self.sde, FixedRatioDiffusion):
             config["ratio"] = self.sde.ratio
         if isinstance(self.sde, WeightDecaySDE):

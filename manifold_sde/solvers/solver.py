@@ -19,6 +19,7 @@ from manifold_sde.solvers.archive import held_folder, versions
 from manifold_sde.solvers.arguments import check_folder, check_tolerance, check_workers
 from manifold_sde.solvers.chunk import CHUNK, ChunkResult
 from manifold_sde.solvers.direction import DirectionSolution
+from manifold_sde.solvers.drift_error import drift_error
 from manifold_sde.solvers.integrate import integrate
 from manifold_sde.solvers.limits import MAX_STEPS
 from manifold_sde.solvers.lost_paths import check_average, remedy_of, warn_of_lost_paths
@@ -137,6 +138,10 @@ def solve(
         NoDiffusionWarning: If the noise has no part along the manifold at the start. What part it
             has there is ``stats["noise_along"]``.
 
+    Where the geometry has ``drift_columns``, ``stats["drift_error"]`` is the standard error of a
+    step's drift over its size, and ``stats["drift_variance"]`` its part of the variance of a step,
+    estimated at some of the saved states.
+
     Example:
         >>> from manifold_sde import LimitingDiffusion, problems
         >>> from manifold_sde.solvers import solve
@@ -197,6 +202,8 @@ def _solution(simulation: Simulation, result: ChunkResult) -> Solution:
         stats["expected_error"] = simulation.expected_error
     if simulation.noise_along is not None:
         stats["noise_along"] = simulation.noise_along
+    kept = result.x.movedim(1, -1).flatten(0, -2)
+    stats |= drift_error(simulation, kept if len(kept) else simulation.start)
     if simulation.control is not None:
         stats["rejected_steps"] = result.rejected
     else:

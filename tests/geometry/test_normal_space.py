@@ -38,6 +38,7 @@ from manifold_sde.verification.strategies.models import NormalizedNetwork, Tilte
 from tests.geometry.drift_reference import Reference
 from tests.geometry.test_matrix_free import start_of, taught
 from tests.geometry.test_zero_residuals import bent, on_manifold
+from tests.networks.disputed_labels import disputed
 
 CALCULI = ("ito", "stratonovich", "tangent")
 #: What an implementation may differ by from the reference, relative to its size.
@@ -105,6 +106,7 @@ SPACES: dict[str, Callable[[], Case]] = {
         hessian, TiltedModel(12, 4, seed=2).with_noise(SphericalNoise(0.2))
     ),
     "products with H, mixed": lambda: case(hessian, problems.mixed_noise_circle()),
+    "products with H, samples of a network": lambda: case(hessian, *disputed()),
 }
 
 

@@ -18,11 +18,12 @@ class StepNoise:
 
     Attributes:
         dw: Increment of the Brownian motion, (m, n).
-        extra: Function that returns m standard normals a path, independent of it, (m, n).
+        extra: Function that returns m standard normals a path, independent of it, (m, n), or as
+            many as it is asked for.
     """
 
     dw: Tensor
-    extra: Callable[[], Tensor]
+    extra: Callable[..., Tensor]
 
 
 class Scheme(ABC):

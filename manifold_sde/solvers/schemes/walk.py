@@ -28,4 +28,6 @@ class Walk(Scheme):
     ) -> tuple[Tensor, Tensor]:
         """One step."""
         assert isinstance(sde, ManifoldEquation)
-        return sde.retract(x + sde.tangent_increment(x, basis, h, noise.dw), basis)
+        move = sde.tangent_increment(x, basis, h, noise.dw, noise.extra)
+        # Beside a drift by random columns, frames are what a step costs.
+        return sde.retract(x + move, basis, fresh_steps=1 if sde.drift_columns else 2)
