@@ -173,7 +173,9 @@ def route(equation: StochasticEquation) -> str:
     """How the coefficients of an equation are computed."""
     if not isinstance(equation, ManifoldEquation):
         return "none"
-    return f"{equation.geometry.method}, {equation.space.label} of rank {equation.rank}"
+    sizes = "+".join(map(str, equation.group_sizes))
+    clock = f", clock of groups of {sizes}" * bool(sizes)
+    return f"{equation.geometry.method}, {equation.space.label} of rank {equation.rank}{clock}"
 
 
 def rates(schedule: Schedule, steps: int) -> tuple[dict[str, Any], dict[str, Array]]:
