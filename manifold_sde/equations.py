@@ -157,6 +157,10 @@ class StochasticEquation(ABC):
         """
         return moved
 
+    def walked(self, x: Tensor, h: Tensor, end: Tensor) -> Tensor:
+        """The end of a walk of length h from states, with what has an equation of its own."""
+        return end
+
     def increment(self, x: Tensor, basis: Tensor, h: Tensor, w: Tensor) -> Tensor:
         """Drift times h and diffusion times w: (D, n), (D, d, n), () or (n,), (m, n) -> (D, n)."""
         drift, noise = self.drift_and_noise(x, basis, w)

@@ -145,7 +145,7 @@ class GroupDirectionDiffusion(DirectionDiffusion):
         flat = check_point(y, self.dim, name="y", allow_nan=True).reshape(-1, self.dim)
         unit = flat / flat.norm(dim=1, keepdim=True)
         squares = self._sums(unit.T.square())
-        own = self._sums(self.kernels.noise_factor(unit.T.contiguous()).square().sum(1))
+        own = self._noise_of_groups(flat.T)
         return (own * squares).T.reshape(*y.shape[:-1], len(self.groups))
 
     @implements("Theorem 5.4")
@@ -172,6 +172,14 @@ class GroupDirectionDiffusion(DirectionDiffusion):
         zeros = values.new_zeros(len(self.groups), *values.shape[1:])
         return zeros.index_add(0, self._number.to(values.device), values)
 
+    def _noise_of_groups(self, x: Tensor) -> Tensor:
+        """The traces of the groups' noise at the directions of states: (D, n) -> (G, n)."""
+        noise, loss = self.problem.noise, self.problem.pointwise
+        variances: Tensor = self.kernels.run_last(
+            "variances", lambda z: noise.factor(loss, z).square().sum(1), x / column_norms(x)
+        )
+        return self._sums(variances)
+
     def _clock(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Q at the directions of states, and the squared norms of the groups: -> (n,), (G, n)."""
         squares = self._sums(x.square())
@@ -193,15 +201,7 @@ class GroupDirectionDiffusion(DirectionDiffusion):
         q, squares = self._clock(x)
         assert self._weights is not None
         each = q.square() * self._weights.to(x)[:, None] / squares**3
-        noise, loss = self.problem.noise, self.problem.pointwise
-
-        def weighted(z: Tensor, w: Tensor) -> Tensor:
-            return (noise.factor(loss, z).square().sum(1) * w).sum()
-
-        found: Tensor = self.kernels.run_last(
-            "weighted trace", weighted, x / column_norms(x), each[self._number.to(x.device)]
-        )
-        return found
+        return (each * self._noise_of_groups(x)).sum(0)
 
     def start_trace(self, y: Tensor) -> Tensor:
         """Half the rate of growth where the norms are in balance: (n, D) -> (n,)."""
@@ -227,6 +227,14 @@ class GroupDirectionDiffusion(DirectionDiffusion):
         """The states with the groups' norms of before, which the noise does not change."""
         factors = (self._sums(x.square()) / self._sums(moved.square())).sqrt()
         return moved * factors[self._number.to(x.device)]
+
+    def walked(self, x: Tensor, h: Tensor, end: Tensor) -> Tensor:
+        """The end of a walk of length h, with norms of the groups that follow their equations."""
+        q, before = self._clock(x)
+        wanted = (before * torch.exp(h * q / before * self._noise_of_groups(x))).sqrt()
+        factors = wanted / self._sums(end.square()).sqrt()
+        moved = end * factors[self._number.to(x.device)]
+        return moved / column_norms(moved)
 
     def tangent_increment(self, x: Tensor, basis: Tensor, h: Tensor, w: Tensor) -> Tensor:
         """Tangent part of the Ito drift times h, and P sigma w: -> (D, n)."""

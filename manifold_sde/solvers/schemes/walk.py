@@ -28,4 +28,6 @@ class Walk(Scheme):
     ) -> tuple[Tensor, Tensor]:
         """One step."""
         assert isinstance(sde, ManifoldEquation)
-        return sde.retract(x + sde.tangent_increment(x, basis, h, noise.dw), basis)
+        moved = x + sde.tangent_increment(x, basis, h, noise.dw)
+        end, basis = sde.retract(moved, basis)
+        return sde.walked(x, h, end), basis
