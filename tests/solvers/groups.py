@@ -14,7 +14,7 @@ from manifold_sde.problems.circles import _TiltedSamples
 
 GROUPS = (slice(0, 3), slice(3, 6))
 #: Noise scales of the two groups of :func:`torus`, and how much its curvature varies.
-SCALES, AMPLITUDE = (0.1, 0.4), 0.8
+SCALES, AMPLITUDE = (0.2, 0.8), 0.8
 
 
 def torus() -> Problem:
