@@ -133,6 +133,7 @@ class GroupDirectionDiffusion(DirectionDiffusion):
 
     def norms(self, y: Tensor) -> Tensor:
         """Norms of the groups over the norm of all: (..., D) -> (..., G)."""
+        y = check_point(y, self.dim, name="y", allow_nan=True)
         squares = self._sums(y.movedim(-1, 0).square()).movedim(0, -1)
         return (squares / squares.sum(-1, keepdim=True)).sqrt()
 
