@@ -5,8 +5,8 @@ What the noise of SGD does to a vision transformer
 A small vision transformer with qk-norm is trained by AdamW until it fits its digits. Its loss with
 noisy labels is never fitted: the samples disagree on the manifold of minimisers, and SGD goes on
 moving. This noise has no part along the manifold, so that the limit is a flow and no diffusion, to
-where :math:`\operatorname{tr} H` is small; its rest takes the place of an equilibrium. Every layer
-can be scaled by itself, and the flow is simulated in the clock of these groups.
+where :math:`\operatorname{tr} H` is small: where it comes to rest takes the place of an equilibrium.
+The weights are several groups that can be scaled separately; the flow is simulated in their clock.
 """
 
 # %%
@@ -97,6 +97,7 @@ print("largest loss on the way:", float(problem.loss(flow.ys).max()))
 # %%
 # What falls is the trace of H, that of the noise with labels of variance 1. It depends on the norms
 # of the groups, and is shown with these in balance. Beside it, the accuracy on all other digits.
+# The run is the beginning of the way: tr H halves, and the accuracy gains one point in a hundred.
 
 right = problem.outputs(flow.ys, data.test_inputs).argmax(-1) == data.test_targets
 shown = {
