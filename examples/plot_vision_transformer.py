@@ -5,7 +5,7 @@ What the noise of SGD does to a vision transformer
 A small vision transformer with qk-norm is trained by AdamW until it fits its digits. Its loss with
 noisy labels is never fitted: the samples disagree on the manifold of minimisers, and SGD goes on
 moving. This noise has no part along the manifold, so that the limit is a flow and no diffusion, to
-where :math:`\operatorname{tr} H` is small: where it comes to rest takes the place of an equilibrium.
+where :math:`\operatorname{tr} H` is small; where it rests takes the place of an equilibrium.
 The weights are several groups that can be scaled separately; the flow is simulated in their clock.
 """
 
