@@ -4,6 +4,7 @@ from manifold_sde import networks, problems
 from manifold_sde.description import Description
 from manifold_sde.errors import ManifoldSDEError
 from manifold_sde.geometry import Geometry
+from manifold_sde.group_sdes import GroupDirectionDiffusion
 from manifold_sde.noise import CustomNoise, LabelNoise, SamplingNoise, SphericalNoise
 from manifold_sde.problem import LeastSquaresProblem, Problem
 from manifold_sde.sdes import (
@@ -22,6 +23,7 @@ __all__ = [
     "DirectionDiffusion",
     "FixedRatioDiffusion",
     "Geometry",
+    "GroupDirectionDiffusion",
     "LabelNoise",
     "LeastSquaresProblem",
     "LimitingDiffusion",

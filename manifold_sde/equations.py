@@ -150,6 +150,19 @@ class StochasticEquation(ABC):
         """Both, for less than one after the other: (D, n) each."""
         return self.drift(x, basis), self.noise(x, basis, w)
 
+    def moved_by_noise(self, x: Tensor, moved: Tensor) -> Tensor:
+        """States that a flow of the noise led to, with what it keeps as it was: (D, n) -> (D, n).
+
+        Args:
+            x: States before.
+            moved: States after, up to the truncation error of a scheme.
+        """
+        return moved
+
+    def walked(self, x: Tensor, h: Tensor, end: Tensor) -> Tensor:
+        """The end of a walk of length h from states, with what has an equation of its own."""
+        return end
+
     def increment(self, x: Tensor, basis: Tensor, h: Tensor, w: Tensor) -> Tensor:
         """Drift times h and diffusion times w: (D, n), (D, d, n), () or (n,), (m, n) -> (D, n)."""
         drift, noise = self.drift_and_noise(x, basis, w)
@@ -171,6 +184,16 @@ class StochasticEquation(ABC):
     def noise_trace(self, x: Tensor) -> Tensor:
         """V = tr Sigma at the directions: (D, n) -> (n,)."""
         return self.kernels.noise_trace(x)
+
+    # What the norm is, and how fast it grows, in the clock that is integrated.
+
+    def gauge(self, y: Tensor) -> Tensor:
+        """The norm that goes with the clock, over |y|: (..., D) -> (...)."""
+        return y.new_ones(y.shape[:-1])
+
+    def start_trace(self, y: Tensor) -> Tensor:
+        """Half the rate of log |y|^4 in the clock, by which steps are chosen: (n, D) -> (n,)."""
+        return self.problem.noise_trace(y)
 
     # The same as torchsde asks for it, points first.
 
@@ -210,6 +233,9 @@ class ManifoldEquation(StochasticEquation):
     manifold the tangent space is the span of the D - M eigenvectors of H of smallest eigenvalue, or
     the kernel of the Jacobian where all residuals vanish on the manifold.
     """
+
+    #: Sizes of the groups of weights in whose clock it is; none in its own.
+    group_sizes: tuple[int, ...] = ()
 
     def __init__(
         self, problem: Problem, calculus: str = "ito", *, geometry: Geometry | None = None

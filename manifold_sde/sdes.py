@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -108,6 +110,8 @@ class FixedRatioDiffusion(ManifoldEquation):
         ratio: C = lambda / eta, not negative.
         calculus: "ito", as printed, or "stratonovich", whose drift is tangent to the manifold.
         geometry: The geometry of the problem; by default ``Geometry(problem)``.
+        groups: Groups of weights by which the loss can be scaled separately, as for
+            :class:`~manifold_sde.GroupDirectionDiffusion`; in up to 512 dimensions they are found.
 
     Raises:
         ScaleInvarianceError, NoiseError: If the loss or the noise does not have the properties
@@ -125,9 +129,11 @@ class FixedRatioDiffusion(ManifoldEquation):
         calculus: str = "ito",
         *,
         geometry: Geometry | None = None,
+        groups: Any = None,
     ) -> None:
         super().__init__(problem, calculus, geometry=geometry)
         self.ratio = _number("ratio", ratio)
+        self.groups = groups
 
     def __repr__(self) -> str:
         return (
@@ -137,7 +143,9 @@ class FixedRatioDiffusion(ManifoldEquation):
 
     def with_calculus(self, calculus: str) -> FixedRatioDiffusion:
         """The same process in the other form."""
-        return FixedRatioDiffusion(self.problem, self.ratio, calculus, geometry=self.geometry)
+        return FixedRatioDiffusion(
+            self.problem, self.ratio, calculus, geometry=self.geometry, groups=self.groups
+        )
 
     def drift(self, x: Tensor, basis: Tensor) -> Tensor:
         """Drift: (D, n), (D, d, n) -> (D, n)."""
@@ -170,6 +178,7 @@ class LimitingDiffusion(FixedRatioDiffusion):
         problem: The problem.
         calculus: "ito", as printed, or "stratonovich".
         geometry: The geometry of the problem; by default ``Geometry(problem)``.
+        groups: As for :class:`FixedRatioDiffusion`.
 
     Raises:
         ScaleInvarianceError, NoiseError: As for :class:`FixedRatioDiffusion`.
@@ -180,16 +189,21 @@ class LimitingDiffusion(FixedRatioDiffusion):
     time_unit = "T of (12)"
 
     def __init__(
-        self, problem: Problem, calculus: str = "ito", *, geometry: Geometry | None = None
+        self,
+        problem: Problem,
+        calculus: str = "ito",
+        *,
+        geometry: Geometry | None = None,
+        groups: Any = None,
     ) -> None:
-        super().__init__(problem, 0.5, calculus, geometry=geometry)
+        super().__init__(problem, 0.5, calculus, geometry=geometry, groups=groups)
 
     def __repr__(self) -> str:
         return f"LimitingDiffusion({self.problem!r}, calculus={self.calculus!r})"
 
     def with_calculus(self, calculus: str) -> LimitingDiffusion:
         """The same process in the other form."""
-        return LimitingDiffusion(self.problem, calculus, geometry=self.geometry)
+        return LimitingDiffusion(self.problem, calculus, geometry=self.geometry, groups=self.groups)
 
 
 class DirectionDiffusion(ManifoldEquation):

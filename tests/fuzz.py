@@ -32,6 +32,7 @@ from manifold_sde import (
     DirectionDiffusion,
     FixedRatioDiffusion,
     Geometry,
+    GroupDirectionDiffusion,
     LabelNoise,
     LeastSquaresProblem,
     LimitingDiffusion,
@@ -559,6 +560,19 @@ def targets(folder: Path) -> dict[str, Target]:
             ratio="number",
             calculus="choice",
             geometry="choice",
+        ),
+        "GroupDirectionDiffusion": of(
+            GroupDirectionDiffusion,
+            {
+                "problem": problem,
+                "calculus": "ito",
+                "geometry": geometry,
+                "groups": [list(range(problem.dim))],
+            },
+            problem="problem",
+            calculus="choice",
+            geometry="choice",
+            groups="choice",
         ),
         "BrownianPath": of(
             BrownianPath,

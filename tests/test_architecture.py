@@ -40,7 +40,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("geometry",),
     ("equations",),
     ("scheduler_values", "schedules", "time_scale"),
-    ("sdes",),
+    ("sdes", "group_sdes"),
     ("description",),
     ("training",),
     ("",),  # manifold_sde itself, which shows what is below

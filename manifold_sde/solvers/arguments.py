@@ -27,8 +27,9 @@ from manifold_sde.compile import QUICK_DIM
 from manifold_sde.equations import ManifoldEquation, StochasticEquation
 from manifold_sde.errors import ArgumentError, DTypeError, NoDiffusionWarning
 from manifold_sde.geometry.tangent_noise import measure_diffusion
+from manifold_sde.group_sdes import direction_diffusion
 from manifold_sde.problem import Problem
-from manifold_sde.sdes import DirectionDiffusion, WeightDecaySDE
+from manifold_sde.sdes import DirectionDiffusion, FixedRatioDiffusion, WeightDecaySDE
 from manifold_sde.solvers.adaptive import ADAPTIVE, Tolerance
 from manifold_sde.solvers.chunk import CHUNK
 from manifold_sde.solvers.limits import check_length, require_memory
@@ -99,7 +100,9 @@ def choose(
         require_adaptive_scheme(method)
     if method == "split":
         assert isinstance(sde, ManifoldEquation)
-        return method, DirectionDiffusion(sde.problem, "stratonovich", geometry=sde.geometry)
+        if isinstance(sde, FixedRatioDiffusion):
+            return method, direction_diffusion(sde.problem, sde.geometry, sde.groups)
+        return method, sde.with_calculus("stratonovich")
     calculus = scheme_named(method).calculus
     if calculus is not None and calculus != sde.calculus:
         raise ArgumentError(

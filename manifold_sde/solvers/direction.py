@@ -267,9 +267,10 @@ class DirectionSolution(Solution):
 
     def _extent(self, function: Observable) -> tuple[Tensor, Tensor] | None:
         """Range of a function over the manifold, where the geometry is at hand."""
-        if self.simulation is None:
+        run = self.simulation
+        equation = None if run is None else cast("DirectionDiffusion", run.equation)
+        if equation is None or equation.group_sizes:  # their shares of the norm go from 0 to 1
             return None
-        equation = cast("DirectionDiffusion", self.simulation.equation)
         return extent_over(equation.geometry, function, self.ys)
 
     # Files.
@@ -370,10 +371,10 @@ class DirectionSolution(Solution):
         equation.require_on_manifold(first)
         if route(equation) != plan.get("geometry"):
             raise CheckpointError(
-                "the solution was made with another geometry",
+                "the solution was made with another geometry, or in another clock",
                 received=route(equation),
                 expected=f"{plan.get('geometry')}, with which it was solved",
-                remedy="DirectionDiffusion(problem, geometry=Geometry(problem, METHOD)) as then",
+                remedy="the same equation, with geometry=Geometry(problem, METHOD) as then",
             )
         simulation = Simulation(
             sde=equation,
@@ -418,7 +419,7 @@ class DirectionSolution(Solution):
         single = self.ys.dim() == 2
         read_off = read_off.to(self.ys)
         x, growth, clock = self._reach(read_off.log_elapsed, single)
-        ys = x * read_off.norms(growth)[..., None]
+        ys = x * (read_off.norms(growth) / self._known().equation.gauge(x))[..., None]
         if single:
             ys, clock = ys[:, 0], clock[:, 0]
         lost, n = int((~torch.isfinite(x[-1]).all(-1)).sum()), x.shape[1]
@@ -445,7 +446,7 @@ class DirectionSolution(Solution):
                 expected=f"a positive number, or one for each of {n} paths",
                 remedy="norm=float(x0.norm())",
             )
-        return value.expand(n)
+        return value.expand(n) * self._known().equation.gauge(self.ys[0].reshape(n, -1))
 
     def _reach(self, targets: Tensor, single: bool) -> tuple[Tensor, Tensor, Tensor]:
         """Directions (K, n, D), growth (K, n) and clock (K, n) at values (K, n) of log E."""

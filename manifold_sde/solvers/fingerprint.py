@@ -173,9 +173,10 @@ def route(equation: StochasticEquation) -> str:
     """How the coefficients of an equation are computed."""
     if not isinstance(equation, ManifoldEquation):
         return "none"
-    columns = equation.drift_columns
-    by = f", drift by {columns} random columns" if columns else ""
-    return f"{equation.geometry.method}, {equation.space.label} of rank {equation.rank}{by}"
+    columns, sizes = equation.drift_columns, "+".join(map(str, equation.group_sizes))
+    more = f", drift by {columns} random columns" if columns else ""
+    more += f", clock of groups of {sizes}" * bool(sizes)
+    return f"{equation.geometry.method}, {equation.space.label} of rank {equation.rank}{more}"
 
 
 def rates(schedule: Schedule, steps: int) -> tuple[dict[str, Any], dict[str, Array]]:

@@ -79,7 +79,8 @@ def _finished(
     result.steps, result.rejected = state.counts()
     read_off = simulation.read_off(chunk)
     if read_off is not None:
-        result.x = result.x * read_off.norms(result.sums[:, 0])[:, None]
+        gauge = simulation.equation.gauge(result.x.movedim(1, -1))
+        result.x = result.x * (read_off.norms(result.sums[:, 0]) / gauge)[:, None]
     result.lost = (~torch.isfinite(result.x).all(1)).sum(-1)
     if simulation.observables is None:
         return result

@@ -19,6 +19,7 @@ from manifold_sde.columns import column_norms
 from manifold_sde.compile import QUICK_DIM, choose_mode
 from manifold_sde.compile.random_numbers import fills
 from manifold_sde.equations import ManifoldEquation, StochasticEquation
+from manifold_sde.group_sdes import GroupDirectionDiffusion
 from manifold_sde.loss_checks import fixed_directions
 from manifold_sde.sdes import DirectionDiffusion, FixedRatioDiffusion, WeightDecaySDE
 from manifold_sde.solvers.adaptive import AdaptiveSteps, StepControl, Tolerance
@@ -242,13 +243,16 @@ class Simulation:
             return self, dt
         assert isinstance(self.equation, DirectionDiffusion)
         directions = self.start / self.start.norm(dim=1, keepdim=True)
+        if isinstance(self.equation, GroupDirectionDiffusion):
+            directions = self.equation.balanced(directions)
         choice = choose_step(self.equation, directions, self._clock.trace, wanted)
         return replace(self, expected_error=choice.error), choice.h * self._clock.unit
 
     @functools.cached_property
     def _clock(self) -> _Clock:
         norms = self.start.norm(dim=1)
-        trace = self.sde.problem.noise_trace(self.start / norms[:, None])
+        trace = self.equation.start_trace(self.start / norms[:, None])
+        norms = norms * self.equation.gauge(self.start)
         span, unit, largest = self.times[-1] - self.times[0], 1.0, float(trace.max())
         if self.ratio is not None:
             last = torch.tensor([span], dtype=torch.float64)
@@ -344,7 +348,7 @@ class Simulation:
         """What turns directions into states of (8), where these were asked for."""
         if self.ratio is None or chunk.restart is not None:
             return None
-        norm = column_norms(chunk.start)
+        norm = column_norms(chunk.start) * self.equation.gauge(chunk.start.T)
         elapsed = torch.tensor(self.times, dtype=norm.dtype, device=norm.device) - self.times[0]
         return ReadOff.at_ratio(norm, elapsed, self.ratio)
 

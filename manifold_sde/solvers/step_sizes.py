@@ -17,6 +17,7 @@ from torch import Tensor
 
 from manifold_sde.equations import ManifoldEquation
 from manifold_sde.errors import StepSizeWarning
+from manifold_sde.group_sdes import balanced
 from manifold_sde.time_scale import TimeScale
 
 #: Points of the manifold at which the Hessian is looked at: fewer where it is large.
@@ -48,10 +49,11 @@ class Terrain:
 
         Args:
             equation: The equation, which knows the problem and the rank of H.
-            directions: Unit vectors (p, D) on Gamma, at least one.
+            directions: Unit vectors (p, D) on Gamma, at least one. Of several groups of weights it
+                is their norms in balance that count.
             factor: What the covariance of the problem's noise is multiplied by.
         """
-        problem = equation.problem
+        problem, directions = equation.problem, balanced(equation, directions)
         points = max(1, min(_POINTS, _NUMBERS // problem.dim**2))
         few = directions[:: -(-len(directions) // points)]
         values, across = equation.geometry.route.normal_variances(few, equation.rank)

@@ -86,8 +86,11 @@ def circle_with_varying_trace() -> Problem:
     return problems.great_circle(noise=CustomNoise(_varying_trace))
 
 
-def two_groups(coupled: bool = True, scale: float = 0.5) -> Problem:
-    """Two groups of three weights, a great circle each, with noise that keeps each group."""
+def two_groups(coupled: bool = True, scale: float = 0.5, second: float = 1.0) -> Problem:
+    """Two groups of three weights, a great circle each, with noise that keeps each group.
+
+    That of the second group is larger by a factor.
+    """
 
     def loss(x: Tensor) -> Tensor:
         a, b = x[:3] / x[:3].norm(), x[3:] / x[3:].norm()
@@ -99,6 +102,7 @@ def two_groups(coupled: bool = True, scale: float = 0.5) -> Problem:
         for i, part in enumerate((x[:3], x[3:])):
             u, other = units[i], units[1 - i]
             size = torch.sqrt(1.0 + 0.8 * other[0]) if coupled else torch.ones(()).to(x)
+            size = second**i * size
             identity = torch.eye(3, dtype=x.dtype)
             parts.append(scale * size / part.norm() * (identity - torch.outer(u, u)))
         return torch.block_diag(*parts)

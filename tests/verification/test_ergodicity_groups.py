@@ -22,7 +22,7 @@ COARSE = Effort("coarse", points=8, departure=0.5)
 
 @pytest.fixture(scope="module")
 def subject() -> Subject:
-    return Subject.of(two_groups())
+    return Subject.of(two_groups(second=1.5))
 
 
 @pytest.mark.twin(
@@ -80,9 +80,25 @@ def test_norms_that_do_not_forget_are_rejected(subject: Subject) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("known_relaxation")
+@pytest.mark.twin("equilibrium of several groups", "a solver with one common norm for all groups")
+def test_one_common_norm_is_rejected(subject: Subject) -> None:
+    def common(sde: Any, y0: Any, ts: Any, **options: Any) -> Any:
+        found = solve(sde, y0, ts, **options)
+        whole = found.ys.norm(dim=-1, keepdim=True) * 0.5**0.5
+        parts = found.ys[..., :3], found.ys[..., 3:]
+        ys = torch.cat([whole * part / part.norm(dim=-1, keepdim=True) for part in parts], -1)
+        return dataclasses.replace(found, ys=ys)
+
+    found = run(EQUILIBRIUM_OF_GROUPS, with_solver(subject.problem, common), COARSE)
+    assert found.verdict == "fails", found.detail
+    assert "balance" in found.detail
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("known_relaxation")
 @pytest.mark.twin("equilibrium of several groups", "a solver with twice the variance of the noise")
 def test_norms_out_of_balance_are_rejected(subject: Subject) -> None:
-    louder = on_another(two_groups(scale=0.5 * 2.0**0.5))
+    louder = on_another(two_groups(scale=0.5 * 2.0**0.5, second=1.5))
     found = run(EQUILIBRIUM_OF_GROUPS, with_solver(subject.problem, louder), COARSE)
     assert found.verdict == "fails", found.detail
     assert "balance" in found.detail

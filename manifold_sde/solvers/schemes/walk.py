@@ -28,6 +28,7 @@ class Walk(Scheme):
     ) -> tuple[Tensor, Tensor]:
         """One step."""
         assert isinstance(sde, ManifoldEquation)
-        move = sde.tangent_increment(x, basis, h, noise.dw, noise.extra)
+        moved = x + sde.tangent_increment(x, basis, h, noise.dw, noise.extra)
         # Beside a drift by random columns, frames are what a step costs.
-        return sde.retract(x + move, basis, fresh_steps=1 if sde.drift_columns else 2)
+        end, basis = sde.retract(moved, basis, fresh_steps=1 if sde.drift_columns else 2)
+        return sde.walked(x, h, end), basis

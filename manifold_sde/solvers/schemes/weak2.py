@@ -56,4 +56,4 @@ class Weak2(Scheme):
         k2 = sde.noise(x + 0.5 * k1, basis, w)
         k3 = sde.noise(x + 0.5 * k2, basis, w)
         k4 = sde.noise(x + k3, basis, w)
-        return x + (k1 + 2.0 * (k2 + k3) + k4) / 6.0
+        return sde.moved_by_noise(x, x + (k1 + 2.0 * (k2 + k3) + k4) / 6.0)

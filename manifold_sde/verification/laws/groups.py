@@ -8,7 +8,6 @@ equilibrium all the same.
 
 from __future__ import annotations
 
-import itertools
 import math
 
 import numpy as np
@@ -33,7 +32,7 @@ from manifold_sde.verification.result import Design, Picture, Result, found
 from manifold_sde.verification.two_sample import compare_laws
 
 #: What one group's norm is multiplied by at the starts, and the others' divided by.
-_TILTS = (1.0, 1.3, 0.75)
+_TILTS = (1.0, 10.0, 0.1)
 #: First length of the pilot in time T, its paths, and the most relaxation times of a run.
 _PILOT, _PATHS = 16.0, 96
 _LONGEST = 64.0
@@ -41,12 +40,8 @@ _LONGEST = 64.0
 _MOMENTS = 16
 #: Relaxation times of a pilot that tells them.
 _PILOTED = 2.5
-#: Largest variance of a group's direction in a step, in squared radians and in each dimension, for
-#: this share of the paths, and longest step.
-_VARIANCE, _SHARE, _LONGEST_STEP = 0.25, 0.95, 0.25
-#: Time T after which the norms of the starts have settled enough for longer steps, and time at the
-#: end that is solved with a scheme of order two: four times that in which norms settle.
-_FIRST, _LAST = 1.0, 2.0
+#: Step in time T: at equilibrium a group's direction has this variance in it.
+_STEP = 0.25
 #: Part of the effect, relative to a mean of norms, that the start may still have on it: norms can
 #: have next to no spread in equilibrium.
 _LEFT = 0.05
@@ -96,63 +91,28 @@ class GroupRuns:
         starts = starts / starts.norm(dim=1, keepdim=True)
         return starts * self.runs.subject.problem.noise_trace(starts)[:, None] ** 0.25
 
-    def solve(
-        self, start: Tensor, end: float, kept: int, last: float = 0.0
-    ) -> tuple[Tensor, Tensor]:
-        """Paths in short steps at first, and then in steps for norms that have settled.
-
-        Euler's scheme, at a fifth of the cost of one of order two: all starts have the same step,
-        so that its bias does not tell them apart. What is compared with the equation itself needs
-        ``last`` at the end.
+    def solve(self, start: Tensor, end: float, kept: int) -> tuple[Tensor, Tensor]:
+        """Paths in the clock of the groups, whose steps need not be short where a norm is small.
 
         Args:
             start: States (n, D).
             end: Length in time T.
             kept: Number of times that are kept, the start among them.
-            last: Time at the end that is solved with the scheme of order two.
 
         Returns:
             Times (K,), and states (K, n, D), NaN where paths are lost.
         """
         times = torch.linspace(0.0, end, kept, dtype=torch.float64)
-        first = min(_FIRST, 0.5 * end)
-        marks = [0.0, first, *([end - last] if first < end - last < end else []), end]
-        ts, ys = [times[:1]], [start[None]]
-        for part, (a, b) in enumerate(itertools.pairwise(marks)):
-            here = ys[-1][-1]
-            alive = torch.isfinite(here).all(1)
-            ends = torch.tensor([a, b], dtype=torch.float64)
-            asked = torch.cat([ends[:1], times[(times > a) & (times < b)], ends[1:]])
-            exact = b == end and last > 0.0
-            longest = min(_LONGEST_STEP, self.runs.effort.departure) if exact else _LONGEST_STEP
-            found = self.runs.subject.solve(
-                LimitingDiffusion(
-                    self.runs.subject.problem, calculus="stratonovich" if exact else "ito"
-                ),
-                here[alive],
-                asked,
-                method="weak2" if exact else "euler",
-                dt=self._step(here[alive], longest),
-                seed=self.runs.subject.seed * 16 + 5 + part,
-                compile=False,
-            )
-            moved = torch.full((len(asked), *start.shape), math.nan, dtype=start.dtype)
-            moved[:, alive] = found.ys
-            ts.append(asked[1:])
-            ys.append(moved[1:])
-        every = torch.cat(ts)
-        chosen = torch.searchsorted(every, times)
-        return every[chosen], torch.cat(ys)[chosen]
-
-    def _step(self, y: Tensor, longest: float) -> float:
-        """Step in time T in which the groups' directions move by half a radian or less."""
-        factor = self.runs.subject.problem.noise_factor(y)
-        rates = [
-            factor[:, g].square().sum((1, 2)) / y[:, g].square().sum(1) / max(len(g) - 1, 1)
-            for g in self.groups
-        ]
-        fastest = torch.stack(rates).amax(0).quantile(_SHARE)
-        return min(_VARIANCE / float(fastest), longest)
+        subject = self.runs.subject
+        found = subject.solve(
+            LimitingDiffusion(subject.problem, groups=self.groups),
+            start,
+            times,
+            dt=min(_STEP, self.runs.effort.departure),
+            seed=subject.seed * 16 + 5,
+            compile=True,
+        )
+        return times, found.ys
 
     def relaxation(self) -> float:
         """The slowest autocorrelation time of the functionals, in the time T.
@@ -193,15 +153,15 @@ def equilibrium_of_groups(runs: LongRuns, made: Design | None) -> Result:
         )
     groups = GroupRuns(runs)
     starts, count = groups.starts, len(groups.groups)
-    end = groups.relaxation() * runs.needed_relaxations + _LAST
+    end = groups.relaxation() * runs.needed_relaxations
     n = made.sample_size // STARTS
-    times, ys = groups.solve(starts.repeat_interleave(n, 0), end, 9, _LAST)
+    times, ys = groups.solve(starts.repeat_interleave(n, 0), end, 9)
     lost = int((~torch.isfinite(ys[-1]).all(1)).sum())
     if lost:
         return found(
             "undecided",
             f"{lost} of {made.sample_size} paths were lost",
-            meaning="Where a group's norm is small its noise is large: smaller steps are needed.",
+            meaning="Smaller steps are needed.",
         )
     ends = groups.state(ys[-1]).reshape(STARTS, n, -1)
     p_values = {}
