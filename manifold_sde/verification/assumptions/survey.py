@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -58,7 +59,7 @@ class Survey:
         self.subject = subject
 
     @classmethod
-    def of(cls, subject: Subject, effort: Effort) -> Survey:
+    def of(cls, subject: Subject, effort: Effort) -> Self:
         """The survey of a system under test, which its checks share."""
         return subject.once((cls, effort), lambda: cls(subject, effort))
 
@@ -131,6 +132,11 @@ class Survey:
         """Eigenvalues (n, D), ascending, and eigenvectors (n, D, D) of H at the points."""
         values, vectors = torch.linalg.eigh(self.subject.problem.hessian(self.points))
         return values, vectors
+
+    @cached_property
+    def tops(self) -> Tensor:
+        """Largest size of an eigenvalue of H at the points, (n,)."""
+        return self.spectrum[0].abs().amax(1)
 
     @cached_property
     def ranks(self) -> Tensor:
