@@ -63,17 +63,17 @@ FORMS: dict[str, Callable[[Subject, Effort], Any]] = {
 }
 #: Checks that are not made at this size, and why.
 _TO_EQUILIBRIUM = (
-    "at this size: it takes hundreds of runs of the diffusion to its equilibrium, of which a step "
-    "takes seconds"
+    "it takes hundreds of runs of the diffusion to its equilibrium, of which a step takes seconds "
+    "at this size"
 )
 REASONS = {
-    "connectedness": "at this size: it follows paths between the ends of independent starts, and "
-    "a flow, or a step back to Gamma, takes seconds to minutes",
-    "Phi against SciPy's gradient flow": "at this size: SciPy's stiff integrators take matrices of "
-    "D x D, and explicit steps are as many as H's condition number",
-    "weight decay changes time and norm of (8)": "at this size: it takes hundreds of runs of (8), "
-    "of which a step takes seconds",
-    "laws of the direction against the exact law": "at this size: no exact law is looked for",
+    "connectedness": "it follows paths between the ends of independent starts, and a flow, or a "
+    "step back to Gamma, takes seconds to minutes at this size",
+    "Phi against SciPy's gradient flow": "SciPy's stiff integrators take matrices of D x D, and "
+    "explicit steps are as many as H's condition number",
+    "weight decay changes time and norm of (8)": "it takes hundreds of runs of (8), of which a "
+    "step takes seconds at this size",
+    "laws of the direction against the exact law": "no exact law is looked for at this size",
     "independence of the runs": _TO_EQUILIBRIUM,
     "chains that have mixed": _TO_EQUILIBRIUM,
     "time averages under the equilibrium": _TO_EQUILIBRIUM,
@@ -92,8 +92,8 @@ NOTES = {
     "properties of the noise": "By products with fixed vectors",
     "degrees of the derivatives": "H along fixed vectors",
     "degrees of the noise": "Along fixed vectors",
-    "the derivative of Phi is the orthogonal projector": "At the start, along three vectors: the "
-    "flattest normal one, a random one, and the start",
+    "the derivative of Phi is the orthogonal projector": "At the start, along the eigenvector "
+    "of the smallest nonzero eigenvalue and a random vector",
     "the second derivative of Phi": "At the start, along fixed vectors",
 }
 #: What is said of them.

@@ -46,7 +46,12 @@ class Effort:
 
     def at_size(self) -> Effort:
         """The budget where matrices of D x D do not fit: few points, and ten times as long."""
-        return replace(self, points=max(1, self.points // 64), budget=_TIMES_AS_LONG * self.budget)
+        return replace(
+            self,
+            points=max(1, self.points // 64),
+            steps=self.steps // 2,
+            budget=_TIMES_AS_LONG * self.budget,
+        )
 
 
 QUICK = Effort("quick", points=32, departure=0.25, long_checks=False, budget=60.0)

@@ -209,12 +209,14 @@ def extremes_of(
     ended, top = False, 0.0
     for _ in range(min(steps, dims)):
         consult()
-        image = project(product(vectors[-1]))
+        image = product(vectors[-1])
         diagonal.append(float(image @ vectors[-1]))
         top = max(top, float(image.norm()))
         for _ in range(2):
             for one in vectors:
                 image = image - (image @ one) * one
+        # Last, as the recursion multiplies what is outside the subspace.
+        image = project(image)
         length = float(image.norm())
         ended = length <= _ENDED * top or len(vectors) == dims
         if ended:

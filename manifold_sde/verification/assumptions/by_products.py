@@ -15,7 +15,12 @@ from torch import Tensor
 from torch.func import vmap
 
 from manifold_sde.deadline import shared_property
-from manifold_sde.errors import NoiseError, RankError, ScaleInvarianceError
+from manifold_sde.errors import (
+    NoiseError,
+    NotOnManifoldError,
+    RankError,
+    ScaleInvarianceError,
+)
 from manifold_sde.geometry.rank import MIN_GAP
 from manifold_sde.networks import InvariantGroups, invariant_groups
 from manifold_sde.noise import CustomNoise, SphericalNoise
@@ -75,6 +80,8 @@ class Look:
 class SizedSurvey(Survey):
     """The survey where only products are at hand: a few points, looked at one after the other."""
 
+    lines = 2
+
     @cached_property
     def starts(self) -> Tensor:
         """Random directions (n, D), whose flows are not followed."""
@@ -88,7 +95,10 @@ class SizedSurvey(Survey):
     @shared_property
     def points(self) -> Tensor:
         """The start, and points of a walk from it that have its loss, (n, D)."""
-        points = self.subject.manifold_points(self.effort.points + 2)
+        try:
+            points = self.subject.manifold_points(self.effort.points + 2)
+        except (RankError, NotOnManifoldError):
+            return self.start[None]
         keep = self.on_level(points)
         keep[0] = True
         return points[keep]
@@ -223,7 +233,10 @@ def _few(survey: SizedSurvey) -> str:
 
 def check_rank(survey: SizedSurvey) -> Result:
     """The rank of H, by the gap of its spectrum, is that of the geometry, and the same."""
-    subject, looks, rank = survey.subject, survey.looks, survey.rank
+    subject, looks = survey.subject, survey.looks
+    if min(look.lowest for look in looks) < -dense.NEGATIVE:
+        return found("undecided", "the points are no minimisers")
+    rank = survey.rank
     ranks = [len(look.values) for look in looks]
     other = next((i for i, r in enumerate(ranks) if r != rank), None)
     if other is not None:

@@ -128,7 +128,7 @@ def check_smoothness(survey: Survey) -> Result:
 
 def _points(survey: Survey) -> Tensor:
     """Points of the manifold as far as there are any, and random directions."""
-    n = max(survey.effort.points // 2, 8)
+    n = max(survey.effort.points // 2, survey.lines)
     reached = survey.arrived[: n // 2]
     return torch.cat([reached, survey.starts[: n - len(reached)]])
 

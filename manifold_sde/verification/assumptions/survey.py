@@ -45,7 +45,10 @@ class Survey:
         subject: The system under test, without a start that does not reach the manifold.
         effort: The test budget.
         unreached: The error that the start raised, or ``None``.
+        lines: Fewest lines along which derivatives are looked at.
     """
+
+    lines = 8
 
     def __init__(self, subject: Subject, effort: Effort) -> None:
         self.effort = effort

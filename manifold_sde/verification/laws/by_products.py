@@ -40,7 +40,6 @@ from manifold_sde.verification.laws.engine import (
     deviations,
     judged,
     mean_and_error,
-    mean_p_value,
 )
 from manifold_sde.verification.laws.regime import TOLERATED, Rates, Regime, Surroundings
 from manifold_sde.verification.result import Design, Result, found
@@ -174,6 +173,14 @@ class Limit:
         return cls(math.log1p(grown) / (2.0 * trace), fourth**0.25)
 
 
+def _p_value(
+    gap: float, error: float, number: int, tolerated: float, rounding: float = 1e-300
+) -> float:
+    """Two-sided p-value of a mean of so many runs that should be 0, by Student's law."""
+    beyond = max(abs(gap) - tolerated, 0.0) / max(error, rounding)
+    return float(2.0 * stats.t.sf(beyond, number - 1))
+
+
 def _of_states(
     runs: SizedRuns, made: Design, label: str, states: Tensor, limit: Limit, scale: float = 1.0
 ) -> Result:
@@ -184,9 +191,9 @@ def _of_states(
     # The norm moves by what noise and decay do in this time, of which a part is tolerated.
     moved = abs(runs.around.trace) * limit.clock + abs(math.log(limit.norm))
     p_values = {
-        "variance along the manifold": mean_p_value(ratio - 1.0, error, tolerated=tolerated),
-        "norm": mean_p_value(
-            norm - limit.norm, wide, tolerated=tolerated * moved, rounding=1e-12 * limit.norm
+        "variance along the manifold": _p_value(ratio - 1.0, error, len(states), tolerated),
+        "norm": _p_value(
+            norm - limit.norm, wide, len(states), tolerated * moved, 1e-12 * limit.norm
         ),
     }
     tests = Tests(p_values, made.false_alarm)
@@ -205,7 +212,7 @@ def _of_two(runs: SizedRuns, made: Design, label: str, left: Tensor, right: Tens
     (a, error), (b, wide) = (mean_and_error(runs.spread(s)) for s in (left, right))
     size, tolerated = 0.5 * (a + b), TOLERATED * runs.effort.departure
     both = math.hypot(error, wide) / size
-    p = mean_p_value((a - b) / size, both, tolerated=tolerated)
+    p = _p_value((a - b) / size, both, len(left), tolerated)
     tests = Tests({"variance along the manifold": p}, made.false_alarm)
     detail = (
         f"{label}, {made.sample_size} runs each, {_HOW.replace(', and the norm', '')}: the "
