@@ -28,6 +28,8 @@ NAMES = (
     "brownian",
     "diffusion",
     "network",
+    "peers",
+    "verify",
     "limits",
     "multilevel",
     "cold",
@@ -45,6 +47,8 @@ PACKAGES = (
     "jaxlib",
     "diffrax",
     "torchdiffeq",
+    "curvlinops-for-pytorch",
+    "hessian-eigenthings",
 )
 OUTPUT = Path("results/benchmarks.json")
 WIDTH = 80

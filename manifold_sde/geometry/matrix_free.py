@@ -36,6 +36,8 @@ _COPIES = 8
 _STRIPS = 8
 #: Numbers of the rows that forward mode goes along together: more are slower.
 _CACHED = 2**21
+#: Rows that forward mode goes along at once: it holds the samples' activations for each.
+_ALONG = 32
 
 #: Vectors (b, D) and their partners (b, D): Sigma = sym(sum of a_j b_j^T).
 Pairs = tuple[Tensor, Tensor]
@@ -376,7 +378,8 @@ class JacobianSpace(MatrixFreeSpace):
         strips = []
         for first, last, _ in self.blocks(y, max(1, _CACHED // self.loss.dim)):
             rows = self.loss.rows(y, first, last)
-            strips.append(vmap(functools.partial(self.loss.residual_product, y, first=first))(rows))
+            along = functools.partial(self.loss.residual_product, y, first=first)
+            strips.append(vmap(along, chunk_size=_ALONG)(rows))
         return _symmetric(strips)
 
     def frame_at(self, y: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:

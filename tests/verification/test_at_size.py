@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -27,7 +26,7 @@ from manifold_sde.networks import NormalizedMLP
 from manifold_sde.networks.data import digits
 from manifold_sde.solvers import run_sgd
 from manifold_sde.verification import Result, Subject, properties, verify
-from manifold_sde.verification.assumptions.by_products import require_products
+from manifold_sde.verification.assumptions import by_products as assumed
 from manifold_sde.verification.at_size import AS_THEY_ARE, FORMS, NOTES, REASONS, by_products
 from manifold_sde.verification.effort import QUICK, Effort
 from manifold_sde.verification.spectra import extremes_of, hessian_range
@@ -105,7 +104,9 @@ def test_a_problem_of_this_size_is_verified_without_matrices(
 
     for name in ("hessian", "noise_factor", "noise_covariance"):
         monkeypatch.setattr(Problem, name, refused)
-    report = verify(base(), checks=[name for name in FORMS if "equilibrium" not in name])
+    report = verify(
+        base(), checks=[name for name in FORMS if "SGD" not in name and "one eq" not in name]
+    )
     assert report.passed, str(report)
     undecided = {r.name for r in report if r.verdict == "undecided"}
     assert undecided == {
@@ -276,11 +277,16 @@ LAWS = ("SGD at a fixed ratio tends to (8)", "SGD in the time tau tends to (13)"
     ("name", "changed"),
     [
         ("SGD in the time tau tends to (13)", {"time_scale": WrongTau}),
-        ("SGD in the time tau tends to (13)", {"time_scale": WrongRadius}),
-        ("SGD at a fixed ratio tends to (8)", {"run_sgd": other_rates(lr=1.3)}),
-        ("SGD without weight decay comes later", {"run_sgd": other_rates(decay=0.0)}),
         ("norm of SGD's weights", {"run_sgd": other_rates(decay=1.05)}),
-        ("equilibrium norm of SGD's weights", {"run_sgd": other_rates(lr=1.2)}),
+        *(
+            pytest.param(name, changed, marks=pytest.mark.thorough)
+            for name, changed in (
+                ("SGD in the time tau tends to (13)", {"time_scale": WrongRadius}),
+                ("SGD at a fixed ratio tends to (8)", {"run_sgd": other_rates(lr=1.3)}),
+                ("SGD without weight decay comes later", {"run_sgd": other_rates(decay=0.0)}),
+                ("equilibrium norm of SGD's weights", {"run_sgd": other_rates(lr=1.2)}),
+            )
+        ),
     ],
 )
 def test_other_laws_are_rejected(name: str, changed: dict[str, Any]) -> None:
@@ -293,20 +299,17 @@ def louder(problem: Problem, *arguments: Any, **options: Any) -> Any:
     return run_sgd(problem.with_noise(SphericalNoise(1.34 * NOISE.scale)), *arguments, **options)
 
 
-@pytest.mark.parametrize("name", LAWS)
+@pytest.mark.parametrize("name", [LAWS[0], pytest.param(LAWS[1], marks=pytest.mark.thorough)])
 def test_louder_noise_is_rejected(name: str) -> None:
     assert result(on(run_sgd=louder), name).verdict == "fails"
 
 
-def test_a_noise_that_does_not_fit_is_refused() -> None:
-    dim = 20_000
-    problem = Problem(lambda x: (x[0] / x.norm()) ** 2, dim, CustomNoise(lambda x: _wide(x, dim)))
+def test_a_noise_that_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(assumed, "_MOST_BYTES", 10**6)
+    subject = on(problem=linear_model(noise=missing(rows()[0])))
     with pytest.raises(NoiseError, match="too large to be looked at"):
-        require_products(Subject.of(problem))
-
-
-def _wide(x: Tensor, columns: int) -> Tensor:
-    return x[:, None].expand(len(x), columns)
+        assumed.require_products(subject)
+    assumed.require_products(base())  # whose product needs no matrix
 
 
 @pytest.mark.thorough
@@ -317,5 +320,9 @@ def test_twenty_thousand_weights_in_ten_minutes() -> None:
     found = measured("20k", 100)
     assert found.minutes <= 10.0
     assert found.memory <= 3.0
-    assert found.undecided_for_time == 0
-    assert math.isfinite(found.minutes)
+    assert found.late == 0
+    assert set(found.failed) == {
+        "one scaling group",
+        "compactness",
+        "one equilibrium from every start",
+    }

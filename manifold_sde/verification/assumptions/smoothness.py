@@ -24,7 +24,7 @@ _ROUNDING = 1e-6
 #: Points at which derivatives are compared with differences.
 _COMPARED = 6
 #: Numbers of the points that derivatives are taken at together.
-_AT_ONCE = 2**18
+_AT_ONCE = 2**16
 
 
 def line_derivatives(problem: Problem, x: Tensor, v: Tensor) -> Tensor:
