@@ -16,6 +16,7 @@ probability :math:`1 - \delta` by at most
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,6 +34,8 @@ from manifold_sde.problem import Problem
 
 #: Vectors that H is multiplied by at once.
 _BLOCK = 32
+#: Products that are computed together: each holds what the samples pass through.
+_AT_ONCE = 8
 #: Size, relative to the largest eigenvalue, below which what H makes of a vector is rounding.
 _FLOOR = 1e-11
 #: Probability that what is said to be all is not.
@@ -112,7 +115,8 @@ def hessian_range(problem: Problem, y: Tensor, generator: torch.Generator) -> He
 
     def products(v: Tensor) -> Tensor:
         consult()
-        return vmap(lambda a: problem.pointwise.hessian_product(y, a))(v)
+        along = functools.partial(problem.pointwise.hessian_product, y)
+        return vmap(along, chunk_size=_AT_ONCE)(v)
 
     rows: list[Tensor] = []
     found, scale, outside = 0, 0.0, 0.0
@@ -141,7 +145,11 @@ def hessian_range(problem: Problem, y: Tensor, generator: torch.Generator) -> He
                 "the rank of the Hessian is too large to be found by products",
                 f"more than {found} nonzero eigenvalues in dimension {dim}",
             )
-    inner = torch.cat([torch.cat([products(a) @ b.T for b in rows], 1) for a in rows])
+    strips = []
+    for block in rows:
+        images = products(block)
+        strips.append(torch.cat([images @ other.T for other in rows], 1))
+    inner = torch.cat(strips)
     values, vectors = torch.linalg.eigh(0.5 * (inner + inner.T))
     ratios = gap_ratios(torch.cat([values.new_tensor([outside]), values]))
     rank = int(ratios.argmax()) + 1
