@@ -181,7 +181,8 @@ class _Suite:
             try:
                 found = check(self.subject, self.effort, min(share, self._left))
             except OutOfTimeError as error:
-                late[check] = error
+                # Its frames would keep what was under way in memory.
+                late[check] = error.with_traceback(None)
                 return
         late.pop(check, None)
         self._keep(check, found)
