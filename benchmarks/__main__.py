@@ -29,6 +29,8 @@ NAMES = (
     "brownian",
     "diffusion",
     "network",
+    "peers",
+    "verify",
     "limits",
     "multilevel",
     "cold",
@@ -47,6 +49,8 @@ PACKAGES = (
     "jaxlib",
     "diffrax",
     "torchdiffeq",
+    "curvlinops-for-pytorch",
+    "hessian-eigenthings",
 )
 OUTPUT = Path("results/benchmarks.json")
 WIDTH = 80

@@ -5,6 +5,7 @@ It is a process of its own, whose peak is then that of the run, and prints it in
 
 from __future__ import annotations
 
+import contextlib
 import resource
 import subprocess
 import sys
@@ -53,6 +54,19 @@ def peak() -> float:
                 return int(line.split()[1]) / 1024.0
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return used / (1024.0**2 if sys.platform == "darwin" else 1024.0)
+
+
+def resident() -> float:
+    """Memory that this process has now, in megabytes; on Linux, and 0 elsewhere."""
+    status = Path("/proc/self/status")
+    lines = status.read_text(encoding="utf-8").splitlines() if status.exists() else []
+    return next((int(x.split()[1]) / 1024.0 for x in lines if x.startswith("VmRSS:")), 0.0)
+
+
+def forget_peak() -> None:
+    """Begin :func:`peak` anew, where Linux can."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
 def measured(n_paths: int, steps: int) -> float:

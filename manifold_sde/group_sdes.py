@@ -237,10 +237,12 @@ class GroupDirectionDiffusion(DirectionDiffusion):
         moved = end * factors[self._number.to(x.device)]
         return moved / column_norms(moved)
 
-    def tangent_increment(self, x: Tensor, basis: Tensor, h: Tensor, w: Tensor) -> Tensor:
+    def tangent_increment(
+        self, x: Tensor, basis: Tensor, h: Tensor, w: Tensor, draw: Callable[[int], Tensor]
+    ) -> Tensor:
         """Tangent part of the Ito drift times h, and P sigma w: -> (D, n)."""
         speed = self._clock(x)[0]
-        return super().tangent_increment(x, basis, speed * h, speed.sqrt() * w)
+        return super().tangent_increment(x, basis, speed * h, speed.sqrt() * w, draw)
 
     def factor(self, x: Tensor, basis: Tensor) -> Tensor:
         """P sigma at the direction: (D, n), (D, d, n) -> (D, m, n)."""

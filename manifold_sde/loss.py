@@ -399,9 +399,22 @@ class LeastSquaresLoss(Loss):
 
         return self._gradient(mean, x)
 
-    def residual_product(self, x: Tensor, v: Tensor) -> Tensor:
-        """Jacobian of the residuals times v: (D,), (D,) -> (Xi K,)."""
-        return jvp(self.residuals, (x,), (v,))[1].to(x.dtype)
+    def residual_product(self, x: Tensor, v: Tensor, first: int = 0) -> Tensor:
+        """Jacobian of the residuals times v: (D,), (D,) -> (Xi K,), or of samples from one on."""
+        if first and self.per_sample is not None:
+            later = partial(self._later_residuals, self.per_sample, first)
+            return jvp(later, (x,), (v,))[1].to(x.dtype)
+        return jvp(self.residuals, (x,), (v,))[1].to(x.dtype)[first * self.n_outputs :]
+
+    def _later_residuals(self, samples: PerSampleFunction, first: int, x: Tensor) -> Tensor:
+        """Residuals of the samples from one on: (D,) -> ((Xi - first) K,)."""
+        passes = slices(self.n_samples - first, samples.per_pass)
+
+        def of(which: slice) -> Tensor:
+            data = samples.data_for(x, slice(first + which.start, first + which.stop))
+            return samples.function(x, *data)
+
+        return joined(of, passes).reshape(-1)
 
     def residual_transposed_product(self, x: Tensor, w: Tensor) -> Tensor:
         """Transposed Jacobian of the residuals times w: (D,), (Xi K,) -> (D,)."""

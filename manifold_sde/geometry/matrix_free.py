@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.func import vjp, vmap
 
@@ -31,6 +32,12 @@ from manifold_sde.problem import Problem
 
 #: Tensors of the size of a block that are alive at once while its rows are worked on.
 _COPIES = 8
+#: Strips in which a Gram matrix of rows that are all here is made.
+_STRIPS = 8
+#: Numbers of the rows that forward mode goes along together: more are slower.
+_CACHED = 2**21
+#: Rows that forward mode goes along at once: it holds the samples' activations for each.
+_ALONG = 32
 
 #: Vectors (b, D) and their partners (b, D): Sigma = sym(sum of a_j b_j^T).
 Pairs = tuple[Tensor, Tensor]
@@ -347,6 +354,13 @@ class MatrixFreeSpace(NormalSpace):
         return result
 
 
+def _symmetric(strips: list[Tensor]) -> Tensor:
+    """A symmetric matrix (n, n) of its rows in blocks, each from its own diagonal on."""
+    n = strips[0].shape[1]
+    upper = torch.cat([F.pad(strip, (n - strip.shape[1], 0)) for strip in strips]).triu()
+    return upper + upper.triu(1).T
+
+
 def each(function: Callable[..., Any], *arguments: Tensor) -> Any:
     """A function of one point at all points, points last; what has one point serves all."""
     n = max(a.shape[-1] for a in arguments)
@@ -386,10 +400,10 @@ class JacobianSpace(MatrixFreeSpace):
         """Empty."""
         return y.new_zeros(len(y), 0)
 
-    def blocks(self, y: Tensor) -> Iterator[tuple[int, int, slice]]:
+    def blocks(self, y: Tensor, most: int | None = None) -> Iterator[tuple[int, int, slice]]:
         """Blocks of samples: the first, the one after the last, and their residuals."""
         k = self.loss.n_outputs
-        size = max(1, self.block(y) // k)
+        size = max(1, min(self.block(y), most or self.loss.n_residuals) // k)
         for first in range(0, self.loss.n_samples, size):
             last = min(first + size, self.loss.n_samples)
             yield first, last, slice(first * k, last * k)
@@ -397,16 +411,20 @@ class JacobianSpace(MatrixFreeSpace):
     def gram(self, y: Tensor) -> Tensor:
         """J J^T: (D,) -> (Xi K, Xi K); by forward mode along its rows where they are not all here.
 
-        Forward mode costs less than a matrix product where samples have several outputs.
+        Forward mode costs less than a matrix product where samples have several outputs. Either
+        way a block of rows meets those from its own on alone: the rest is the transpose.
         """
-        parts = []
-        for first, last, _ in self.blocks(y):
+        if self.loss.n_residuals <= self.block(y):
+            rows = self.loss.rows(y, 0, self.loss.n_samples)
+            size = -(-len(rows) // _STRIPS)
+            begins = range(0, len(rows), size)
+            return _symmetric([rows[i : i + size] @ rows[i:].T for i in begins])
+        strips = []
+        for first, last, _ in self.blocks(y, max(1, _CACHED // self.loss.dim)):
             rows = self.loss.rows(y, first, last)
-            if last - first == self.loss.n_samples:
-                return rows @ rows.T
-            parts.append(vmap(lambda v: self.loss.residual_product(y, v))(rows))
-        gram = torch.cat(parts)
-        return 0.5 * (gram + gram.T)
+            along = functools.partial(self.loss.residual_product, y, first=first)
+            strips.append(vmap(along, chunk_size=_ALONG)(rows))
+        return _symmetric(strips)
 
     def frame_at(self, y: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
         """S / Xi and W S^{-1/2}, from the M largest eigenvalues S of the Gram matrix."""

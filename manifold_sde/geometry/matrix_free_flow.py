@@ -38,6 +38,8 @@ from manifold_sde.geometry.radau import (
 _MAX_CONTRACTION = 0.9
 #: Rounds of the Newton iteration beyond which the next step has a frame of its own.
 _FEW_ROUNDS = 6
+#: Rank whose frame costs as much as a round: frames of larger ranks are kept for more rounds.
+_RANK_A_ROUND = 50
 #: Force outside the range of the frame that counts as none, in units of the dense route's.
 _CREEPING = 100.0
 
@@ -160,7 +162,7 @@ def flow_to_limit(
             guess = extrapolate(method, last_stages[None], ratio)[0]
         stages, solved, rounds = _solve(begin, gradient, method, h, guess, newton * size)
         flow.gradients += rounds * STAGES
-        keep = solved and rounds <= _FEW_ROUNDS
+        keep = solved and rounds <= max(_FEW_ROUNDS, space.rank // _RANK_A_ROUND)
         if not solved and not begin.is_fresh:
             begin = _begin(space, flow, None)
             continue

@@ -375,9 +375,9 @@ class MatrixFreeRoute(Route):
                 # The rank is that of the end, where the spectrum has a gap.
                 space, (_, bases) = self._hessian_frames(point[None])
                 near = bases[..., 0]
+            base, frame = point, space.frame_at(point, near)
             for _ in range(_CORRECTIONS):
-                frame = space.frame_at(point, near)
-                point = point - space.displacement_at(point, frame, point)
+                point = point - space.displacement_at(base, frame, point)
             if invariant:
                 point = point / point.norm()
             self.frames_at(point[None])

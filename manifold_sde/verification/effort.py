@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from manifold_sde.errors import ArgumentError
+
+#: How many times as long the checks may take where matrices do not fit into memory.
+_TIMES_AS_LONG = 10.0
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,15 @@ class Effort:
     steps: int = 512
     long_checks: bool = True
     budget: float = math.inf
+
+    def at_size(self) -> Effort:
+        """The budget where matrices of D x D do not fit: few points, and ten times as long."""
+        return replace(
+            self,
+            points=max(1, self.points // 64),
+            steps=self.steps // 2,
+            budget=_TIMES_AS_LONG * self.budget,
+        )
 
 
 QUICK = Effort("quick", points=32, departure=0.25, long_checks=False, budget=60.0)

@@ -16,6 +16,7 @@ from manifold_sde.deadline import Attempts, shared_property
 from manifold_sde.errors import ArgumentError, ShapeError
 from manifold_sde.geometry import Geometry
 from manifold_sde.geometry.dense import DENSE_LIMIT
+from manifold_sde.geometry.matrix_free_route import DEFAULT_MEMORY
 from manifold_sde.geometry.minimizers import find_minimizer, limits, random_directions
 from manifold_sde.problem import Problem, require_problem
 from manifold_sde.sdes import FixedRatioDiffusion, LimitingDiffusion
@@ -23,11 +24,16 @@ from manifold_sde.solvers import run_sgd, solve
 from manifold_sde.time_scale import TimeScale
 from manifold_sde.verification import sampling
 from manifold_sde.verification.sampling import unit
+from manifold_sde.verification.spectra import HessianRange, hessian_range
 
 T = TypeVar("T")
 
+#: Bytes that blocks of vectors may take, at least.
+_LEAST_MEMORY = 2**26
+
 #: Steps of the walk over the manifold, and their length in radians.
 _WALK = (12, 0.5)
+_SHORT_WALK = (2, 0.3)
 #: Norms of the points of the cone.
 _NORMS = (1e-6, 1e6)
 #: Points of the walks and restarts from which points are chosen that are far apart, and how much
@@ -86,15 +92,6 @@ class Subject:
                 expected="an integer in [0, 2**63)",
                 remedy="seed=0",
             )
-        if problem.dim > DENSE_LIMIT:
-            raise ArgumentError(
-                "the problem is too large to be verified",
-                received=f"dimension {problem.dim}",
-                expected=f"at most {DENSE_LIMIT}: checks take Hessians and covariances as matrices",
-                remedy="verify a narrower network of the same kind; for this one there are "
-                "networks.scale_invariance_report, networks.invariant_groups and "
-                "geometry.residuals",
-            )
         if x_init is not None:
             x_init = check_point(x_init, problem.dim, values=True).detach().to(torch.float64)
             if x_init.dim() != 1:
@@ -104,7 +101,16 @@ class Subject:
                     expected=f"({problem.dim},)",
                     remedy="verify each start for itself",
                 )
-        return cls(problem, Geometry(problem), x_init, seed)
+        return cls(problem, _geometry(problem), x_init, seed)
+
+    @property
+    def by_products(self) -> bool:
+        """Whether the problem is too large for matrices of D x D: then products take their place.
+
+        It is so wherever the geometry is matrix-free.
+        """
+        matrix_free = getattr(self.geometry, "products", None) is not None
+        return matrix_free or self.problem.dim > DENSE_LIMIT
 
     def generator(self, use: int) -> torch.Generator:
         """Random numbers for one use."""
@@ -175,12 +181,24 @@ class Subject:
 
     @shared_property
     def walks(self) -> Tensor:
-        """Random walks over Gamma_1 from the start, (K, n, D), in long steps with the limit map."""
-        steps, length = _WALK
-        y = self.start.expand(64, self.problem.dim).contiguous()
+        """Random walks over Gamma_1 from the start, (K, n, D), in long steps with the limit map.
+
+        Where only products are at hand it is one walk of few steps, which Newton's method takes
+        back to Gamma_1.
+        """
+        steps, length = _SHORT_WALK if self.by_products else _WALK
+        y = self.start.expand(1 if self.by_products else 64, self.problem.dim).contiguous()
         noise = self.normals(2, steps, *y.shape)
-        walked = sampling.random_walk(self.geometry, y, noise, length, far=True)
+        walked = sampling.random_walk(self.geometry, y, noise, length, far=not self.by_products)
         return torch.cat([y[None], walked])
+
+    def hessian_range(self, y: Tensor) -> HessianRange:
+        """The range of H at a point of Gamma_1 (D,), by products; that of the last one is kept."""
+        kept: dict[str, tuple[Tensor, HessianRange]] = self.shared.setdefault("range", {})
+        if "last" not in kept or not torch.equal(kept["last"][0], y):
+            kept.clear()  # there is room for one
+            kept["last"] = y, hessian_range(self.problem, y, self.generator(8))
+        return kept["last"][1]
 
     @property
     def walked(self) -> Tensor:
@@ -189,6 +207,8 @@ class Subject:
 
     def manifold_points(self, n: int) -> Tensor:
         """Points of Gamma_1, (n, D): the start, and what the walks have reached, spread out."""
+        if n == 1:
+            return self.start[None]
         later = self.walked
         chosen = torch.randperm(len(later), generator=self.generator(3))[: max(n - 1, 0)]
         return torch.cat([self.start[None], later[chosen]])
@@ -231,3 +251,12 @@ class Subject:
         sizes = torch.rand(len(y), 1, dtype=torch.float64, generator=self.generator(7))
         x = unit(y + _AWAY * sizes * unit(away))
         return x[torch.isfinite(self.limits(x)).all(1)]
+
+
+def _geometry(problem: Problem) -> Geometry:
+    """The geometry of a problem; by products with blocks that take no more than the Jacobian."""
+    if problem.dim <= DENSE_LIMIT:
+        return Geometry(problem)
+    outputs = getattr(problem.pointwise, "n_residuals", problem.n_samples) or 1
+    of_jacobian = 8 * outputs * problem.dim
+    return Geometry(problem, memory=min(max(of_jacobian, _LEAST_MEMORY), DEFAULT_MEMORY))

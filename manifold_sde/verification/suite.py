@@ -16,7 +16,7 @@ from manifold_sde.arguments import real
 from manifold_sde.deadline import OutOfTimeError, quiet
 from manifold_sde.errors import ArgumentError
 from manifold_sde.problem import Problem
-from manifold_sde.verification import assumptions, laws, properties
+from manifold_sde.verification import assumptions, at_size, laws, properties
 from manifold_sde.verification.assumptions.scale_invariance import INVARIANCE
 from manifold_sde.verification.check import Check
 from manifold_sde.verification.effort import Effort, effort_of
@@ -61,7 +61,8 @@ def verify(
         seed: Seed of all that is drawn.
         effort: "quick" (about a minute for a small problem) or "thorough" (some minutes).
         budget: Seconds of processor time for all checks; by default those of the effort: 60 for
-            "quick" and as many as it takes (``math.inf``) for "thorough".
+            "quick", ten times as many above 1000 dimensions, and as many as it takes (``math.inf``)
+            for "thorough".
         x_init: Where training starts (D,); by default a minimiser is taken or looked for.
         progress: Whether to show a progress bar, and the rows of the report as they arrive; or
             what is called with each result. By default the bar alone, on a terminal.
@@ -76,9 +77,11 @@ def verify(
     """
     begin = time.perf_counter()
     amount = effort_of(effort)
-    seconds = _check_budget(amount.budget if budget is None else budget)
     subject = Subject.of(problem, x_init=x_init, seed=seed)
     chosen = all_checks() if checks is None else _chosen(checks)
+    if subject.by_products:
+        amount, chosen = amount.at_size(), tuple(map(at_size.by_products, chosen))
+    seconds = _check_budget(amount.budget if budget is None else budget)
     tell = progress if callable(progress) else Rows(sys.stderr) if progress else lambda _: None
     shown = True if progress is False else None  # on a terminal alone
     with quiet(), tqdm(total=len(chosen), disable=shown, unit="check") as bar:
@@ -178,7 +181,8 @@ class _Suite:
             try:
                 found = check(self.subject, self.effort, min(share, self._left))
             except OutOfTimeError as error:
-                late[check] = error
+                # Its frames would keep what was under way in memory.
+                late[check] = error.with_traceback(None)
                 return
         late.pop(check, None)
         self._keep(check, found)

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from manifold_sde.errors import ArgumentError, LimitMapError, PartialError
-from manifold_sde.experiments.collapse.flow import flow_steps, near_limit
 from manifold_sde.experiments.experiment import Array
 from manifold_sde.experiments.settings.collapse import PIXELS, Settings
 from manifold_sde.geometry import Geometry
+from manifold_sde.geometry.near_limit import flow_steps, near_limit
 from manifold_sde.networks import NormalizedMLP
 from manifold_sde.networks.data import digits
 from manifold_sde.noise import SphericalNoise

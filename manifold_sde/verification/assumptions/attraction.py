@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from manifold_sde.verification.assumptions.survey import Survey, assumption, show_point
@@ -9,12 +11,23 @@ from manifold_sde.verification.result import Result, found
 from manifold_sde.verification.sampling import unit
 
 #: Radii of the balls around the start, relative to its norm; the first one has to flow to Gamma.
-_RADII = (1e-3, 1e-2, 1e-1)
+RADII = (1e-3, 1e-2, 1e-1)
 
 
 def check_attraction(survey: Survey) -> Result | None:
     """Gradient flow takes the start, and a ball around it, to the manifold."""
-    subject, n = survey.subject, survey.effort.points
+    return attracted(survey, survey.effort.points, RADII)
+
+
+def attracted(survey: Survey, n: int, radii: Sequence[float]) -> Result | None:
+    """The start, and points at some radii around it; ``None`` where no start is given.
+
+    Args:
+        survey: The survey.
+        n: Points at each radius.
+        radii: The radii, relative to the norm of the start.
+    """
+    subject = survey.subject
     if survey.unreached is not None:
         detail = f"{survey.unreached.problem}: {survey.unreached.received}"
         meaning = (
@@ -31,17 +44,17 @@ def check_attraction(survey: Survey) -> Result | None:
     distance = float((x - limit).norm() / norm)
     noise = unit(subject.normals(66, n, len(x)))
     shares = []
-    for radius in _RADII:
+    for radius in radii:
         ends = subject.limits(x + radius * norm * noise)
         arrived = survey.on_level(unit(ends))
         shares.append(float(arrived.to(torch.float64).mean()))
     spread = ", ".join(
-        f"{share:.0%} within {radius:g}" for share, radius in zip(shares, _RADII, strict=True)
+        f"{share:.0%} within {radius:g}" for share, radius in zip(shares, radii, strict=True)
     )
     detail = (
         f"|x - Phi(x)| / |x| = {distance:.3g}, Phi(x) / |x| = {show_point(limit / norm)}; of "
-        f"{n} points around x there flow to minimisers of the same loss: {spread} of "
-        "|x|"
+        f"{n} {'points' if n > 1 else 'point'} around x there flow to minimisers of the same "
+        f"loss: {spread} of |x|"
     )
     if shares[0] < 1.0:
         meaning = (

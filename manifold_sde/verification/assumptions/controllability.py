@@ -16,11 +16,12 @@ from manifold_sde.verification.assumptions.search import Valued, along_kernel, l
 from manifold_sde.verification.assumptions.survey import Survey, assumption, extremes, show_point
 from manifold_sde.verification.result import Result, found
 
-_IN_GROUPS = "controllability of the groups' directions"
+#: Name of the check of the product of the groups' spheres.
+IN_GROUPS = "controllability of the groups' directions"
 #: Part of the variance up to which there is none.
-_NONE = 1e-12
+NONE = 1e-12
 #: Smallest singular value, over the largest on Gamma_1, that is none, and that is too small to say.
-_VANISHES, _SMALL = 1e-7, 1e-4
+VANISHES, SMALL = 1e-7, 1e-4
 
 
 def smallest_noise(problem: Problem, rank: int, groups: Sequence[Sequence[int]]) -> Valued:
@@ -52,7 +53,7 @@ def check_diffusion(survey: Survey) -> Result | None:
         return None
     trace, elsewhere = problem.noise_trace(points), problem.noise_trace(survey.starts)
     whole, away = float(trace.max()), float(elsewhere.median())
-    if whole <= _NONE * away:
+    if whole <= NONE * away:
         detail = (
             f"tr Sigma is at most {whole:.1g} on Gamma_1, and {away:.2g} at a random direction: "
             "the noise vanishes on the manifold"
@@ -64,8 +65,8 @@ def check_diffusion(survey: Survey) -> Result | None:
         )
         return found("fails", detail, 1.0, 0.0, meaning)
     values = tangent_noise(problem, points, survey.rank, [range(problem.dim)])[0]
-    part = (values**2).sum(1) / trace.clamp(min=_NONE * whole)
-    if float(part.max()) <= _NONE:
+    part = (values**2).sum(1) / trace.clamp(min=NONE * whole)
+    if float(part.max()) <= NONE:
         detail = (
             f"tr Sigma is {whole:.2g} on Gamma_1, and the part along it {float(part.max()):.1g} "
             "of that: all noise is across the manifold"
@@ -89,7 +90,7 @@ def check_controllability(survey: Survey) -> Sequence[Result]:
     results = [_controllability(survey, everything)]
     groups = survey.groups
     if groups is not None and len(groups) > 1:
-        results.append(replace(_controllability(survey, groups), name=_IN_GROUPS))
+        results.append(replace(_controllability(survey, groups), name=IN_GROUPS))
     return results
 
 
@@ -101,17 +102,17 @@ def _controllability(survey: Survey, groups: Sequence[Sequence[int]]) -> Result:
     values = tangent_noise(problem, points, rank, groups)[0]
     scale = float(values.max())
     away = float(problem.noise_trace(survey.starts).median()) ** 0.5
-    if scale <= _NONE**0.5 * away:
+    if scale <= NONE**0.5 * away:
         detail = f"the noise moves along none of the {dims} dimensions at any point"
-        return found("fails", detail, 0.0, -_VANISHES, _not_unique(dims))
-    reached = (values > _VANISHES * scale).sum(1)
+        return found("fails", detail, 0.0, -VANISHES, not_unique(dims))
+    reached = (values > VANISHES * scale).sum(1)
     pictures = (extremes("Noise along Gamma_1", "singular value of T^T sigma", values),)
     if int(reached.max()) < dims:
         detail = (
             f"the noise moves along at most {int(reached.max())} of the {dims} dimensions, at "
             f"each of {len(points)} points"
         )
-        return found("fails", detail, 0.0, -_VANISHES, _not_unique(dims), pictures=pictures)
+        return found("fails", detail, 0.0, -VANISHES, not_unique(dims), pictures=pictures)
     function = smallest_noise(problem, rank, groups)
     where, smallest = lowest(survey, function, points, values[:, -1])
     ratio = smallest / scale
@@ -120,19 +121,19 @@ def _controllability(survey: Survey, groups: Sequence[Sequence[int]]) -> Result:
         f"{smallest:.2g} and {scale:.2g} (ratio {ratio:.2g}), the smallest at "
         f"{show_point(where)}"
     )
-    if ratio <= _VANISHES:
+    if ratio <= VANISHES:
         meaning = (
             "At this point the noise does not span the tangent space. In one dimension the path "
             "may never get past it; in more it may go around."
         )
-        return found("fails", detail, -ratio, -_VANISHES, meaning, pictures=pictures)
-    if ratio <= _SMALL:
+        return found("fails", detail, -ratio, -VANISHES, meaning, pictures=pictures)
+    if ratio <= SMALL:
         meaning = (
             "The noise is so small in some direction that it cannot be told from none; if it is "
             "not, mixing takes its inverse square in time."
         )
-        return found("undecided", detail, -ratio, -_VANISHES, meaning, pictures=pictures)
-    return found("holds", detail, -ratio, -_VANISHES, pictures=pictures)
+        return found("undecided", detail, -ratio, -VANISHES, meaning, pictures=pictures)
+    return found("holds", detail, -ratio, -VANISHES, pictures=pictures)
 
 
 def _points(survey: Survey) -> Tensor:
@@ -140,7 +141,8 @@ def _points(survey: Survey) -> Tensor:
     return survey.points[survey.ranks == survey.rank]
 
 
-def _not_unique(dims: int) -> str:
+def not_unique(dims: int) -> str:
+    """What it means that the noise moves along fewer dimensions than there are."""
     return (
         "The direction moves in fewer than "
         f"{dims} dimensions, unless brackets of the fields lead out of them. The law after "

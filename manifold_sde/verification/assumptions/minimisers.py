@@ -12,13 +12,13 @@ from manifold_sde.verification.result import Result, Verdict, found
 from manifold_sde.verification.subject import Subject
 
 #: Part of its largest value on Gamma_1 to which the smallest nonzero eigenvalue may fall.
-_FALLEN, _FALLING = 1e-7, 1e-6
+FALLEN, FALLING = 1e-7, 1e-6
 #: Negative eigenvalue, relative to the largest, that is one beyond rounding.
-_NEGATIVE = 1e-8
+NEGATIVE = 1e-8
 #: Distances at which the loss is compared with that on the manifold, and its rounding units.
-_DISTANCES, _UNITS = (3e-3, 1e-2), 64.0
+DISTANCES, UNITS = (3e-3, 1e-2), 64.0
 #: Step along ker H, and the part of it by which its end may be off the manifold.
-_STEP, _OFF = 1e-3, 0.1
+STEP, OFF = 1e-3, 0.1
 
 
 def curvature(subject: Subject, rank: int, *, largest: bool = False) -> Valued:
@@ -52,7 +52,7 @@ def check_rank(survey: Survey) -> Result:
     subject = survey.subject
     values, ranks = survey.spectrum[0], survey.ranks
     rank, dim = survey.rank, subject.problem.dim
-    if rank == 0 or bool((values[:, 0] < -_NEGATIVE * values.abs().amax(1)).any()):
+    if rank == 0 or bool((values[:, 0] < -NEGATIVE * values.abs().amax(1)).any()):
         return found("undecided", "H vanishes, or the points are no minimisers")
     other = torch.nonzero(ranks != rank)[:, 0]
     if len(other):
@@ -82,8 +82,8 @@ def check_rank(survey: Survey) -> Result:
             "Nonzero eigenvalues of H on Gamma_1", "eigenvalue", values[:, dim - rank :].flip(-1)
         ),
     )
-    if ratio <= _FALLING:
-        verdict: Verdict = "fails" if ratio <= _FALLEN else "undecided"
+    if ratio <= FALLING:
+        verdict: Verdict = "fails" if ratio <= FALLEN else "undecided"
         detail = (
             f"the smallest nonzero eigenvalue of H is {high:.3g} at "
             f"{show_point(survey.points[smallest.argmax()])} and has fallen to {low:.2g} at "
@@ -93,66 +93,69 @@ def check_rank(survey: Survey) -> Result:
             f"The rank is {rank} in general and falls at a point. Near it the minimum is flat in "
             "a direction across, gradient flow is slow, and the limit does not describe SGD."
         )
-        return found(verdict, detail, -ratio, -_FALLEN, meaning, pictures=pictures)
-    return found("holds", common, -ratio, -_FALLEN, pictures=pictures)
+        return found(verdict, detail, -ratio, -FALLEN, meaning, pictures=pictures)
+    return found("holds", common, -ratio, -FALLEN, pictures=pictures)
 
 
 def check_minimality(survey: Survey) -> Result:
     """The points found are local minimisers, and ker H is the tangent space of their manifold."""
+    subject, points = survey.subject, survey.points
     values, vectors = survey.spectrum
-    points = survey.points
     top = values.abs().amax(1).clamp(min=1e-300)
     negative = -values[:, 0] / top
     index = int(negative.argmax())
-    if float(negative[index]) > _NEGATIVE:
+    if float(negative[index]) > NEGATIVE:
         detail = (
             f"H has the eigenvalue {float(values[index, 0]):.2g} (largest: {float(top[index]):.2g})"
             f" at {show_point(points[index])}"
         )
-        return _no_minimum(detail, float(negative[index]), _NEGATIVE)
-    fall, unit, where, distance = _largest_fall(survey)
-    if fall > _UNITS:
+        return no_minimum(detail, float(negative[index]), NEGATIVE)
+    directions = subject.normals(63, 4, *points.shape)
+    kernel = vectors[..., : subject.problem.dim - survey.rank]
+    directions[:2] = (kernel @ (kernel.mT @ directions[:2, ..., None]))[..., 0]
+    fall, unit, where, distance = largest_fall(survey, directions)
+    if fall > UNITS:
         detail = (
             f"the loss falls by {fall * unit:.2g} within {distance:g} of {show_point(where)}, "
             f"where rounding is {unit:.1g}"
         )
-        return _no_minimum(detail, fall, _UNITS)
+        return no_minimum(detail, fall, UNITS)
     off, where = _largest_miss(survey, vectors)
-    if not off <= _OFF:
+    if not off <= OFF:
         detail = (
-            f"a step of {_STEP:g} along ker H from {show_point(where)} is off the manifold by "
+            f"a step of {STEP:g} along ker H from {show_point(where)} is off the manifold by "
             f"{off:.2g} of its length" + ("" if off < 1e9 else ": gradient flow from there fails")
         )
         meaning = (
             "The kernel of the Hessian is larger than the tangent space: the minimum is flat of "
             "higher order in some direction across."
         )
-        return found("fails", detail, off, _OFF, meaning)
+        return found("fails", detail, off, OFF, meaning)
     detail = (
         f"no negative curvature (at most {max(float(negative.max()), 0.0):.1g} of the largest "
-        f"eigenvalue) at {len(points)} points; the loss does not fall within {_DISTANCES[-1]:g} "
+        f"eigenvalue) at {len(points)} points; the loss does not fall within {DISTANCES[-1]:g} "
         f"of them; steps along ker H stay on the manifold to {off:.1g} of their length"
     )
-    return found("holds", detail, float(negative.max()), _NEGATIVE)
+    return found("holds", detail, float(negative.max()), NEGATIVE)
 
 
-def _largest_fall(survey: Survey) -> tuple[float, float, Tensor, float]:
-    """How far the loss falls near the points at both distances, in units of rounding."""
+def largest_fall(survey: Survey, directions: Tensor) -> tuple[float, float, Tensor, float]:
+    """How far the loss falls near the points along directions (k, n, D), at both distances.
+
+    Returns:
+        The fall in units of rounding, that unit, the point, and the distance.
+    """
     problem, points = survey.subject.problem, survey.points
-    directions = survey.subject.normals(63, 4, *points.shape)
-    kernel = survey.spectrum[1][..., : problem.dim - survey.rank]
-    flat = (kernel @ (kernel.mT @ directions[:2, ..., None]))[..., 0]
-    directions = torch.cat([flat, directions[2:]])
     directions = torch.cat([directions, -directions])
     directions = directions / directions.norm(dim=-1, keepdim=True).clamp(min=1e-300)
     losses = problem.loss(points)
     size = problem.loss(survey.starts).abs().max().clamp(min=losses.abs().max())
     unit = float(torch.finfo(points.dtype).eps * size)
-    falls = torch.stack([losses - problem.loss(points + r * directions) for r in _DISTANCES])
+    falls = torch.stack([losses - problem.loss(points + r * directions) for r in DISTANCES])
     # At both distances: a fall at the larger alone is another valley.
     least = falls.amin(0).amax(0) / max(unit, 1e-300)
     index = int(least.argmax())
-    return float(least[index]), unit, points[index], _DISTANCES[0]
+    return float(least[index]), unit, points[index], DISTANCES[0]
 
 
 def _largest_miss(survey: Survey, vectors: Tensor) -> tuple[float, Tensor]:
@@ -160,14 +163,15 @@ def _largest_miss(survey: Survey, vectors: Tensor) -> tuple[float, Tensor]:
     subject, points = survey.subject, survey.points[: survey.effort.points]
     kernel = vectors[: len(points), :, : subject.problem.dim - survey.rank]
     steps = (kernel @ subject.normals(64, len(points), kernel.shape[-1], 1))[..., 0]
-    steps = _STEP * steps / steps.norm(dim=1, keepdim=True)
+    steps = STEP * steps / steps.norm(dim=1, keepdim=True)
     ends = subject.limits(points + steps)
-    miss = (ends - points - steps).norm(dim=1).nan_to_num(nan=1e9) / _STEP
+    miss = (ends - points - steps).norm(dim=1).nan_to_num(nan=1e9) / STEP
     index = int(miss.argmax())
     return float(miss[index]), points[index]
 
 
-def _no_minimum(detail: str, statistic: float, limit: float) -> Result:
+def no_minimum(detail: str, statistic: float, limit: float) -> Result:
+    """The result where the points are no minimisers."""
     meaning = (
         "These are saddles or maxima: SGD leaves them, and Phi is not defined around them. Give "
         "an x_init from which training comes to a minimum."

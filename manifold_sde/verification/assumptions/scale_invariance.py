@@ -55,11 +55,10 @@ def check_invariance(subject: Subject, effort: Effort) -> Result:
 def check_cone(survey: Survey) -> Result:
     """Multiples of minimisers are minimisers with the same loss."""
     problem, points = survey.subject.problem, survey.points
-    top = survey.spectrum[0].abs().amax(1)
     worst, where, factor = 0.0, points[0], 1.0
     for a in _FACTORS:
         # The gradient of a 0-homogeneous function has degree -1, its Hessian -2.
-        off = a * problem.gradient(a * points).norm(dim=1) / top.clamp(min=1e-300)
+        off = a * problem.gradient(a * points).norm(dim=1) / survey.tops.clamp(min=1e-300)
         off = torch.maximum(off, survey.above(a * points).abs()).nan_to_num(nan=torch.inf)
         if float(off.max()) > worst:
             worst, where, factor = float(off.max()), points[off.argmax()], a

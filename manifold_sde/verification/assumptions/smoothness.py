@@ -23,6 +23,8 @@ _JUMP = 0.05
 _ROUNDING = 1e-6
 #: Points at which derivatives are compared with differences.
 _COMPARED = 6
+#: Numbers of the points that derivatives are taken at together.
+_AT_ONCE = 2**16
 
 
 def line_derivatives(problem: Problem, x: Tensor, v: Tensor) -> Tensor:
@@ -37,7 +39,7 @@ def line_derivatives(problem: Problem, x: Tensor, v: Tensor) -> Tensor:
         first = (loss.gradient(z) * a).sum()
         return torch.stack([first, (loss.hessian_product(z, a) * a).sum(), cubic, quartic])
 
-    return vmap(at)(x, v)
+    return vmap(at, chunk_size=max(1, _AT_ONCE // x.shape[1]))(x, v)
 
 
 def find_jumps(problem: Problem, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -126,7 +128,7 @@ def check_smoothness(survey: Survey) -> Result:
 
 def _points(survey: Survey) -> Tensor:
     """Points of the manifold as far as there are any, and random directions."""
-    n = max(survey.effort.points // 2, 8)
+    n = max(survey.effort.points // 2, survey.lines)
     reached = survey.arrived[: n // 2]
     return torch.cat([reached, survey.starts[: n - len(reached)]])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -44,7 +45,10 @@ class Survey:
         subject: The system under test, without a start that does not reach the manifold.
         effort: The test budget.
         unreached: The error that the start raised, or ``None``.
+        lines: Fewest lines along which derivatives are looked at.
     """
+
+    lines = 8
 
     def __init__(self, subject: Subject, effort: Effort) -> None:
         self.effort = effort
@@ -58,7 +62,7 @@ class Survey:
         self.subject = subject
 
     @classmethod
-    def of(cls, subject: Subject, effort: Effort) -> Survey:
+    def of(cls, subject: Subject, effort: Effort) -> Self:
         """The survey of a system under test, which its checks share."""
         return subject.once((cls, effort), lambda: cls(subject, effort))
 
@@ -131,6 +135,11 @@ class Survey:
         """Eigenvalues (n, D), ascending, and eigenvectors (n, D, D) of H at the points."""
         values, vectors = torch.linalg.eigh(self.subject.problem.hessian(self.points))
         return values, vectors
+
+    @cached_property
+    def tops(self) -> Tensor:
+        """Largest size of an eigenvalue of H at the points, (n,)."""
+        return self.spectrum[0].abs().amax(1)
 
     @cached_property
     def ranks(self) -> Tensor:

@@ -29,7 +29,7 @@ from manifold_sde.verification.result import Design, Picture, Result, Series, fo
 from manifold_sde.verification.subject import Subject
 
 #: Learning rates at which the deterministic integrators are looked at, in units of the run's.
-_FACTORS = (1.0, 0.5, 0.25)
+FACTORS = (1.0, 0.5, 0.25)
 #: Order in the learning rate at which A and B count as converging.
 _ORDER = 0.75
 #: Rounding of what is read off a run.
@@ -41,7 +41,7 @@ _RUNS = (256, 1024)
 #: Interval over which A has to grow.
 _INTERVAL = 0.05
 #: What it means if A and B, or Z, do not tend to their limits.
-_WRONG = (
+WRONG = (
     "The steps of SGD do not shrink the weights by 1 - eta lambda, or R and tau are not (11) and "
     "(12).",
     "The noise of SGD's steps is not that of sigma: its size (batch factor, scale) is another, or "
@@ -205,10 +205,10 @@ def _results(
 ) -> Sequence[Result]:
     made = _design(Runs.of(subject, effort))
     noise = StepNoise.of(subject, effort, made.sample_size)
-    times = [time(subject, f * noise.lr, f * noise.weight_decay) for f in _FACTORS]
+    times = [time(subject, f * noise.lr, f * noise.weight_decay) for f in FACTORS]
     remark = ("Remark 6.1",) if noise.gaussian else ()
     results = [
-        replace(_deterministic(equations, times, noise), statements=(statement,)),
+        replace(deterministic(equations, times, noise), statements=(statement,)),
         replace(
             _brownian(equations, times[0], noise, made),
             statements=(statement, *remark),
@@ -217,15 +217,21 @@ def _results(
     ]
     return [
         replace(result, meaning=wrong if result.verdict == "fails" else "")
-        for result, wrong in zip(results, _WRONG, strict=True)
+        for result, wrong in zip(results, WRONG, strict=True)
     ]
 
 
-def _deterministic(equations: str, times: list[Time], noise: StepNoise) -> Result:
-    """A grows without bound, B tends to a line."""
+def deterministic(equations: str, times: list[Time], noise: Any) -> Result:
+    """A grows without bound, B tends to a line.
+
+    Args:
+        equations: Whose A and B.
+        times: The time at falling rates.
+        noise: ``lr``, ``weight_decay`` and ``shrinkage`` of the steps of a run.
+    """
     decay = 1.0 - float(noise.shrinkage.mean())
-    rates = noise.lr * np.array(_FACTORS)
-    both = [integrators(t, 1.0 - f**2 * decay) for t, f in zip(times, _FACTORS, strict=True)]
+    rates = noise.lr * np.array(FACTORS)
+    both = [integrators(t, 1.0 - f**2 * decay) for t, f in zip(times, FACTORS, strict=True)]
     slope = times[0].slope
     growth = np.array([f.growth(_INTERVAL) for f in both])
     distances = np.array([f.distance(slope) for f in both])

@@ -226,7 +226,7 @@ def norm_law(runs: ShortRuns, made: Design) -> Result:
         )
         for v in sorted({low, high})
     )
-    return _between(
+    return between(
         made,
         rates,
         Extrapolated.of(fine[-1], coarse[-1], c),
@@ -279,7 +279,7 @@ def equilibrium_norm(runs: ShortRuns, made: Design) -> Result:
     )
     mean = Extrapolated.of(rest[0], rest[1], _COARSE)
     tolerated = TOLERATED * runs.effort.departure * high
-    return _between(made, rates, mean, (low, high), tolerated, picture)
+    return between(made, rates, mean, (low, high), tolerated, picture)
 
 
 def _traces(runs: ShortRuns, samples: Tensor) -> tuple[float, float]:
@@ -292,13 +292,13 @@ def _traces(runs: ShortRuns, samples: Tensor) -> tuple[float, float]:
     return (middle, middle) if high - low <= 1e-6 * high else (low, high)
 
 
-def _between(
+def between(
     made: Design,
     rates: Rates,
     mean: Extrapolated,
     bounds: tuple[float, float],
     tolerated: float,
-    picture: Picture,
+    picture: Picture | None = None,
 ) -> Result:
     """A mean of |x|^4 between two bounds, give or take what is tolerated."""
     (low, high), value, error = bounds, float(mean.value), float(mean.error)
@@ -314,7 +314,7 @@ def _between(
         **deviations(p, made),
         p_value=p,
         tests={"E |x|^4": mean_p_value(value - low, error)} if low == high else {},
-        pictures=(picture,),
+        pictures=() if picture is None else (picture,),
         within_tolerance=p >= 1.0,
     )
 
@@ -328,7 +328,8 @@ def _design(of: Callable[[ShortRuns], _Norms]) -> Callable[[ShortRuns], Design]:
     return design
 
 
-_WRONG_NORM = (
+#: What it means that the norm is another.
+WRONG_NORM = (
     "The norm of SGD's weights is not that of (10): the noise has another trace than the problem "
     "says, or the steps another learning rate or weight decay."
 )
@@ -381,7 +382,7 @@ NORM_LAW = law(
     ShortRuns,
     _design(_short),
     norm_law,
-    _WRONG_NORM,
+    WRONG_NORM,
 )
 EQUILIBRIUM_NORM = law(
     "equilibrium norm of SGD's weights",
@@ -389,5 +390,5 @@ EQUILIBRIUM_NORM = law(
     ShortRuns,
     _design(_at_rest),
     equilibrium_norm,
-    _WRONG_NORM,
+    WRONG_NORM,
 )

@@ -35,7 +35,7 @@ _RANK = 1e-10
 #: Constant of Berry and Esseen's theorem (Shevtsova 2011).
 _BERRY_ESSEEN = 0.4748
 #: Largest eta / |x|^2, times lambda_max(H).
-_STABILITY = 0.2
+STABILITY = 0.2
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class StepNoise:
     def _read_off(cls, subject: Subject, effort: Effort, runs: int) -> StepNoise:
         problem, start = subject.problem, subject.start
         sharpness = float(torch.linalg.eigvalsh(problem.hessian(start))[-1])
-        step = min(effort.step_size, _STABILITY / sharpness)
+        step = min(effort.step_size, STABILITY / sharpness)
         run = subject.run_sgd(
             problem,
             start * math.sqrt(LR / step),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -21,6 +22,7 @@ from manifold_sde.verification.properties.defect import (
     spread_norms,
     with_factors,
 )
+from manifold_sde.verification.properties.homogeneity import noise_columns
 from manifold_sde.verification.subject import Subject
 
 #: Absolute accuracy of the limit map at a unit vector close to the manifold, where the flow is
@@ -39,16 +41,27 @@ class Kernel:
     """The kernel of the Hessian at unit vectors on the manifold, from the Hessian alone.
 
     Attributes:
-        projectors: Orthogonal projectors P on ker H, (n, D, D).
+        project: The orthogonal projection P on ker H: (n, k, D) -> (n, k, D).
         condition: Largest over smallest nonzero eigenvalue of H, (n,).
     """
 
-    projectors: Tensor
+    project: Callable[[Tensor], Tensor]
     condition: Tensor
 
     @classmethod
     def of(cls, subject: Subject, y: Tensor) -> Kernel:
-        """The kernel at points (n, D); its dimension is D minus the rank that geometry finds."""
+        """The kernel at points (n, D); its dimension is D minus the rank that geometry finds.
+
+        Where matrices of D x D do not fit, the rank and the range of H are found by products.
+        """
+        if subject.by_products:
+
+            def project(v: Tensor) -> Tensor:
+                pairs = zip(y, v, strict=True)
+                return torch.stack([subject.hessian_range(z).project(own) for z, own in pairs])
+
+            ranges = (subject.hessian_range(z).values for z in y)
+            return cls(project, torch.stack([values[-1] / values[0] for values in ranges]))
         values, basis = torch.linalg.eigh(subject.problem.hessian(y))
         rank = subject.geometry.rank(y)
         split = y.shape[-1] - rank
@@ -56,7 +69,8 @@ class Kernel:
         kernel = torch.where(tangent[:, None], basis, 0.0)
         smallest = values.gather(1, split.clamp(max=y.shape[-1] - 1)[:, None])[:, 0]
         condition = torch.where(rank > 0, values[:, -1] / smallest, 1.0)
-        return cls(kernel @ kernel.mT, condition)
+        projectors = kernel @ kernel.mT
+        return cls(lambda v: v @ projectors, condition)
 
 
 def directions_at(y: Tensor) -> Tensor:
@@ -74,7 +88,8 @@ def projector(problem: Problem | Subject, y: Tensor) -> Defect:
 
     In up to 12 dimensions it is measured whole: what is compared then fixes its rank D - M, its
     range T_y(Gamma) = ker H, and that it is symmetric. In more, it is measured along a few random
-    directions, along which two different matrices differ.
+    directions, along which two different matrices differ; where H does not fit into memory, along
+    one, and along the eigenvector of its smallest nonzero eigenvalue.
 
     Args:
         problem: The problem.
@@ -88,8 +103,9 @@ def projector(problem: Problem | Subject, y: Tensor) -> Defect:
     subject = Subject.of(problem)
     unit, kernel, v = _at(subject, y)
     measured, bound = differences.derivative(subject.limits, unit, v, NEAR_ACCURACY)
-    expected = v @ kernel.projectors
-    expected[:, -1] = unit
+    expected = kernel.project(v)
+    if not subject.by_products:
+        expected[:, -1] = unit
     values = (measured - expected).norm(dim=2)
     tolerances = bound + rounding(unit) * kernel.condition[:, None]
     return Defect.of(values, tolerances, "d Phi = projector on ker H, d Phi y = y")
@@ -104,9 +120,9 @@ def tangent_projection(problem: Problem | Subject, y: Tensor) -> Defect:
         y: Points (..., D) of Gamma.
 
     Returns:
-        The largest |P v - P_geometry v| over unit vectors v as in :func:`projector`, y / |y| among
-        them: with P from the Hessian, and with d Phi(y) v by differences of Phi in its place as
-        far as these can tell.
+        The largest |P v - P_geometry v| over unit vectors v as in :func:`projector`: with P from
+        the Hessian, and with d Phi(y) v by differences of Phi in its place as far as these can
+        tell.
 
     Source: Lemma 2.8.
     """
@@ -115,18 +131,27 @@ def tangent_projection(problem: Problem | Subject, y: Tensor) -> Defect:
     claimed = subject.geometry.tangent_projection(unit[:, None].expand_as(v).contiguous(), v)
     measured, bound = differences.derivative(subject.limits, unit, v, NEAR_ACCURACY)
     exact = rounding(unit) * kernel.condition[:, None]
-    from_hessian = (claimed - v @ kernel.projectors).norm(dim=2)
+    from_hessian = (claimed - kernel.project(v)).norm(dim=2)
     from_limits = (claimed - measured).norm(dim=2)
     values = torch.cat([from_hessian, from_limits])
     return Defect.of(values, torch.cat([exact.expand_as(bound), bound + exact]), "P of geometry")
 
 
 def _at(subject: Subject, y: Tensor) -> tuple[Tensor, Kernel, Tensor]:
-    """Unit vectors (n, D), the kernels there, and directions (n, k, D), the last one y."""
+    """Unit vectors (n, D), the kernels there, and directions (n, k, D), the last one y.
+
+    Where H does not fit into memory they are two, neither of them y.
+    """
     points = flat_points(y, subject.problem.dim)
     unit = points / points.norm(dim=1, keepdim=True)
-    others = directions_at(unit)
-    v = torch.cat([others.expand(len(unit), *others.shape), unit[:, None]], 1)
+    if subject.by_products:
+        # A rank that is one too small or too large shows along the flattest normal direction.
+        flattest = torch.stack([subject.hessian_range(z).eigenvector(0) for z in unit])
+        others = loss_checks.fixed_directions(unit.shape[1], 1).to(unit).expand_as(unit)
+        v = torch.stack([flattest, others], 1)
+    else:
+        others = directions_at(unit)
+        v = torch.cat([others.expand(len(unit), *others.shape), unit[:, None]], 1)
     return unit, Kernel.of(subject, unit), v
 
 
@@ -196,7 +221,8 @@ def normal_trace(problem: Problem | Subject, y: Tensor) -> Defect:
     """<y, d^2 Phi(y)[Sigma]> = tr(N Sigma N) with the noise of the problem, N = I - P.
 
     It is what holds the diffusion on the sphere of its norm. Sigma is given to geometry in its
-    three forms: not at all, whole, and as its factor.
+    three forms: not at all, whole, and as its factor; where it does not fit into memory, as
+    products of the factor with fixed vectors.
 
     Args:
         problem: The problem.
@@ -210,15 +236,19 @@ def normal_trace(problem: Problem | Subject, y: Tensor) -> Defect:
     subject = Subject.of(problem)
     points = flat_points(y, subject.problem.dim)
     owner, kernel = subject.problem, _kernel(subject, points)
-    sigma, factor = owner.noise_covariance(points), owner.noise_factor(points)
-    normal = torch.eye(points.shape[1]).to(points) - kernel.projectors
-    expected = (normal @ factor).square().sum((1, 2))
     geometry = subject.geometry
-    forms = [
-        geometry.second_derivative(points),
-        geometry.second_derivative(points, sigma),
-        geometry.second_derivative(points, factor=factor),
-    ]
+    if subject.by_products:
+        factor = noise_columns(owner, points)
+        forms = [geometry.second_derivative(points, factor=factor)]
+    else:
+        factor = owner.noise_factor(points)
+        forms = [
+            geometry.second_derivative(points),
+            geometry.second_derivative(points, owner.noise_covariance(points)),
+            geometry.second_derivative(points, factor=factor),
+        ]
+    rows = factor.mT.contiguous()
+    expected = (rows - kernel.project(rows)).square().sum((1, 2))
     size = factor.square().sum((1, 2)) + points.norm(dim=1) * forms[0].norm(dim=1)
     size = torch.where(size > 0, size, 1.0)
     gaps = torch.stack([((points * form).sum(1) - expected).abs() / size for form in forms])
@@ -239,18 +269,20 @@ def _factor(unit: Tensor, factor: Tensor | None) -> Tensor:
 
 
 def _check_first(subject: Subject, effort: Effort) -> list[Defect]:
-    y = subject.manifold_points(max(2, effort.points // 8))
+    y = subject.manifold_points(max(min(2, effort.points), effort.points // 8))
+    if subject.by_products:
+        return [tangent_projection(subject, y)]  # which has both comparisons in it
     return [projector(subject, y), tangent_projection(subject, y)]
 
 
 def _check_second(subject: Subject, effort: Effort) -> list[Defect]:
     problem = subject.problem
-    y = subject.manifold_points(max(2, effort.points // 2))
-    shape = (len(y), problem.dim, 2)
+    y = subject.manifold_points(max(min(2, effort.points), effort.points // 2))
+    shape = (len(y), problem.dim, 1 if subject.by_products else 2)
     sizes = spread_norms(subject, len(y))
     random = subject.normals(20, *shape)
     defects = [second_derivative(subject, y, random)]
-    if problem.n_noise <= _MOST_COLUMNS and _has_noise(problem, y[:1]):
+    if problem.n_noise <= _MOST_COLUMNS and not subject.by_products and _has_noise(problem, y[:1]):
         few = y[: max(2, effort.points // 8)]
         own = problem.noise_factor(few)
         along = second_derivative(subject, few, own)

@@ -18,7 +18,7 @@ from manifold_sde.verification.properties.defect import (
     rounding,
 )
 from manifold_sde.verification.properties.derivatives import NEAR_ACCURACY, Kernel
-from manifold_sde.verification.properties.homogeneity import noise_size
+from manifold_sde.verification.properties.homogeneity import noise_columns, noise_size
 from manifold_sde.verification.subject import Subject
 
 #: Ratios C of (8) that are looked at; ``None`` is (13), which is (8) at C = 1/2.
@@ -34,23 +34,27 @@ _NOISE_TOLERANCE = 1e-6
 def has_diffusion(subject: Subject) -> bool:
     """Whether (8) and (13) are defined here: some noise on the manifold, of the right kind."""
     problem, y = subject.problem, subject.start[None]
-    if not float(problem.noise_factor(y).norm()) > _NO_NOISE * noise_size(problem, y):
+    if not float(noise_columns(problem, y).norm()) > _NO_NOISE * noise_size(problem, y):
         return False
     invariant = float(problem.scale_invariance_violation()) <= _NOISE_TOLERANCE
     return invariant and max(problem.noise_violations().values()) <= _NOISE_TOLERANCE
 
 
 def _equation(subject: Subject, ratio: float | None, calculus: str) -> Any:
+    own: dict[str, Any] = {"calculus": calculus}
+    if subject.by_products:
+        own["geometry"] = subject.geometry  # its blocks fit into memory
     if ratio is None:
-        return subject.limiting_diffusion(subject.problem, calculus=calculus)
-    return subject.fixed_ratio_diffusion(subject.problem, ratio, calculus=calculus)
+        return subject.limiting_diffusion(subject.problem, **own)
+    return subject.fixed_ratio_diffusion(subject.problem, ratio, **own)
 
 
 def norm_identity(problem: Problem | Subject, y: Tensor, ratio: float | None = None) -> Defect:
     """The drift moves the norm as -2 c |Y|^2 + tr Sigma says, in both forms of the equation.
 
     The Stratonovich drift b has <y, b> + c |y|^2 = tr Sigma / 2. The Ito drift has tr(N Sigma N)
-    instead of tr Sigma: Ito's formula adds tr(P Sigma P).
+    instead of tr Sigma: Ito's formula adds tr(P Sigma P). It is left out where matrices do not
+    fit into memory, as it cannot be had by products.
 
     Args:
         problem: The problem.
@@ -69,13 +73,15 @@ def norm_identity(problem: Problem | Subject, y: Tensor, ratio: float | None = N
     points = flat_points(y, subject.problem.dim)
     c = 0.5 if ratio is None else ratio
     square = points.square().sum(1)
-    factor = subject.problem.noise_factor(points)
     kernel = Kernel.of(subject, points / square.sqrt()[:, None])
-    trace = factor.square().sum((1, 2))
-    tangent = (kernel.projectors @ factor).square().sum((1, 2))
+    trace = subject.problem.noise_trace(points)
+    forms: dict[str, Tensor | float] = {"stratonovich": 0.0}
+    if not subject.by_products:
+        rows = subject.problem.noise_factor(points).mT
+        forms["ito"] = kernel.project(rows).square().sum((1, 2))
     time = torch.zeros((), dtype=points.dtype)
     values = []
-    for calculus, added in (("ito", tangent), ("stratonovich", 0.0)):
+    for calculus, added in forms.items():
         drift = _equation(subject, ratio, calculus).f(time, points)
         gap = 2.0 * ((points * drift).sum(1) + c * square) + added - trace
         size = c * square + trace + square.sqrt() * drift.norm(dim=1)
@@ -83,7 +89,7 @@ def norm_identity(problem: Problem | Subject, y: Tensor, ratio: float | None = N
     tolerances = rounding(points) * kernel.condition
     shown = "(13)" if ratio is None else f"(8), C = {ratio:g}"
     return Defect.of(
-        torch.maximum(*values), tolerances, f"<y, b> + c |y|^2 = tr Sigma / 2 for {shown}"
+        torch.stack(values).amax(0), tolerances, f"<y, b> + c |y|^2 = tr Sigma / 2 for {shown}"
     )
 
 
@@ -110,7 +116,7 @@ def stratonovich_tangency(
     time = torch.zeros((), dtype=points.dtype)
     drift = _equation(subject, ratio, "stratonovich").f(time, points)
     shown = "(13)" if ratio is None else f"(8), C = {ratio:g},"
-    normal = drift - (kernel.projectors @ drift[..., None])[..., 0]
+    normal = drift - kernel.project(drift[:, None])[:, 0]
     size = drift.norm(dim=1) + subject.problem.noise_trace(points) / norms
     tolerances = rounding(points) * kernel.condition
     return Defect.of(

@@ -6,13 +6,15 @@ import contextlib
 
 import torch
 from torch import Tensor
+from torch.func import vmap
 
 from manifold_sde import loss_checks
 from manifold_sde.arguments import check_integer
 from manifold_sde.errors import ManifoldSDEError
+from manifold_sde.geometry.dense import DENSE_LIMIT
 from manifold_sde.paper import implements
 from manifold_sde.problem import Problem
-from manifold_sde.scale_invariance import euler_products
+from manifold_sde.scale_invariance import euler_defects, euler_products
 from manifold_sde.verification.check import Check
 from manifold_sde.verification.effort import Effort
 from manifold_sde.verification.properties.defect import (
@@ -28,6 +30,8 @@ from manifold_sde.verification.subject import Subject
 _NAMES = {1: "gradient", 2: "Hessian", 3: "third derivative"}
 #: Numbers that a batch of Hessians, factors or covariances may have.
 _MOST_NUMBERS = 2**24
+#: Fixed vectors that a matrix is multiplied by where it does not fit into memory.
+_PROBES = 4
 
 
 def _losses(problem: Problem, x: Tensor) -> Tensor:
@@ -43,18 +47,32 @@ def loss_size(problem: Problem, x: Tensor) -> float:
     points = torch.cat(
         [flat_points(x, problem.dim), loss_checks.fixed_directions(problem.dim).to(x)]
     )
+    losses = _losses(problem, points).abs()
+    if points.numel() * losses.shape[1] > _MOST_NUMBERS:
+        return max(float(losses.max() + euler_defects(problem.pointwise, points)[1]), 1e-300)
     slopes = euler_products(problem.pointwise, points)[1]
-    return max(float((_losses(problem, points).abs() + slopes).max()), 1e-300)
+    return max(float((losses + slopes).max()), 1e-300)
 
 
 def _derivative(problem: Problem, x: Tensor, order: int) -> Tensor:
-    """A derivative of L at points (n, D), flat: (n, ...); the third along fixed directions."""
+    """A derivative of L at points (n, D), flat: (n, ...); the third along fixed directions.
+
+    The second is along fixed directions too, where H does not fit into memory.
+    """
     if order == 1:
         return problem.gradient(x)
-    if order == 2:
+    if order == 2 and problem.dim <= DENSE_LIMIT:
         return problem.hessian(x).flatten(1)
+    if order == 2:
+        fixed = loss_checks.fixed_directions(problem.dim, _PROBES).to(x)
+        return torch.cat([_hessian_products(problem, x, v.expand_as(x)) for v in fixed], 1)
     a, b = loss_checks.fixed_directions(problem.dim, 2).to(x)
     return problem.third_derivative(x, a.expand_as(x), b.expand_as(x))
+
+
+def _hessian_products(problem: Problem, x: Tensor, v: Tensor) -> Tensor:
+    """H(x) v: (n, D), (n, D) -> (n, D)."""
+    return vmap(problem.pointwise.hessian_product)(x, v)
 
 
 def _derivative_size(problem: Problem, x: Tensor) -> float:
@@ -128,9 +146,9 @@ def euler(problem: Problem | Subject, x: Tensor) -> Defect:
     """
     owner = Subject.of(problem).problem
     points = flat_points(x, owner.dim)
-    terms, _ = euler_products(owner.pointwise, points)
-    first = terms.sum(-1).abs().amax(1) / loss_size(owner, points)
-    turned = (owner.hessian(points) @ points[..., None])[..., 0] + owner.gradient(points)
+    sums, _ = euler_defects(owner.pointwise, points)
+    first = sums.abs().amax(1) / loss_size(owner, points)
+    turned = _hessian_products(owner, points, points) + owner.gradient(points)
     second = turned.norm(dim=1) * points.norm(dim=1) / _derivative_size(owner, points)
     return Defect.of(torch.maximum(first, second), rounding(points), "<x, grad L> = 0 and H x = -g")
 
@@ -168,12 +186,31 @@ def _check_euler(subject: Subject, effort: Effort) -> list[Defect]:
     return [euler(subject, x * norms[:, None])]
 
 
+def noise_columns(problem: Problem, x: Tensor) -> Tensor:
+    """sigma, or its products with fixed vectors where it does not fit: (n, D) -> (n, D, k)."""
+    if problem.dim <= DENSE_LIMIT or problem.dim * problem.n_noise <= _MOST_NUMBERS:
+        return problem.noise_factor(x)
+    fixed = loss_checks.fixed_directions(problem.n_noise, _PROBES).to(x)
+    return torch.stack([problem.noise_product(x, w.expand(len(x), -1)) for w in fixed], -1)
+
+
+def _covariances(problem: Problem, x: Tensor) -> Tensor:
+    """Sigma, or its products with fixed vectors where it does not fit: (n, D) -> (n, D, k)."""
+    if problem.dim <= DENSE_LIMIT:
+        return problem.noise_covariance(x)
+    noise, loss = problem.noise, problem.pointwise
+    fixed = loss_checks.fixed_directions(problem.dim, _PROBES).to(x)
+    back = vmap(noise.transposed_product, in_dims=(None, 0, None))
+    pairs = [problem.noise_product(x, back(loss, x, v)) for v in fixed]
+    return torch.stack(pairs, -1)
+
+
 def noise_size(problem: Problem, x: Tensor) -> float:
     """Largest |x| |sigma(x)| over the points and fixed directions."""
     points = torch.cat(
         [flat_points(x, problem.dim), loss_checks.fixed_directions(problem.dim).to(x)]
     )
-    sizes = points.norm(dim=1) * problem.noise_factor(points).flatten(1).norm(dim=1)
+    sizes = points.norm(dim=1) * noise_columns(problem, points).flatten(1).norm(dim=1)
     return max(float(sizes.max()), 1e-300)
 
 
@@ -199,9 +236,9 @@ def noise_degree(problem: Problem | Subject, x: Tensor, alpha: Tensor | float) -
     points, factors = with_factors(x, alpha, owner.dim)
     norms, size = points.norm(dim=1), noise_size(owner, points)
     scaled = factors * points
-    gap = factors[..., None] * owner.noise_factor(scaled) - owner.noise_factor(points)
+    gap = factors[..., None] * noise_columns(owner, scaled) - noise_columns(owner, points)
     first = gap.flatten(1).norm(dim=1) * norms / size
-    gap = factors[..., None] ** 2 * owner.noise_covariance(scaled) - owner.noise_covariance(points)
+    gap = factors[..., None] ** 2 * _covariances(owner, scaled) - _covariances(owner, points)
     second = gap.flatten(1).norm(dim=1) * (norms / size) ** 2
     return Defect.of(
         torch.maximum(first, second),
@@ -225,7 +262,8 @@ def noise_is_tangent(problem: Problem | Subject, x: Tensor) -> Defect:
     owner = Subject.of(problem).problem
     points = flat_points(x, owner.dim)
     size = noise_size(owner, points)
-    radial = (owner.noise_factor(points) * points[..., None]).sum(1).norm(dim=1)
+    back = vmap(owner.noise.transposed_product, in_dims=(None, 0, 0))
+    radial = back(owner.pointwise, points, points).norm(dim=1)
     return Defect.of(radial / size, _tolerance(owner, points, size), "sigma(x)^T x = 0")
 
 

@@ -170,6 +170,8 @@ def _flow(subject: Subject, x: Tensor, limits: Tensor, rtol: float) -> Tensor:
 
 def _points(subject: Subject, effort: Effort) -> Tensor:
     x = subject.attraction_points(effort.points)
+    if subject.by_products and len(x):
+        return x
     return torch.cat([x, subject.manifold_points(max(1, effort.points // 4))])
 
 

@@ -7,7 +7,9 @@ import math
 import torch
 from torch import Tensor
 
+from manifold_sde import loss_checks
 from manifold_sde.arguments import check_positive
+from manifold_sde.geometry.dense import DENSE_LIMIT
 from manifold_sde.problem import Problem
 from manifold_sde.sdes import WeightDecaySDE
 from manifold_sde.verification.check import Check
@@ -18,6 +20,7 @@ from manifold_sde.verification.properties.defect import (
     property_check,
     rounding,
 )
+from manifold_sde.verification.spectra import largest_curvature
 from manifold_sde.verification.subject import Subject
 
 #: Steps at which runs are compared.
@@ -37,13 +40,17 @@ def stable_rate(problem: Problem | Subject, x: Tensor) -> float:
         x: Starts (..., D).
 
     Returns:
-        0.1 |x|^2 over the larger of the largest eigenvalue of H and the noise's size, at unit norm.
+        0.1 |x|^2 over the larger of the size of H (its largest eigenvalue, where it does not fit
+        into memory) and the noise's size, at unit norm.
     """
     owner = Subject.of(problem).problem
     points = flat_points(x, owner.dim)
     square = float(points.square().sum(1).min())
     unit = points / points.norm(dim=1, keepdim=True)
-    curvature = torch.linalg.matrix_norm(owner.hessian(unit), ord="fro").max()
+    if owner.dim <= DENSE_LIMIT:
+        curvature = torch.linalg.matrix_norm(owner.hessian(unit), ord="fro").max()
+    else:
+        curvature = torch.stack([largest_curvature(owner, z) for z in unit]).max()
     noise = owner.noise_trace(unit).max().sqrt()
     return _STEP_SIZE * square / max(float(curvature), float(noise), 1e-12)
 
@@ -160,9 +167,15 @@ def decay_equation_scaling(
     one = WeightDecaySDE(owner, lr, weight_decay)
     other = WeightDecaySDE(owner, lr / math.sqrt(C), weight_decay * math.sqrt(C))
     values = []
-    for name in ("f", "g"):
-        here = getattr(one, name)(time, points).flatten(1)
-        there = getattr(other, name)(time, factor * points).flatten(1)
+    w = loss_checks.fixed_directions(owner.n_noise, 1).to(points).expand(len(points), -1)
+
+    def coefficients(sde: WeightDecaySDE, x: Tensor) -> tuple[Tensor, Tensor]:
+        whole = owner.dim <= DENSE_LIMIT
+        return sde.f(time, x), (sde.g(time, x).flatten(1) if whole else sde.g_prod(time, x, w))
+
+    for here, there in zip(
+        coefficients(one, points), coefficients(other, factor * points), strict=True
+    ):
         size = here.norm(dim=1).max().clamp(min=1e-300)
         values.append((there / factor - here).norm(dim=1) / size)
     return Defect.of(
@@ -191,7 +204,7 @@ def _tolerance(starts: Tensor) -> float:
 
 
 def _starts(subject: Subject, effort: Effort) -> tuple[Tensor, float]:
-    near = subject.attraction_points(4)
+    near = subject.attraction_points(min(4, effort.points))
     x = near if len(near) else subject.start[None]
     return x, stable_rate(subject, x)
 
