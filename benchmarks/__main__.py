@@ -33,6 +33,7 @@ NAMES = (
     "cold",
     "training",
     "one_path",
+    "reference",
 )
 PACKAGES = (
     "manifold_sde",
