@@ -71,12 +71,14 @@ class LawOnCircle:
         self._laws: dict[float, CircleNormLaw] = {}
 
     def functions(self) -> Mapping[str, str]:
+        """The functions of the state, and what they are."""
         return {name: text for name, (text, _) in self._FUNCTIONS.items()}
 
     def _angles(self, y: Array) -> Array:
         return np.asarray(self._circle.angle(torch.from_numpy(y)))
 
     def values(self, y: Array) -> dict[str, Array]:
+        """The functions at states (n, D)."""
         angles, norms = self._angles(y), np.linalg.norm(y, axis=1)
         return {name: f(angles, norms) for name, (_, f) in self._FUNCTIONS.items()}
 
@@ -87,6 +89,7 @@ class LawOnCircle:
         return self._laws[T]
 
     def moments(self, T: float) -> dict[str, tuple[float, float]]:
+        """Mean and standard deviation of each function at a time."""
         law, found = self.at(T), {}
         for name, (_, f) in self._FUNCTIONS.items():
             mean = law.expectation(f)
@@ -95,9 +98,11 @@ class LawOnCircle:
         return found
 
     def density(self, T: float, points: Array) -> Array:
+        """Density of the coordinate at points (m,)."""
         return self.at(T).angle.density(points)
 
     def p_value(self, T: float, y: Array) -> float:
+        """P-value of the law of the coordinate of states (n, D)."""
         return float(watson_test(self._angles(y), self.at(T).angle.cdf).p_value)
 
 
@@ -116,6 +121,7 @@ class LawOnSphere:
         self._other = next(row for row in law.tangent if abs(row @ law.start) < 1e-9)
 
     def functions(self) -> Mapping[str, str]:
+        """The functions of the state, and what they are."""
         return {
             "cosine": "cosine to the start",
             "P2(cosine)": "second Legendre polynomial of it",
@@ -124,6 +130,7 @@ class LawOnSphere:
         }
 
     def values(self, y: Array) -> dict[str, Array]:
+        """The functions at states (n, D)."""
         norm = np.linalg.norm(y, axis=1)
         u = y / norm[:, None]
         cosine = u @ self._law.start
@@ -136,6 +143,7 @@ class LawOnSphere:
         return np.array([self._law.zonal_mean(k, start, u) for k in range(_DEGREES)])
 
     def moments(self, T: float) -> dict[str, tuple[float, float]]:
+        """Mean and standard deviation of each function at a time."""
         p = self._zonal(T)
         square = (1.0 + 2.0 * p[2]) / 3.0
         # P_2^2 = 1/5 + 2/7 P_2 + 18/35 P_4.
@@ -148,6 +156,7 @@ class LawOnSphere:
         }
 
     def density(self, T: float, points: Array) -> Array:
+        """Density of the coordinate at points (m,)."""
         k = np.arange(_DEGREES)
         found: Array = ((k + 0.5) * self._zonal(T) * eval_legendre(k, points[:, None])).sum(1)
         return found
@@ -159,5 +168,6 @@ class LawOnSphere:
         return np.clip(0.5 * (1.0 + points) + 0.5 * (p[1:] * waves).sum(1), 0.0, 1.0)
 
     def p_value(self, T: float, y: Array) -> float:
+        """P-value of the law of the coordinate of states (n, D)."""
         cosine = self.values(y)["cosine"]
         return float(stats.kstest(cosine, lambda c: self._cdf(T, np.asarray(c))).pvalue)
