@@ -411,6 +411,7 @@ class Simulation:
         config: dict[str, Any] = {
             "sde": repr(self.sde),
             "method": self.method,
+            "scheme": self.scheme,
             "dt": self.grid.h * self.clock_unit,
             "seed": self.seed,
             "antithetic": self.antithetic,
@@ -436,7 +437,6 @@ class Simulation:
             }
             said = {
                 **self.config(),
-                "scheme": self.scheme,
                 "geometry": route(self.equation),
                 "paths": self.n_paths,
                 "chunk size": self.chunk_size,
