@@ -84,6 +84,7 @@ def test_a_browser_without_a_network_draws_every_formula(tmp_path: Path) -> None
         "extensions = ['myst_parser', 'native_mathematics']\n"
         "html_math_renderer = 'native'\n"
         "myst_enable_extensions = ['amsmath', 'dollarmath']\n"
+        "html_static_path = []\n"
         "suppress_warnings = ['myst.xref_missing']\n"
     )
     build = [sys.executable, "-m", "sphinx", "-q", "-W", "-b", "html", str(source), str(site)]
@@ -116,7 +117,7 @@ def test_a_browser_without_a_network_draws_every_formula(tmp_path: Path) -> None
 
 
 #: What a page can be read without: the pages of the API and the gallery take minutes to make.
-_WITHOUT = ("autodoc", "autosummary", "napoleon", "doctest", "sphinx_gallery", "linked_names")
+_WITHOUT = ("autodoc", "autosummary", "napoleon", "doctest", "gallery", "_names", "plain_")
 
 
 def pages_of(folder: Path, tmp_path: Path) -> subprocess.CompletedProcess[str]:
@@ -126,7 +127,8 @@ def pages_of(folder: Path, tmp_path: Path) -> subprocess.CompletedProcess[str]:
         f"__file__ = {str(ROOT / 'docs' / 'conf.py')!r}\n"
         "exec(open(__file__, encoding='utf-8').read())\n"
         f"extensions = [e for e in extensions if not any(w in e for w in {_WITHOUT!r})]\n"
-        "exclude_patterns = [*exclude_patterns, 'api', 'gallery', 'generated']\n"
+        "exclude_patterns = [*exclude_patterns, 'api', 'gallery', 'generated', 'sg_*']\n"
+        "html_static_path = []\n"
         "suppress_warnings = ['toc.excluded', 'toc.not_readable', 'myst.xref_missing']\n"
     )
     command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "dummy"]
