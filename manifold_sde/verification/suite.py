@@ -20,6 +20,7 @@ from manifold_sde.verification import assumptions, laws, properties
 from manifold_sde.verification.assumptions.scale_invariance import INVARIANCE
 from manifold_sde.verification.check import Check
 from manifold_sde.verification.effort import Effort, effort_of
+from manifold_sde.verification.plain_names import PLAIN_NAMES
 from manifold_sde.verification.report import Partial, Report, Rows
 from manifold_sde.verification.result import Result
 from manifold_sde.verification.subject import Subject
@@ -224,6 +225,7 @@ def _named(check: Check | str) -> Check:
     if isinstance(check, Check):
         return check
     known = {one.name: one for one in all_checks()}
+    known |= {plain: known[name] for name, plain in PLAIN_NAMES.items() if name in known}
     if check not in known:
         near = difflib.get_close_matches(str(check), known, 3, 0.3)
         raise ArgumentError(
