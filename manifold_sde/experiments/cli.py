@@ -72,7 +72,7 @@ app = typer.Typer(
     cls=_Commands,
     name="manifold-sde",
     help="SGD with normalisation and weight decay as a diffusion on its manifold of minimisers.",
-    add_completion=False,
+    add_completion=True,
     context_settings={"help_option_names": ["-h", "--help"]},
     **_SHARED,
 )

@@ -333,3 +333,13 @@ def test_a_reference_is_written_and_checked(tmp_path: Path) -> None:
     assert wrong.exit_code == 1
     assert "FAILS" in wrong.output
     assert call("reference", "great_circle", "--out", str(tmp_path)).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "found"), [("sim", "simulate"), ("simulate --com", "--compare-sgd")]
+)
+def test_a_shell_completes_commands_and_options(words: str, found: str) -> None:
+    env = {"COMP_WORDS": f"manifold-sde {words}", "COMP_CWORD": str(len(words.split()))}
+    env["_MANIFOLD_SDE_COMPLETE"] = "complete_bash"
+    done = CliRunner().invoke(cli.app, [], env=env, prog_name="manifold-sde")
+    assert done.output.split() == [found]
