@@ -104,8 +104,8 @@ def _of_imports(folder: Path, rounds: int) -> Row:
         unit="s",
         ratio=statistics.median(ratios),
         target=1.2,
-        note="both from bytecode; ours is torch and 87 modules of its own. scipy, sympy, matplotlib, "
-        "solvers and verification are imported when they are used",
+        note="both from bytecode; ours is torch and 87 modules of its own. scipy, sympy, "
+        "matplotlib, solvers and verification are imported when they are used",
         low=min(ratios),
         high=max(ratios),
     )
