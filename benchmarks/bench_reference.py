@@ -54,7 +54,7 @@ def row(name: str, peer: str, ours: Comparison, theirs: Comparison, per_unit: in
     said = "passes" if theirs.passed else "does not pass"
     note = f"{peer} at the step 1/{per_unit} {said}, and ends {theirs.off_manifold:.2g} off the "
     note += f"manifold; ours {'passes' if ours.passed else 'does not pass'} at its default step"
-    return Row(name, *sizes, peer, "s.e.", sizes[0] / sizes[1], note=note)
+    return Row(name, *sizes, peer, "σ", sizes[0] / sizes[1], note=note)
 
 
 def largest_error(found: Comparison) -> float:

@@ -19,6 +19,7 @@ from benchmarks import (
     bench_multilevel,
     bench_network,
     bench_one_path,
+    bench_reference,
     bench_second_derivative,
     bench_sgd,
     bench_symbolic,
@@ -43,6 +44,7 @@ MODULES = {
     "cold": bench_cold,
     "training": bench_training,
     "one_path": bench_one_path,
+    "reference": bench_reference,
 }
 needs_jax = pytest.mark.skipif(not rows.installed("jax"), reason="no JAX (make bench-environment)")
 STEPS = 40
