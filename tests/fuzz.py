@@ -761,7 +761,10 @@ def targets(folder: Path) -> dict[str, Target]:
         "Report.save": of(report.save, {"path": folder / "report.json"}, path="path"),
         "Reference.of": of(Reference.of, {"name": "great_circle"}, name="choice"),
         "Reference.compare": of(
-            entry.compare, {"states": entry.draws(8), "bias": 1e-3}, states="point", bias="number"
+            entry.compare,
+            {"states": torch.from_numpy(entry.draws(8)), "bias": 1e-3},
+            states="point",
+            bias="number",
         ),
         "Reference.draws": of(entry.draws, {"n": 8, "seed": 0}, n="count", seed="seed"),
         "MinimiserManifold": of(MinimiserManifold, {"problem": problem}, problem="problem"),
