@@ -37,6 +37,7 @@ NAMES = (
     "training",
     "one_path",
     "sampling",
+    "reference",
 )
 PACKAGES = (
     "manifold_sde",

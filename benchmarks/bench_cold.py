@@ -81,7 +81,42 @@ def rows(*, quick: bool = False) -> list[Row]:
                     times["JAX"].append(processor_time("jax_cold", file, end, cache))
                     lost = float(np.isnan(np.load(end)).any(axis=1).mean())
             found += _compared(title, times, lost)
+        found.append(_of_imports(folder, rounds))
     return found
+
+
+def _of_imports(folder: Path, rounds: int) -> Row:
+    """What the import costs beside that of torch, with bytecode on disk as pip leaves it."""
+    environment = {**os.environ, "PYTHONPYCACHEPREFIX": str(folder / "bytecode")}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    ratios, ours, torch = [], [], []
+    for k in range(rounds + 1):
+        pair = [_import_time(name, environment) for name in ("manifold_sde", "torch")]
+        if k:  # the first one wrote the bytecode
+            ours.append(pair[0])
+            torch.append(pair[1])
+            ratios.append(pair[0] / pair[1])
+    return Row(
+        name="import",
+        ours=statistics.median(ours),
+        peer=statistics.median(torch),
+        peer_name="torch",
+        unit="s",
+        ratio=statistics.median(ratios),
+        target=1.2,
+        note="both from bytecode; ours is torch and 87 modules of its own. scipy, sympy, "
+        "matplotlib, solvers and verification are imported when they are used",
+        low=min(ratios),
+        high=max(ratios),
+    )
+
+
+def _import_time(name: str, environment: Mapping[str, str]) -> float:
+    """Seconds of processor time of a process that imports a module."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, "-c", f"import {name}"], check=True, env=environment)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def _compared(title: str, times: Mapping[str, list[float]], lost: float) -> list[Row]:

@@ -45,6 +45,9 @@ OURS = (
     ("heun", False, "#009E73"),
     ("euler", False, "#CC79A7"),
 )
+#: A mark for each scheme and peer; those in the time T are hollow.
+MARKS = {"weak2": "o", "midpoint": "D", "heun": "^", "euler": "v"}
+MARKS |= {"JAX": "s", "diffrax": "X", "torchsde": "P"}
 PEERS = {"JAX": "#000000", "diffrax": "#7F7F7F", "torchsde": "#B8860B"}
 #: The bias at which the targets are set.
 _WANTED = 1e-3
@@ -202,17 +205,17 @@ def plot_curves(setting: Setting, found: list[Curve], ax: Axes) -> Axes:
     """
     colours = {scheme_name(method, clock): colour for method, clock, colour in OURS} | PEERS
     for curve in found:
-        peer = curve.name in PEERS
-        marker = "s" if peer else "o" if curve.name.endswith(" in u") else "^"
+        peer, in_clock = curve.name in PEERS, curve.name.endswith(" in u")
         ax.errorbar(
             curve.microseconds,
             curve.error,
             yerr=curve.spread if any(curve.spread) else None,
             label=curve.name,
             color=colours[curve.name],
-            linestyle="--" if peer else "-" if curve.name.endswith(" in u") else ":",
-            marker=marker,
-            markersize=5,
+            linestyle="--" if peer else "-" if in_clock else ":",
+            marker=MARKS[curve.name.removesuffix(" in u")],
+            markerfacecolor=None if peer or in_clock else "white",
+            markersize=6.0,
             linewidth=1.4,
             capsize=2,
         )

@@ -16,17 +16,9 @@ from functools import cached_property
 from types import TracebackType
 from typing import Any, TypeVar
 
-from tqdm import tqdm
-
 from manifold_sde.errors import ManifoldSDEError
 
 T = TypeVar("T")
-
-#: Seconds for which a loop is watched before its length is estimated.
-_WATCHED = 0.25
-#: Seconds after which a bar is shown that was not asked for.
-_DELAY = 1.0
-_quiet: ContextVar[bool] = ContextVar("quiet", default=False)
 
 
 class OutOfTimeError(BaseException):
@@ -101,6 +93,16 @@ _current: ContextVar[Deadline | None] = ContextVar("deadline", default=None)
 _expected: ContextVar[float | None] = ContextVar("expected", default=None)
 
 
+def current() -> Deadline | None:
+    """The deadline that is in force, if there is one."""
+    return _current.get()
+
+
+def expected() -> float | None:
+    """How many steps :func:`expecting` says that a loop takes."""
+    return _expected.get()
+
+
 def consult() -> None:
     """Give up what is under way if its time is over.
 
@@ -164,66 +166,3 @@ class shared_property(cached_property[T]):
         attempts: Attempts = instance.__dict__.setdefault("_attempts", Attempts())
         with attempts.making(self.attrname):
             return super().__get__(instance, owner)
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """A block whose loops show no bar unless they are told to: it shows one of its own."""
-    token = _quiet.set(True)
-    try:
-        yield
-    finally:
-        _quiet.reset(token)
-
-
-class Progress(tqdm):
-    """A progress bar, shown or not, that asks the deadline whether what is left will fit.
-
-    Args:
-        progress: Whether it is shown, or its label; ``None`` shows it on a terminal, where it
-            takes longer than a second.
-        label: Its label, where none is given.
-        **options: Options of tqdm.
-
-    Where the total is known, or :func:`expecting` says it, the time of what is left follows from
-    that of the steps taken.
-    """
-
-    def __init__(self, progress: bool | str | None, label: str, **options: Any) -> None:
-        itself = progress is None and not _quiet.get()
-        super().__init__(
-            desc=progress if isinstance(progress, str) else label,
-            disable=None if itself else not progress,
-            delay=_DELAY if itself else 0.0,
-            **options,
-        )
-        self._done = 0.0
-        self._first: tuple[float, float] | None = None
-
-    def update(self, n: float | None = 1) -> bool | None:
-        """Count n more steps.
-
-        Raises:
-            OutOfTimeError: If the time is over, or what is left does not fit.
-        """
-        shown = super().update(n)
-        deadline = _current.get()
-        if deadline is not None:
-            self._done += n or 0.0
-            left = self._left(deadline.elapsed)
-            deadline.require(left, left > 0.0)
-        return shown
-
-    def _left(self, now: float) -> float:
-        """Seconds that the rest takes; 0 where it cannot be told yet.
-
-        The steps of the first update are left out: with them goes what is made once.
-        """
-        if self._first is None:
-            self._first = now, self._done
-            return 0.0
-        seconds, steps = now - self._first[0], self._done - self._first[1]
-        total = _expected.get() if self.total is None else self.total
-        if total is None or seconds < _WATCHED or steps <= 0.0:
-            return 0.0
-        return float(seconds / steps * max(total - self._done, 0.0))

@@ -26,7 +26,7 @@ there is no noise: the Ito and the Stratonovich form are multiplied by it alike.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch

@@ -58,6 +58,7 @@ from manifold_sde.solvers import (
 from manifold_sde.verification import (
     MinimiserManifold,
     Picture,
+    Reference,
     Series,
     Subject,
     check_assumptions,
@@ -248,6 +249,7 @@ RIGHT: dict[tuple[str, str], set[str]] = {
             ("AngleLaw", "at_clock", "u"),
             ("AngleLaw", "clock", "T"),
             ("AngleLaw", "norm", "T"),
+            ("Reference", "compare", "bias"),
             ("SphereLaw", "mean", "u"),
             ("SphereLaw", "second_moment", "u"),
             ("SphereLaw", "clock", "T"),
@@ -460,7 +462,7 @@ def targets(folder: Path) -> dict[str, Target]:
     net = Problem.from_module(_Net(), nn.MSELoss(), h, h[:, :1], SphericalNoise(0.1))
     x1, x2, x3 = sympy.symbols("x1:4", real=True)
     report = verify(problem, checks=["Euler's theorem"])
-    level = MinimiserManifold(problem)
+    level, entry = MinimiserManifold(problem), Reference.of("great_circle")
     batch = E1[None]
     brownian = BrownianPath(0, 2, 4)
     facts = problem.facts
@@ -771,6 +773,14 @@ def targets(folder: Path) -> dict[str, Target]:
             check_assumptions, {"problem": problem, "seed": 0}, problem="problem", seed="seed"
         ),
         "Report.save": of(report.save, {"path": folder / "report.json"}, path="path"),
+        "Reference.of": of(Reference.of, {"name": "great_circle"}, name="choice"),
+        "Reference.compare": of(
+            entry.compare,
+            {"states": torch.from_numpy(entry.draws(8)), "bias": 1e-3},
+            states="point",
+            bias="number",
+        ),
+        "Reference.draws": of(entry.draws, {"n": 8, "seed": 0}, n="count", seed="seed"),
         "MinimiserManifold": of(MinimiserManifold, {"problem": problem}, problem="problem"),
         "random_point": of(level.random_point, {"n_samples": 2}, n_samples="count"),
         "law_of": of(

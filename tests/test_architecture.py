@@ -22,6 +22,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     (
         "rng",
         "deadline",
+        "progress",
         "threads",
         "writing",
         "html_page",

@@ -21,6 +21,7 @@ from benchmarks import (
     bench_network,
     bench_one_path,
     bench_peers,
+    bench_reference,
     bench_sampling,
     bench_second_derivative,
     bench_sgd,
@@ -53,6 +54,7 @@ MODULES = {
     "training": bench_training,
     "one_path": bench_one_path,
     "sampling": bench_sampling,
+    "reference": bench_reference,
 }
 needs_jax = pytest.mark.skipif(not rows.installed("jax"), reason="no JAX (make bench-environment)")
 STEPS = 40

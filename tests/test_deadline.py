@@ -10,12 +10,12 @@ from manifold_sde.deadline import (
     Attempts,
     Deadline,
     OutOfTimeError,
-    Progress,
     consult,
     expecting,
     shared_property,
 )
 from manifold_sde.errors import ManifoldSDEError
+from manifold_sde.progress import Progress
 from manifold_sde.solvers import run_sgd, solve
 
 

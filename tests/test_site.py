@@ -84,6 +84,7 @@ def test_a_browser_without_a_network_draws_every_formula(tmp_path: Path) -> None
         "extensions = ['myst_parser', 'native_mathematics']\n"
         "html_math_renderer = 'native'\n"
         "myst_enable_extensions = ['amsmath', 'dollarmath']\n"
+        "html_static_path = []\n"
         "suppress_warnings = ['myst.xref_missing']\n"
     )
     build = [sys.executable, "-m", "sphinx", "-q", "-W", "-b", "html", str(source), str(site)]
@@ -113,3 +114,37 @@ def test_a_browser_without_a_network_draws_every_formula(tmp_path: Path) -> None
     assert all(width > 3 and height > 3 for width, height in sizes)
     page = (site / "index.html").read_text(encoding="utf-8")
     assert not re.findall(r"<(?:script|link)[^>]*(?:src|href)=\"(?:https?:)?//", page)
+
+
+#: What a page can be read without: the pages of the API and the gallery take minutes to make.
+_WITHOUT = ("autodoc", "autosummary", "napoleon", "doctest", "gallery", "_names", "plain_")
+
+
+def pages_of(folder: Path, tmp_path: Path) -> subprocess.CompletedProcess[str]:
+    """Read all pages by Sphinx, with warnings as errors, but for the API and the gallery."""
+    conf = tmp_path / "conf.py"
+    conf.write_text(
+        f"__file__ = {str(ROOT / 'docs' / 'conf.py')!r}\n"
+        "exec(open(__file__, encoding='utf-8').read())\n"
+        f"extensions = [e for e in extensions if not any(w in e for w in {_WITHOUT!r})]\n"
+        "exclude_patterns = [*exclude_patterns, 'api', 'gallery', 'generated', 'sg_*']\n"
+        "html_static_path = []\n"
+        "suppress_warnings = ['toc.excluded', 'toc.not_readable', 'myst.xref_missing']\n"
+    )
+    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "dummy"]
+    command += ["-c", str(tmp_path), "-d", str(tmp_path / "read"), str(folder)]
+    return subprocess.run([*command, str(tmp_path / "out")], capture_output=True, text=True)
+
+
+def test_the_pages_are_read_without_a_warning(tmp_path: Path) -> None:
+    """Directives, tables, headings, glossary and mathematics of all pages in Markdown."""
+    done = pages_of(ROOT / "docs", tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_broken_twin_a_page_with_a_directive_that_is_none(tmp_path: Path) -> None:
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "index.md").write_text("# Title\n\n```{nosuchdirective}\ntext\n```\n")
+    done = pages_of(tmp_path / "docs", tmp_path)
+    assert done.returncode != 0
+    assert "nosuchdirective" in done.stderr

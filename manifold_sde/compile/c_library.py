@@ -29,6 +29,7 @@ from torch import Tensor
 from manifold_sde.compile.c_source import VECTOR, c_source
 from manifold_sde.compile.scalar_trace import Traced, is_same
 from manifold_sde.errors import WriteError
+from manifold_sde.progress import compiling
 from manifold_sde.writing import replacing, write_text
 
 _FLAGS = ("-O1", "-fno-math-errno", "-fno-trapping-math", "-march=native", "-fPIC", "-shared", "-w")
@@ -140,7 +141,8 @@ def _load(name: str, code: str | None) -> ctypes.CDLL:
             if code is None:
                 raise CompilerFailed("the library is not there")
             vectors = ("-DVECTORS", "-lmvec") if _vectors() else ()
-            _run_compiler(code, path, (*vectors, "-lm"))
+            with compiling():
+                _run_compiler(code, path, (*vectors, "-lm"))
             write_text(known, _checksum(path))
         return _loaded(path)
     except (OSError, WriteError) as error:

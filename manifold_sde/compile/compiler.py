@@ -28,6 +28,7 @@ from manifold_sde.compile.c_library import CKernel, c_compiler, compile_traced, 
 from manifold_sde.compile.identity import Identity
 from manifold_sde.compile.scalar_trace import scalar_program
 from manifold_sde.errors import CompilationWarning
+from manifold_sde.progress import compiling
 
 _UNROLL_REDUCTIONS = 16
 #: Largest dimension in which "auto" compiles in C whatever the length of the run.
@@ -191,7 +192,7 @@ def compile_function(
         )
         return trials.reference
     try:
-        with torch.no_grad():
+        with torch.no_grad(), compiling():
             graph = trace(function, arguments)
             single = not isinstance(_output_of(graph).args[0], (tuple, list))
             if single:

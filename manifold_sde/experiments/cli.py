@@ -14,8 +14,18 @@ from typer.core import TyperGroup
 
 from manifold_sde import Description, __version__
 from manifold_sde.errors import ArgumentError, ManifoldSDEError
+from manifold_sde.experiments.cli_options import (
+    Config,
+    Full,
+    Out,
+    Overwrite,
+    Problem,
+    Restart,
+    Resume,
+    examples,
+    run_of,
+)
 from manifold_sde.experiments.problem_file import subject_of
-from manifold_sde.experiments.run_folder import Run, options_of
 from manifold_sde.experiments.settings.audit import Settings as AuditSettings
 from manifold_sde.experiments.settings.collapse import Settings as CollapseSettings
 from manifold_sde.experiments.settings.figure2 import Settings as Figure2Settings
@@ -37,78 +47,6 @@ from manifold_sde.experiments.terminal import (
     stopping,
     with_options,
 )
-
-
-def _read_config(ctx: typer.Context, path: Path | None) -> Path | None:
-    """Take options from the file that a run has written; those of the command line come first."""
-    if path is not None and not ctx.resilient_parsing:
-        ctx.default_map = options_of(path, _command(ctx))
-    return path
-
-
-def _command(ctx: typer.Context) -> str:
-    """The name of a command, such as "figure 2"."""
-    above = ctx.parent
-    whole = "" if above is None or above.parent is None else f"{above.info_name} "
-    return f"{whole}{ctx.info_name}"
-
-
-Problem = Annotated[
-    str, typer.Argument(metavar="FILE.py:NAME", help="The problem, or a function making it.")
-]
-Out = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="DIR",
-        help="Folder for the files.",
-        show_default="a new one in results",
-    ),
-]
-Resume = Annotated[
-    bool,
-    typer.Option(
-        "--resume/--no-resume",
-        metavar="",
-        help="Go on with the last such run that was stopped.",
-        show_default=False,
-    ),
-]
-Restart = Annotated[
-    bool,
-    typer.Option(
-        "--restart/--no-restart",
-        metavar="",
-        help="Start anew, whatever is saved or was stopped.",
-        show_default=False,
-    ),
-]
-Overwrite = Annotated[
-    bool,
-    typer.Option(
-        "--overwrite/--no-overwrite",
-        metavar="",
-        help="Write over results that are in the folder.",
-        show_default=False,
-    ),
-]
-Config = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="FILE",
-        help="Options from the .toml of an earlier run; those given here come first.",
-        callback=_read_config,
-        is_eager=True,
-    ),
-]
-Full = Annotated[
-    bool,
-    typer.Option("--full/--quick", metavar="", help="All of it, in some minutes."),
-]
-
-
-def _examples(*commands: str) -> dict[str, Any]:
-    """The end of a help: commands to copy."""
-    return {"epilog": "Examples:\n\n" + "\n\n".join(f"manifold-sde {c}" for c in commands)}
 
 
 class _Commands(TyperGroup):
@@ -134,7 +72,7 @@ app = typer.Typer(
     cls=_Commands,
     name="manifold-sde",
     help="SGD with normalisation and weight decay as a diffusion on its manifold of minimisers.",
-    add_completion=False,
+    add_completion=True,
     context_settings={"help_option_names": ["-h", "--help"]},
     **_SHARED,
 )
@@ -160,7 +98,7 @@ def _options(
     pass
 
 
-@figure.command("2", **_examples("figure 2", "figure 2 --full --out results/paper --jobs 2"))
+@figure.command("2", **examples("figure 2", "figure 2 --full --out results/paper --jobs 2"))
 @with_options(Figure2Settings, after="full")
 def figure2(
     ctx: typer.Context,
@@ -183,15 +121,10 @@ def figure2(
     from manifold_sde.experiments.figure2.command import make_figure2
 
     form = Figure2Settings if full else Figure2Settings.quick
-    run = _run(ctx, "", out, resume, overwrite or restart)
+    run = run_of(ctx, "", out, resume, overwrite or restart)
     one_thread()
     with resumable():
         make_figure2(form(**changes), run, SpellingConsole(), jobs=jobs, restart=restart)
-
-
-def _run(ctx: typer.Context, subject: str, out: Path | None, resume: bool, overwrite: bool) -> Run:
-    """The run of a command."""
-    return Run.of(_command(ctx), subject, ctx.params, out=out, resume=resume, overwrite=overwrite)
 
 
 def _add_training_figure(number: int, text: str) -> None:
@@ -216,17 +149,17 @@ def _add_training_figure(number: int, text: str) -> None:
         form: Any = TrainingSettings if full else TrainingSettings.quick
         if changes["data"] == "cifar10":
             form, changes = TrainingSettings.published, {"data_dir": None} | changes
-        run = _run(ctx, "", out, resume, overwrite or restart)
+        run = run_of(ctx, "", out, resume, overwrite or restart)
         one_thread()
         with resumable():
             make_figure(number, form(**changes), run, SpellingConsole(), jobs=jobs, restart=restart)
 
     command.__doc__ = text
-    examples = _examples(
+    shown = examples(
         f"figure {number} --runs 2 --epochs 60",
         f"figure {number} --data cifar10 --data-dir cifar-10-batches-py --device cuda",
     )
-    figure.command(str(number), **examples)(command)
+    figure.command(str(number), **shown)(command)
 
 
 _add_training_figure(
@@ -249,7 +182,7 @@ and a description.
 )
 
 
-@app.command(**_examples("collapse", "collapse --rates 0.02,0.1 --rates 0.01,0.2 --paths 8"))
+@app.command(**examples("collapse", "collapse --rates 0.02,0.1 --rates 0.01,0.2 --paths 8"))
 @with_options(CollapseSettings, after="full")
 def collapse(
     ctx: typer.Context,
@@ -271,13 +204,13 @@ def collapse(
     form = CollapseSettings if full else CollapseSettings.quick
     if "paths" in changes:
         changes["diffusion_paths"] = changes["paths"]
-    run = _run(ctx, "", out, resume, overwrite or restart)
+    run = run_of(ctx, "", out, resume, overwrite or restart)
     one_thread()
     with resumable():
         make_collapse(form(**changes), run, SpellingConsole(), full=full, restart=restart)
 
 
-@app.command(**_examples("collapse-optimizers", "collapse-optimizers --full --out results/all"))
+@app.command(**examples("collapse-optimizers", "collapse-optimizers --full --out results/all"))
 @with_options(OptimizerSettings, after="full")
 def collapse_optimizers(
     ctx: typer.Context,
@@ -297,13 +230,13 @@ def collapse_optimizers(
     from manifold_sde.experiments.collapse.optimizer_command import make_optimizers
 
     form = OptimizerSettings if full else OptimizerSettings.quick
-    run = _run(ctx, "", out, resume, overwrite or restart)
+    run = run_of(ctx, "", out, resume, overwrite or restart)
     one_thread()
     with resumable():
         make_optimizers(form(**changes), run, SpellingConsole(), full=full, restart=restart)
 
 
-@app.command(**_examples("info my_loss.py:problem", "info my_loss.py:problem --seed 1"))
+@app.command(**examples("info my_loss.py:problem", "info my_loss.py:problem --seed 1"))
 def info(
     problem: Problem,
     seed: Annotated[
@@ -318,7 +251,7 @@ def info(
 
 
 @app.command(
-    **_examples(
+    **examples(
         "simulate loss.py:problem --lr 0.01 --weight-decay 0.05 --steps 1000,5000",
         "simulate loss.py:problem --ratio 0.5 --times 0.5,1,2 --x0 start.npy",
     )
@@ -340,7 +273,7 @@ def simulate(
     """
     from manifold_sde.experiments.simulate.command import simulate_law
 
-    run = _run(ctx, subject_of(problem), out, resume, overwrite)
+    run = run_of(ctx, subject_of(problem), out, resume, overwrite)
     settings = SimulationSettings(problem, **changes)
     one_thread()
     with resumable():
@@ -348,7 +281,7 @@ def simulate(
 
 
 @app.command(
-    **_examples(
+    **examples(
         "audit log.csv --optimizer sgd --momentum 0.9 --weight-decay 5e-4",
         "audit checkpoints/ --lr 3e-4 --weight-decay 0.1",
     )
@@ -372,13 +305,13 @@ def audit(
     """
     from manifold_sde.experiments.audit_command import make_audit
 
-    run = _run(ctx, Path(source).stem, out, False, overwrite)
+    run = run_of(ctx, Path(source).stem, out, False, overwrite)
     if not make_audit(AuditSettings(source, **changes), run, SpellingConsole()).passed:
         raise typer.Exit(FAILURE)
 
 
 @app.command(
-    **_examples(
+    **examples(
         "verify my_loss.py:problem", "verify my_loss.py:problem --assumptions --x0 weights.pt"
     )
 )
@@ -439,7 +372,7 @@ def verify(
 
     one_thread()
     loaded = load_problem(problem)
-    run = _run(ctx, subject_of(problem), out, False, overwrite)
+    run = run_of(ctx, subject_of(problem), out, False, overwrite)
     page = output_of(output, run.folder, "verify", problem, ".html")
     run = dataclasses.replace(run, folder=page.parent)
     run.require_free(page.stem)
@@ -461,7 +394,53 @@ def verify(
 
 
 @app.command(
-    **_examples(
+    **examples("reference", "reference varying_circle --check mine.npz", "reference --draws 1000")
+)
+def reference(
+    ctx: typer.Context,
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="NAME", help="One entry.", show_default="all of them"),
+    ] = None,
+    draws: Annotated[
+        int, typer.Option(min=8, metavar="N", help="Paths that are drawn of each.")
+    ] = 10_000,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of the draws.")] = 0,
+    check: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Instead: hold the states in this .npz or .npy, (times, paths, D), against it.",
+        ),
+    ] = None,
+    bias: Annotated[
+        float, typer.Option(min=0.0, metavar="B", help="Error of a mean that --check allows.")
+    ] = 1e-3,
+    out: Out = None,
+    overwrite: Overwrite = False,
+    config: Config = None,
+) -> None:
+    """Problems with their exact laws, against which any solver can be run.
+
+    Of each: loss, noise and start as formulas, exact means and densities at three times, and draws
+    with their diagnostics, as .json and .npz. With --check the exit status is 1 where the states
+    have another law.
+    """
+    from manifold_sde.experiments.reference_command import check_states, write_references
+
+    one_thread()
+    console = SpellingConsole()
+    if check is not None:
+        if not check_states(name, check, bias, console).passed:
+            raise typer.Exit(FAILURE)
+        return
+    run = run_of(ctx, "", out, False, overwrite)
+    if not write_references(name, draws, seed, run, console):
+        raise typer.Exit(FAILURE)
+
+
+@app.command(
+    **examples(
         "plan --tau 2 --lr 0.1 --weight-decay 5e-4 --momentum 0.9",
         "plan --relaxation tau.json --lr 0.05 --weight-decay 1e-3 --budget 50000",
     )
@@ -482,7 +461,7 @@ def plan(
     """
     from manifold_sde.experiments.plan_command import make_plan
 
-    make_plan(PlanSettings(**changes), _run(ctx, "", out, False, overwrite), SpellingConsole())
+    make_plan(PlanSettings(**changes), run_of(ctx, "", out, False, overwrite), SpellingConsole())
 
 
 def main() -> None:

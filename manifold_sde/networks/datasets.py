@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from manifold_sde.arguments import describe_bytes, kind_of
-from manifold_sde.deadline import Progress
 from manifold_sde.errors import ArgumentError, DTypeError, ManifoldSDEError, ShapeError
+from manifold_sde.progress import Progress
 from manifold_sde.remedies import first_line
 
 #: Samples that are read together, and those that are read twice, to see whether they are fixed.

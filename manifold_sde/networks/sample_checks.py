@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from manifold_sde import derivatives, loss_checks, remedies
-from manifold_sde.deadline import Progress
 from manifold_sde.errors import (
     ArgumentError,
     DifferentiationError,
@@ -22,6 +21,7 @@ from manifold_sde.errors import (
 )
 from manifold_sde.networks.function import NetworkFunction
 from manifold_sde.networks.observation import layer_not_finite, observe
+from manifold_sde.progress import Progress
 from manifold_sde.torch_norms import ElementaryFunction
 
 #: Relative change of a value that is no rounding.

@@ -276,9 +276,24 @@ class AdaptiveSteps(FixedSteps):
 
     def _tries(self, state: AdaptiveState, places: Tensor) -> int:
         """Steps of the next block: as many as the present size makes of what is left."""
+        if not state.position:
+            return 1  # what it costs is not known
         left = self._left(state, places)
         steps = left * torch.pow(2.0, state.level.to(torch.float64)) / self.grid.cell
         return int((steps + 1.0).nan_to_num(1.0).clamp(1.0, _TRIES).max())
+
+    def moving(self, state: State) -> int:
+        """How many paths take the steps of the next block."""
+        assert isinstance(state, AdaptiveState)
+        return int(self._moving(state).sum())
+
+    def left(self, state: State) -> tuple[float, float]:
+        """Steps that are left, by how far those of each path have led."""
+        assert isinstance(state, AdaptiveState)
+        taken, came = state.accepted + state.rejected, self._time(state.tick) - self.grid.start
+        steps = self._left(state) * taken / came
+        steps = torch.where(self._moving(state), steps, 0.0).nan_to_num(0.0, 0.0, 0.0)
+        return float(steps.max()), float(steps.sum())
 
     def _left(self, state: State, places: Tensor | None = None) -> Tensor:
         """Time that is left to paths at these places of the chunk, or to all, at present rates."""

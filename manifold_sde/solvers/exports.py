@@ -138,7 +138,9 @@ def xarray_for(what: str) -> ModuleType:
 def dataset(solution: Shown, variables: Mapping[str, Any]) -> xarray.Dataset:
     """The tensors of a solution, given with the names of their dimensions, and its observables."""
     found = {
-        name: (dims, value.detach().cpu().numpy()) for name, (dims, value) in variables.items()
+        name: (dims, value.detach().cpu().numpy())
+        for name, (dims, value) in variables.items()
+        if value.numel()
     }
     for name, values in solution.observed.items():
         own = tuple(f"{name}_{axis}" for axis in range(1, values[0].dim()))

@@ -250,9 +250,21 @@ class FixedSteps:
         reached = state.sums[1] > self.saved.log_elapsed[-1]
         return state.position > 0 and bool((reached | ~torch.isfinite(state.x).all(0)).all())
 
+    def moving(self, state: State) -> int:
+        """How many paths take the steps of the next block."""
+        return len(self.paths)
+
+    def left(self, state: State) -> tuple[float, float]:
+        """Steps that are left, about: of the path that has most, and the sum over the paths."""
+        if self.finished(state):
+            return 0.0, 0.0
+        steps = self._left(state).nan_to_num(0.0, 0.0, 0.0).clamp(min=0.0).max() / self.grid.h
+        return float(steps), float(steps) * len(self.paths)
+
     def _next_steps(self, state: State) -> int:
-        """Steps of the next block."""
+        """Steps of the next block; one at the beginning, where what it costs is not known."""
         most = max(1, min(_BLOCK_STEPS, _BLOCK_NUMBERS // max(1, state.x.numel())))
+        most = min(most, max(1, state.position))
         if self.saved.log_elapsed is None:
             return min(most, self._last_step() - state.position)
         # As many as it takes at the present rates, and a few more.

@@ -25,15 +25,20 @@ from manifold_sde.threads import one_thread
 _KIND = "chunk of a run of solve"
 
 
+#: Receives how many steps were just taken, by how many paths, and what gives the steps that are
+#: left and the sum of them over the paths; nothing gives it where an earlier run took the steps.
+Report = Callable[[int, int, Callable[[], tuple[float, float]] | None], object]
+
+
 def integrate(
-    simulation: Simulation, chunk: Chunk, report: Callable[[int], object] = lambda _: None
+    simulation: Simulation, chunk: Chunk, report: Report = lambda *_: None
 ) -> ChunkResult:
     """Integrate a chunk, from its checkpoint on if there is one.
 
     Args:
         simulation: What all chunks share.
         chunk: Which paths.
-        report: Called with the number of steps just taken.
+        report: Called after each block of steps.
 
     Returns:
         States of the given equation; the moments alone if only these are kept.
@@ -48,21 +53,21 @@ def integrate(
         file = None if chunk.checkpoint is None else _Checkpoint(simulation, chunk)
         if file is not None and file.path.exists():
             result, finished = file.load(steps, state, result)
-            report(state.position)
+            report(state.position, 0, None)
             if finished:
                 return result
         watch = simulation.watch(state.position)
         save = None if file is None else functools.partial(file.save, result, finished=False)
         with Autosave(save, replace(state)) as autosave:
             while not steps.finished(state):
-                position = state.position
+                position, moving = state.position, steps.moving(state)
                 for step in steps.block(state, result.save):
                     x, basis = step.x, step.basis
                     basis = sde.reference_basis(x) if basis is None else basis
                     step.end, step.end_basis = scheme.step(sde, x, basis, step.h, step.noise)
                     if step.rated:
                         step.rate = steps.rate(step.end)
-                report(state.position - position)
+                report(state.position - position, moving, functools.partial(steps.left, state))
                 if chunk.restart is None:
                     watch.look(state.position, lambda: steps.time_left(state))
                 autosave.keep(replace(state))

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from manifold_sde.arguments import check_count
 from manifold_sde.errors import ArgumentError, LongRunWarning
+from manifold_sde.progress import duration
 
 #: Steps of a path beyond which a run is refused, by default.
 MAX_STEPS = 10_000_000
@@ -140,17 +141,11 @@ class Watch:
         self._said = True
         seconds = (now[2] - before[2]) / taken * steps
         warnings.warn(
-            f"the run takes about {steps:.2g} steps of each path, and {_duration(seconds)} of the "
+            f"the run takes about {steps:.2g} steps of each path, and {duration(seconds)} of the "
             f"processor for this chunk of paths. Way out: {fewer}",
             LongRunWarning,
             stacklevel=2,
         )
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120.0:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60.0:.0f} minutes" if seconds < 7200.0 else f"{seconds / 3600.0:.0f} hours"
 
 
 def _rounded_up(steps: float) -> str:

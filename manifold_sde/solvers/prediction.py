@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import time
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,17 +15,31 @@ from torch import Tensor
 
 from manifold_sde.arguments import Points
 from manifold_sde.equations import ManifoldEquation
-from manifold_sde.errors import ArgumentError, NotOnManifoldError
+from manifold_sde.errors import (
+    ArgumentError,
+    ManifoldSDEError,
+    ManifoldSDEWarning,
+    NotOnManifoldError,
+)
 from manifold_sde.paper import implements
 from manifold_sde.problem import Problem
+from manifold_sde.progress import duration, with_alternative
 from manifold_sde.sdes import LimitingDiffusion
 from manifold_sde.solvers.arguments import check_steps, starts
 from manifold_sde.solvers.chunk import CHUNK
 from manifold_sde.solvers.limits import MAX_STEPS
+from manifold_sde.solvers.sgd import run_sgd
 from manifold_sde.solvers.solution import Solution
 from manifold_sde.solvers.solver import solve
 from manifold_sde.solvers.step_sizes import StepSizes, Terrain
 from manifold_sde.time_scale import TimeScale
+
+#: Seconds of a prediction from which on it is tried what SGD itself takes; the weights that are
+#: stepped then, and how often.
+_WORTH_TRYING = 5.0
+_TRIED_NUMBERS, _TRIED_STEPS = 1 << 18, 512
+#: Seconds of one step, with what a run begins with, from which on no more are tried.
+_LONG_STEP = 0.05
 
 
 @implements("Theorem 4.4")
@@ -76,7 +93,8 @@ def predict_sgd(
         seed: Seed of the Brownian paths.
         antithetic: Whether paths come in pairs of opposite noise.
         compile: Whether kernels are compiled.
-        progress: Whether to show a progress bar, or its label; as for ``solve``.
+        progress: Whether to show a progress bar, or its label; as for ``solve``. Where SGD itself
+            would take half as long or less, what is said of the cost says so.
         checkpoint: Folder from which a run that was stopped goes on.
         workers: Number of processes.
         chunk_size: Number of paths that are stepped together.
@@ -119,23 +137,25 @@ def predict_sgd(
     first, batched = starts(problem, x0, None)
     start = on_manifold(sde, first)
     y0 = start if batched else start[0]
-    run = weights_of_limit(
-        sde,
-        y0,
-        scale,
-        np.array(kept),
-        n_paths=n_paths,
-        dt=dt,
-        rtol=rtol,
-        seed=seed,
-        antithetic=antithetic,
-        compile=compile,
-        progress=progress,
-        checkpoint=checkpoint,
-        workers=workers,
-        chunk_size=chunk_size,
-        max_steps=max_steps,
-    )
+    n = len(start) if n_paths is None else n_paths
+    with with_alternative(functools.partial(_sgd_instead, problem, start, scale, kept[-1], n)):
+        run = weights_of_limit(
+            sde,
+            y0,
+            scale,
+            np.array(kept),
+            n_paths=n_paths,
+            dt=dt,
+            rtol=rtol,
+            seed=seed,
+            antithetic=antithetic,
+            compile=compile,
+            progress=progress,
+            checkpoint=checkpoint,
+            workers=workers,
+            chunk_size=chunk_size,
+            max_steps=max_steps,
+        )
     config: dict[str, Any] = {"lr": repr(scale.lr), "weight_decay": repr(scale.weight_decay)}
     # The ratio of (13) is that of its own equation, and not of these weights.
     config |= {k: v for k, v in run.config.items() if k not in ("ratio", *config)}
@@ -149,6 +169,38 @@ def predict_sgd(
     sizes = StepSizes.of(scale, kept[-1], float(start.norm(dim=1).min()), terrain)
     sizes.warn_if_unstable()
     return replace(run, stats={**run.stats, **sizes.stats()}, config=config)
+
+
+def _sgd_instead(
+    problem: Problem, start: Tensor, scale: TimeScale, steps: int, n: int, seconds: float
+) -> str:
+    """What a run of SGD takes in place of a long prediction, where that is less; else "".
+
+    Some steps are run of it, which are a small part of these seconds.
+    """
+    if seconds < _WORTH_TRYING:
+        return ""
+    paths = max(1, min(n, _TRIED_NUMBERS // problem.dim))
+    x0 = start.expand(paths, -1) if len(start) == 1 else start[:paths]
+
+    def run(count: int) -> float:
+        begin = time.perf_counter()
+        run_sgd(problem, x0, scale.lr, scale.weight_decay, count, progress=False)
+        return time.perf_counter() - begin
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ManifoldSDEWarning)
+            run(1)  # with it goes what is made once
+            step, more = run(1), min(steps - 1, _TRIED_STEPS)
+            if step < _LONG_STEP and more:
+                step = (run(1 + more) - step) / more
+    except ManifoldSDEError:
+        return ""
+    needed = steps * step * n / len(x0)
+    if not 0.0 < needed <= 0.5 * seconds:
+        return ""
+    return f"SGD itself takes about {duration(needed)}: run_sgd with the same arguments"
 
 
 def weights_of_limit(

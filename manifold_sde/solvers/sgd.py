@@ -18,10 +18,10 @@ from torch import Tensor
 from manifold_sde import rng
 from manifold_sde.arguments import Points, check_path, integer
 from manifold_sde.compile import choose_mode
-from manifold_sde.deadline import Progress
 from manifold_sde.errors import LostPathsWarning, TimeScaleError
 from manifold_sde.paper import implements
 from manifold_sde.problem import Problem, require_problem
+from manifold_sde.progress import Progress
 from manifold_sde.schedules import Schedule
 from manifold_sde.solvers.archive import (
     complete,
@@ -38,7 +38,7 @@ from manifold_sde.solvers.limits import (
     refuse_many_steps,
     require_memory,
 )
-from manifold_sde.solvers.sgd_step import BLOCK, LANES, SgdState, advance, go_alone
+from manifold_sde.solvers.sgd_step import BLOCK, LANES, SgdState, advance, c_step, go_alone
 from manifold_sde.solvers.solution import Solution
 from manifold_sde.solvers.stopping import Autosave, Stoppable
 from manifold_sde.threads import one_thread
@@ -47,6 +47,8 @@ Rate = float | Sequence[float] | Tensor | Callable[[int], float] | Schedule
 
 #: Steps above which "auto" compiles by torch, too.
 _WORTH_COMPILING = 5000
+#: Paths whose work a step is beside that of its own paths, where it is C code and where not.
+_ALIKE = {True: 800, False: 2000}
 #: Largest number of paths that are stepped together.
 _CHUNK = 4096
 _KIND = "checkpoint of run_sgd"
@@ -176,10 +178,16 @@ class _Run:
         total = self.kept[-1] * -(-n // _CHUNK)
         with (
             torch.no_grad(),
-            Progress(progress, "SGD", total=total, unit="step", unit_scale=True) as bar,
+            Progress(
+                *(progress, "SGD"),
+                about=f"{n:,} paths" if n > 1 else "",
+                total=total,
+                unit="step",
+                unit_scale=True,
+            ) as bar,
         ):
             if resumed is not None:
-                bar.update(first_chunk * self.kept[-1] + resumed.step)
+                bar.skip(first_chunk * self.kept[-1] + resumed.step)
             for chunk in range(first_chunk, -(-n // _CHUNK)):
                 self._run_chunk(chunk, resumed, bar)
                 resumed = None
@@ -206,6 +214,7 @@ class _Run:
         state = resumed or self._begin(rows)
         self._keep(state, rows)
         save = None if self.file is None else functools.partial(self._save, chunk)
+        left = self._left(state, rows)
         with Autosave(save, replace(state)) as autosave:
             while state.step < self.kept[-1]:
                 first = state.step
@@ -217,12 +226,20 @@ class _Run:
                     compiled=self.compiled,
                     alone=self.alone,
                 ):
-                    bar.update(taken)
+                    first += taken
+                    bar.update(taken, functools.partial(left, first), taken * left.work)
                 state.step = stop
                 self._keep(state, rows)
                 autosave.keep(replace(state))
         if save is not None:
             save(state)
+
+    def _left(self, state: SgdState, rows: slice) -> _Left:
+        """What is left after steps of a chunk."""
+        in_c = bool(self.compiled) and c_step(self.problem, state) is not None
+        later, alike = len(self.start) - rows.stop, _ALIKE[in_c]
+        work = later + alike * -(-later // _CHUNK)
+        return _Left(self.kept[-1], -(-later // _CHUNK), rows.stop - rows.start + alike, work)
 
     def _begin(self, rows: slice) -> SgdState:
         return SgdState.begin(self.start[rows], rows.start, 1 if self.alone else LANES)
@@ -307,6 +324,28 @@ class _Run:
                 found[name] = found[name].to(like)
         self.ys, self.clock = found["kept_ys"], found["kept_clock"]
         return chunk, SgdState(found["x"], found["clock"], state.paths, step)
+
+
+@dataclass(frozen=True)
+class _Left:
+    """How many steps are left after some of a chunk, and how much work that is.
+
+    Attributes:
+        steps: Steps of a chunk.
+        chunks: Number of chunks that follow.
+        work: Work of a step of this chunk.
+        later: Work of a step of those that follow.
+    """
+
+    steps: int
+    chunks: int
+    work: float
+    later: float
+
+    def __call__(self, taken: int) -> tuple[float, float]:
+        """After so many steps of the chunk."""
+        left = self.steps - taken
+        return left + self.chunks * self.steps, left * self.work + self.steps * self.later
 
 
 def _warn_of_divergence(finite: Tensor, kept: list[int]) -> None:

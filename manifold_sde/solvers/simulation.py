@@ -415,6 +415,7 @@ class Simulation:
         config: dict[str, Any] = {
             "sde": repr(self.sde),
             "method": self.method,
+            "scheme": self.scheme,
             "dt": self.grid.h * self.clock_unit,
             "seed": self.seed,
             "antithetic": self.antithetic,
@@ -442,7 +443,6 @@ class Simulation:
             }
             said = {
                 **self.config(),
-                "scheme": self.scheme,
                 "geometry": route(self.equation),
                 "paths": self.n_paths,
                 "chunk size": self.chunk_size,

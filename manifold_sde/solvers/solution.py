@@ -23,6 +23,7 @@ from manifold_sde.geometry import Geometry
 from manifold_sde.paper import implements
 from manifold_sde.solvers import exports
 from manifold_sde.solvers.archive import complete, read_archive, versions, write_archive
+from manifold_sde.solvers.citations import cited
 from manifold_sde.solvers.equilibrium import EquilibriumAverage, average
 from manifold_sde.solvers.lost_paths import check_average, remedy_of
 from manifold_sde.solvers.moments import Observable, moments_of
@@ -429,12 +430,26 @@ class Solution:
     def to_xarray(self) -> xarray.Dataset:
         """The solution with named dimensions: time, path, component.
 
-        Observables are ``mean_NAME`` and ``standard_error_NAME``.
+        Observables are ``mean_NAME`` and ``standard_error_NAME``; where they were kept in place of
+        the paths there are no variables of these.
 
         Raises:
             MissingDependencyError: If xarray is not installed.
         """
         return exports.dataset(self, self._variables())
+
+    def cite(self) -> str:
+        """What to cite for these numbers: software, paper and the methods used, as BibTeX.
+
+        Example:
+            >>> from manifold_sde import problems
+            >>> from manifold_sde.solvers import predict_sgd
+            >>> problem = problems.great_circle()
+            >>> law = predict_sgd(problem, problem.minimizer, 0.01, 0.05, [50], n_paths=2)
+            >>> [line for line in law.cite().splitlines() if line.startswith("@")][:2]
+            ['@software{manifold_sde,', '@inproceedings{LiWangYu2022,']
+        """
+        return cited(self.config)
 
     def to_inference_data(
         self, functions: Mapping[str, Observable] | None = None, *, burn_in: float | None = None

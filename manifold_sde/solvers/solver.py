@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,15 @@ import torch
 from torch import Tensor
 
 from manifold_sde.arguments import Points
-from manifold_sde.deadline import Progress
 from manifold_sde.equations import StochasticEquation
+from manifold_sde.progress import Progress
 from manifold_sde.sdes import DirectionDiffusion
 from manifold_sde.solvers.archive import held_folder, versions
 from manifold_sde.solvers.arguments import check_folder, check_tolerance, check_workers
-from manifold_sde.solvers.chunk import CHUNK, ChunkResult
+from manifold_sde.solvers.chunk import CHUNK, Chunk, ChunkResult
 from manifold_sde.solvers.direction import DirectionSolution
 from manifold_sde.solvers.drift_error import drift_error
-from manifold_sde.solvers.integrate import integrate
+from manifold_sde.solvers.integrate import Report, integrate
 from manifold_sde.solvers.limits import MAX_STEPS
 from manifold_sde.solvers.lost_paths import check_average, remedy_of, warn_of_lost_paths
 from manifold_sde.solvers.moments import Observable
@@ -28,6 +29,9 @@ from manifold_sde.solvers.parallel import integrate_in_workers
 from manifold_sde.solvers.simulation import Simulation
 from manifold_sde.solvers.solution import Solution
 from manifold_sde.solvers.stopping import Stoppable
+
+#: Paths whose work a step is beside that of its own paths, where it is compiled and where not.
+_ALIKE = {True: 400, False: 16384}
 
 
 def solve(
@@ -104,7 +108,8 @@ def solve(
         compile: Whether kernels are compiled: "auto" does so in C up to 32 weights, and by torch
             for large runs, where a compiler is at hand.
         progress: Whether to show a progress bar, or its label: of steps, or of chunks where
-            others run them. By default on a terminal, where it takes more than a second.
+            others run them; and above it, once the first steps are measured, what the run takes. By
+            default on a terminal or in a notebook, where that is more than a second.
         checkpoint: Folder in which the state is saved on the way, a file a chunk; the same call
             goes on from it, and ends with the same bits as if it had not stopped. Workers write
             it themselves: on several machines it is on a file system that they share.
@@ -153,7 +158,12 @@ def solve(
     workers = check_workers(workers, backend)
     folder = check_folder(checkpoint)
     alone = workers in (None, 1) and backend == "loky"
-    with Stoppable(folder, workers=workers is not None), contextlib.ExitStack() as stack:
+    unit = "step" if alone else "chunk"
+    with (
+        Stoppable(folder, workers=workers is not None),
+        Progress(progress, "SDE", begun=False, unit=unit) as bar,
+        contextlib.ExitStack() as stack,
+    ):
         simulation = Simulation.of(
             sde,
             y0,
@@ -172,12 +182,14 @@ def solve(
         )
         if folder is not None:
             stack.enter_context(held_folder(folder))
-        total, unit = (simulation.n_steps, "step") if alone else (simulation.n_chunks, "chunk")
-        bar = stack.enter_context(Progress(progress, "SDE", total=total, unit=unit))
+        bar.begin(
+            simulation.n_steps if alone else simulation.n_chunks, f"{simulation.n_paths:,} paths"
+        )
         results: Iterator[ChunkResult]
         if alone:
-            step_chunk = functools.partial(integrate, simulation, report=bar.update)
-            results = map(step_chunk, simulation.chunks(folder))
+            chunks, same = itertools.tee(simulation.chunks(folder))
+            reports = map(functools.partial(_report_to, bar, simulation), same)
+            results = map(functools.partial(integrate, simulation), chunks, reports)
         else:
             others = integrate_in_workers(simulation, workers, backend, folder, bar.update)
             results = stack.enter_context(contextlib.closing(others))
@@ -186,6 +198,31 @@ def solve(
             whole = result.merge(whole, 0 if simulation.observables else simulation.n_paths)
         assert whole is not None
         return _solution(simulation, whole)
+
+
+def _report_to(bar: Progress, simulation: Simulation, chunk: Chunk) -> Report:
+    """What tells a bar of the steps of a chunk, and of those that are left to all chunks."""
+    alike, n = _ALIKE[bool(simulation.compiled)], len(chunk.paths)
+    later = simulation.n_paths - (int(chunk.paths[0]) - simulation.first_path) - n
+    chunks = -(-later // simulation.chunk_size)
+    taken = [0.0, 0.0]
+
+    def report(steps: int, paths: int, left: Callable[[], tuple[float, float]] | None) -> None:
+        if left is None:
+            bar.skip(steps)
+            return
+        taken[0] += steps
+        taken[1] += steps * paths
+
+        def both() -> tuple[float, float]:
+            now = left()
+            more = now[0] + chunks * (taken[0] + now[0])
+            of_paths = now[1] + later / n * (taken[1] + now[1])
+            return more, of_paths + alike * more
+
+        bar.update(steps, both, steps * (paths + alike))
+
+    return report
 
 
 def _solution(simulation: Simulation, result: ChunkResult) -> Solution:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 from manifold_sde.verification import exact
 from manifold_sde.verification.effort import Effort
 from manifold_sde.verification.pictures import plot_picture
+from manifold_sde.verification.reference import Reference
 from manifold_sde.verification.report import Report
 from manifold_sde.verification.result import Design, Picture, Result, Series
 from manifold_sde.verification.subject import Subject
@@ -20,6 +21,7 @@ __all__ = [
     "Effort",
     "MinimiserManifold",
     "Picture",
+    "Reference",
     "Report",
     "Result",
     "Series",

@@ -66,13 +66,14 @@ def _result(result: Result) -> str:
         figure = plot_picture(picture).figure
         assert isinstance(figure, Figure)
         inside.append(image(figure, picture.title))
+    numbers = "; ".join(filter(None, (result.reach, result.number)))
     opened = "" if result.verdict == "holds" else ' open=""'
     return (
         f"<details{opened}>\n<summary>"
         f'<span class="verdict {result.verdict}">{result.verdict}</span>'
-        f"<span>{html.escape(result.name)}</span>"
+        f'<span title="{html.escape(result.name)}">{html.escape(result.plain_name)}</span>'
         f'<span class="statement">{html.escape(", ".join(result.statements))}</span>'
-        f'<span class="number">{html.escape(result.number)}</span>'
+        f'<span class="number">{html.escape(numbers)}</span>'
         f'</summary>\n<div class="inside">\n' + "\n".join(inside) + "\n</div>\n</details>"
     )
 

@@ -80,7 +80,7 @@ class Report:
         Raises:
             ArgumentError: If there is none of this name.
         """
-        found = next((result for result in self.results if result.name == name), None)
+        found = next((r for r in self.results if name in (r.name, r.plain_name)), None)
         if found is None:
             raise ArgumentError(
                 "the report has no check of this name",
@@ -119,7 +119,7 @@ class Report:
         head, body = self.head.partition("\n")[0], []
         for result in self.results:
             mark = _MARKS[result.verdict]
-            name = f"{result.name} [{', '.join(result.statements)}]"
+            name = f"{result.plain_name} [{', '.join(result.statements)}] {result.reach}".rstrip()
             cells = (mark, name, result.number, result.detail if mark != "ok" else "")
             style = "text-align:left" + (";font-weight:bold" if mark == "FAILS" else "")
             row = "".join(f'<td style="{style}">{html.escape(cell)}</td>' for cell in cells)
@@ -274,7 +274,8 @@ class Rows:
 def _lines(result: Result, full: bool) -> Sequence[str]:
     number = result.number
     about = f" [{', '.join(_short(name) for name in result.statements)}]"
-    name = result.name + (about if result.statements else "")
+    name = result.plain_name + (about if result.statements else "")
+    name += f", {result.reach}" if result.reach else ""
     width = _WIDTH - len(number) - 2
     head = textwrap.wrap(
         name, width, initial_indent=f"  {_MARKS[result.verdict]:<6}", subsequent_indent=" " * 8

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from manifold_sde.errors import ArgumentError
 from manifold_sde.paper import STATEMENTS
+from manifold_sde.verification.plain_names import PLAIN_NAMES
 
 Verdict = Literal["holds", "fails", "undecided"]
 
@@ -120,6 +121,7 @@ class Result:
         tests: P-values of its single tests, before they are corrected for their number and without
             what is tolerated: uniform under the hypothesis.
         pictures: Plots behind the verdict.
+        reach: How far it looked, such as "T = 2, way 0.4"; empty where that says nothing.
         within_tolerance: Whether the p-value is 1 because each difference is smaller than what is
             tolerated of it.
         seconds: Time that it took.
@@ -137,6 +139,7 @@ class Result:
     design: Design | None = None
     tests: Mapping[str, float] = field(default_factory=dict, repr=False)
     pictures: tuple[Picture, ...] = field(default=(), repr=False)
+    reach: str = ""
     within_tolerance: bool = False
     seconds: float = 0.0
 
@@ -149,6 +152,16 @@ class Result:
                 expected=f"one of {', '.join(VERDICTS)}, and statements of the paper",
                 remedy="see manifold_sde.paper.STATEMENTS",
             )
+
+    @property
+    def plain_name(self) -> str:
+        """The name in plain words, which need no number of the paper's.
+
+        Example:
+            >>> Result("SGD in the time tau tends to (13)", "holds", "").plain_name
+            "SGD's direction after T against the limiting law"
+        """
+        return PLAIN_NAMES.get(self.name, self.name)
 
     @property
     def number(self) -> str:
@@ -198,6 +211,7 @@ class Result:
             plain[name] = None if math.isnan(plain[name]) else plain[name]
         return {
             **plain,
+            "plain_name": self.plain_name,
             "statements": list(self.statements),
             "design": design,
             "tests": dict(self.tests),

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import difflib
+import math
 import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Any
 
 from torch import Tensor
-from tqdm import tqdm
 
 from manifold_sde.arguments import real
-from manifold_sde.deadline import OutOfTimeError, quiet
+from manifold_sde.deadline import OutOfTimeError
 from manifold_sde.errors import ArgumentError
 from manifold_sde.problem import Problem
+from manifold_sde.progress import Progress, duration, quiet
 from manifold_sde.verification import assumptions, at_size, laws, properties
 from manifold_sde.verification.assumptions.scale_invariance import INVARIANCE
 from manifold_sde.verification.check import Check
 from manifold_sde.verification.effort import Effort, effort_of
+from manifold_sde.verification.plain_names import PLAIN_NAMES
 from manifold_sde.verification.report import Partial, Report, Rows
 from manifold_sde.verification.result import Result
 from manifold_sde.verification.subject import Subject
@@ -65,7 +66,8 @@ def verify(
             for "thorough".
         x_init: Where training starts (D,); by default a minimiser is taken or looked for.
         progress: Whether to show a progress bar, and the rows of the report as they arrive; or
-            what is called with each result. By default the bar alone, on a terminal.
+            what is called with each result. By default the bar alone, on a terminal or in a
+            notebook.
         checks: The checks to make, or their names; by default all. Where the loss turns out not to
             be scale-invariant, statistics of its noise and law mean nothing, and are not made.
 
@@ -83,8 +85,12 @@ def verify(
         amount, chosen = amount.at_size(), tuple(map(at_size.by_products, chosen))
     seconds = _check_budget(amount.budget if budget is None else budget)
     tell = progress if callable(progress) else Rows(sys.stderr) if progress else lambda _: None
-    shown = True if progress is False else None  # on a terminal alone
-    with quiet(), tqdm(total=len(chosen), disable=shown, unit="check") as bar:
+    shown = False if progress is False else None  # where a person looks on
+    # Some checks take no time and some most of it: what is known is what they take at most.
+    most = f"at most {duration(seconds)} of processor time" if seconds < math.inf else "no budget"
+    shape = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}, " + most + "]"
+    bar = Progress(shown, "checks", even=False, total=len(chosen), bar_format=shape)
+    with bar, quiet():
         suite = _Suite(subject, amount, seconds, tell, bar)
         results, partial = suite.run(chosen)
     return Report(
@@ -126,7 +132,7 @@ class _Suite:
         effort: Effort,
         budget: float,
         tell: Callable[[Result], object],
-        bar: tqdm[Any],
+        bar: Progress,
     ) -> None:
         self.subject = subject
         self.effort = effort
@@ -223,6 +229,7 @@ def _named(check: Check | str) -> Check:
     if isinstance(check, Check):
         return check
     known = {one.name: one for one in all_checks()}
+    known |= {plain: known[name] for name, plain in PLAIN_NAMES.items() if name in known}
     if check not in known:
         near = difflib.get_close_matches(str(check), known, 3, 0.3)
         raise ArgumentError(

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
@@ -58,6 +59,7 @@ def test_version() -> None:
         ["info", "-h"],
         ["simulate", "-h"],
         ["plan", "-h"],
+        ["reference", "-h"],
         [],
     ],
 )
@@ -310,3 +312,34 @@ def test_signs_that_an_encoding_lacks_are_spelled(monkeypatch: pytest.MonkeyPatc
     plain.write("\u03b7|x|\u00b2 \u00b1 1, \u0393\u2081, \u65e5\n")
     plain.flush()
     assert plain.buffer.getvalue() == b"eta|x|^2 +- 1, Gamma_1, ?\n"  # type: ignore[attr-defined]
+
+
+def test_a_reference_is_written_and_checked(tmp_path: Path) -> None:
+    done = call("reference", "great_circle", "--draws", "200", "--out", str(tmp_path))
+    assert done.exit_code == 0
+    assert "great_circle: 200 draws" in done.output
+    assert {p.suffix for p in tmp_path.iterdir()} == {".json", ".npz", ".toml"}
+    file = tmp_path / "great_circle.npz"
+    again = call("reference", "great_circle", "--check", str(file))
+    assert again.exit_code == 0
+    assert "great_circle: passed" in again.output
+    assert narrow(again.output)
+    # The same states are not those of another entry, and of no entry at all.
+    assert call("reference", "varying_circle", "--check", str(file)).exit_code == 0
+    assert call("reference", "great_sphere", "--check", str(file)).exit_code == 2
+    assert call("reference", "--check", str(file)).exit_code == 2
+    np.save(tmp_path / "wrong.npy", 1.1 * np.load(file)["states"])
+    wrong = call("reference", "great_circle", "--check", str(tmp_path / "wrong.npy"))
+    assert wrong.exit_code == 1
+    assert "FAILS" in wrong.output
+    assert call("reference", "great_circle", "--out", str(tmp_path)).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "found"), [("sim", "simulate"), ("simulate --com", "--compare-sgd")]
+)
+def test_a_shell_completes_commands_and_options(words: str, found: str) -> None:
+    env = {"COMP_WORDS": f"manifold-sde {words}", "COMP_CWORD": str(len(words.split()))}
+    env["_MANIFOLD_SDE_COMPLETE"] = "complete_bash"
+    done = CliRunner().invoke(cli.app, [], env=env, prog_name="manifold-sde")
+    assert done.output.split() == [found]

@@ -346,5 +346,11 @@ def test_figure_shows_both() -> None:
     figure = plot_law(rows, rows[1:], "title", "steps")
     norm, spread = figure.axes
     assert norm.lines[0].get_xydata()[:, 0].tolist() == [0.0, 10.0, 20.0]  # type: ignore[union-attr]
-    assert len(spread.lines) == 2
+    law, sgd = (container.lines[0].get_xydata() for container in spread.containers)
+    assert law[:, 1] == pytest.approx([row.spread for row in rows])
+    assert sgd[:, 0].tolist() == [10.0, 20.0]
+    assert all(container.has_yerr for container in spread.containers)
+    u = paths.directions[-1]
+    along = u @ (u.mean(0) / u.mean(0).norm())
+    assert rows[-1].spread_error == pytest.approx(float(along.std()) / 2.0)
     assert re.match("norm", norm.get_ylabel())

@@ -21,7 +21,6 @@ from manifold_sde import (
     WeightDecaySDE,
     problems,
 )
-from manifold_sde.deadline import quiet
 from manifold_sde.errors import (
     ArgumentError,
     CheckpointError,
@@ -34,6 +33,7 @@ from manifold_sde.errors import (
     ShapeError,
     ZeroVectorError,
 )
+from manifold_sde.progress import quiet
 from manifold_sde.solvers import Solution, halving, solve
 
 PROBLEM = problems.great_circle()
@@ -276,7 +276,7 @@ def test_progress_is_off_by_default_but_on_a_terminal(
     monkeypatch.setattr("sys.stderr", shown)
     run()  # shorter than a second
     assert shown.getvalue() == ""
-    monkeypatch.setattr("manifold_sde.deadline._DELAY", 0.0)
+    monkeypatch.setattr("manifold_sde.progress._DELAY", 0.0)
     with quiet():
         run()
     run(progress=False)
@@ -307,10 +307,11 @@ def test_progress_of_a_run_that_goes_on_counts_what_was_done(
         assert "30/30" in capfd.readouterr().err
 
 
-def test_progress_without_a_known_number_of_steps(capfd: pytest.CaptureFixture[str]) -> None:
+def test_progress_of_steps_whose_number_is_estimated(capfd: pytest.CaptureFixture[str]) -> None:
     """How many steps of the clock it takes is not known beforehand."""
     found = run(sde=LIMIT, ts=[0.0, 0.2], dt=0.1, n_paths=2, progress=True)
-    assert f"{found.stats['steps']}step" in capfd.readouterr().err
+    assert "100%" in (last := capfd.readouterr().err.split("\r")[-1])
+    assert f"{found.stats['steps']}/{found.stats['steps']}" in last
 
 
 def test_the_split_scheme_takes_no_step_more_than_it_needs() -> None:
@@ -346,8 +347,8 @@ def test_broken_twin_a_bar_that_counts_blocks(
     """Counting blocks in place of steps is seen by what the tests above look at."""
     from manifold_sde.solvers import solver
 
-    def counting(simulation: Any, chunk: Any, report: Callable[[int], object]) -> Any:
-        return real(simulation, chunk, lambda _: report(1))
+    def counting(simulation: Any, chunk: Any, report: Callable[..., object]) -> Any:
+        return real(simulation, chunk, lambda _, *others: report(1, *others))
 
     real = solver.integrate
     monkeypatch.setattr(solver, "integrate", counting)

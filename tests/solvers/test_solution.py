@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import sys
 
 import pytest
 import torch
 
-from manifold_sde import WeightDecaySDE, problems
+from manifold_sde import LimitingDiffusion, WeightDecaySDE, problems
 from manifold_sde.errors import (
     ArgumentError,
     CheckpointError,
@@ -16,8 +17,9 @@ from manifold_sde.errors import (
     MissingDependencyError,
     NotMixedWarning,
 )
-from manifold_sde.solvers import DirectionSolution, Solution, run_sgd, solve
+from manifold_sde.solvers import DirectionSolution, Solution, citations, run_sgd, solve
 from manifold_sde.solvers.archive import read_archive, write_archive
+from manifold_sde.solvers.schemes import SCHEMES
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +147,34 @@ def test_named_dimensions_of_observables():
     data = Solution(torch.arange(2.0), states, torch.zeros(2, 0), observed=observed).to_xarray()
     assert data["mean_both"].dims == data["standard_error_both"].dims == ("time", "both_1")
     assert float(data["standard_error_both"].sum()) == 8.0
+    # The paths were not kept, and no empty arrays stand for them.
+    assert set(data.data_vars) == {"mean_both", "standard_error_both"}
+
+
+def test_what_a_solution_cites():
+    """The software, the paper, and the methods that it used; each scheme has a source."""
+    problem = problems.great_circle()
+
+    def keys(run):
+        return re.findall(r"^@\w+\{(\w+),", run.cite(), re.MULTILINE)
+
+    def solved(**options):
+        sde = LimitingDiffusion(problem)
+        return solve(sde, problem.minimizer, [0.0, 0.1], compile=False, **options)
+
+    sgd = run_sgd(problem, problem.minimizer, 0.1, 0.1, [2])
+    assert keys(sgd) == ["manifold_sde", "LiWangYu2022", "Salmon2011"]
+    common = [*keys(sgd), "LiWongChenDuvenaud2020"]
+    assert keys(solved(dt=0.1)) == [*common, "NinomiyaNinomiya2009"]
+    euler = solved(dt=0.1, method="euler")
+    assert keys(euler) == [*common, "KloedenPlaten1992"]
+    adaptive = solved(rtol=0.1)
+    assert keys(adaptive)[4:] == ["KloedenPlaten1992", "FosterJelincic2023", "GainesLyons1997"]
+    assert f"version   = {{{euler.config['versions']['manifold_sde']}}}" in euler.cite()
+    assert set(citations._OF_SCHEMES) == set(SCHEMES)
+    assert set(citations._OF_SCHEMES.values()) < citations.entries().keys()
+    # A solution that was made by hand knows no method.
+    assert keys(Solution(torch.zeros(1), torch.ones(1, 3), torch.zeros(1)))[1:] == ["LiWangYu2022"]
 
 
 def test_versions_are_those_that_made_the_solution(solution, tmp_path):

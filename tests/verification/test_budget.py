@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from manifold_sde import problems
-from manifold_sde.deadline import Progress, consult
+from manifold_sde.deadline import consult
 from manifold_sde.errors import ArgumentError, ClockRangeError
+from manifold_sde.progress import Progress
 from manifold_sde.solvers import solve
 from manifold_sde.verification import Effort, Result, Subject, suite, verify
 from manifold_sde.verification.check import Check

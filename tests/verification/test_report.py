@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import json
 import math
+import re
 import xml.etree.ElementTree
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +17,8 @@ from manifold_sde import errors, problems
 from manifold_sde.html_page import svg_address
 from manifold_sde.verification import Design, Effort, Result, Subject, plot_picture, verify
 from manifold_sde.verification.check import Check
+from manifold_sde.verification.plain_names import PLAIN_NAMES
+from manifold_sde.verification.suite import all_checks
 from tests.verification.reports import DESIGN, FAILS, HOLDS, PICTURE, UNDECIDED, report
 
 
@@ -49,6 +53,45 @@ def test_what_is_printed_fits_a_terminal_and_says_all() -> None:
     assert "3 checks: 1 holds, 1 undecided, 1 fails" in flat
     assert "does not hold as it stands" in flat
     assert "false alarm with probability 0.0001" in " ".join(str(report(FAILS_NOT)).split())
+
+
+def test_rows_are_in_plain_words_and_say_how_far_they_reached() -> None:
+    """Beside the paper's number; the name of the check finds the row, and so do its words."""
+    name = "SGD in the time tau tends to (13)"
+    words = "SGD's direction after T against the limiting law"
+    result = Result(
+        name,
+        "holds",
+        "",
+        p_value=0.3,
+        statements=("Theorem 4.4",),
+        kind="statistics",
+        reach="T = 1.2, way 0.34",
+    )
+    made = report(result)
+    lines = str(made).splitlines()
+    (row,) = [k for k, line in enumerate(lines) if words in line]
+    assert lines[row].endswith("[Theorem 4.4],  p = 0.3")
+    assert lines[row + 1].strip() == "T = 1.2, way 0.34"
+    assert made[name] is made[words] is result
+    assert html.escape(words) in made._repr_html_()
+    page = made.to_html()
+    assert f'<span title="{name}">{html.escape(words)}</span>' in page
+    assert "T = 1.2, way 0.34; p = 0.3" in page
+    assert result.to_dict()["plain_name"] == words
+
+
+def test_no_row_is_called_by_an_equation_alone() -> None:
+    names = {check.name for check in all_checks()}
+    assert len(set(PLAIN_NAMES.values())) == len(PLAIN_NAMES)
+    equations = ("(7)", "(15) to (17)")
+    rows = {f"Z of {e} tends to a Brownian motion" for e in equations}
+    rows |= {f"A and B of {e}" for e in equations}
+    assert set(PLAIN_NAMES) - names == rows
+    numbered = {name for name in names if re.search(r"\(\d+\)|Remark|Phi", name)}
+    # The two of the integrators have rows of other names.
+    assert numbered - set(PLAIN_NAMES) == {"integrators of (7)", "integrators of (15) to (17)"}
+    assert not any(re.search(r"\(\d+\)|Phi|tau", words) for words in PLAIN_NAMES.values())
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from manifold_sde.experiments.collapse.labelled_digits import FUNCTIONS, Task, make_task
 from manifold_sde.experiments.experiment import (
@@ -26,6 +25,7 @@ from manifold_sde.experiments.experiment import (
     split_arrays,
 )
 from manifold_sde.experiments.settings.optimizers import FITTED, MOMENTUM, Run, Settings
+from manifold_sde.progress import counted
 from manifold_sde.training import MixingClock, expected_clock, plan
 
 _PREFIX = "{}/"
@@ -189,7 +189,7 @@ def _train(
     sums = torch.zeros(2, settings.paths, dtype=torch.float64)
     rows: list[dict[str, Any]] = []
     label = f"{run.optimizer}, {run.schedule}, {run.lr:g}, {run.weight_decay:g}"
-    for k in tqdm(range(steps + 1), desc=label, disable=not progress, leave=False):
+    for k in counted(range(steps + 1), progress, label):
         square = copies.weight.detach().flatten(1).square().sum(1)
         if k in kept:
             time_ = _clock(clock, run) if k else np.zeros(settings.paths)

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from manifold_sde.errors import ArgumentError, LostPathsWarning
 from manifold_sde.experiments.collapse.network import FUNCTIONS, SHARPNESS, Task, make_task
@@ -29,6 +28,7 @@ from manifold_sde.experiments.experiment import (
 )
 from manifold_sde.experiments.settings.collapse import Settings
 from manifold_sde.paper import implements
+from manifold_sde.progress import counted
 from manifold_sde.sdes import DirectionDiffusion
 from manifold_sde.solvers import run_sgd, solve
 from manifold_sde.solvers.lost_paths import check_average
@@ -217,7 +217,7 @@ def _sgd(
         "smaller rates, or a smaller head_scale: a smaller curvature",
     )
     points, failed = [solution.ys[0]], 0  # the start is on the manifold
-    for x in tqdm(solution.ys[1:], desc=f"{name}: onto Γ", disable=not progress, leave=False):
+    for x in counted(solution.ys[1:], progress, f"{name}: onto Γ"):
         y, count = task.onto_manifold(x)
         points.append(y)
         failed += count
@@ -274,10 +274,7 @@ def _diffusion(
 
 
 def _evaluate(task: Task, points: Tensor, name: str, progress: bool) -> dict[str, Array]:
-    rows = [
-        task.evaluate(y)
-        for y in tqdm(points, desc=f"{name}: test functions", disable=not progress, leave=False)
-    ]
+    rows = [task.evaluate(y) for y in counted(points, progress, f"{name}: test functions")]
     return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
 
 

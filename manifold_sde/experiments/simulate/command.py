@@ -274,7 +274,8 @@ def _conclude(
 
 def _labels(settings: Settings, problem: Problem) -> tuple[str, str]:
     """Title and axis label of the figure."""
-    name = problem.name or "problem"
+    target = Path(settings.target).name
+    name = f"{problem.name} ({target})" if problem.name else target
     if settings.in_steps:
         return rf"{name}: $\eta={settings.lr:g}$, $\lambda={settings.weight_decay:g}$", "steps"
     label = "$T$" if settings.ratio == 0.5 else r"$t=\eta^2k$"

@@ -17,6 +17,7 @@ from manifold_sde.drawing import BLUE, VERMILION, axes_of, new_figure
 from manifold_sde.experiments.simulate.summary import QUANTILES, Row
 
 _LAW, _SGD = BLUE, VERMILION
+_BARS: dict[str, Any] = {"fmt": "-o", "markersize": 3.5, "capsize": 3, "linewidth": 1.2}
 
 
 def plot_norm(
@@ -30,16 +31,17 @@ def plot_norm(
     if several:
         label = f"{100 * (QUANTILES[1] - QUANTILES[0]):.0f} % of the paths"
         ax.fill_between(x, low, high, color=_LAW, alpha=0.2, linewidth=0, label=label)
-    options = {"color": _LAW, "label": "mean, predicted" if several else "predicted", **kwargs}
-    ax.plot(x, [row.norm[0] for row in law], **options)
+    options = {**_BARS, "color": _LAW, "label": "mean, predicted" if several else "predicted"}
+    errors = [row.norm[1] for row in law] if several else None
+    ax.errorbar(x, [row.norm[0] for row in law], errors, **{**options, **kwargs})
     if sgd:
         at = [row.moment for row in sgd]
         mean = np.array([row.norm[0] for row in sgd])
         ends = np.array([row.quantiles for row in sgd]).T
         # A mean can lie outside the quantiles by rounding where all norms are equal.
         sizes = np.maximum(0.0, [mean - ends[0], ends[1] - mean])
-        style: dict[str, Any] = {"fmt": "o", "markersize": 4, "capsize": 3, "linewidth": 1}
-        ax.errorbar(at, mean, yerr=sizes, color=_SGD, label="SGD: the same", **style)
+        style: dict[str, Any] = {"fmt": "s", "markersize": 4, "capsize": 3, "linewidth": 1}
+        ax.errorbar(at, mean, yerr=sizes, color=_SGD, label="SGD, likewise", **style)
     ax.set_ylabel(r"norm of the weights, $\|x\|$")
     ax.legend(frameon=False)
     return ax
@@ -48,17 +50,24 @@ def plot_norm(
 def plot_spread(
     law: Sequence[Row], sgd: Sequence[Row] = (), ax: Axes | None = None, **kwargs: Any
 ) -> Axes:
-    """Spread of the direction, 1 - |mean direction|: 0 for one point, 1 for the whole sphere."""
+    """Spread of the direction, 1 - |mean direction|: 0 for one point, 1 for the whole sphere.
+
+    Bars are a standard error over the paths.
+    """
     ax = axes_of(ax, (5.0, 3.6))
-    options = {"color": _LAW, "label": "predicted", **kwargs}
-    ax.plot([row.moment for row in law], [row.spread for row in law], **options)
+    options = {**_BARS, "color": _LAW, "label": "predicted, ± a standard error", **kwargs}
+    _points(ax, law, options)
     if sgd:
-        points = [(row.moment, row.spread) for row in sgd]
-        ax.plot(*zip(*points, strict=True), "o", color=_SGD, markersize=4, label="SGD")
-        ax.legend(frameon=False)
+        _points(ax, sgd, {**_BARS, "fmt": "s", "color": _SGD, "label": "SGD, likewise"})
+    ax.legend(frameon=False)
     ax.set_ylim(bottom=0.0)
     ax.set_ylabel(r"spread of the direction, $1-|E\,\bar{x}|$")
     return ax
+
+
+def _points(ax: Axes, rows: Sequence[Row], options: dict[str, Any]) -> None:
+    x, y, error = zip(*((r.moment, r.spread, r.spread_error) for r in rows), strict=True)
+    ax.errorbar(x, y, error, **options)
 
 
 def plot_law(law: Sequence[Row], sgd: Sequence[Row], title: str, xlabel: str) -> Figure:

@@ -21,6 +21,8 @@ from manifold_sde.solvers.solution import Solution
 _CHEAP_DIM = 64
 #: Most digits behind the point of a mean with its error.
 _DIGITS = 5
+#: Size of log pdet H that is all rounding.
+_ROUNDING = 1e-13
 #: Quantiles of the norm that the figure shows.
 QUANTILES = (0.05, 0.95)
 
@@ -37,6 +39,7 @@ class Row:
         log_pseudo_determinant: Mean of log pdet H at the direction, and its standard error;
             ``None`` in large dimensions.
         spread: 1 - |mean direction|.
+        spread_error: Its standard error.
         paths: Number of paths that are not lost.
     """
 
@@ -46,6 +49,7 @@ class Row:
     quantiles: tuple[float, float]
     log_pseudo_determinant: tuple[float, float] | None
     spread: float
+    spread_error: float
     paths: int
 
 
@@ -73,16 +77,22 @@ def summarize(problem: Problem, solution: Solution) -> list[Row]:
         values = ys.new_full(ys.shape[:2], torch.nan)
         good = torch.isfinite(ys).all(-1)
         unit = ys[good] / ys[good].norm(dim=-1, keepdim=True)
-        values[good] = geometry.log_pseudo_determinant(unit)
+        found = geometry.log_pseudo_determinant(unit)
+        values[good] = torch.where(found.abs() < _ROUNDING, 0.0, found)
         determinants = _moments(solution, values[..., None])
     rows = []
     for k, y in enumerate(ys):
         good = torch.isfinite(y).all(-1)
-        low, high, spread = math.nan, math.nan, math.nan
+        low = high = spread = error = math.nan
         if bool(good.any()):
             size = y[good].norm(dim=-1)
             low, high = np.quantile(size.numpy(), QUANTILES).tolist()
-            spread = 1.0 - float((y[good] / size[:, None]).mean(0).norm())
+            unit = y[good] / size[:, None]
+            mean = unit.mean(0)
+            spread = 1.0 - float(mean.norm())
+            if len(unit) > 1:
+                along = unit @ (mean / mean.norm())
+                error = float(along.std()) / len(unit) ** 0.5
         rows.append(
             Row(
                 moment=float(solution.ts[k]),
@@ -91,6 +101,7 @@ def summarize(problem: Problem, solution: Solution) -> list[Row]:
                 quantiles=(low, high),
                 log_pseudo_determinant=None if determinants is None else determinants[k],
                 spread=spread,
+                spread_error=error,
                 paths=int(good.sum()),
             )
         )

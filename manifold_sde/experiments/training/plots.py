@@ -7,6 +7,7 @@ either side.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -38,7 +39,10 @@ _SIZE = (5.5, 4.0)
 
 
 def plot_accuracies(run: TrainingRun, ax: Axes | None = None, **kwargs: Any) -> Axes:
-    """Figure 1a: accuracies over epochs before a decay (``plot``), and how decays change them."""
+    """Figure 1a: accuracies over epochs before a decay (``plot``), and how decays change them.
+
+    Of the decays as many are drawn as do not overlap; Figure 1b has all of them.
+    """
     ax = axes_of(ax, _SIZE)
     settings = run.settings
     records = np.array(settings.records)
@@ -47,12 +51,15 @@ def plot_accuracies(run: TrainingRun, ax: Axes | None = None, **kwargs: Any) -> 
         (run.test_accuracy, _TEST, "test, before decay"),
     ):
         _curve(ax, records, values, **{"color": color, "label": label, **kwargs})
+    shown = _apart(settings.decay_times, settings.decay_epochs)
     label = "test, after a decay"
-    for i, time in enumerate(settings.decay_times):
-        after = Mean.of(run.branch_test[:, i])
+    if len(shown) < len(settings.decay_times):
+        label += f" ({len(shown)} of {len(settings.decay_times)})"
+    for i in shown:
+        after, time = Mean.of(run.branch_test[:, i]), settings.decay_times[i]
         epochs = time + np.array(settings.branch_records)
-        ax.plot(epochs, after.value, color=_DECAYED, linewidth=0.9, label=label)
-        ax.plot(time, after.value[0], ".", color=_DECAYED, markersize=4)
+        ax.plot(epochs, after.value, "--", color=_DECAYED, linewidth=1.3, label=label)
+        ax.plot(time, after.value[0], "o", color=_DECAYED, markersize=4)
         label = ""
     ax.set(xlabel="epoch", xlim=(0, settings.epochs + settings.decay_epochs))
     ax.set(ylabel="accuracy", ylim=(_least(run), 1.005))
@@ -126,6 +133,15 @@ def plot_norm(run: TrainingRun, ax: Axes | None = None, **kwargs: Any) -> Axes:
     ax.set_ylim(low - 0.6 * (high - low), high + 0.15 * (high - low))
     ax.legend(loc="lower left", frameon=False, fontsize="small")
     return ax
+
+
+def _apart(times: Sequence[int], length: int) -> list[int]:
+    """Numbers of those times whose intervals of a length do not overlap, from the last one on."""
+    chosen: list[int] = []
+    for i in reversed(range(len(times))):
+        if not chosen or times[i] + length <= times[chosen[-1]]:
+            chosen.append(i)
+    return chosen[::-1]
 
 
 def _show_log_epochs(run: TrainingRun, ax: Axes) -> None:

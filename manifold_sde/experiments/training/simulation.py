@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from rich.console import Console
 from torch import Tensor
-from tqdm import tqdm
 
 from manifold_sde.experiments.experiment import (
     Array,
@@ -25,6 +24,7 @@ from manifold_sde.experiments.processes import Note, run_tasks
 from manifold_sde.experiments.settings.training import Settings
 from manifold_sde.experiments.training.model_ensemble import ModelEnsemble, augmented, batches, step
 from manifold_sde.paper import implements
+from manifold_sde.progress import Progress
 from manifold_sde.solvers.archive import complete, read_archive, write_archive
 
 _KIND = "checkpoint of figures 1 and 3"
@@ -309,13 +309,9 @@ class _Group:
         if path is not None and path.exists():
             _resume(path, state, last)
         saved = time.monotonic()
-        with tqdm(
-            total=last,
-            initial=state.step,
-            desc=f"{self.label}, {part}",
-            unit="step",
-            disable=not self.progress,
-        ) as bar:
+        label = f"{self.label}, {part}"
+        with Progress(self.progress and label, "", total=last, unit="step") as bar:
+            bar.skip(state.step)
             order = shift = None
             for number in range(state.step, last):
                 epoch, index = divmod(number, self.per_epoch)

@@ -74,6 +74,7 @@ class Comparison:
         norms: Whether norms are compared too.
         exact: Whether both sides have the law up to the solver's error, and nothing is tolerated
             but that of the norm, whose spread can be 0.
+        until: The last moment.
     """
 
     hypothesis: str
@@ -81,6 +82,7 @@ class Comparison:
     right: Side
     norms: bool = True
     exact: bool = False
+    until: str = ""
 
     @property
     def shares(self) -> tuple[float, float]:
@@ -201,7 +203,15 @@ def _compared(name: str, runs: ShortRuns, made: Design, sides: Comparison) -> Re
         tests={"energy distance": plain, **plains},
         pictures=(_picture(name, start, left, right),),
         within_tolerance=within,
+        reach=f"{sides.until}, way {_way(start, right.fine()):.2g}",
     )
+
+
+def _way(start: Tensor, states: Tensor) -> float:
+    """Root mean square distance of the last directions from the start."""
+    last = states[-1]
+    way = last / last.norm(dim=-1, keepdim=True) - start
+    return float(way.square().sum(-1).mean().sqrt())
 
 
 def _directions(states: Tensor) -> Array:

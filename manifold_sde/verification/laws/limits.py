@@ -60,6 +60,7 @@ def sgd_at_fixed_ratio(runs: ShortRuns) -> Comparison:
         f"law of (8) at t up to {rates.times[-1]:.3g}, as eta goes to 0",
         _of_sgd(runs, "SGD", rates, rates.coarser(runs.regime.coarseness), 110),
         Side("diffusion (8)", lambda: runs.at_ratio(rates.ratio, rates.times, 112)),
+        until=f"t = {rates.times[-1]:.3g}",
     )
 
 
@@ -84,6 +85,7 @@ def sgd_in_general(runs: ShortRuns) -> Comparison:
             runs.regime.coarseness,
         ),
         Side("diffusion (13)", runs.limiting),
+        until=f"T = {runs.general_times[-1]:.3g}",
     )
 
 
@@ -109,6 +111,7 @@ def sde_in_general(runs: ShortRuns) -> Comparison:
             _OF_SDE[1] // _OF_SDE[0],
         ),
         Side("diffusion (13)", runs.limiting),
+        until=f"T = {times[-1]:.3g}",
     )
 
 
@@ -133,6 +136,7 @@ def diffusions_at_two_ratios(runs: ShortRuns) -> Comparison:
         Side("Y_C", lambda: runs.at_ratio(rates.ratio, rates.times, 112)),
         Side("Y_0 with its time changed", shrunk),
         exact=True,
+        until=f"t = {rates.times[-1]:.3g}",
     )
 
 
@@ -151,6 +155,7 @@ def sgd_without_weight_decay(runs: ShortRuns) -> Comparison:
         _of_sgd(runs, "SGD with weight decay", rates, rates.coarser(c), 110),
         _of_sgd(runs, later, free, coarse, 119),
         norms=False,
+        until=f"t = {rates.times[-1]:.3g}",
     )
 
 
@@ -171,6 +176,7 @@ def sgd_at_two_rates(runs: ShortRuns) -> Comparison:
         sides[0],
         sides[1],
         norms=False,
+        until=f"T = {runs.general_times[-1]:.3g}",
     )
 
 

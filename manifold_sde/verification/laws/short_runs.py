@@ -12,8 +12,9 @@ import torch
 from scipy import optimize, stats
 from torch import Tensor
 
-from manifold_sde.deadline import Progress, shared_property
+from manifold_sde.deadline import shared_property
 from manifold_sde.errors import ArgumentError, LimitMapError
+from manifold_sde.progress import Progress
 from manifold_sde.sdes import (
     DirectionDiffusion,
     FixedRatioDiffusion,
