@@ -151,6 +151,13 @@ def variance(rule: str, now: Options) -> float:
     return 1.0
 
 
+def long_run_rate(rule: str, now: Options) -> float:
+    """The learning rate that a gradient has in the long run: with momentum, η(1 - d)/(1 - β)."""
+    if rule in LINEAR:
+        return float(now.lr * (1.0 - now.dampening) / (1.0 - now.momentum))
+    return float(now.lr)
+
+
 def turn(rule: str, now: Options, square: Array) -> Number:
     """Dv of a step whose length is a part of the norm, from |x|^2."""
     if rule == "lars":
