@@ -33,7 +33,6 @@ from manifold_sde.training.rules import (
     matrix,
     options_of,
     relaxation_rate,
-    variance,
 )
 
 NORM_OFF, NORM_AT_REST, ALIGNMENT_OFF = 0.15, 0.05, 0.03
@@ -112,10 +111,14 @@ def _notes(clock: MixingClock) -> list[str]:
             "size of the clip, the norm at rest goes with its square, and u is not the clock."
         )
     if clock.fresh is not None and clock.fresh < 0.1:
+        what = (
+            "Nearly all noise comes back each epoch"
+            if clock.sampling is not None
+            else "Little noise is fresh at each visit. If every sample comes once an epoch"
+        )
         notes.append(
-            "Nearly all noise comes back each epoch: norms and rotations are as with independent "
-            "batches, but the minimisers are not explored (f = "
-            f"{clock.fresh:.2g})."
+            f"{what}: norms and rotations are as with independent batches, but the minimisers are "
+            f"not explored (f = {clock.fresh:.2g})."
         )
     if clock.fresh is None:
         notes.append(
@@ -131,7 +134,7 @@ def _columns(clock: MixingClock, lane: Lane) -> tuple[dict[str, Array], float, f
     now = options_of(clock.optimizer.param_groups[lane.index]).numbers()
     loss = 1.0 - decay_factor(clock.rule, now) ** 2
     speed = relaxation_rate(clock.rule, now, loss)
-    rate, noise = long_run_rate(clock.rule, now), _noise(clock.rule, now, lane)
+    rate, noise = long_run_rate(clock.rule, now), track.long_run_noise(now)
     power = 4.0 if clock.rule in LINEAR else 2.0
     with np.errstate(invalid="ignore", divide="ignore"):
         squared, lost = np.full_like(noise, rate**2), np.full_like(noise, loss)
@@ -236,15 +239,6 @@ def decay_factor(rule: str, now: Options) -> float:
 
 def _one(value: Any) -> float:
     return float(np.reshape(value, -1)[0])
-
-
-def _noise(rule: str, now: Options, lane: Lane) -> Array:
-    """V of a batch at norm 1, of rules that are linear in the gradient; else U^2 of an update."""
-    track = lane.track
-    if rule in LINEAR:
-        return track.trace
-    size = variance(rule, now) * np.minimum(track.size_ratio, 1.0)
-    return size if rule == "normalised_sgd" else size * track.weights
 
 
 def _median(values: Array) -> float:

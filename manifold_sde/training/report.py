@@ -40,8 +40,7 @@ class AuditReport:
         norms: The norm at these, measured, for each group (n,); NaN where it was not logged.
         predictions: Predicted norms at these steps, where they are known.
         clocks: Of a log, the clock v at these steps, (n,) for each group: for ``relaxation``.
-        whole: All groups of a clock together, where there are several: the clock is that of the
-            slowest.
+        whole: All groups of a clock together, where there are several; with ``clock.time``.
     """
 
     title: str

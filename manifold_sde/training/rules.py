@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -91,9 +92,9 @@ def rule_of(optimizer: object, declared: str | None) -> str:
                 "1 - lr * weight_decay, whatever else it does",
             )
         return declared
-    if type(optimizer) is torch.optim.SGD:
+    if _steps_as(optimizer, torch.optim.SGD):
         return "sgd"
-    if isinstance(optimizer, (torch.optim.Adam, torch.optim.AdamW)):
+    if _steps_as(optimizer, torch.optim.Adam):  # AdamW is one of them
         groups = optimizer.param_groups
         plain = not any(group.get("amsgrad") for group in groups)
         decoupled = all(g.get("decoupled_weight_decay") or not g["weight_decay"] for g in groups)
@@ -117,6 +118,13 @@ def rule_of(optimizer: object, declared: str | None) -> str:
         remedy=f"rule= one of {', '.join(DECLARED)}; its options are read from param_groups: lr, "
         "weight_decay, momentum or betas",
     )
+
+
+def _steps_as(optimizer: Optimizer, known: type[Optimizer]) -> bool:
+    """Whether an optimizer is of a class, and has no step of its own."""
+    # torch wraps the steps of a class when it is first made.
+    steps = (inspect.unwrap(cls.step) for cls in (type(optimizer), known))
+    return isinstance(optimizer, known) and next(steps) is next(steps)
 
 
 def matrix(rule: str, now: Options, count: Array, *, coupled: Number = 0.0) -> LinearStep:

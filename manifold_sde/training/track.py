@@ -121,6 +121,18 @@ class Track:
         with np.errstate(invalid="ignore", divide="ignore"):
             return self.means["noise"] / self.means["weight"]
 
+    def long_run_noise(self, now: Options) -> Array:
+        """V of a batch at norm 1, of rules that are linear in the gradient; else U^2 of an update.
+
+        NaN where nothing was looked at yet, or the rule makes steps of a share of the norm.
+        """
+        if self.rule in LINEAR:
+            return self.trace
+        if self.rule in RELATIVE or self.rule == NORMS:
+            return np.full_like(self.square, np.nan)
+        size = variance(self.rule, now) * np.minimum(self.size_ratio, 1.0)
+        return size if self.rule == "normalised_sgd" else size * self.weights
+
     def mean(self, name: str) -> Array:
         """A running mean, NaN where nothing was looked at yet."""
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -193,13 +205,18 @@ class Track:
         second = now.betas[1]
         lag = second * self.lag + (1.0 - second) / square
         self.lag = np.where(active, lag, self.lag)
-        mean = lag / (1.0 - second ** (self.count + 1))
+        mean = self._second_moment(second)
         noise = size * np.minimum(self.size_ratio, 1.0) * self.weights / (square * mean)
         if self.rule == "adamw":
             return noise, 0.0
         with np.errstate(divide="ignore"):
             scale = np.sqrt(self.power / self.weights * mean)
             return noise, np.where(scale > 0.0, now.weight_decay / scale, 0.0)
+
+    def _second_moment(self, second: float) -> Array:
+        """What Adam's v holds of 1/|x|^2, its bias corrected."""
+        found: Array = self.lag / (1.0 - second ** (self.count + 1))
+        return found
 
     def _noise_turn(self, now: Options, step: LinearStep, noise: Array) -> Array:
         """How far noise alone moves the weights in the step, across them, squared.
@@ -249,10 +266,12 @@ class Track:
             old = self.means[name]
             self.means[name] = np.where(active, _MEMORY * old + entry, old)
         if self.rule in ADAM:
-            # Smaller than noise alone makes it: eps is seen. Larger: signal, which is no noise.
-            first = now.betas[0]
+            # Smaller than noise alone makes it, v behind the norm: eps is seen. Larger: signal,
+            # which is no noise.
+            first, second = now.betas
             expected = now.lr**2 * self.weights * (1.0 - first) / (1.0 + first)
             with np.errstate(invalid="ignore", divide="ignore"):
+                expected = expected / (self.square * self._second_moment(second))
                 ratio = injected / expected
             late = active & (self.count > 3.0 / (1.0 - first)) & (expected > 0.0)
             self.size_ratio = np.where(
