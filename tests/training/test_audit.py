@@ -80,6 +80,8 @@ def test_a_run_of_noise_is_as_predicted() -> None:
     assert row.rotation == pytest.approx(row.expected_rotation, rel=0.05)
     assert row.alignment == pytest.approx(0.9474, abs=0.01)
     assert row.pure_alignment == pytest.approx(0.9474, abs=1e-4)
+    assert row.gradient_ratio == pytest.approx(1.0 / row.norm**2, rel=0.02)  # |g| is 1/|x|
+    assert report.to_dict()["groups"][0]["gradient_ratio"] == row.gradient_ratio
     assert row.decay + row.growth == pytest.approx(row.change, abs=1e-12)
     assert report.closing < 1e-12
     assert row.cosine < 1e-12
@@ -177,6 +179,14 @@ def test_alignment_of_momentum_is_not_taken_for_signal() -> None:
     row = only(audit(run(300, weight_decay=0.05)[1]))
     assert row.alignment > 0.9
     assert row.verdict != "off"
+
+
+def test_alignment_of_nesterovs_momentum() -> None:
+    """At momentum .5: .594, where that of plain momentum, 2β/(1 + β), is .667."""
+    row = only(audit(run(400, momentum=0.5, nesterov=True, weight_decay=0.05, lr=0.05)[1]))
+    assert row.alignment == pytest.approx(row.pure_alignment, abs=0.01)
+    assert row.rotation == pytest.approx(row.expected_rotation, rel=0.03)
+    assert abs(row.alignment - 2 / 3) > 0.03
 
 
 def test_weights_that_others_change() -> None:

@@ -380,6 +380,40 @@ def test_what_has_no_plan_is_told(given: dict[str, Any], error: type[Exception],
         found.lr_for(0.01)
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "normalised_sgd"])
+@pytest.mark.parametrize("ratio", [0.3, 1.0, 3.0])
+def test_steps_that_are_not_small(ratio: float, optimizer: str) -> None:
+    """A decay of a tenth a step, against the recursion of the mean square norm."""
+    settings = TrainingSettings(0.1, 1.0, optimizer=optimizer)
+    power = settings.power
+    square = start = (ratio * settings.balance(1.0)) ** (2.0 / power)
+    clock = 0.0
+    for _ in range(40):
+        decayed = 0.9**2 * square
+        square = decayed + 0.1**2 * (1.0 / square if power == 4 else 1.0)
+        clock += math.log(square / decayed)
+    assert settings.clock(40, ratio) == pytest.approx(clock, abs=2e-4)
+    assert settings.steps(clock, ratio) == pytest.approx(40.0, abs=1e-3)
+    given = {"norm": start**0.5, "noise": 1.0, "lr": 0.1, "weight_decay": 1.0}
+    found = plan(clock, relaxations=1.0, optimizer=optimizer, **given)
+    assert found.steps[1] == pytest.approx(40.0, abs=1e-3)
+    # Broken twin: the balance of infinitely small steps.
+    small = 2.0 / power * math.log1p((0.9 ** (-40 * power) - 1.0) / ratio)
+    assert abs(small - clock) > 0.02
+
+
+def test_dampening_is_in_the_plan() -> None:
+    rates = {"lr": 2e-3, "weight_decay": 0.5, "momentum": 0.5, "dampening": 0.4}
+    found = plan(1.0, relaxations=1.0, norm=1.0, noise=1.0, **rates)  # type: ignore[arg-type]
+    steps = round(found.steps[1])
+    exact = expected_clock(rates.pop("lr"), steps, noise=1.0, norm=1.0, **rates)  # type: ignore[arg-type]
+    assert exact.total == pytest.approx(1.0, rel=0.01)
+    # The broken twin leaves it out.
+    rates["dampening"] = 0.0
+    twin = plan(1.0, relaxations=1.0, norm=1.0, noise=1.0, lr=2e-3, **rates)  # type: ignore[arg-type]
+    assert twin.steps[1] < 0.9 * steps
+
+
 @pytest.mark.parametrize("adam", [False, True])
 def test_from_a_clock_to_a_plan_to_the_steps_that_it_says(adam: bool) -> None:
     """Trained with batches of 4; planned from there at other rates and batches of 2; run."""
