@@ -68,6 +68,13 @@ def options_of(group: Mapping[str, Any]) -> Options:
     )
 
 
+def _steps_as(optimizer: Optimizer, known: type[Optimizer]) -> bool:
+    """Whether an optimizer is of a class, and has no step of its own."""
+    # torch wraps the steps of a class when it is first made.
+    steps = (inspect.unwrap(cls.step) for cls in (type(optimizer), known))
+    return isinstance(optimizer, known) and next(steps) is next(steps)
+
+
 def rule_of(optimizer: object, declared: str | None) -> str:
     """The rule by which an optimizer moves the weights.
 
@@ -118,13 +125,6 @@ def rule_of(optimizer: object, declared: str | None) -> str:
         remedy=f"rule= one of {', '.join(DECLARED)}; its options are read from param_groups: lr, "
         "weight_decay, momentum or betas",
     )
-
-
-def _steps_as(optimizer: Optimizer, known: type[Optimizer]) -> bool:
-    """Whether an optimizer is of a class, and has no step of its own."""
-    # torch wraps the steps of a class when it is first made.
-    steps = (inspect.unwrap(cls.step) for cls in (type(optimizer), known))
-    return isinstance(optimizer, known) and next(steps) is next(steps)
 
 
 def matrix(rule: str, now: Options, count: Array, *, coupled: Number = 0.0) -> LinearStep:
