@@ -170,7 +170,7 @@ class Track:
             clock.advance(step, square**-2.0 if clock is self.intrinsic else 0.0)
         rho = np.exp(self.decay.log_factor - before[-1][1])
         moments = self.predicted.after(step, noise)
-        alone = self._noise_turn(now, step, noise) / square
+        alone = square if details is None else self._noise_turn(now, step, noise) / square
         if self.rule in RELATIVE:
             turned = turn(self.rule, now, square)
         else:
