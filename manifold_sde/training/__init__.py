@@ -7,6 +7,7 @@ from manifold_sde.training.cooldown import Cooldown
 from manifold_sde.training.expected import ExpectedClock, expected_clock
 from manifold_sde.training.group_audit import GroupAudit
 from manifold_sde.training.groups import ScaleGroup, ScaleGroups, scale_invariant_groups
+from manifold_sde.training.plan_start import plan_options
 from manifold_sde.training.planner import Change, Plan, plan
 from manifold_sde.training.records import Records, directions_of, logits_on, loss_on
 from manifold_sde.training.relaxation_time import Relaxation, relaxation
@@ -33,6 +34,7 @@ __all__ = [
     "logits_on",
     "loss_on",
     "plan",
+    "plan_options",
     "relaxation",
     "scale_invariant_groups",
     "trainer_callback",

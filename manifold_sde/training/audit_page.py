@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 COLUMNS = {
     "norm": "of the weights; with many parts (rows, heads) that of the median part",
     "predicted": "what independent gradients of the sizes that were seen make of it",
-    "at rest": "where it tends at the present rates",
+    "at rest": "where it tends at the present rates (at a rate of 0: at those before)",
     "turn/step": "angle of a step in radians, which says nothing of mixing",
-    "expected": "what noise alone makes of the angle at this norm",
+    "expected": "what noise alone makes of the angle, over the same steps",
     "aligned": "share of the norm's growth from updates that are aligned with the weights",
     "noise": "what momentum alone makes of that share; more is signal",
 }
@@ -37,6 +37,7 @@ _CLASSES = {AS_PREDICTED: "holds", OFF: "fails"}
 def section(
     title: str,
     rows: Sequence[GroupAudit],
+    shown: Sequence[GroupAudit],
     notes: Sequence[str],
     closing: float,
     figure: Figure | None,
@@ -49,6 +50,7 @@ def section(
     Args:
         title: What was audited.
         rows: The groups.
+        shown: The lines of the tables: the groups, and all of them together.
         notes: What is to know of the run as a whole.
         closing: The largest difference between a norm's change and its ledger, or NaN.
         figure: The picture of the norms, if there is one.
@@ -60,12 +62,12 @@ def section(
         f"<h{level}>Training clock: is this normal?</h{level}>",
         f'<p class="how">{html.escape(title)}</p>',
         f'<p class="conclusion {verdict}"><span>{html.escape(conclusion)}</span></p>',
-        _table([(row, row.numbers) for row in rows], verdicts=True),
+        _table([(row, row.numbers) for row in shown], verdicts=True),
     ]
     if ledger:
         parts += [
             f"<h{level + 1}>Ledger of |x|\u00b2, a step, relative</h{level + 1}>",
-            _table([(row, row.ledger) for row in rows], verdicts=False),
+            _table([(row, row.ledger) for row in shown], verdicts=False),
         ]
         if math.isfinite(closing):
             parts.append(f"<p>It closes to {closing:.1e} of |x|\u00b2.</p>")

@@ -29,10 +29,10 @@ from manifold_sde.training.report import AuditReport
 from manifold_sde.training.rules import (
     NORMS,
     Options,
+    long_run_rate,
     matrix,
     options_of,
     relaxation_rate,
-    variance,
 )
 
 NORM_OFF, NORM_AT_REST, ALIGNMENT_OFF = 0.15, 0.05, 0.03
@@ -43,10 +43,11 @@ NORM_OFF, NORM_AT_REST, ALIGNMENT_OFF = 0.15, 0.05, 0.03
 def audit(source: MixingClock | str | Path, **options: Any) -> AuditReport:
     """Compare a run with theory: its norms, how far a step turns, and the ledger of the norms.
 
-    Of each group: the norm against what independent gradients of the sizes that were seen would
-    have made of it; the norm at rest at the present rates, and the steps until it is within 5 % of
-    it; the angle of a step; the share of the norm's growth that is alignment of the update with
-    the weights, of which momentum alone makes 2β/(1 + β).
+    Of each group, and of all together: the norm against what independent gradients of the sizes
+    that were seen would have made of it; the norm at rest at the present rates, and the steps
+    until it is within 5 % of it; the angle of a step, and what noise alone makes of it; the share
+    of the norm's growth that is alignment of the update with the weights, of which momentum alone
+    makes 2β/(1 + β).
 
     None of it says that the run has mixed: norms and single rotations are the same whether the
     noise explores the minimisers or not.
@@ -88,10 +89,17 @@ def audit(source: MixingClock | str | Path, **options: Any) -> AuditReport:
             remedy="make the clock before training, with the optimizer whose step() is called",
         )
     steps, _, norms = source.history
-    rows = [row for lane in source._lanes for row in _rows(source, lane)]
+    columns = [_columns(source, lane) for lane in source._lanes]
+    rows = [row for lane, c in zip(source._lanes, columns, strict=True) for row in _rows(lane, *c)]
     closing = max(lane.track.closing for lane in source._lanes)
     return AuditReport(
-        " ".join(str(source).split()), tuple(rows), tuple(_notes(source)), closing, steps, norms
+        " ".join(str(source).split()),
+        tuple(rows),
+        tuple(_notes(source)),
+        closing,
+        steps,
+        norms,
+        whole=_whole(source, rows, [numbers for numbers, *_ in columns]),
     )
 
 
@@ -103,10 +111,14 @@ def _notes(clock: MixingClock) -> list[str]:
             "size of the clip, the norm at rest goes with its square, and u is not the clock."
         )
     if clock.fresh is not None and clock.fresh < 0.1:
+        what = (
+            "Nearly all noise comes back each epoch"
+            if clock.sampling is not None
+            else "Little noise is fresh at each visit. If every sample comes once an epoch"
+        )
         notes.append(
-            "Nearly all noise comes back each epoch: norms and rotations are as with independent "
-            "batches, but the minimisers are not explored (f = "
-            f"{clock.fresh:.2g})."
+            f"{what}: norms and rotations are as with independent batches, but the minimisers are "
+            f"not explored (f = {clock.fresh:.2g})."
         )
     if clock.fresh is None:
         notes.append(
@@ -116,49 +128,106 @@ def _notes(clock: MixingClock) -> list[str]:
     return notes
 
 
-def _rows(clock: MixingClock, lane: Lane) -> list[GroupAudit]:
-    """The audit of the groups of a lane, each by the median of its parts."""
+def _columns(clock: MixingClock, lane: Lane) -> tuple[dict[str, Array], float, float, float]:
+    """The numbers of all parts of a lane; its decay a step, power of the norm, and rate to rest."""
     track = lane.track
     now = options_of(clock.optimizer.param_groups[lane.index]).numbers()
     loss = 1.0 - decay_factor(clock.rule, now) ** 2
     speed = relaxation_rate(clock.rule, now, loss)
-    gain, rate = _growth(clock.rule, now, lane)
+    rate, noise = long_run_rate(clock.rule, now), track.long_run_noise(now)
     power = 4.0 if clock.rule in LINEAR else 2.0
     with np.errstate(invalid="ignore", divide="ignore"):
-        at_rest = gain / loss if loss > 0.0 else np.full_like(gain, math.inf)
-        equilibrium = np.sqrt(track.square) * at_rest ** (1.0 / power)
+        squared, lost = np.full_like(noise, rate**2), np.full_like(noise, loss)
+        if rate == 0.0:  # the balance of the steps before
+            squared, lost = track.mean("rate"), -track.mean("decay")
+        at_rest = np.where(lost > 0.0, noise * squared / lost, np.nan)
+        equilibrium = at_rest ** (1.0 / power)
         predicted = np.sqrt(track.predicted.xx)
-        expected = np.sqrt(gain * (1.0 - track.mean("pure")))
     if clock.rule in RELATIVE or clock.rule == NORMS:
-        predicted = equilibrium = expected = np.full_like(predicted, np.nan)
-    growth = track.mean("growth")
-    columns: dict[str, Array] = {
-        "norm": np.sqrt(track.square),
-        "predicted": predicted,
-        "equilibrium": equilibrium if loss > 0.0 else np.full_like(predicted, np.nan),
-        "rotation": np.sqrt(track.mean("turned")),
-        "expected_rotation": expected,
-        "gradient_ratio": track.mean("ratio"),
-        "effective_rate": rate,
-        "decay": track.mean("decay"),
-        "growth": growth,
-        "change": track.mean("change"),
-        "pure_alignment": track.mean("pure"),
-        "cosine": np.sqrt(track.mean("cosine")),
-        "clock": track.clock,
-    }
+        predicted = equilibrium = np.full_like(predicted, np.nan)
+    return (
+        {
+            "norm": np.sqrt(track.square),
+            "predicted": predicted,
+            "equilibrium": equilibrium,
+            "rotation": np.sqrt(track.mean("turned")),
+            "expected_rotation": np.sqrt(track.mean("noise_turned")),
+            "gradient_ratio": track.mean("ratio"),
+            "effective_rate": rate / track.square ** (power / 4.0),
+            "decay": track.mean("decay"),
+            "growth": track.mean("growth"),
+            "change": track.mean("change"),
+            "pure_alignment": track.mean("pure"),
+            "cosine": np.sqrt(track.mean("cosine")),
+            "clock": track.clock,
+            "alignment": track.mean("alignment"),
+        },
+        loss,
+        power,
+        speed,
+    )
+
+
+def _rows(
+    lane: Lane, columns: dict[str, Array], loss: float, power: float, speed: float
+) -> list[GroupAudit]:
+    """The audit of the groups of a lane, each by the median of its parts."""
+    track = lane.track
     parts = {name: split(lane, column) for name, column in columns.items()}
-    aligned = split(lane, track.mean("alignment"))
     found = []
     for i, group in enumerate(lane.watch.groups):
         numbers = {name: _median(column[i]) for name, column in parts.items()}
         # A share of sums, not of medians: both fluctuate from step to step.
-        whole = float(np.nansum(parts["growth"][i]))
-        numbers["alignment"] = float(np.nansum(aligned[i])) / whole if whole else math.nan
+        numbers["alignment"] = _share(parts["alignment"][i], parts["growth"][i])
         moved = bool(split(lane, track.count)[i].max())
         ratio = float(np.median(split(lane, track.size_ratio)[i]))
         found.append(_judged(group, numbers, loss, power, speed, moved, track.touched, ratio))
     return found
+
+
+def _whole(
+    clock: MixingClock, rows: list[GroupAudit], lanes: list[dict[str, Array]]
+) -> GroupAudit | None:
+    """All groups together, as one point of the product of their spheres, if there are several."""
+    if len(rows) < 2:
+        return None
+    parts = {name: np.concatenate([lane[name] for lane in lanes]) for name in lanes[0]}
+    moved = np.isfinite(parts["growth"])
+    square = parts["norm"] ** 2
+    share = np.where(moved, square, 0.0) / max(float(square[moved].sum()), 1e-300)
+
+    def mean(name: str) -> float:
+        """By the squares of the norms, over the parts that move."""
+        return float((share[moved] * parts[name][moved]).sum()) if moved.any() else math.nan
+
+    for name in ("rotation", "expected_rotation", "gradient_ratio", "cosine"):
+        parts[name] = parts[name] ** 2
+    numbers = {n: math.sqrt((parts[n] ** 2).sum()) for n in ("norm", "predicted", "equilibrium")}
+    for name in ("rotation", "expected_rotation", "gradient_ratio", "cosine"):
+        numbers[name] = math.sqrt(mean(name))
+    for name in ("decay", "growth", "change"):
+        numbers[name] = mean(name)
+    grown = share * parts["growth"]
+    numbers["alignment"] = _share(share * parts["alignment"], grown)
+    numbers["pure_alignment"] = _share(grown * parts["pure_alignment"], grown)
+    verdicts = [row.verdict for row in rows]
+    verdict = next(v for v in (OFF, NOT_YET, NONE, AS_PREDICTED) if v in verdicts)
+    to_go = [row.steps_to_go for row in rows if math.isfinite(row.rotation)]
+    reason = "" if verdict == AS_PREDICTED else f"{verdicts.count(verdict)} of {len(rows)} groups"
+    return GroupAudit(
+        "the whole",
+        1,
+        **numbers,
+        clock=clock.time,
+        steps_to_go=max(to_go, default=math.nan),
+        verdict=verdict,
+        reason=reason,
+    )
+
+
+def _share(part: Array, whole: Array) -> float:
+    total = float(np.nansum(whole))
+    return float(np.nansum(part)) / total if total else math.nan
 
 
 def decay_factor(rule: str, now: Options) -> float:
@@ -170,18 +239,6 @@ def decay_factor(rule: str, now: Options) -> float:
 
 def _one(value: Any) -> float:
     return float(np.reshape(value, -1)[0])
-
-
-def _growth(rule: str, now: Options, lane: Lane) -> tuple[Array, Array]:
-    """What noise makes of |x|^2 in a step, relative, and the effective learning rate."""
-    track = lane.track
-    if rule in LINEAR:
-        rate = now.lr * (1.0 - now.dampening) / (1.0 - now.momentum)
-        return rate**2 * track.trace / track.square**2, rate / track.square
-    size = variance(rule, now) * np.minimum(track.size_ratio, 1.0)
-    if rule != "normalised_sgd":
-        size = size * track.weights
-    return now.lr**2 * size / track.square, now.lr / np.sqrt(track.square)
 
 
 def _median(values: Array) -> float:
@@ -201,8 +258,9 @@ def _judged(
 ) -> GroupAudit:
     """The verdict on a group."""
     norm, predicted, rest = numbers["norm"], numbers["predicted"], numbers["equilibrium"]
+    stopped = numbers["effective_rate"] == 0.0
     to_go = math.inf if loss <= 0.0 else math.nan
-    if math.isfinite(rest) and rest > 0.0:
+    if loss > 0.0 and math.isfinite(rest) and rest > 0.0:
         off = abs((norm / rest) ** power - 1.0) / ((1.0 + NORM_AT_REST) ** power - 1.0)
         to_go = max(0.0, math.log(off)) / speed if off > 0.0 else 0.0
     verdict, reason = AS_PREDICTED, ""
@@ -213,10 +271,10 @@ def _judged(
         reason = f"it is not scale-invariant: cos(x, g) = {numbers['cosine']:.1e}"
     elif math.isfinite(predicted) and abs(norm / predicted - 1.0) > NORM_OFF:
         verdict, reason = OFF, _likely(numbers, touched, size_ratio)
+    elif stopped:
+        reason = STOPPED
     elif loss <= 0.0:
         verdict, reason = NONE, "without decay the norm grows for ever, and the clock slows down"
-        if numbers["effective_rate"] == 0.0:
-            reason = STOPPED
     elif to_go > 0.0:
         verdict = NOT_YET
     if not reason and INVARIANT < numbers["cosine"] <= EPS_MATTERS:

@@ -20,7 +20,8 @@ from manifold_sde.errors import (
 )
 from manifold_sde.number_arrays import Array
 from manifold_sde.training.euler import Forward
-from manifold_sde.training.freshness import BatchNoise, measure_noise
+from manifold_sde.training.expected import LINEAR
+from manifold_sde.training.freshness import BatchNoise, measure_noise, what_explores
 from manifold_sde.training.groups import ScaleGroup, ScaleGroups
 from manifold_sde.training.lane import Lane, Pending, count_steps, split
 from manifold_sde.training.rules import matrix, options_of, rule_of, variance
@@ -53,7 +54,8 @@ class MixingClock:
     Args:
         model: The module; ``DistributedDataParallel`` is looked through.
         optimizer: Its optimizer: SGD, Adam, AdamW or Muon of ``torch.optim``, or one with a rule.
-        groups: Its scale-invariant groups, or names of tensors; measured if not given.
+        groups: Its scale-invariant groups, or names of tensors; measured if not given, with
+            weights that are frozen and held by the optimizer, which count when they move.
         inputs: A batch of what the module is called with, to measure them.
         forward: How to call it, if not ``model(inputs)``.
         rule: What an optimizer does that is not torch's: ``"sgdw"``, ``"signsgd"``, ``"signum"``,
@@ -126,7 +128,7 @@ class MixingClock:
             sampling = check_between(sampling, 0.0, above, "the share of fresh noise", "sampling=1")
         self.sampling: str | float | None = sampling
         self.model, self.optimizer = model, optimizer
-        chosen = chosen_groups(model, groups, inputs, forward)
+        chosen = chosen_groups(model, groups, inputs, forward, optimizer)
         self.noise: BatchNoise | None = None
         self.steps = 0
         self._asked = 0
@@ -419,7 +421,8 @@ class MixingClock:
             "rotation": lambda t: np.sqrt(t.mean("turned")),
             "gradient_ratio": lambda t: t.mean("ratio"),
         }
-        if self.rule in ("sgd", "sgdw"):
+        if self.rule in LINEAR:
+            quantities["V"] = lambda t: t.trace
             quantities["u"] = lambda t: np.asarray(t.intrinsic.value)
         for name, quantity in quantities.items():
             for group, part in self.each(quantity).items():
@@ -439,10 +442,7 @@ class MixingClock:
             )
         line = f"{line}, noise {fresh:.2g} fresh: effective clock {self.effective:.3g}"
         if fresh < 0.5:
-            line += (
-                ";\nevery sample once an epoch: the noise of an epoch sums to 0, and only what is\n"
-                "fresh at each visit explores the minimisers, though norms turn the same"
-            )
+            line += what_explores(self.sampling is not None)
         return line
 
     def __repr__(self) -> str:

@@ -87,7 +87,7 @@ class Measured:
         sums: Of each tensor, by name.
         values: <cotangent, f> of each pass, (passes,).
         degrees: The equations that the graph gives.
-        epsilon: Rounding of the tensors' numbers.
+        epsilon: Rounding of the numbers, of the tensors and in between.
     """
 
     sums: dict[str, Sums]
@@ -150,6 +150,7 @@ class Probe:
     def outputs(self) -> list[Tensor]:
         """The outputs, with the random numbers of the same seed each time."""
         devices = sorted({p.device.index or 0 for p in self.tensors.values() if p.is_cuda})
+        torch.clear_autocast_cache()  # weights in half precision, as they were before they changed
         with torch.random.fork_rng(devices):
             torch.manual_seed(self.seed)
             found = floating(self.forward(self.module, self.inputs))
@@ -192,8 +193,23 @@ class Probe:
                 sums[name].add(count, tensor, gradient)
             del outputs, gradients
         assert degrees is not None
-        epsilon = max(torch.finfo(p.dtype).eps for p in self.tensors.values())
-        return Measured(sums, values, degrees, epsilon)
+        return Measured(sums, values, degrees, self._rounding())
+
+    @torch.no_grad()
+    def _rounding(self) -> float:
+        """The coarsest rounding of the weights, and of what any layer gives: less in autocast."""
+        dtypes = {p.dtype for p in self.tensors.values()}
+
+        def look(module: nn.Module, args: Any, outputs: Any) -> None:
+            dtypes.update(tensor.dtype for tensor in floating(outputs))
+
+        hooks = [layer.register_forward_hook(look) for layer in self.module.modules()]
+        try:
+            self.outputs()
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return max(torch.finfo(dtype).eps for dtype in dtypes)
 
     def _cotangents(self, outputs: Sequence[Tensor], count: int) -> list[Tensor]:
         generator = torch.Generator().manual_seed(self.seed + 7919 * (count + 1))

@@ -111,6 +111,22 @@ def measure_noise(
     return BatchNoise((squares - 2.0 * product) / 4.0 * scale, product, repeated / 2.0)
 
 
+def what_explores(told: bool) -> str:
+    """What little fresh noise means, going on in a line of a clock.
+
+    Args:
+        told: Whether it is known that every sample comes once an epoch.
+    """
+    line = (
+        f";\n{'' if told else 'if '}every sample comes once an epoch, "
+        "the noise of an epoch sums to 0, and only\nwhat is fresh at each visit explores "
+        "the minimisers, though norms turn the same"
+    )
+    if told:
+        return line
+    return f'{line};\nif batches are drawn independently, all of it does: sampling="iid"'
+
+
 def _size(batch: Any) -> int:
     if isinstance(batch, Tensor):
         return len(batch)

@@ -12,7 +12,7 @@ AS_PREDICTED, NOT_YET, OFF, NONE = (
     "no equilibrium",
 )
 STOPPED = "the learning rate is 0 now, and the norm stays where it is"
-"""Why there is no equilibrium, at the end of a schedule that ends at 0."""
+"""What else to know at the end of a schedule that ends at 0."""
 _FOREVER = 1e8
 _NAN = float("nan")
 
@@ -26,9 +26,10 @@ class GroupAudit:
         parts: Number of its parts; numbers are those of the median part.
         norm: Norm of the weights.
         predicted: What it should be, after these steps with independent gradients of these sizes.
-        equilibrium: Where it tends at the present rates.
+        equilibrium: Where it tends at the present rates; at a learning rate of 0, where it tended
+            at those before.
         rotation: Angle by which a step turns, in radians (root mean square).
-        expected_rotation: What noise alone makes of it at this norm.
+        expected_rotation: What noise alone makes of it, over the same steps.
         gradient_ratio: |g| / |x|.
         effective_rate: η/(1 - β) / |x|^2 of SGD, η / |x| of optimizers of fixed step size.
         decay: Relative change of |x|^2 that decay makes in a step (negative).

@@ -280,7 +280,9 @@ def scale_invariant_groups(
     count = check_count("passes", passes, "backward passes", "passes=12", least=4)
     check_integer("passes", count, 4, _MOST_PASSES, "more passes tell nothing new")
     probe = Probe(module, inputs, forward, check_integer("seed", seed, 0, 2**31))
-    with probe.restored() as saved:
+    device = next(iter(probe.tensors.values())).device.type
+    # In a training loop's autocast the sums of weights in single precision would be rounded.
+    with torch.autocast(device, enabled=False), probe.restored() as saved:
         measured = probe.measure(saved, count)
         search = _Search(module, probe.tensors, measured)
         groups = _confirmed(probe, saved, search)

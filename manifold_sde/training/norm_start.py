@@ -58,7 +58,7 @@ def norm_at_start(
         ArgumentError: If it is said twice, or too little.
     """
     if noise is not None:
-        noise = check_positive("noise", noise, "noise=V, as MixingClock measures it")
+        noise = check_positive("noise", noise, "noise=V, as plan_options(clock) has it")
     if norm is not None:
         norm = check_positive("norm", norm, "norm=weight.norm().item()")
     if before is not None:
@@ -75,7 +75,8 @@ def norm_at_start(
             "the balance of the norm is not known",
             received=f"norm={norm:g}, and no noise",
             expected="the trace of the gradient's covariance at norm 1",
-            remedy="noise=V, as MixingClock measures it; or before=TrainingSettings(...)",
+            remedy="plan(tau, **plan_options(clock, batch_size=...)) has both; or "
+            "before=TrainingSettings(...)",
         )
     if before is not None and before.power != settings.power:
         raise ArgumentError(

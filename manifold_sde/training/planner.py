@@ -266,7 +266,8 @@ def plan(
             of the planned run.
         norm: Instead, the norm of the weights at the start.
         noise: Trace of a single sample's gradient covariance at norm 1, for SGD; variance of an
-            update (number of weights, for AdamW). Needed with ``norm``.
+            update (number of weights, for AdamW). Needed with ``norm``:
+            :func:`~manifold_sde.training.plan_options` reads both off a clock, and the rates.
         curvature: Smallest eigenvalue of the Hessian, at norm 1, of the directions that are to
             come down in the cooldown (SGD).
         cooldown: Shape of the cooldown, "linear" or "cosine".

@@ -250,7 +250,7 @@ def directions_of(
             "there are no weights to record",
             received=", ".join(map(kind_of, tensors)) or "nothing",
             expected="a module with trainable parameters, or a list of tensors",
-            remedy="directions_of(module), or directions_of(group.tensors)",
+            remedy="directions_of(module), or directions_of([module.layer.weight])",
         )
 
     def recorder() -> Recorded:

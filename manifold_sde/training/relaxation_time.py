@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -194,13 +194,13 @@ def relaxation(
     lower end of the interval is corrected in the same way.
 
     Args:
-        series: :class:`~manifold_sde.training.Records`; or values at the clock readings: (K,) of
-            one run, (R, K) of R runs, a list of R runs of unequal lengths; or a mapping of names
-            to such values.
+        series: :class:`~manifold_sde.training.Records`, or a list of them, one a run; or values at
+            the clock readings: (K,) of one run, (R, K) of R runs, a list of R runs of unequal
+            lengths; or a mapping of names to such values.
         clock: Clock readings, (K,) of all runs, (R, K), or a list likewise; that of the records
             by default. The clock has to be the one in which the weights diffuse: with data that
             are shuffled once an epoch, that of the fresh part of the noise. For records of a
-            ``MixingClock``, that clock, which knows this part.
+            ``MixingClock``, that clock, which knows this part; of several runs, a list of clocks.
         weight: Least share of a function's variance of a mode that counts. To tell takes a run of
             about 30 relaxation times over its square.
         modes: 2, or 1 if each function is known to have one time scale: that takes 30 relaxation
@@ -308,6 +308,8 @@ def _reason(verdict: str, one: Function, modes: int, weight: float) -> str:
 
 def _named(series: Any, clock: Any) -> tuple[Any, dict[str, Any]]:
     """The clock readings, and the values of each name."""
+    if isinstance(series, list | tuple) and any(isinstance(run, Records) for run in series):
+        return _of_runs(series, clock)
     if isinstance(series, Records):
         if clock is None:
             clock = series.clock
@@ -332,6 +334,31 @@ def _named(series: Any, clock: Any) -> tuple[Any, dict[str, Any]]:
             remedy="records.append(step, clock, loss=...) every few steps",
         )
     return clock, {str(name): values for name, values in series.items()}
+
+
+def _of_runs(runs: Sequence[Any], clock: Any) -> tuple[Any, dict[str, Any]]:
+    """The readings and values of several runs, each with its records."""
+    names = [sorted(run.values) if isinstance(run, Records) else None for run in runs]
+    if any(of_run is None or of_run != names[0] for of_run in names):
+        raise ArgumentError(
+            "the runs do not have the same records",
+            received="; ".join("no Records" if of is None else ", ".join(of) for of in names[:4]),
+            expected="Records of the same functions in each run",
+            remedy="one Records a run, made with the same recorders",
+        )
+    each = clock if isinstance(clock, list | tuple) else [clock] * len(runs)
+    if len(each) != len(runs):
+        raise ArgumentError(
+            "there is not one clock a run",
+            received=f"{len(each)} clocks, {len(runs)} runs",
+            expected="a clock of each run, one of all, or none: records hold their readings",
+            remedy="relaxation([first, second], [clock_of_first, clock_of_second])",
+        )
+    pairs = [_named(run, own) for run, own in zip(runs, each, strict=True)]
+    return (
+        [readings for readings, _ in pairs],
+        {name: [values[name] for _, values in pairs] for name in names[0] or ()},
+    )
 
 
 def _fresh_part(clock: Clock) -> float:

@@ -37,9 +37,10 @@ class AuditReport:
         notes: What is to know of the run as a whole, a line each.
         closing: The largest difference between a norm's change and its ledger, relative to |x|^2.
         steps: Steps of the history, (n,).
-        norms: The norm at these, measured, for each group (n,).
+        norms: The norm at these, measured, for each group (n,); NaN where it was not logged.
         predictions: Predicted norms at these steps, where they are known.
         clocks: Of a log, the clock v at these steps, (n,) for each group: for ``relaxation``.
+        whole: All groups of a clock together, where there are several; with ``clock.time``.
     """
 
     title: str
@@ -50,6 +51,7 @@ class AuditReport:
     norms: dict[str, Array] = field(default_factory=dict)
     predictions: dict[str, Array] = field(default_factory=dict)
     clocks: dict[str, Array] = field(default_factory=dict)
+    whole: GroupAudit | None = None
 
     def __iter__(self) -> Iterator[GroupAudit]:
         return iter(self.rows)
@@ -59,6 +61,11 @@ class AuditReport:
 
     def __getitem__(self, name: str) -> GroupAudit:
         return next(row for row in self.rows if row.group == name)
+
+    @property
+    def shown(self) -> tuple[GroupAudit, ...]:
+        """The groups, and all of them together."""
+        return self.rows if self.whole is None else (*self.rows, self.whole)
 
     @property
     def has_ledger(self) -> bool:
@@ -73,7 +80,7 @@ class AuditReport:
     def __str__(self) -> str:
         lines = [*textwrap.wrap(self.title, _WIDTH), ""]
         lines += _head(row.numbers for row in self.rows)
-        for row in self.rows:
+        for row in self.shown:
             parts = f" ({row.parts} parts, the median)" if row.parts > 1 else ""
             lines += textwrap.wrap(
                 f"{row.group}{parts}: {row.sentence}", _WIDTH, subsequent_indent="    "
@@ -82,7 +89,7 @@ class AuditReport:
         if self.has_ledger:
             lines += ["", "ledger of |x|^2, a step, relative"]
             lines += _head(row.ledger for row in self.rows)
-            for row in self.rows:
+            for row in self.shown:
                 lines.append(textwrap.shorten(row.group, _WIDTH, placeholder="..."))
                 lines.append(_row(short(number) for number in row.ledger.values()))
             if math.isfinite(self.closing):
@@ -100,8 +107,16 @@ class AuditReport:
                 "closing": self.closing,
                 "notes": self.notes,
                 "groups": [asdict(row) for row in self.rows],
+                "whole": None if self.whole is None else asdict(self.whole),
                 "steps": self.steps.tolist(),
-                "norms": {name: values.tolist() for name, values in self.norms.items()},
+                **{
+                    key: {name: values.tolist() for name, values in series.items()}
+                    for key, series in (
+                        ("norms", self.norms),
+                        ("predictions", self.predictions),
+                        ("clocks", self.clocks),
+                    )
+                },
             }
         )
         return found
@@ -118,6 +133,7 @@ class AuditReport:
         return section(
             self.title,
             self.rows,
+            self.shown,
             self.notes,
             self.closing,
             figure,
@@ -166,10 +182,10 @@ class AuditReport:
             style = {"color": f"C{i}", "lw": 1.6, "marker": mark, **options}
             if row.group in self.norms:
                 name = textwrap.shorten(row.group, 40, placeholder="...")
-                ax.plot(self.steps, self.norms[row.group], label=name, **style)
+                ax.plot(*_known(self.steps, self.norms[row.group]), label=name, **style)
             if row.group in self.predictions:
                 over = {"color": "black", "lw": 1.0, "ls": "--", "zorder": 3}
-                ax.plot(self.steps, self.predictions[row.group], **{**style, **over})
+                ax.plot(*_known(self.steps, self.predictions[row.group]), **{**style, **over})
             if math.isfinite(row.equilibrium):
                 ax.axhline(row.equilibrium, color=f"C{i}", lw=0.9, ls=":")
         ax.set_xlabel("steps")
@@ -180,6 +196,11 @@ class AuditReport:
         if self.norms:
             ax.legend(fontsize=8)
         return ax
+
+
+def _known(steps: Array, values: Array) -> tuple[Array, Array]:
+    """Without the steps at which there is no value."""
+    return steps[np.isfinite(values)], values[np.isfinite(values)]
 
 
 def _head(rows: Iterable[dict[str, float]]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -70,6 +71,13 @@ def options_of(group: Mapping[str, Any]) -> Options:
     )
 
 
+def _steps_as(optimizer: Optimizer, known: type[Optimizer]) -> bool:
+    """Whether an optimizer is of a class, and has no step of its own."""
+    # torch wraps the steps of a class when it is first made.
+    steps = (inspect.unwrap(cls.step) for cls in (type(optimizer), known))
+    return isinstance(optimizer, known) and next(steps) is next(steps)
+
+
 def rule_of(optimizer: object, declared: str | None) -> str:
     """The rule by which an optimizer moves the weights.
 
@@ -96,9 +104,9 @@ def rule_of(optimizer: object, declared: str | None) -> str:
         for group in optimizer.param_groups:
             _require_options(declared, group)
         return declared
-    if type(optimizer) is torch.optim.SGD:
+    if _steps_as(optimizer, torch.optim.SGD):
         return "sgd"
-    if isinstance(optimizer, (torch.optim.Adam, torch.optim.AdamW)):
+    if _steps_as(optimizer, torch.optim.Adam):  # AdamW is one of them
         groups = optimizer.param_groups
         plain = not any(group.get("amsgrad") for group in groups)
         decoupled = all(g.get("decoupled_weight_decay") or not g["weight_decay"] for g in groups)
@@ -174,6 +182,13 @@ def variance(rule: str, now: Options) -> float:
     if rule == "normalised_sgd":
         return averaged_variance(now.momentum)
     return 1.0
+
+
+def long_run_rate(rule: str, now: Options) -> float:
+    """The learning rate that a gradient has in the long run: with momentum, η(1 - d)/(1 - β)."""
+    if rule in LINEAR:
+        return float(now.lr * (1.0 - now.dampening) / (1.0 - now.momentum))
+    return float(now.lr)
 
 
 def turn(rule: str, now: Options, square: Array) -> Number:

@@ -9,10 +9,11 @@ import numpy as np
 
 from manifold_sde.number_arrays import Array
 from manifold_sde.training.expected import ADAM, LINEAR, RELATIVE
-from manifold_sde.training.recursions import RunningClock, SecondMoments
+from manifold_sde.training.recursions import LinearStep, RunningClock, SecondMoments
 from manifold_sde.training.rules import (
     NORMS,
     Options,
+    long_run_rate,
     matrix,
     pure_alignment,
     turn,
@@ -33,6 +34,8 @@ _MEANS = (
     "turned",
     "ratio",
     "pure",
+    "noise_turned",
+    "rate",
 )
 
 
@@ -118,6 +121,18 @@ class Track:
         with np.errstate(invalid="ignore", divide="ignore"):
             return self.means["noise"] / self.means["weight"]
 
+    def long_run_noise(self, now: Options) -> Array:
+        """V of a batch at norm 1, of rules that are linear in the gradient; else U^2 of an update.
+
+        NaN where nothing was looked at yet, or the rule makes steps of a share of the norm.
+        """
+        if self.rule in LINEAR:
+            return self.trace
+        if self.rule in RELATIVE or self.rule == NORMS:
+            return np.full_like(self.square, np.nan)
+        size = variance(self.rule, now) * np.minimum(self.size_ratio, 1.0)
+        return size if self.rule == "normalised_sgd" else size * self.weights
+
     def mean(self, name: str) -> Array:
         """A running mean, NaN where nothing was looked at yet."""
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -155,6 +170,7 @@ class Track:
             clock.advance(step, square**-2.0 if clock is self.intrinsic else 0.0)
         rho = np.exp(self.decay.log_factor - before[-1][1])
         moments = self.predicted.after(step, noise)
+        alone = square if details is None else self._noise_turn(now, step, noise) / square
         if self.rule in RELATIVE:
             turned = turn(self.rule, now, square)
         else:
@@ -170,7 +186,7 @@ class Track:
                 clock.log_factor = np.where(active, clock.log_factor, old[1])
                 clock.sums = _where(active, clock.sums, old[2])
         if details is not None:
-            self._enter(now, details, rho, active)
+            self._enter(now, details, rho, active, alone)
         self.count = self.count + active
         self.square = np.where(active, after, square)
 
@@ -189,7 +205,7 @@ class Track:
         second = now.betas[1]
         lag = second * self.lag + (1.0 - second) / square
         self.lag = np.where(active, lag, self.lag)
-        mean = lag / (1.0 - second ** (self.count + 1))
+        mean = self._second_moment(second)
         noise = size * np.minimum(self.size_ratio, 1.0) * self.weights / (square * mean)
         if self.rule == "adamw":
             return noise, 0.0
@@ -197,8 +213,29 @@ class Track:
             scale = np.sqrt(self.power / self.weights * mean)
             return noise, np.where(scale > 0.0, now.weight_decay / scale, 0.0)
 
-    def _enter(self, now: Options, details: Details, rho: Array, active: Array) -> None:
-        """Enter a step in the ledger."""
+    def _second_moment(self, second: float) -> Array:
+        """What Adam's v holds of 1/|x|^2, its bias corrected."""
+        found: Array = self.lag / (1.0 - second ** (self.count + 1))
+        return found
+
+    def _noise_turn(self, now: Options, step: LinearStep, noise: Array) -> Array:
+        """How far noise alone moves the weights in the step, across them, squared.
+
+        What the buffer still has of earlier gradients, at their rates, and the gradient itself.
+        """
+        if self.rule in RELATIVE or self.rule == NORMS:
+            return np.full_like(self.square, np.nan)
+        moments = self.predicted
+        across = moments.mm - moments.xm**2 / moments.xx
+        moved: Array = step.xg**2 * noise + step.xm**2 * np.maximum(across, 0.0)
+        if self.rule in LINEAR or self.rule in ADAM:
+            return moved
+        return moved * (1.0 - pure_alignment(self.rule, now))  # noise is that of the long run
+
+    def _enter(
+        self, now: Options, details: Details, rho: Array, active: Array, alone: Array
+    ) -> None:
+        """Enter a step in the ledger, beside the squared angle that noise alone would make."""
         d, loss = details, rho - 1.0
         aligned = 2.0 * rho * (d.moved - loss * d.square)
         injected = d.length - 2.0 * loss * d.moved + loss * loss * d.square
@@ -217,6 +254,8 @@ class Track:
                 "turned": np.arctan2(np.sqrt(across * d.square), forward) ** 2,
                 "ratio": np.sqrt(d.gradient / d.square),
                 "pure": np.full_like(rho, pure_alignment(self.rule, now)),
+                "noise_turned": alone,
+                "rate": np.full_like(rho, long_run_rate(self.rule, now) ** 2),
             }
             off = np.abs(d.after - d.square - 2.0 * d.moved - d.length) / d.square
         if active.any():
@@ -227,10 +266,12 @@ class Track:
             old = self.means[name]
             self.means[name] = np.where(active, _MEMORY * old + entry, old)
         if self.rule in ADAM:
-            # Smaller than noise alone makes it: eps is seen. Larger: signal, which is no noise.
-            first = now.betas[0]
+            # Smaller than noise alone makes it, v behind the norm: eps is seen. Larger: signal,
+            # which is no noise.
+            first, second = now.betas
             expected = now.lr**2 * self.weights * (1.0 - first) / (1.0 + first)
             with np.errstate(invalid="ignore", divide="ignore"):
+                expected = expected / (self.square * self._second_moment(second))
                 ratio = injected / expected
             late = active & (self.count > 3.0 / (1.0 - first)) & (expected > 0.0)
             self.size_ratio = np.where(

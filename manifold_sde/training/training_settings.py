@@ -63,8 +63,9 @@ class TrainingSettings:
         ArgumentError: If one is out of range.
         TimeScaleError: If the decay is too strong for the momentum.
 
-    Source: exact for SGD with a constant rate but for the unfinished tail of the momentum, of
-    b/(1 - b) steps; else the limit of small kappa.
+    Source: exact for updates of fixed size at a constant rate; for SGD from the balance and, where
+    the norm comes from elsewhere, but for a part of kappa in the time that it takes to settle; with
+    momentum b but for its unfinished tail, of b/(1 - b) steps.
     """
 
     lr: float
@@ -212,9 +213,11 @@ class TrainingSettings:
 
     @property
     def _discrete(self) -> float:
-        """What steps of a finite size add to the balance: near 1."""
-        p, kappa = self.power, self.shrinkage
-        return p * kappa * (1.0 - kappa) ** -2 / math.expm1(-p * math.log1p(-kappa))
+        """What steps of a finite size add to the balance: near 1.
+
+        At rest |x|^2 = (1 - kappa)^2 |x|^2 + N s^2 / |x|^{p-2}, and v grows by -2 ln(1 - kappa).
+        """
+        return 1.0 / (1.0 - 0.5 * self.shrinkage)
 
     def steps(self, clock: float, ratio: float, gain: float | None = None) -> float:
         """The number of steps after which the clock is there; a real number.

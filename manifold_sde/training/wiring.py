@@ -22,6 +22,7 @@ def chosen_groups(
     groups: ScaleGroups | Sequence[ScaleGroup | str] | None,
     inputs: Any,
     forward: Forward | None,
+    optimizer: torch.optim.Optimizer,
 ) -> list[ScaleGroup]:
     """The groups that are given, named, or measured.
 
@@ -37,7 +38,16 @@ def chosen_groups(
                 expected="groups, or inputs to measure them",
                 remedy="MixingClock(model, optimizer, inputs=batch)",
             )
-        groups = scale_invariant_groups(model, inputs, forward=forward)
+        # What is frozen now and held by the optimizer may be trained later.
+        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        frozen = [p for p in tensors.values() if id(p) in held and not p.requires_grad]
+        try:
+            for p in frozen:
+                p.requires_grad_(True)
+            groups = scale_invariant_groups(model, inputs, forward=forward)
+        finally:
+            for p in frozen:
+                p.requires_grad_(False)
     chosen = []
     for group in groups:
         if isinstance(group, str):

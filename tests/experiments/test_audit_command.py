@@ -18,10 +18,11 @@ def call(*arguments: object) -> Result:
     return CliRunner().invoke(cli.app, ["audit", *map(str, arguments)], env={"COLUMNS": "80"})
 
 
-def log(path: Path, slope: float = 0.0) -> Path:
+def log(path: Path, jump: float = 1.0) -> Path:
+    """Norms, and beside them those of the gradients, which are none of the weights."""
     norms = expected_clock(0.02, 1000, weight_decay=0.01, momentum=0.9).norms[::50]
-    rows = [f"{50 * i},{n * (1 + slope * i)},0.02" for i, n in enumerate(norms)]
-    path.write_text("\n".join(["step,w.norm,lr", *rows]))
+    rows = [f"{50 * i},{n * (jump if i > 8 else 1)},0.02,{1 + i % 3}" for i, n in enumerate(norms)]
+    path.write_text("\n".join(["step,w.norm,lr,grad_norm", *rows]))
     return path
 
 
@@ -40,7 +41,7 @@ def test_table_numbers_and_picture(tmp_path: Path) -> None:
 
 
 def test_a_norm_that_is_off_has_a_status(tmp_path: Path) -> None:
-    path = log(tmp_path / "log.csv", slope=0.02)
+    path = log(tmp_path / "log.csv", jump=2.5)
     done = call(path, *RATES, "--lr", 0.02, "--norms", "w.norm", "--out", tmp_path)
     assert done.exit_code == 1
     assert "off: up to" in done.output

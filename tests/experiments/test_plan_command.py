@@ -51,7 +51,7 @@ def test_a_budget_and_a_run_before(tmp_path: Path) -> None:
     expected = plan(2.0, lr=0.1, weight_decay=5e-4, before=TrainingSettings(1.0, 5e-4))
     assert f"learning rate {expected.lr_for(50_000)[1]:.3g}" in done.output
     assert f"weight decay {expected.weight_decay_for(50_000)[1]:.3g}" in done.output
-    none = call("--tau", 2, *RATES, "--budget", 1, "--out", tmp_path, "--overwrite")
+    none = call("--tau", 4, *RATES, "--budget", 1, "--out", tmp_path, "--overwrite")
     assert "no learning rate does it" in none.output
 
 

@@ -368,6 +368,47 @@ def test_frozen_weights_stand_still() -> None:
     assert values["4.weight/v"] == before
 
 
+def test_weights_that_are_frozen_when_the_clock_is_made_have_one() -> None:
+    model = network()
+    model[0].weight.requires_grad_(False)
+    optimizer, clock = make(model)
+    assert not model[0].weight.requires_grad
+    train(model, optimizer, batches(20))
+    assert clock.values()["0.weight/v"] == 0.0
+    assert clock.time == clock.values()["4.weight/v"] > 0.0
+    model[0].weight.requires_grad_(True)
+    train(model, optimizer, batches(20))
+    assert clock.values()["0.weight/v"] > 0.0
+    # Those that the optimizer does not hold are constants.
+    model[0].weight.requires_grad_(False)
+    held = [p for p in model.parameters() if p.requires_grad]
+    clock = MixingClock(model, torch.optim.SGD(held, 0.1), inputs=batches(1)[0][0])
+    assert [group.name for group in clock.groups] == ["4.weight"]
+
+
+class Renamed(torch.optim.SGD):
+    """The steps of SGD."""
+
+
+class RenamedAdam(torch.optim.AdamW):
+    """The steps of AdamW."""
+
+
+class Other(torch.optim.SGD):
+    """Steps of its own."""
+
+    def step(self, closure: Any = None) -> Any:
+        return super().step(closure)
+
+
+def test_subclasses_of_known_optimizers_are_known_by_their_steps() -> None:
+    model, x = network(), batches(1)[0][0]
+    for kind, rule in ((Renamed, "sgd"), (RenamedAdam, "adamw")):
+        assert MixingClock(model, kind(model.parameters(), lr=0.1), inputs=x).rule == rule
+    with pytest.raises(ArgumentError, match="Other is not known"):
+        MixingClock(model, Other(model.parameters(), lr=0.1), inputs=x)
+
+
 def test_accumulated_and_clipped_gradients_are_those_applied() -> None:
     model = network()
     optimizer, clock = make(model, details=1)
@@ -512,13 +553,57 @@ def test_fresh_noise_is_measured() -> None:
         assert clock.values()["clock/effective"] == pytest.approx(
             fresh * clock.noise.share * clock.time
         )
-        if fresh < 0.5:
-            assert "every sample once an epoch" in str(clock)
+        if fresh < 0.5:  # the order of the data was not told
+            assert "if every sample comes once an epoch" in str(clock)
+            assert 'sampling="iid"' in str(clock)
+            clock.sampling = "reshuffled"
+            assert ";\nevery sample comes once an epoch" in str(clock)
+            assert max(len(line) for line in str(clock).splitlines()) <= 80
     model = network()
     _, clock = make(model)
     for batch, other in zip(data[:20], data[20:], strict=True):
         clock.measure(loss, batch, other)  # other samples altogether: all noise is fresh
     assert clock.fresh == pytest.approx(1.0, abs=0.3)
+
+
+class Mixed(nn.Module):
+    """Linear in a unit vector, with noise of which a share comes anew in each pass."""
+
+    def __init__(self, fresh: float, signal: float = 0.0) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(64))
+        self.fresh, self.signal = fresh, signal
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.weight / self.weight.norm()
+        own = self.fresh**0.5 * torch.randn_like(x)
+        return ((1.0 - self.fresh) ** 0.5 * x + own + self.signal) @ y
+
+
+@pytest.mark.parametrize("fresh", [0.1, 0.3, 0.7])
+def test_the_fresh_share_is_that_of_the_noise(fresh: float) -> None:
+    """A known share to .03, of odd batches as well, and whatever signal is beside the noise."""
+    model = Mixed(fresh, signal=0.0)
+    model.signal = torch.linspace(-1.0, 1.0, 64)  # type: ignore[assignment]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    clock = MixingClock(model, optimizer, ["weight"])
+    generator = torch.Generator().manual_seed(1)
+    size = 7
+    for k in range(60):
+        x = torch.randn(size, 64, generator=generator)
+        clock.measure(lambda m, b: m(b).mean(), x, seed=10 * k)
+    found = clock.noise
+    assert found is not None
+    # Noise of 64 coordinates less that along the weights, over |x|^2 = 64 and the batch.
+    trace = 63 / 64 / size
+    signal = float(torch.linspace(-1.0, 1.0, 64).square().sum()) / 64
+    assert found.trace == pytest.approx(trace, rel=0.07)
+    assert found.signal == pytest.approx(signal, rel=0.1)
+    assert found.fresh == pytest.approx(fresh, abs=0.03)
+    assert found.share == pytest.approx(trace / (trace + signal), abs=0.03)
+    # Broken twins: three times the signal, and an odd batch scaled as if its halves were all of it.
+    assert trace / (trace + 3.0 * signal) < found.share - 0.06
+    assert found.trace * size / (size - 1) > 1.07 * trace
 
 
 def test_the_trace_of_the_noise_is_unbiased() -> None:

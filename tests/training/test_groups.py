@@ -424,3 +424,29 @@ def test_optimizer_groups_and_the_table() -> None:
     assert "0.weight + 1 more" in text
     assert "affine weight of a LayerNorm" in text
     assert repr(groups) == "<1 scale-invariant groups of Sequential>"
+
+
+def test_a_training_loops_autocast_does_not_hide_groups() -> None:
+    """Weights in single precision: the sums are not rounded to half."""
+    module, inputs = mlp(nn.LayerNorm(12)), randn(16, 6)
+    expected = scale_invariant_groups(module, inputs)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = scale_invariant_groups(module, inputs)
+    assert inside.groups == expected.groups != ()
+
+
+def test_a_forward_that_casts_by_itself_has_no_false_eps() -> None:
+    """As Accelerate patches it: single precision outside, half inside."""
+    module, inputs = mlp(nn.LayerNorm(12)), randn(64, 6)
+    plain = type(module).forward
+
+    def forward(x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return plain(module, x).float()
+
+    module.forward = forward  # type: ignore[method-assign]
+    groups = scale_invariant_groups(module, inputs)
+    assert [group.name for group in groups] == ["0.weight"]
+    assert not groups[0].eps_matters
+    # The broken twin takes the rounding from the weights alone.
+    assert groups[0].violation > 1e-3

@@ -9,15 +9,17 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from scipy.integrate import solve_ivp
 
 from manifold_sde import TimeScale, problems
-from manifold_sde.errors import ArgumentError, TimeScaleError
-from manifold_sde.training import TrainingSettings, expected_clock, plan, relaxation
+from manifold_sde.errors import ArgumentError, DTypeError, MixingClockError, TimeScaleError
+from manifold_sde.training import TrainingSettings, expected_clock, plan, plan_options, relaxation
 from manifold_sde.training.cooldown import COOLDOWNS
 from manifold_sde.verification.exact import CircleDiffusion
 from tests.training import calibration
+from tests.training import test_audit as noisy
 
 Array = NDArray[np.float64]
 PATHS, DIM = 300, 60
@@ -377,3 +379,85 @@ def test_what_has_no_plan_is_told(given: dict[str, Any], error: type[Exception],
     found = plan(1.0, lr=0.1, weight_decay=0.01)
     with pytest.raises(ArgumentError, match="no lr does it"):
         found.lr_for(0.01)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "normalised_sgd"])
+@pytest.mark.parametrize("ratio", [0.3, 1.0, 3.0])
+def test_steps_that_are_not_small(ratio: float, optimizer: str) -> None:
+    """A decay of a tenth a step, against the recursion of the mean square norm."""
+    settings = TrainingSettings(0.1, 1.0, optimizer=optimizer)
+    power = settings.power
+    square = start = (ratio * settings.balance(1.0)) ** (2.0 / power)
+    clock = 0.0
+    for _ in range(40):
+        decayed = 0.9**2 * square
+        square = decayed + 0.1**2 * (1.0 / square if power == 4 else 1.0)
+        clock += math.log(square / decayed)
+    assert settings.clock(40, ratio) == pytest.approx(clock, abs=2e-4)
+    assert settings.steps(clock, ratio) == pytest.approx(40.0, abs=1e-3)
+    given = {"norm": start**0.5, "noise": 1.0, "lr": 0.1, "weight_decay": 1.0}
+    found = plan(clock, relaxations=1.0, optimizer=optimizer, **given)
+    assert found.steps[1] == pytest.approx(40.0, abs=1e-3)
+    # Broken twin: the balance of infinitely small steps.
+    small = 2.0 / power * math.log1p((0.9 ** (-40 * power) - 1.0) / ratio)
+    assert abs(small - clock) > 0.02
+
+
+def test_dampening_is_in_the_plan() -> None:
+    rates = {"lr": 2e-3, "weight_decay": 0.5, "momentum": 0.5, "dampening": 0.4}
+    found = plan(1.0, relaxations=1.0, norm=1.0, noise=1.0, **rates)  # type: ignore[arg-type]
+    steps = round(found.steps[1])
+    exact = expected_clock(rates.pop("lr"), steps, noise=1.0, norm=1.0, **rates)  # type: ignore[arg-type]
+    assert exact.total == pytest.approx(1.0, rel=0.01)
+    # The broken twin leaves it out.
+    rates["dampening"] = 0.0
+    twin = plan(1.0, relaxations=1.0, norm=1.0, noise=1.0, lr=2e-3, **rates)  # type: ignore[arg-type]
+    assert twin.steps[1] < 0.9 * steps
+
+
+@pytest.mark.parametrize("adam", [False, True])
+def test_from_a_clock_to_a_plan_to_the_steps_that_it_says(adam: bool) -> None:
+    """Trained with batches of 4; planned from there at other rates and batches of 2; run."""
+    lr, own = (0.02, {"betas": (0.9, 0.99)}) if adam else (0.04, {"momentum": 0.5})
+    rows, clock = noisy.run(0, adam=adam, lr=lr, weight_decay=0.1 if adam else 0.05, **own)
+    (group,) = clock.optimizer.param_groups
+
+    def train(steps: int, batch: int) -> None:
+        for _ in range(steps):
+            rows.fill()
+            assert rows.weight.grad is not None
+            rows.weight.grad /= math.sqrt(batch)
+            clock.optimizer.step()
+
+    train(600 if adam else 150, 4)  # Adam's v is behind while the norm grows
+    options = plan_options(clock, batch_size=4)
+    assert options["noise"] == pytest.approx(noisy.DIM if adam else 1.0, rel=0.06)
+    assert options["norm"] == pytest.approx(float(rows.weight.detach().norm(dim=1).median()), 0.02)
+    assert clock.values().get("rows/V", 0.25) == pytest.approx(0.25, rel=0.06)
+    changed = {"lr": lr / 2, "batch_size": 2}
+    planned = plan(1.0, relaxations=1.0, **options | changed)
+    steps = round(planned.steps[1])
+    assert 100 < steps < 1500
+    start, before = rows.weight.detach().clone(), clock.time
+    group["lr"] = changed["lr"]
+    train(steps, 2)
+    cosines = torch.cosine_similarity(start, rows.weight.detach(), dim=1)
+    error = float(cosines.std()) / math.sqrt(noisy.PATHS)
+    assert abs(float(cosines.mean()) - math.exp(-0.5)) < 4.0 * error + 0.01
+    assert clock.time - before == pytest.approx(1.0, rel=0.06)
+    # Broken twin: the trace of the batch at the present norm for that of a sample at norm 1.
+    if not adam:
+        twin = options | changed | {"noise": 0.25 / options["norm"] ** 2}
+        assert abs(plan(1.0, relaxations=1.0, **twin).steps[1] / steps - 1.0) > 0.2
+
+
+def test_a_clock_with_nothing_to_plan_from() -> None:
+    _, clock = noisy.run(0)
+    with pytest.raises(MixingClockError, match="nothing to plan from"):
+        plan_options(clock)
+    with pytest.raises(ArgumentError, match="group"):
+        plan_options(clock, group="other")
+    with pytest.raises(DTypeError, match="no run to plan from"):
+        plan_options(torch.nn.Linear(2, 2))  # type: ignore[arg-type]
+    with pytest.raises(ArgumentError, match="plan_options"):
+        plan(1.0, lr=0.1, weight_decay=0.1, norm=1.0)

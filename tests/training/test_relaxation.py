@@ -15,7 +15,7 @@ import pytest
 from numpy.typing import NDArray
 
 from manifold_sde.errors import ArgumentError, NonFiniteError, ShapeError
-from manifold_sde.training import likelihood, relaxation
+from manifold_sde.training import Records, likelihood, relaxation
 from manifold_sde.training.likelihood import STARTS, Runs, log_likelihood
 from manifold_sde.training.profiles import profiles_of, quantile
 from tests.training import calibration
@@ -305,3 +305,29 @@ def test_the_saved_table() -> None:
         assert case in (calibration.PAIRS, calibration.ENSEMBLES)
         assert (row.covered >= 0.91) == (estimator == "one mode"), row
     assert len(found) == len(calibration.LENGTHS) + 2 * len(calibration.ENSEMBLE_LENGTHS)
+
+
+def test_records_of_several_runs_are_the_runs() -> None:
+    generator = np.random.default_rng(3)
+    runs = []
+    for length in (40, 60):
+        records, x = Records(), 3.0
+        for k in range(length):
+            records.append(k, 0.5 * k, a=x, b=-x)
+            x = 0.7 * x + generator.standard_normal()
+        runs.append(records)
+    found = relaxation(runs, modes=1)
+    by_hand = relaxation(
+        {name: [run.values[name] for run in runs] for name in "ab"},
+        [run.clock for run in runs],
+        modes=1,
+    )
+    assert found.n_runs == 2
+    assert found.interval == by_hand.interval
+    with pytest.raises(ArgumentError, match="not one clock a run"):
+        relaxation(runs, [runs[0].clock])
+    other = Records()
+    other.append(0, 0.0, c=1.0)
+    for wrong in ([*runs, other], [*runs, runs[0].values["a"]]):
+        with pytest.raises(ArgumentError, match="do not have the same records"):
+            relaxation(wrong)
