@@ -13,7 +13,7 @@ from manifold_sde.errors import ArgumentError, DTypeError, MixingClockError
 from manifold_sde.number_arrays import Array
 from manifold_sde.paper import implements
 from manifold_sde.training.clock import MixingClock
-from manifold_sde.training.expected import LINEAR, RELATIVE
+from manifold_sde.training.expected import ADAM, LINEAR, RELATIVE
 from manifold_sde.training.group_audit import (
     AS_PREDICTED,
     NONE,
@@ -37,6 +37,10 @@ from manifold_sde.training.rules import (
 
 NORM_OFF, NORM_AT_REST, ALIGNMENT_OFF = 0.15, 0.05, 0.03
 """By how much norms may be off prediction and equilibrium, and alignment off momentum's."""
+CLIPPED = 0.8
+"""Share of the gradients from which on a run is one of clipped gradients."""
+EPS_SEEN = 0.8
+"""What Adam's eps may leave of the noise of its updates, before it is spoken of."""
 
 
 @implements("Equation (10)")
@@ -97,11 +101,14 @@ def audit(source: MixingClock | str | Path, **options: Any) -> AuditReport:
 
 def _notes(clock: MixingClock) -> list[str]:
     notes = []
-    if clock.clipped >= 0.8:
-        notes.append(
-            f"{100 * clock.clipped:.0f} % of the gradients looked at are clipped: steps have the "
-            "size of the clip, the norm at rest goes with its square, and u is not the clock."
+    if clock.clipped >= CLIPPED:
+        what = (
+            "steps have the size of the clip, the norm at rest goes with its square, and u is not "
+            "the clock."
+            if clock.rule in LINEAR
+            else "that moves this optimizer's steps by little, as their size is not the gradient's."
         )
+        notes.append(f"{100 * clock.clipped:.0f} % of the gradients looked at are clipped: {what}")
     if clock.fresh is not None and clock.fresh < 0.1:
         notes.append(
             "Nearly all noise comes back each epoch: norms and rotations are as with independent "
@@ -122,13 +129,22 @@ def _rows(clock: MixingClock, lane: Lane) -> list[GroupAudit]:
     now = options_of(clock.optimizer.param_groups[lane.index]).numbers()
     loss = 1.0 - decay_factor(clock.rule, now) ** 2
     speed = relaxation_rate(clock.rule, now, loss)
-    gain, rate = _growth(clock.rule, now, lane)
-    power = 4.0 if clock.rule in LINEAR else 2.0
+    clipped = clock.rule in LINEAR and clock.clipped >= CLIPPED
+    gain, rate = _growth(clock.rule, now, lane, clipped)
+    power = 4.0 if clock.rule in LINEAR and not clipped else 2.0
+    if clipped:
+        speed = loss
     with np.errstate(invalid="ignore", divide="ignore"):
         at_rest = gain / loss if loss > 0.0 else np.full_like(gain, math.inf)
-        equilibrium = np.sqrt(track.square) * at_rest ** (1.0 / power)
+        ratio = at_rest ** (1.0 / power)
+        if clock.rule in ADAM:
+            # r (1 + eps r / s) is at rest what r is without eps.
+            eps = np.sqrt(track.live / track.share) - 1.0
+            without = ratio * (1.0 + eps)
+            ratio = 2.0 * without / (1.0 + np.sqrt(1.0 + 4.0 * eps * without))
+        equilibrium = np.sqrt(track.square) * ratio
         predicted = np.sqrt(track.predicted.xx)
-        expected = np.sqrt(gain * (1.0 - track.mean("pure")))
+        expected = np.sqrt(track.mean("expected"))
     if clock.rule in RELATIVE or clock.rule == NORMS:
         predicted = equilibrium = expected = np.full_like(predicted, np.nan)
     growth = track.mean("growth")
@@ -156,8 +172,8 @@ def _rows(clock: MixingClock, lane: Lane) -> list[GroupAudit]:
         whole = float(np.nansum(parts["growth"][i]))
         numbers["alignment"] = float(np.nansum(aligned[i])) / whole if whole else math.nan
         moved = bool(split(lane, track.count)[i].max())
-        ratio = float(np.median(split(lane, track.size_ratio)[i]))
-        found.append(_judged(group, numbers, loss, power, speed, moved, track.touched, ratio))
+        damped = float(np.median(split(lane, track.share / track.live)[i]))
+        found.append(_judged(group, numbers, loss, power, speed, moved, track.touched, damped))
     return found
 
 
@@ -172,13 +188,14 @@ def _one(value: Any) -> float:
     return float(np.reshape(value, -1)[0])
 
 
-def _growth(rule: str, now: Options, lane: Lane) -> tuple[Array, Array]:
+def _growth(rule: str, now: Options, lane: Lane, clipped: bool) -> tuple[Array, Array]:
     """What noise makes of |x|^2 in a step, relative, and the effective learning rate."""
     track = lane.track
     if rule in LINEAR:
         rate = now.lr * (1.0 - now.dampening) / (1.0 - now.momentum)
-        return rate**2 * track.trace / track.square**2, rate / track.square
-    size = variance(rule, now) * np.minimum(track.size_ratio, 1.0)
+        trace = track.mean("gradient") * track.square if clipped else track.trace
+        return rate**2 * trace / track.square**2, rate / track.square
+    size = variance(rule, now) * track.share
     if rule != "normalised_sgd":
         size = size * track.weights
     return now.lr**2 * size / track.square, now.lr / np.sqrt(track.square)
@@ -197,7 +214,7 @@ def _judged(
     speed: float,
     moved: bool,
     touched: float,
-    size_ratio: float,
+    damped: float,
 ) -> GroupAudit:
     """The verdict on a group."""
     norm, predicted, rest = numbers["norm"], numbers["predicted"], numbers["equilibrium"]
@@ -212,7 +229,7 @@ def _judged(
         verdict = OFF
         reason = f"it is not scale-invariant: cos(x, g) = {numbers['cosine']:.1e}"
     elif math.isfinite(predicted) and abs(norm / predicted - 1.0) > NORM_OFF:
-        verdict, reason = OFF, _likely(numbers, touched, size_ratio)
+        verdict, reason = OFF, _likely(numbers, touched)
     elif loss <= 0.0:
         verdict, reason = NONE, "without decay the norm grows for ever, and the clock slows down"
         if numbers["effective_rate"] == 0.0:
@@ -221,19 +238,19 @@ def _judged(
         verdict = NOT_YET
     if not reason and INVARIANT < numbers["cosine"] <= EPS_MATTERS:
         reason = "the eps of its normalisation is seen at this norm"
+    elif not reason and damped < EPS_SEEN:
+        reason = "the optimizer's eps is not small against the gradients, and slows the clock"
     return GroupAudit(
         group.name, group.parts, **numbers, steps_to_go=to_go, verdict=verdict, reason=reason
     )
 
 
-def _likely(numbers: dict[str, float], touched: float, size_ratio: float) -> str:
+def _likely(numbers: dict[str, float], touched: float) -> str:
     """Why a norm is not what independent gradients make of it."""
     if touched > 1e-3:
         return "the weights are changed outside of optimizer.step()"
     if numbers["cosine"] > INVARIANT:
         return "the eps of its normalisation is too large for this norm"
-    if size_ratio < 0.8:
-        return "the optimizer's eps is not small against the gradients"
     excess = numbers["alignment"] - numbers["pure_alignment"]
     if excess > ALIGNMENT_OFF or numbers["norm"] > numbers["predicted"]:
         return "successive gradients agree (signal): more growth than momentum and noise make"

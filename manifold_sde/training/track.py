@@ -9,7 +9,7 @@ import numpy as np
 
 from manifold_sde.number_arrays import Array
 from manifold_sde.training.expected import ADAM, LINEAR, RELATIVE
-from manifold_sde.training.recursions import RunningClock, SecondMoments
+from manifold_sde.training.recursions import LinearStep, RunningClock, SecondMoments
 from manifold_sde.training.rules import (
     NORMS,
     Options,
@@ -20,7 +20,9 @@ from manifold_sde.training.rules import (
 )
 
 _MEMORY = 0.97
-_KEPT = ("count", "start", "square", "lag", "power", "angle", "size_ratio")
+_KEPT = ("count", "start", "square", "lag", "scale", "live", "share", "angle")
+SIZED = (*LINEAR, *ADAM)
+"""Rules whose clock goes by the size of the gradients."""
 _MEANS = (
     "weight",
     "noise",
@@ -31,6 +33,8 @@ _MEANS = (
     "decay",
     "change",
     "turned",
+    "expected",
+    "gradient",
     "ratio",
     "pure",
 )
@@ -47,6 +51,7 @@ class Details:
         moved: <x, x' - x>.
         length: |x' - x|^2.
         after: |x'|^2.
+        live: Of Adam, what unequal coordinates make of the size of the noise.
     """
 
     square: Array
@@ -55,6 +60,7 @@ class Details:
     moved: Array
     length: Array
     after: Array
+    live: Array | None = None
 
 
 @dataclass
@@ -69,6 +75,11 @@ class Track:
         square: |x|^2 after the last.
         intrinsic: The clock u, of rules that are linear in the gradient.
         decay: What the same steps make of the weights without gradients.
+        lag: Running average of |g|^2 under Adam, as its second moments are kept.
+        scale: What Adam divides the gradient of a coordinate by, the noise of all together being
+            that of coordinates alike.
+        live: What unequal coordinates, and those that never had a gradient, make of its noise.
+        share: The noise of its updates at rest, of what it is for coordinates alike without eps.
         angle: The clock v: by how much the gradients that were applied, if they were independent,
             add to the squared norm of the run without decay, relative to it.
         predicted: Second moments of weights and buffer with such gradients.
@@ -88,8 +99,8 @@ class Track:
         parts = len(self.weights)
         self.count = np.zeros(parts)
         self.start, self.square = np.full(parts, np.nan), np.full(parts, np.nan)
-        self.lag, self.power, self.angle = np.zeros(parts), np.zeros(parts), np.zeros(parts)
-        self.size_ratio = np.ones(parts)
+        self.lag, self.scale, self.angle = np.zeros(parts), np.zeros(parts), np.zeros(parts)
+        self.live, self.share = np.ones(parts), np.ones(parts)
         self.intrinsic, self.decay = RunningClock(), RunningClock()
         for clock in (self.intrinsic, self.decay):
             clock.ratio = clock.log_factor = np.zeros(parts)
@@ -131,30 +142,45 @@ class Track:
         xx = np.where(fresh, square, self.predicted.xx)
         self.predicted = SecondMoments(xx, self.predicted.xm, self.predicted.mm)
 
-    def advance(self, now: Options, active: Array, after: Array, details: Details | None) -> None:
+    def advance(
+        self,
+        now: Options,
+        active: Array,
+        after: Array,
+        gradient: Array | None,
+        details: Details | None,
+    ) -> None:
         """Count a step of the parts that had a gradient.
 
         Args:
             now: The options in it.
             active: Which parts the optimizer moved, (parts,), bool.
             after: |x|^2 after it.
+            gradient: |g|^2 in it, which the clocks of SGD and Adam go by.
             details: Inner products, if it was looked at closely.
         """
         with np.errstate(divide="ignore", invalid="ignore"):  # a norm may be 0
-            self._advance(now, active, after, details)
+            self._advance(now, active, after, gradient, details)
 
-    def _advance(self, now: Options, active: Array, after: Array, details: Details | None) -> None:
+    def _advance(
+        self,
+        now: Options,
+        active: Array,
+        after: Array,
+        gradient: Array | None,
+        details: Details | None,
+    ) -> None:
         square = self.square
-        if details is not None:
-            self._learn(details, active)
-        noise, coupled = self._noise(now, square, active)
-        step = matrix(self.rule, now, self.count, coupled=coupled)
+        if details is not None and details.live is not None:
+            self.live = np.where(active, details.live, self.live)
+        step, noise = self._step(now, square, active, gradient)
         clocks = (self.intrinsic, self.decay) if self.rule in LINEAR else (self.decay,)
         before = [(c.ratio, c.log_factor, c.sums) for c in clocks]
         for clock in clocks:
             clock.advance(step, square**-2.0 if clock is self.intrinsic else 0.0)
         rho = np.exp(self.decay.log_factor - before[-1][1])
         moments = self.predicted.after(step, noise)
+        turned_by = self._turned(now, step, noise)
         if self.rule in RELATIVE:
             turned = turn(self.rule, now, square)
         else:
@@ -170,34 +196,50 @@ class Track:
                 clock.log_factor = np.where(active, clock.log_factor, old[1])
                 clock.sums = _where(active, clock.sums, old[2])
         if details is not None:
-            self._enter(now, details, rho, active)
+            self._enter(now, details, rho, active, turned_by)
         self.count = self.count + active
         self.square = np.where(active, after, square)
 
-    def _learn(self, details: Details, active: Array) -> None:
-        """Take the size of the gradients until the next close look."""
-        self.power = np.where(active, details.gradient * details.square, self.power)
-
-    def _noise(self, now: Options, square: Array, active: Array) -> tuple[Array, Any]:
-        """E|g|^2 of what enters the linear step, and the decay that does with it."""
-        if self.rule in LINEAR:
-            return self.power / square, 0.0
-        size = variance(self.rule, now)
-        if self.rule not in ADAM:
+    def _step(
+        self, now: Options, square: Array, active: Array, gradient: Array | None
+    ) -> tuple[LinearStep, Array]:
+        """The matrix of a step, and E|g|^2 of what enters it."""
+        if self.rule not in SIZED:
             fixed = self.rule in ("normalised_sgd", *RELATIVE, NORMS)
-            return np.full_like(square, size) * (1.0 if fixed else self.weights), 0.0
+            size = variance(self.rule, now) * (1.0 if fixed else self.weights)
+            return matrix(self.rule, now, self.count), np.broadcast_to(size, square.shape)
+        assert gradient is not None
+        if self.rule in LINEAR:
+            return matrix(self.rule, now, self.count), gradient
         second = now.betas[1]
-        lag = second * self.lag + (1.0 - second) / square
+        coupled = now.weight_decay if self.rule == "adam" else 0.0
+        lag = second * self.lag + (1.0 - second) * (gradient + coupled**2 * square)
+        root = np.sqrt(lag / (1.0 - second ** (self.count + 1)) / self.weights)
+        share = self.live * (root / (root + now.eps)) ** 2
+        scale = root / np.sqrt(share)
+        # Without any gradient yet there is nothing to divide by, and no step.
+        there = np.isfinite(scale) & (scale > 0.0)
+        inverse = np.where(there, 1.0 / scale, 0.0)
+        # The buffer is in units of the scale, and shrinks as that grows.
+        shrink = np.where(self.scale > 0.0, self.scale * inverse, 1.0)
+        step = matrix(self.rule, now, self.count, coupled=coupled * inverse)
+        step = step._replace(xm=step.xm * shrink, mm=step.mm * shrink)
         self.lag = np.where(active, lag, self.lag)
-        mean = lag / (1.0 - second ** (self.count + 1))
-        noise = size * np.minimum(self.size_ratio, 1.0) * self.weights / (square * mean)
-        if self.rule == "adamw":
-            return noise, 0.0
-        with np.errstate(divide="ignore"):
-            scale = np.sqrt(self.power / self.weights * mean)
-            return noise, np.where(scale > 0.0, now.weight_decay / scale, 0.0)
+        self.scale = np.where(active & there, scale, self.scale)
+        self.share = np.where(active & there, share, self.share)
+        return step, variance(self.rule, now) * gradient * inverse**2
 
-    def _enter(self, now: Options, details: Details, rho: Array, active: Array) -> None:
+    def _turned(self, now: Options, step: LinearStep, noise: Array) -> Array:
+        """The squared length, across x, of an update of independent gradients."""
+        if self.rule not in SIZED:
+            return step.xg**2 * noise * (1.0 - pure_alignment(self.rule, now))
+        moments = self.predicted
+        buffer = moments.mm - moments.xm**2 / moments.xx
+        return step.xm**2 * np.maximum(buffer, 0.0) + step.xg**2 * noise
+
+    def _enter(
+        self, now: Options, details: Details, rho: Array, active: Array, expected: Array
+    ) -> None:
         """Enter a step in the ledger."""
         d, loss = details, rho - 1.0
         aligned = 2.0 * rho * (d.moved - loss * d.square)
@@ -215,6 +257,8 @@ class Track:
                 "decay": (rho * rho - 1.0),
                 "change": (d.after - d.square) / d.square,
                 "turned": np.arctan2(np.sqrt(across * d.square), forward) ** 2,
+                "expected": expected / d.square,
+                "gradient": d.gradient,
                 "ratio": np.sqrt(d.gradient / d.square),
                 "pure": np.full_like(rho, pure_alignment(self.rule, now)),
             }
@@ -226,16 +270,6 @@ class Track:
         for name, entry in entries.items():
             old = self.means[name]
             self.means[name] = np.where(active, _MEMORY * old + entry, old)
-        if self.rule in ADAM:
-            # Smaller than noise alone makes it: eps is seen. Larger: signal, which is no noise.
-            first = now.betas[0]
-            expected = now.lr**2 * self.weights * (1.0 - first) / (1.0 + first)
-            with np.errstate(invalid="ignore", divide="ignore"):
-                ratio = injected / expected
-            late = active & (self.count > 3.0 / (1.0 - first)) & (expected > 0.0)
-            self.size_ratio = np.where(
-                late, self.size_ratio + (1.0 - _MEMORY) * (ratio - self.size_ratio), self.size_ratio
-            )
 
     def state(self) -> dict[str, Any]:
         """All of it, as nested dictionaries of lists and numbers."""
@@ -253,11 +287,20 @@ class Track:
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        """Take over what :meth:`state` gave."""
+        """Take over what :meth:`state` gave, in this version or the first.
+
+        The first held |g|^2 |x|^2 of the last step that was looked at, and the running average of
+        1/|x|^2. Running means are begun anew.
+        """
         values = {
             k: np.asarray(v, dtype=np.float64) for k, v in state.items() if isinstance(v, list)
         }
         self.closing, self.touched = float(state["closing"]), float(state["touched"])
+        if "power" in values:
+            parts = np.zeros(len(self.weights))
+            values |= {"lag": values["power"] * values["lag"], "scale": parts}
+            values |= {"live": parts + 1.0, "share": parts + 1.0}
+            values |= {f"means.{name}": parts for name in _MEANS}
         for name in _KEPT:
             setattr(self, name, values[name])
         for name in ("intrinsic", "decay"):
