@@ -219,7 +219,7 @@ class MixingClock:
                 ]
                 step.after = step.details[-1]
                 if self.rule in ADAM:
-                    step.details.append(lane.watch.live(optimizer.state, step.options))
+                    step.details += lane.watch.second_moments(optimizer.state, step.options)
                 lane.before = lane.open = None
             else:
                 if self.rule in SIZED and step.gradient is None:

@@ -20,7 +20,7 @@ from manifold_sde.training.rules import (
 )
 
 _MEMORY = 0.97
-_KEPT = ("count", "start", "square", "lag", "scale", "live", "share", "angle")
+_KEPT = ("count", "age", "start", "square", "lag", "scale", "live", "share", "angle")
 SIZED = (*LINEAR, *ADAM)
 """Rules whose clock goes by the size of the gradients."""
 _MEANS = (
@@ -51,7 +51,9 @@ class Details:
         moved: <x, x' - x>.
         length: |x' - x|^2.
         after: |x'|^2.
-        live: Of Adam, what unequal coordinates make of the size of the noise.
+        age: Steps that Adam has made of a part; NaN if it is not known.
+        second: Mean of Adam's v over the coordinates, corrected for its start; NaN if not known.
+        live: What unequal coordinates make of the size of its noise.
     """
 
     square: Array
@@ -60,7 +62,9 @@ class Details:
     moved: Array
     length: Array
     after: Array
-    live: Array | None = None
+    age: Array | float = float("nan")
+    second: Array | float = float("nan")
+    live: Array | float = 1.0
 
 
 @dataclass
@@ -71,6 +75,7 @@ class Track:
         rule: What the optimizer does.
         weights: Number of weights of each part, (parts,).
         count: Steps that each part has made.
+        age: Steps that the optimizer has made of it, with those before the clock was there.
         start: |x|^2 at the first of them.
         square: |x|^2 after the last.
         intrinsic: The clock u, of rules that are linear in the gradient.
@@ -97,7 +102,7 @@ class Track:
 
     def __post_init__(self) -> None:
         parts = len(self.weights)
-        self.count = np.zeros(parts)
+        self.count, self.age = np.zeros(parts), np.zeros(parts)
         self.start, self.square = np.full(parts, np.nan), np.full(parts, np.nan)
         self.lag, self.scale, self.angle = np.zeros(parts), np.zeros(parts), np.zeros(parts)
         self.live, self.share = np.ones(parts), np.ones(parts)
@@ -171,9 +176,7 @@ class Track:
         details: Details | None,
     ) -> None:
         square = self.square
-        if details is not None and details.live is not None:
-            self.live = np.where(active, details.live, self.live)
-        step, noise = self._step(now, square, active, gradient)
+        step, noise = self._step(now, square, active, gradient, details)
         clocks = (self.intrinsic, self.decay) if self.rule in LINEAR else (self.decay,)
         before = [(c.ratio, c.log_factor, c.sums) for c in clocks]
         for clock in clocks:
@@ -201,7 +204,12 @@ class Track:
         self.square = np.where(active, after, square)
 
     def _step(
-        self, now: Options, square: Array, active: Array, gradient: Array | None
+        self,
+        now: Options,
+        square: Array,
+        active: Array,
+        gradient: Array | None,
+        details: Details | None,
     ) -> tuple[LinearStep, Array]:
         """The matrix of a step, and E|g|^2 of what enters it."""
         if self.rule not in SIZED:
@@ -214,7 +222,15 @@ class Track:
         second = now.betas[1]
         coupled = now.weight_decay if self.rule == "adam" else 0.0
         lag = second * self.lag + (1.0 - second) * (gradient + coupled**2 * square)
-        root = np.sqrt(lag / (1.0 - second ** (self.count + 1)) / self.weights)
+        age = self.age + 1.0
+        if details is not None:
+            # As it is in the optimizer, which may have made steps before the clock was there.
+            age = np.where(np.isfinite(details.age), details.age, age)
+            kept = details.second * (1.0 - second**age) * self.weights
+            lag = np.where(np.isfinite(kept), kept, lag)
+            self.live = np.where(active, details.live, self.live)
+        begun = 1.0 - second**age
+        root = np.sqrt(lag / begun / self.weights)
         share = self.live * (root / (root + now.eps)) ** 2
         scale = root / np.sqrt(share)
         # Without any gradient yet there is nothing to divide by, and no step.
@@ -222,8 +238,9 @@ class Track:
         inverse = np.where(there, 1.0 / scale, 0.0)
         # The buffer is in units of the scale, and shrinks as that grows.
         shrink = np.where(self.scale > 0.0, self.scale * inverse, 1.0)
-        step = matrix(self.rule, now, self.count, coupled=coupled * inverse)
+        step = matrix(self.rule, now, age - 1.0, coupled=coupled * inverse)
         step = step._replace(xm=step.xm * shrink, mm=step.mm * shrink)
+        self.age = np.where(active, age, self.age)
         self.lag = np.where(active, lag, self.lag)
         self.scale = np.where(active & there, scale, self.scale)
         self.share = np.where(active & there, share, self.share)
@@ -289,8 +306,8 @@ class Track:
     def load(self, state: dict[str, Any]) -> None:
         """Take over what :meth:`state` gave, in this version or the first.
 
-        The first held |g|^2 |x|^2 of the last step that was looked at, and the running average of
-        1/|x|^2. Running means are begun anew.
+        The first held the last |g|^2 |x|^2 that was looked at, and under Adam the running average
+        of 1/|x|^2; the next close look puts it right. Running means are begun anew.
         """
         values = {
             k: np.asarray(v, dtype=np.float64) for k, v in state.items() if isinstance(v, list)
@@ -299,7 +316,7 @@ class Track:
         if "power" in values:
             parts = np.zeros(len(self.weights))
             values |= {"lag": values["power"] * values["lag"], "scale": parts}
-            values |= {"live": parts + 1.0, "share": parts + 1.0}
+            values |= {"live": parts + 1.0, "share": parts + 1.0, "age": values["count"]}
             values |= {f"means.{name}": parts for name in _MEANS}
         for name in _KEPT:
             setattr(self, name, values[name])

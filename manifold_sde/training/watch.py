@@ -100,23 +100,26 @@ class Watch:
         found = self.squares({name: dense(tensor.grad) for name, tensor in self.tensors.items()})
         return found if scale is None else found / scale**2
 
-    def live(self, state: Mapping[Tensor, Mapping[str, Any]], now: Options) -> Tensor:
-        """What unequal coordinates make of the size of Adam's noise, (parts of all groups,).
+    def second_moments(
+        self, state: Mapping[Tensor, Mapping[str, Any]], now: Options
+    ) -> list[Tensor]:
+        """Adam's steps and mean v of all parts, and what unequal coordinates make of its noise.
 
-        It is the mean of v / (sqrt v + eps)^2 over the coordinates, relative to the same of the
-        mean of v: 1 if all are alike, or eps is not seen; the share of those that ever had a
-        gradient, if it is not.
+        The latter is the mean of v / (sqrt v + eps)^2, relative to the same of the mean of v: 1 if
+        all coordinates are alike; the share of those that ever had a gradient, if eps is not seen.
 
         Args:
-            state: The optimizer's. Groups that it holds no second moments of give 1.
+            state: The optimizer's. Groups that it holds no second moments of give NaN, NaN and 1.
             now: The options in the last step.
         """
-        found = []
+        found, means, ages = [], [], []
         for group in self.groups:
             entries = [state.get(self.tensors[n], {}) for n in group.parameters]
             if not all("exp_avg_sq" in entry and "step" in entry for entry in entries):
                 device = self.tensors[group.parameters[0]].device
                 found.append(torch.ones(group.parts, dtype=torch.float64, device=device))
+                means.append(torch.full_like(found[-1], torch.nan))
+                ages.append(means[-1])
                 continue
             mean: Any = 0.0
             shares: Any = 0.0
@@ -126,8 +129,10 @@ class Watch:
                 mean = mean + second.sum(1, dtype=torch.float64)
                 shares = shares + _damped(second, now.eps).sum(1, dtype=torch.float64)
             size = group.weights / group.parts
-            found.append((shares / size / _damped(mean / size, now.eps)).nan_to_num(1.0, 1.0, 1.0))
-        return torch.cat(found)
+            means.append(mean / size)
+            ages.append(torch.ones_like(mean) * entries[0]["step"])
+            found.append((shares / size / _damped(means[-1], now.eps)).nan_to_num(1.0, 1.0, 1.0))
+        return [torch.cat(ages), torch.cat(means), torch.cat(found)]
 
     def active(self) -> tuple[bool, ...]:
         """Which groups have a gradient in all of their tensors."""
