@@ -25,6 +25,7 @@ from manifold_sde.training.group_audit import (
 from manifold_sde.training.groups import EPS_MATTERS, INVARIANT, ScaleGroup
 from manifold_sde.training.lane import Lane, split
 from manifold_sde.training.logs import audit_log
+from manifold_sde.training.recursions import SecondMoments
 from manifold_sde.training.report import AuditReport
 from manifold_sde.training.rules import (
     NORMS,
@@ -136,6 +137,8 @@ def _rows(clock: MixingClock, lane: Lane) -> list[GroupAudit]:
         speed = loss
     with np.errstate(invalid="ignore", divide="ignore"):
         at_rest = gain / loss if loss > 0.0 else np.full_like(gain, math.inf)
+        if loss > 0.0 and clock.rule in (*LINEAR, "adamw"):
+            at_rest = at_rest * loss * rest_factor(clock.rule, now)
         ratio = at_rest ** (1.0 / power)
         if clock.rule in ADAM:
             # r (1 + eps r / s) is at rest what r is without eps.
@@ -182,6 +185,23 @@ def decay_factor(rule: str, now: Options) -> float:
     step = matrix(rule, now, np.full(1, 1e9))
     pair = np.array([[_one(step.xx), _one(step.xm)], [_one(step.mx), _one(step.mm)]])
     return float(np.abs(np.linalg.eigvals(pair)).max())
+
+
+def rest_factor(rule: str, now: Options) -> float:
+    """E|x|^2 at rest by what the same noise adds to it in a step, if the decay did not interfere.
+
+    Source: exact, the stationary second moments of weights and buffer.
+    """
+
+    def after(noise: float, *moments: float) -> Array:
+        step = matrix(rule, now, np.full(1, 1e9))
+        return np.array([_one(z) for z in SecondMoments(*moments).after(step, noise)])
+
+    columns = np.stack([after(0.0, *row) for row in np.eye(3)], axis=1)
+    whole = float(np.linalg.solve(np.eye(3) - columns, after(1.0, 0.0, 0.0, 0.0))[0])
+    if rule in LINEAR:
+        return whole * ((1.0 - now.momentum) / (now.lr * (1.0 - now.dampening))) ** 2
+    return whole / now.lr**2
 
 
 def _one(value: Any) -> float:
