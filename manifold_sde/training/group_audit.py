@@ -28,7 +28,7 @@ class GroupAudit:
         predicted: What it should be, after these steps with independent gradients of these sizes.
         equilibrium: Where it tends at the present rates.
         rotation: Angle by which a step turns, in radians (root mean square).
-        expected_rotation: What noise alone makes of it at this norm.
+        expected_rotation: What noise alone, of the same gradients, makes of it in the same steps.
         gradient_ratio: |g| / |x|.
         effective_rate: η/(1 - β) / |x|^2 of SGD, η / |x| of optimizers of fixed step size.
         decay: Relative change of |x|^2 that decay makes in a step (negative).

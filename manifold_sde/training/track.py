@@ -221,7 +221,7 @@ class Track:
             return matrix(self.rule, now, self.count), gradient
         second = now.betas[1]
         coupled = now.weight_decay if self.rule == "adam" else 0.0
-        lag = second * self.lag + (1.0 - second) * (gradient + coupled**2 * square)
+        lag = second * self.lag + (1.0 - second) * gradient
         age = self.age + 1.0
         if details is not None:
             # As it is in the optimizer, which may have made steps before the clock was there.
