@@ -13,7 +13,7 @@ from manifold_sde.errors import ArgumentError, DTypeError, MixingClockError
 from manifold_sde.number_arrays import Array
 from manifold_sde.paper import implements
 from manifold_sde.training.clock import MixingClock
-from manifold_sde.training.expected import LINEAR, RELATIVE
+from manifold_sde.training.expected import ADAM, LINEAR, RELATIVE
 from manifold_sde.training.group_audit import (
     AS_PREDICTED,
     NONE,
@@ -25,6 +25,7 @@ from manifold_sde.training.group_audit import (
 from manifold_sde.training.groups import EPS_MATTERS, INVARIANT, ScaleGroup
 from manifold_sde.training.lane import Lane, split
 from manifold_sde.training.logs import audit_log
+from manifold_sde.training.recursions import SecondMoments
 from manifold_sde.training.report import AuditReport
 from manifold_sde.training.rules import (
     NORMS,
@@ -37,6 +38,10 @@ from manifold_sde.training.rules import (
 
 NORM_OFF, NORM_AT_REST, ALIGNMENT_OFF = 0.15, 0.05, 0.03
 """By how much norms may be off prediction and equilibrium, and alignment off momentum's."""
+CLIPPED = 0.8
+"""Share of the gradients from which on a run is one of clipped gradients."""
+EPS_SEEN = 0.8
+"""What Adam's eps may leave of the noise of its updates, before it is spoken of."""
 
 
 @implements("Equation (10)")
@@ -105,11 +110,14 @@ def audit(source: MixingClock | str | Path, **options: Any) -> AuditReport:
 
 def _notes(clock: MixingClock) -> list[str]:
     notes = []
-    if clock.clipped >= 0.8:
-        notes.append(
-            f"{100 * clock.clipped:.0f} % of the gradients looked at are clipped: steps have the "
-            "size of the clip, the norm at rest goes with its square, and u is not the clock."
+    if clock.clipped >= CLIPPED:
+        what = (
+            "steps have the size of the clip, the norm at rest goes with its square, and u is not "
+            "the clock."
+            if clock.rule in LINEAR
+            else "that moves this optimizer's steps by little, as their size is not the gradient's."
         )
+        notes.append(f"{100 * clock.clipped:.0f} % of the gradients looked at are clipped: {what}")
     if clock.fresh is not None and clock.fresh < 0.1:
         what = (
             "Nearly all noise comes back each epoch"
@@ -135,13 +143,23 @@ def _columns(clock: MixingClock, lane: Lane) -> tuple[dict[str, Array], float, f
     loss = 1.0 - decay_factor(clock.rule, now) ** 2
     speed = relaxation_rate(clock.rule, now, loss)
     rate, noise = long_run_rate(clock.rule, now), track.long_run_noise(now)
-    power = 4.0 if clock.rule in LINEAR else 2.0
+    clipped = clock.rule in LINEAR and clock.clipped >= CLIPPED
+    power = 4.0 if clock.rule in LINEAR and not clipped else 2.0
+    if clipped:
+        speed, noise = loss, track.mean("gradient")
     with np.errstate(invalid="ignore", divide="ignore"):
         squared, lost = np.full_like(noise, rate**2), np.full_like(noise, loss)
         if rate == 0.0:  # the balance of the steps before
             squared, lost = track.mean("rate"), -track.mean("decay")
+        elif loss > 0.0 and clock.rule in (*LINEAR, "adamw"):
+            lost = np.full_like(noise, 1.0 / rest_factor(clock.rule, now))
         at_rest = np.where(lost > 0.0, noise * squared / lost, np.nan)
         equilibrium = at_rest ** (1.0 / power)
+        if clock.rule in ADAM:
+            # r (1 + eps r / s) is at rest what r is without eps, in units of the norm s.
+            eps, norm = np.sqrt(track.live / track.share) - 1.0, np.sqrt(track.square)
+            without = equilibrium / norm * (1.0 + eps)
+            equilibrium = 2.0 * without * norm / (1.0 + np.sqrt(1.0 + 4.0 * eps * without))
         predicted = np.sqrt(track.predicted.xx)
     if clock.rule in RELATIVE or clock.rule == NORMS:
         predicted = equilibrium = np.full_like(predicted, np.nan)
@@ -151,9 +169,9 @@ def _columns(clock: MixingClock, lane: Lane) -> tuple[dict[str, Array], float, f
             "predicted": predicted,
             "equilibrium": equilibrium,
             "rotation": np.sqrt(track.mean("turned")),
-            "expected_rotation": np.sqrt(track.mean("noise_turned")),
+            "expected_rotation": np.sqrt(track.mean("expected")),
             "gradient_ratio": track.mean("ratio"),
-            "effective_rate": rate / track.square ** (power / 4.0),
+            "effective_rate": rate / track.square ** (1.0 if clock.rule in LINEAR else 0.5),
             "decay": track.mean("decay"),
             "growth": track.mean("growth"),
             "change": track.mean("change"),
@@ -180,8 +198,8 @@ def _rows(
         # A share of sums, not of medians: both fluctuate from step to step.
         numbers["alignment"] = _share(parts["alignment"][i], parts["growth"][i])
         moved = bool(split(lane, track.count)[i].max())
-        ratio = float(np.median(split(lane, track.size_ratio)[i]))
-        found.append(_judged(group, numbers, loss, power, speed, moved, track.touched, ratio))
+        damped = float(np.median(split(lane, track.share / track.live)[i]))
+        found.append(_judged(group, numbers, loss, power, speed, moved, track.touched, damped))
     return found
 
 
@@ -237,6 +255,23 @@ def decay_factor(rule: str, now: Options) -> float:
     return float(np.abs(np.linalg.eigvals(pair)).max())
 
 
+def rest_factor(rule: str, now: Options) -> float:
+    """E|x|^2 at rest by what the same noise adds to it in a step, if the decay did not interfere.
+
+    Source: exact, the stationary second moments of weights and buffer.
+    """
+
+    def after(noise: float, *moments: float) -> Array:
+        step = matrix(rule, now, np.full(1, 1e9))
+        return np.array([_one(z) for z in SecondMoments(*moments).after(step, noise)])
+
+    columns = np.stack([after(0.0, *row) for row in np.eye(3)], axis=1)
+    whole = float(np.linalg.solve(np.eye(3) - columns, after(1.0, 0.0, 0.0, 0.0))[0])
+    if rule in LINEAR:
+        return whole * ((1.0 - now.momentum) / (now.lr * (1.0 - now.dampening))) ** 2
+    return whole / now.lr**2
+
+
 def _one(value: Any) -> float:
     return float(np.reshape(value, -1)[0])
 
@@ -254,7 +289,7 @@ def _judged(
     speed: float,
     moved: bool,
     touched: float,
-    size_ratio: float,
+    damped: float,
 ) -> GroupAudit:
     """The verdict on a group."""
     norm, predicted, rest = numbers["norm"], numbers["predicted"], numbers["equilibrium"]
@@ -270,7 +305,7 @@ def _judged(
         verdict = OFF
         reason = f"it is not scale-invariant: cos(x, g) = {numbers['cosine']:.1e}"
     elif math.isfinite(predicted) and abs(norm / predicted - 1.0) > NORM_OFF:
-        verdict, reason = OFF, _likely(numbers, touched, size_ratio)
+        verdict, reason = OFF, _likely(numbers, touched)
     elif stopped:
         reason = STOPPED
     elif loss <= 0.0:
@@ -279,19 +314,19 @@ def _judged(
         verdict = NOT_YET
     if not reason and INVARIANT < numbers["cosine"] <= EPS_MATTERS:
         reason = "the eps of its normalisation is seen at this norm"
+    elif not reason and damped < EPS_SEEN:
+        reason = "the optimizer's eps is not small against the gradients, and slows the clock"
     return GroupAudit(
         group.name, group.parts, **numbers, steps_to_go=to_go, verdict=verdict, reason=reason
     )
 
 
-def _likely(numbers: dict[str, float], touched: float, size_ratio: float) -> str:
+def _likely(numbers: dict[str, float], touched: float) -> str:
     """Why a norm is not what independent gradients make of it."""
     if touched > 1e-3:
         return "the weights are changed outside of optimizer.step()"
     if numbers["cosine"] > INVARIANT:
         return "the eps of its normalisation is too large for this norm"
-    if size_ratio < 0.8:
-        return "the optimizer's eps is not small against the gradients"
     excess = numbers["alignment"] - numbers["pure_alignment"]
     if excess > ALIGNMENT_OFF or numbers["norm"] > numbers["predicted"]:
         return "successive gradients agree (signal): more growth than momentum and noise make"

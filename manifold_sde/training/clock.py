@@ -20,12 +20,12 @@ from manifold_sde.errors import (
 )
 from manifold_sde.number_arrays import Array
 from manifold_sde.training.euler import Forward
-from manifold_sde.training.expected import LINEAR
+from manifold_sde.training.expected import ADAM, LINEAR
 from manifold_sde.training.freshness import BatchNoise, measure_noise, what_explores
 from manifold_sde.training.groups import ScaleGroup, ScaleGroups
 from manifold_sde.training.lane import Lane, Pending, count_steps, split
 from manifold_sde.training.rules import matrix, options_of, rule_of, variance
-from manifold_sde.training.track import Track
+from manifold_sde.training.track import SIZED, Track
 from manifold_sde.training.watch import Watch, dense
 from manifold_sde.training.wiring import by_parameter_group, chosen_groups, has_stepped
 
@@ -66,9 +66,10 @@ class MixingClock:
         sampling: ``"iid"`` where batches are drawn independently (f = 1), ``"reshuffled"`` where
             every sample comes once an epoch and looks the same each time (f = 0), or the share f
             itself, such as ``SamplingNoise.lasting_share`` where a last batch is short.
-        every: Norms are taken every so many steps, and each time in the first hundred.
-        details: Gradients and updates are looked at every so many steps, and in the first of them
-            each time; for that step there is one more copy of the scale-invariant weights.
+        every: Norms of the weights are taken every so many steps, and each time in the first
+            hundred; those of the gradients in each step, where the clock goes by them (SGD, Adam).
+        details: Updates are looked at every so many steps, and in the first of them each time; for
+            that step there is one more copy of the scale-invariant weights.
 
     Attributes:
         groups: The groups.
@@ -78,8 +79,8 @@ class MixingClock:
     Raises:
         ArgumentError: If nothing is scale-invariant, or the optimizer is not known.
 
-    Source: exact for pure noise but for the sampling of gradient norms; see the functions of
-    :mod:`manifold_sde.training.recursions`.
+    Source: exact for pure noise, but for Adam to the second order in 1 - beta2; see the functions
+    of :mod:`manifold_sde.training.recursions`.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 8, bias=False), nn.LayerNorm(8), nn.Linear(8, 2))
@@ -197,6 +198,8 @@ class MixingClock:
             if close:
                 lane.before = {name: value.clone() for name, value in values.items()}
                 lane.open = None if closure else lane.watch.gradient_products(values, scale)
+            elif self.rule in SIZED and not closure:
+                step.gradient = lane.watch.gradient_squares(scale)
 
     @torch.no_grad()
     def _after(self, optimizer: Any, args: Any, kwargs: Any) -> None:
@@ -218,9 +221,14 @@ class MixingClock:
                     lane.watch.products(values, values),
                 ]
                 step.after = step.details[-1]
+                if self.rule in ADAM:
+                    step.details += lane.watch.second_moments(optimizer.state, step.options)
                 lane.before = lane.open = None
-            elif measured:
-                step.after = lane.watch.squares(values)
+            else:
+                if self.rule in SIZED and step.gradient is None:
+                    step.gradient = lane.watch.gradient_squares()
+                if measured:
+                    step.after = lane.watch.squares(values)
         if measured and max(len(lane.pending) for lane in self._lanes) >= _MOST_PENDING:
             self._catch_up()
 
@@ -452,7 +460,7 @@ class MixingClock:
         """The state, of plain lists and numbers."""
         self._catch_up()
         return {
-            "version": 1,
+            "version": 2,
             "rule": self.rule,
             "groups": [(g.name, g.parts) for lane in self._lanes for g in lane.watch.groups],
             "steps": self.steps,

@@ -29,7 +29,7 @@ class GroupAudit:
         equilibrium: Where it tends at the present rates; at a learning rate of 0, where it tended
             at those before.
         rotation: Angle by which a step turns, in radians (root mean square).
-        expected_rotation: What noise alone makes of it, over the same steps.
+        expected_rotation: What noise alone, of the same gradients, makes of it in the same steps.
         gradient_ratio: |g| / |x|.
         effective_rate: η/(1 - β) / |x|^2 of SGD, η / |x| of optimizers of fixed step size.
         decay: Relative change of |x|^2 that decay makes in a step (negative).

@@ -24,6 +24,7 @@ class Pending:
     first: Tensor | None = None
     skipped: Tensor | None = None
     after: Tensor | None = None
+    gradient: Tensor | None = None
     details: list[Tensor] | None = None
 
 
@@ -51,26 +52,31 @@ def count_steps(lane: Lane) -> None:
     kept = [
         t
         for step in lane.pending
-        for t in (step.first, step.skipped, *(step.details or []), step.after)
+        for t in (step.first, step.skipped, *(step.details or []), step.gradient, step.after)
         if t is not None
     ]
     rows = iter(torch.stack([t.double() for t in kept]).cpu().numpy())
-    read: list[tuple[Array | None, bool, Details | None, Array | None]] = []
+    read: list[tuple[Array | None, bool, Details | None, Array | None, Array | None]] = []
     for step in lane.pending:
         first = next(rows) if step.first is not None else None
         left_out = step.skipped is not None and bool(next(rows)[0])
         details = Details(*(next(rows) for _ in step.details)) if step.details else None
-        read.append((first, left_out, details, next(rows) if step.after is not None else None))
+        gradient = next(rows) if step.gradient is not None else None
+        after = next(rows) if step.after is not None else None
+        read.append((first, left_out, details, gradient, after))
     track = lane.track
-    for k, (step, (first, left_out, details, after)) in enumerate(
+    for k, (step, (first, left_out, details, gradient, after)) in enumerate(
         zip(lane.pending, read, strict=True)
     ):
         track.begin(track.square if first is None else first)
         if after is None:
             # Between two norms that were taken, they grow by the same factor each step.
-            ahead = next(i for i in range(k, len(read)) if read[i][3] is not None)
-            whole = np.asarray(read[ahead][3]) / track.square
+            ahead = next(i for i in range(k, len(read)) if read[i][4] is not None)
+            whole = np.asarray(read[ahead][4]) / track.square
             after = track.square * whole ** (1.0 / (ahead - k + 1))
         active: Any = np.repeat(step.active, lane.watch.parts) & (not left_out)
-        track.advance(step.options.numbers(), active, after, None if left_out else details)
+        if details is not None:
+            gradient = details.gradient
+        details = None if left_out else details
+        track.advance(step.options.numbers(), active, after, gradient, details)
     lane.pending.clear()

@@ -41,6 +41,7 @@ class Options:
     dampening: Any = 0.0
     nesterov: bool = False
     betas: tuple[Any, Any] = (0.9, 0.999)
+    eps: Any = 0.0
 
     def numbers(self) -> Options:
         """The same with floats: a tensor of the options is read, and waited for."""
@@ -51,6 +52,7 @@ class Options:
             float(self.dampening),
             bool(self.nesterov),
             (float(self.betas[0]), float(self.betas[1])),
+            float(self.eps),
         )
 
 
@@ -68,6 +70,7 @@ def options_of(group: Mapping[str, Any]) -> Options:
         kept(group.get("dampening", 0.0)),
         bool(group.get("nesterov", False)),
         (kept(betas[0]), kept(betas[1])),
+        kept(group.get("eps", 0.0)),
     )
 
 

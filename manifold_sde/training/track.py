@@ -21,7 +21,9 @@ from manifold_sde.training.rules import (
 )
 
 _MEMORY = 0.97
-_KEPT = ("count", "start", "square", "lag", "power", "angle", "size_ratio")
+_KEPT = ("count", "age", "start", "square", "lag", "scale", "live", "share", "angle")
+SIZED = (*LINEAR, *ADAM)
+"""Rules whose clock goes by the size of the gradients."""
 _MEANS = (
     "weight",
     "noise",
@@ -32,9 +34,10 @@ _MEANS = (
     "decay",
     "change",
     "turned",
+    "expected",
+    "gradient",
     "ratio",
     "pure",
-    "noise_turned",
     "rate",
 )
 
@@ -50,6 +53,9 @@ class Details:
         moved: <x, x' - x>.
         length: |x' - x|^2.
         after: |x'|^2.
+        age: Steps that Adam has made of a part; NaN if it is not known.
+        second: Mean of Adam's v over the coordinates, corrected for its start; NaN if not known.
+        live: What unequal coordinates make of the size of its noise.
     """
 
     square: Array
@@ -58,6 +64,9 @@ class Details:
     moved: Array
     length: Array
     after: Array
+    age: Array | float = float("nan")
+    second: Array | float = float("nan")
+    live: Array | float = 1.0
 
 
 @dataclass
@@ -68,10 +77,16 @@ class Track:
         rule: What the optimizer does.
         weights: Number of weights of each part, (parts,).
         count: Steps that each part has made.
+        age: Steps that the optimizer has made of it, with those before the clock was there.
         start: |x|^2 at the first of them.
         square: |x|^2 after the last.
         intrinsic: The clock u, of rules that are linear in the gradient.
         decay: What the same steps make of the weights without gradients.
+        lag: Running average of |g|^2 under Adam, as its second moments are kept.
+        scale: What Adam divides the gradient of a coordinate by, the noise of all together being
+            that of coordinates alike.
+        live: What unequal coordinates, and those that never had a gradient, make of its noise.
+        share: The noise of its updates at rest, of what it is for coordinates alike without eps.
         angle: The clock v: by how much the gradients that were applied, if they were independent,
             add to the squared norm of the run without decay, relative to it.
         predicted: Second moments of weights and buffer with such gradients.
@@ -89,10 +104,10 @@ class Track:
 
     def __post_init__(self) -> None:
         parts = len(self.weights)
-        self.count = np.zeros(parts)
+        self.count, self.age = np.zeros(parts), np.zeros(parts)
         self.start, self.square = np.full(parts, np.nan), np.full(parts, np.nan)
-        self.lag, self.power, self.angle = np.zeros(parts), np.zeros(parts), np.zeros(parts)
-        self.size_ratio = np.ones(parts)
+        self.lag, self.scale, self.angle = np.zeros(parts), np.zeros(parts), np.zeros(parts)
+        self.live, self.share = np.ones(parts), np.ones(parts)
         self.intrinsic, self.decay = RunningClock(), RunningClock()
         for clock in (self.intrinsic, self.decay):
             clock.ratio = clock.log_factor = np.zeros(parts)
@@ -130,7 +145,7 @@ class Track:
             return self.trace
         if self.rule in RELATIVE or self.rule == NORMS:
             return np.full_like(self.square, np.nan)
-        size = variance(self.rule, now) * np.minimum(self.size_ratio, 1.0)
+        size = variance(self.rule, now) * self.share
         return size if self.rule == "normalised_sgd" else size * self.weights
 
     def mean(self, name: str) -> Array:
@@ -146,31 +161,43 @@ class Track:
         xx = np.where(fresh, square, self.predicted.xx)
         self.predicted = SecondMoments(xx, self.predicted.xm, self.predicted.mm)
 
-    def advance(self, now: Options, active: Array, after: Array, details: Details | None) -> None:
+    def advance(
+        self,
+        now: Options,
+        active: Array,
+        after: Array,
+        gradient: Array | None,
+        details: Details | None,
+    ) -> None:
         """Count a step of the parts that had a gradient.
 
         Args:
             now: The options in it.
             active: Which parts the optimizer moved, (parts,), bool.
             after: |x|^2 after it.
+            gradient: |g|^2 in it, which the clocks of SGD and Adam go by.
             details: Inner products, if it was looked at closely.
         """
         with np.errstate(divide="ignore", invalid="ignore"):  # a norm may be 0
-            self._advance(now, active, after, details)
+            self._advance(now, active, after, gradient, details)
 
-    def _advance(self, now: Options, active: Array, after: Array, details: Details | None) -> None:
+    def _advance(
+        self,
+        now: Options,
+        active: Array,
+        after: Array,
+        gradient: Array | None,
+        details: Details | None,
+    ) -> None:
         square = self.square
-        if details is not None:
-            self._learn(details, active)
-        noise, coupled = self._noise(now, square, active)
-        step = matrix(self.rule, now, self.count, coupled=coupled)
+        step, noise = self._step(now, square, active, gradient, details)
         clocks = (self.intrinsic, self.decay) if self.rule in LINEAR else (self.decay,)
         before = [(c.ratio, c.log_factor, c.sums) for c in clocks]
         for clock in clocks:
             clock.advance(step, square**-2.0 if clock is self.intrinsic else 0.0)
         rho = np.exp(self.decay.log_factor - before[-1][1])
         moments = self.predicted.after(step, noise)
-        alone = square if details is None else self._noise_turn(now, step, noise) / square
+        turned_by = self._turned(now, step, noise)
         if self.rule in RELATIVE:
             turned = turn(self.rule, now, square)
         else:
@@ -186,56 +213,65 @@ class Track:
                 clock.log_factor = np.where(active, clock.log_factor, old[1])
                 clock.sums = _where(active, clock.sums, old[2])
         if details is not None:
-            self._enter(now, details, rho, active, alone)
+            self._enter(now, details, rho, active, turned_by)
         self.count = self.count + active
         self.square = np.where(active, after, square)
 
-    def _learn(self, details: Details, active: Array) -> None:
-        """Take the size of the gradients until the next close look."""
-        self.power = np.where(active, details.gradient * details.square, self.power)
-
-    def _noise(self, now: Options, square: Array, active: Array) -> tuple[Array, Any]:
-        """E|g|^2 of what enters the linear step, and the decay that does with it."""
-        if self.rule in LINEAR:
-            return self.power / square, 0.0
-        size = variance(self.rule, now)
-        if self.rule not in ADAM:
+    def _step(
+        self,
+        now: Options,
+        square: Array,
+        active: Array,
+        gradient: Array | None,
+        details: Details | None,
+    ) -> tuple[LinearStep, Array]:
+        """The matrix of a step, and E|g|^2 of what enters it."""
+        if self.rule not in SIZED:
             fixed = self.rule in ("normalised_sgd", *RELATIVE, NORMS)
-            return np.full_like(square, size) * (1.0 if fixed else self.weights), 0.0
+            size = variance(self.rule, now) * (1.0 if fixed else self.weights)
+            return matrix(self.rule, now, self.count), np.broadcast_to(size, square.shape)
+        assert gradient is not None
+        if self.rule in LINEAR:
+            return matrix(self.rule, now, self.count), gradient
         second = now.betas[1]
-        lag = second * self.lag + (1.0 - second) / square
+        coupled = now.weight_decay if self.rule == "adam" else 0.0
+        lag = second * self.lag + (1.0 - second) * gradient
+        age = self.age + 1.0
+        if details is not None:
+            # As it is in the optimizer, which may have made steps before the clock was there.
+            age = np.where(np.isfinite(details.age), details.age, age)
+            kept = details.second * (1.0 - second**age) * self.weights
+            lag = np.where(np.isfinite(kept), kept, lag)
+            self.live = np.where(active, details.live, self.live)
+        begun = 1.0 - second**age
+        root = np.sqrt(lag / begun / self.weights)
+        share = self.live * (root / (root + now.eps)) ** 2
+        scale = root / np.sqrt(share)
+        # Without any gradient yet there is nothing to divide by, and no step.
+        there = np.isfinite(scale) & (scale > 0.0)
+        inverse = np.where(there, 1.0 / scale, 0.0)
+        # The buffer is in units of the scale, and shrinks as that grows.
+        shrink = np.where(self.scale > 0.0, self.scale * inverse, 1.0)
+        step = matrix(self.rule, now, age - 1.0, coupled=coupled * inverse)
+        step = step._replace(xm=step.xm * shrink, mm=step.mm * shrink)
+        self.age = np.where(active, age, self.age)
         self.lag = np.where(active, lag, self.lag)
-        mean = self._second_moment(second)
-        noise = size * np.minimum(self.size_ratio, 1.0) * self.weights / (square * mean)
-        if self.rule == "adamw":
-            return noise, 0.0
-        with np.errstate(divide="ignore"):
-            scale = np.sqrt(self.power / self.weights * mean)
-            return noise, np.where(scale > 0.0, now.weight_decay / scale, 0.0)
+        self.scale = np.where(active & there, scale, self.scale)
+        self.share = np.where(active & there, share, self.share)
+        return step, variance(self.rule, now) * gradient * inverse**2
 
-    def _second_moment(self, second: float) -> Array:
-        """What Adam's v holds of 1/|x|^2, its bias corrected."""
-        found: Array = self.lag / (1.0 - second ** (self.count + 1))
-        return found
-
-    def _noise_turn(self, now: Options, step: LinearStep, noise: Array) -> Array:
-        """How far noise alone moves the weights in the step, across them, squared.
-
-        What the buffer still has of earlier gradients, at their rates, and the gradient itself.
-        """
-        if self.rule in RELATIVE or self.rule == NORMS:
-            return np.full_like(self.square, np.nan)
+    def _turned(self, now: Options, step: LinearStep, noise: Array) -> Array:
+        """The squared length, across x, of an update of independent gradients."""
+        if self.rule not in SIZED:
+            return step.xg**2 * noise * (1.0 - pure_alignment(self.rule, now))
         moments = self.predicted
-        across = moments.mm - moments.xm**2 / moments.xx
-        moved: Array = step.xg**2 * noise + step.xm**2 * np.maximum(across, 0.0)
-        if self.rule in LINEAR or self.rule in ADAM:
-            return moved
-        return moved * (1.0 - pure_alignment(self.rule, now))  # noise is that of the long run
+        buffer = moments.mm - moments.xm**2 / moments.xx
+        return step.xm**2 * np.maximum(buffer, 0.0) + step.xg**2 * noise
 
     def _enter(
-        self, now: Options, details: Details, rho: Array, active: Array, alone: Array
+        self, now: Options, details: Details, rho: Array, active: Array, expected: Array
     ) -> None:
-        """Enter a step in the ledger, beside the squared angle that noise alone would make."""
+        """Enter a step in the ledger."""
         d, loss = details, rho - 1.0
         aligned = 2.0 * rho * (d.moved - loss * d.square)
         injected = d.length - 2.0 * loss * d.moved + loss * loss * d.square
@@ -252,9 +288,10 @@ class Track:
                 "decay": (rho * rho - 1.0),
                 "change": (d.after - d.square) / d.square,
                 "turned": np.arctan2(np.sqrt(across * d.square), forward) ** 2,
+                "expected": expected / d.square,
+                "gradient": d.gradient,
                 "ratio": np.sqrt(d.gradient / d.square),
                 "pure": np.full_like(rho, pure_alignment(self.rule, now)),
-                "noise_turned": alone,
                 "rate": np.full_like(rho, long_run_rate(self.rule, now) ** 2),
             }
             off = np.abs(d.after - d.square - 2.0 * d.moved - d.length) / d.square
@@ -265,18 +302,6 @@ class Track:
         for name, entry in entries.items():
             old = self.means[name]
             self.means[name] = np.where(active, _MEMORY * old + entry, old)
-        if self.rule in ADAM:
-            # Smaller than noise alone makes it, v behind the norm: eps is seen. Larger: signal,
-            # which is no noise.
-            first, second = now.betas
-            expected = now.lr**2 * self.weights * (1.0 - first) / (1.0 + first)
-            with np.errstate(invalid="ignore", divide="ignore"):
-                expected = expected / (self.square * self._second_moment(second))
-                ratio = injected / expected
-            late = active & (self.count > 3.0 / (1.0 - first)) & (expected > 0.0)
-            self.size_ratio = np.where(
-                late, self.size_ratio + (1.0 - _MEMORY) * (ratio - self.size_ratio), self.size_ratio
-            )
 
     def state(self) -> dict[str, Any]:
         """All of it, as nested dictionaries of lists and numbers."""
@@ -294,11 +319,20 @@ class Track:
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        """Take over what :meth:`state` gave."""
+        """Take over what :meth:`state` gave, in this version or the first.
+
+        The first held the last |g|^2 |x|^2 that was looked at, and under Adam the running average
+        of 1/|x|^2; the next close look puts it right. Running means are begun anew.
+        """
         values = {
             k: np.asarray(v, dtype=np.float64) for k, v in state.items() if isinstance(v, list)
         }
         self.closing, self.touched = float(state["closing"]), float(state["touched"])
+        if "power" in values:
+            parts = np.zeros(len(self.weights))
+            values |= {"lag": values["power"] * values["lag"], "scale": parts}
+            values |= {"live": parts + 1.0, "share": parts + 1.0, "age": values["count"]}
+            values |= {f"means.{name}": parts for name in _MEANS}
         for name in _KEPT:
             setattr(self, name, values[name])
         for name in ("intrinsic", "decay"):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from manifold_sde.training.groups import ScaleGroup
+from manifold_sde.training.rules import Options
 
 
 class Watch:
@@ -24,26 +26,32 @@ class Watch:
         self.tensors = {name: tensors[name] for name in names}
         self.parts = [group.parts for group in groups]
 
-    def squares(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        """Squared norms of all parts: (parts of all groups,)."""
-        whole = [n for g in self.groups if not g.size for n in g.parameters]
-        norms = dict(
-            zip(whole, torch._foreach_norm([tensors[n] for n in whole]), strict=True)
-            if whole
-            else ()
-        )
+    def squares(self, tensors: Mapping[str, Tensor | None]) -> Tensor:
+        """Squared norms of all parts, 0 where a tensor is missing: (parts of all groups,)."""
+        whole = {
+            n: tensor
+            for g in self.groups
+            if not g.size
+            for n in g.parameters
+            if (tensor := tensors[n]) is not None
+        }
+        norms = dict(zip(whole, _norms(list(whole.values())), strict=True))
         found = []
         for group in self.groups:
+            own = [tensor for n in group.parameters if (tensor := tensors[n]) is not None]
+            if len(own) < len(group.parameters):
+                device = self.tensors[group.parameters[0]].device
+                found.append(torch.zeros(group.parts, device=device))
+                continue
             if not group.size:
                 each = [norms[n].square() for n in group.parameters]
                 found.append(sum(each[1:], each[0]).reshape(1))
                 continue
             cuts = [
-                torch.linalg.vector_norm(group.cut(tensors[n]), dim=1) for n in group.parameters
+                torch.linalg.vector_norm(group.cut(t), dim=1, dtype=_wide(t)).square() for t in own
             ]
-            squares = [cut.square() for cut in cuts]
-            found.append(sum(squares[1:], squares[0]))
-        return torch.cat([z.float() if z.dtype.itemsize < 4 else z for z in found])
+            found.append(sum(cuts[1:], cuts[0]))
+        return torch.cat(found)
 
     def products(self, first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> Tensor:
         """Inner products of all parts, summed in double precision: (parts of all groups,)."""
@@ -83,6 +91,49 @@ class Watch:
         found = [self.products(gradients, gradients), self.products(values, gradients)]
         return found if scale is None else [found[0] / scale**2, found[1] / scale]
 
+    def gradient_squares(self, scale: Tensor | None = None) -> Tensor:
+        """|g|^2 of all parts, 0 where a group has no gradient: (parts of all groups,).
+
+        Args:
+            scale: What the gradients are multiplied by, if anything.
+        """
+        found = self.squares({name: dense(tensor.grad) for name, tensor in self.tensors.items()})
+        return found if scale is None else found / scale**2
+
+    def second_moments(
+        self, state: Mapping[Tensor, Mapping[str, Any]], now: Options
+    ) -> list[Tensor]:
+        """Adam's steps and mean v of all parts, and what unequal coordinates make of its noise.
+
+        The latter is the mean of v / (sqrt v + eps)^2, relative to the same of the mean of v: 1 if
+        all coordinates are alike; the share of those that ever had a gradient, if eps is not seen.
+
+        Args:
+            state: The optimizer's. Groups that it holds no second moments of give NaN, NaN and 1.
+            now: The options in the last step.
+        """
+        found, means, ages = [], [], []
+        for group in self.groups:
+            entries = [state.get(self.tensors[n], {}) for n in group.parameters]
+            if not all("exp_avg_sq" in entry and "step" in entry for entry in entries):
+                device = self.tensors[group.parameters[0]].device
+                found.append(torch.ones(group.parts, dtype=torch.float64, device=device))
+                means.append(torch.full_like(found[-1], torch.nan))
+                ages.append(means[-1])
+                continue
+            mean: Any = 0.0
+            shares: Any = 0.0
+            for entry in entries:
+                second = group.cut(entry["exp_avg_sq"])
+                second = second.to(_wide(second)) / (1.0 - now.betas[1] ** entry["step"])
+                mean = mean + second.sum(1, dtype=torch.float64)
+                shares = shares + _damped(second, now.eps).sum(1, dtype=torch.float64)
+            size = group.weights / group.parts
+            means.append(mean / size)
+            ages.append(torch.ones_like(mean) * entries[0]["step"])
+            found.append((shares / size / _damped(means[-1], now.eps)).nan_to_num(1.0, 1.0, 1.0))
+        return [torch.cat(ages), torch.cat(means), torch.cat(found)]
+
     def active(self) -> tuple[bool, ...]:
         """Which groups have a gradient in all of their tensors."""
         return tuple(
@@ -95,3 +146,20 @@ def dense(gradient: Tensor | None) -> Tensor | None:
     if gradient is None:
         return None
     return gradient.detach().to_dense() if gradient.is_sparse else gradient.detach()
+
+
+def _wide(tensor: Tensor) -> torch.dtype:
+    return torch.float32 if tensor.dtype.itemsize < 4 else tensor.dtype
+
+
+def _norms(tensors: list[Tensor]) -> list[Tensor]:
+    """Norms, of half precision in single: a step changes them by less than half can hold."""
+    if any(_wide(t) != t.dtype for t in tensors):
+        return [torch.linalg.vector_norm(t, dtype=_wide(t)) for t in tensors]
+    return list(torch._foreach_norm(tensors)) if tensors else []
+
+
+def _damped(second: Tensor, eps: Any) -> Tensor:
+    """By v: v / (sqrt v + eps)^2, and 0 where v = 0."""
+    root = second.sqrt()
+    return (root / (root + eps)).nan_to_num(0.0).square()

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from manifold_sde.errors import ArgumentError
 from manifold_sde.training import ExpectedClock, expected_clock
+from manifold_sde.training.expected import RELATIVE
 from manifold_sde.training.update_variance import (
     adam_variance,
     average_norm,
@@ -326,12 +327,30 @@ class Averages:
             x *= norm / x.norm(dim=1, keepdim=True)
 
 
+def of_this_length(kind: str, lr: float, beta: float, decay: float, steps: int) -> Any:
+    """What updates of fixed size add to |x~|^2 in 1, 2, ... steps: all pairs of them, in full.
+
+    The start, where the buffer is empty, and the updates that are unfinished at the end are in it.
+    Each is a running average of white noise, over its norm, or the sign of it (arcsine law).
+    """
+    own, past, keep = {"lion": (1 - beta, beta * 0.01, 0.99)}.get(kind, (1.0, beta, beta))
+    lag = np.subtract.outer(np.arange(steps), np.arange(steps))
+    weights = np.where(lag > 0, past * keep ** np.maximum(lag - 1.0, 0.0), own * (lag == 0))
+    if kind != "lars":  # whose buffer is of normalised gradients, and is not divided itself
+        weights /= np.linalg.norm(weights, axis=1, keepdims=True)
+    alike = weights @ weights.T
+    if kind in ("lion", "signum", "signsgd"):
+        alike = DIM * 2 / math.pi * np.arcsin(np.minimum(alike, 1.0))
+    rates = lr * (1.0 - lr * decay) ** -np.arange(1.0, steps + 1)
+    return np.cumsum(np.cumsum(alike * np.outer(rates, rates), 0), 1).diagonal()
+
+
 @pytest.mark.parametrize(
     ("kind", "lr", "beta", "decay", "steps", "single"),
     [
         ("signsgd", 0.005, 0.0, 0.5, 300, 1.0),
         ("signum", 0.002, 0.9, 0.5, 300, signum_variance(0.9)),
-        ("lion", 0.001, 0.9, 0.5, 600, lion_variance((0.9, 0.99))),
+        ("lion", 0.0004, 0.9, 0.5, 800, lion_variance((0.9, 0.99))),
         ("normalised_sgd", 0.05, 0.0, 0.2, 300, 1.0),
         ("normalised_sgd", 0.015, 0.9, 0.2, 300, 19.0),
         ("muon", 0.005, 0.9, 0.2, 200, 14.7),
@@ -344,21 +363,28 @@ def test_updates_of_fixed_size(
     kind: str, lr: float, beta: float, decay: float, steps: int, single: float
 ) -> None:
     simulated = simulate(Averages(kind, lr, beta, decay), steps, seed=11)
-    expected = expected_clock(
-        lr,
-        steps,
-        optimizer=kind,
-        momentum=beta if kind != "lion" else 0.0,
-        betas=(beta, 0.99),
-        weight_decay=decay,
-        size=(10, 12) if kind == "muon" else DIM,
-    )
-    # The end of the run holds unfinished updates: 2β/(1 - β) steps and half of Lion's longer tail.
-    tail = 1.0 - {0.9: 18.0 if kind != "lion" else 110.0}.get(beta, 0.0) / (2 * steps)
-    low, high = expected.total * tail, expected.total
-    assert max(0.0, simulated.off(low), simulated.off(high)) < 4.0 or (
-        math.exp(-high / 2) < simulated.cos < math.exp(-low / 2)
-    )
+    keywords: dict[str, Any] = {
+        "optimizer": kind,
+        "momentum": beta if kind != "lion" else 0.0,
+        "betas": (beta, 0.99),
+        "weight_decay": decay,
+        "size": (10, 12) if kind == "muon" else DIM,
+    }
+    expected = expected_clock(lr, steps, **keywords)
+    if kind == "muon":
+        # The end of the run holds unfinished updates, 2β/(1 - β) steps.
+        low, high = expected.total * (1.0 - 9.0 / steps), expected.total
+        assert max(0.0, simulated.off(low), simulated.off(high)) < 4.0
+    else:
+        added = of_this_length(kind, lr, beta, 0.0 if kind in RELATIVE else decay, steps)
+        assert simulated.off(added[-1] if kind in RELATIVE else math.log1p(added[-1])) < 4.0
+        # Both ends cancel in what two lengths of run differ by, and U^2 is left.
+        keywords["weight_decay"] = 0.0
+        clock = expected_clock(lr, steps, **keywords).clock
+        whole = clock if kind in RELATIVE else np.expm1(clock)
+        added, mark = of_this_length(kind, lr, beta, 0.0, steps), 3 * steps // 4
+        late = added[-1] - added[mark - 1]
+        assert whole[-1] - whole[mark] == pytest.approx(late, rel=2e-3)
     if single > 1.0:
         assert simulated.off(expected.total / single) > 10.0
     if kind in ("signsgd", "normalised_sgd") and beta == 0.0:
