@@ -24,14 +24,9 @@ from manifold_sde.geometry.limit_map import (
     hint,
     is_scale_invariant,
 )
-from manifold_sde.geometry.matrix_free import (
-    HessianSpace,
-    JacobianSpace,
-    MatrixFreeSpace,
-    eigen,
-    fixed_vectors,
-)
+from manifold_sde.geometry.matrix_free import MatrixFreeSpace, eigen, fixed_vectors
 from manifold_sde.geometry.matrix_free_flow import Flow, flow_to_limit
+from manifold_sde.geometry.matrix_free_spaces import HessianSpace, JacobianSpace
 from manifold_sde.geometry.normal_space import Frame
 from manifold_sde.geometry.rank import common_rank, find_rank, normal_directions
 from manifold_sde.geometry.route import (

@@ -20,7 +20,7 @@ from manifold_sde import (
     errors,
     problems,
 )
-from manifold_sde.geometry.matrix_free import HessianSpace, JacobianSpace
+from manifold_sde.geometry.matrix_free_spaces import HessianSpace, JacobianSpace
 from manifold_sde.loss import PerSampleFunction
 from manifold_sde.verification.strategies.models import (
     NormalizedNetwork,

@@ -28,7 +28,7 @@ from manifold_sde import (
 from manifold_sde.geometry import drift
 from manifold_sde.geometry.dense import DenseSpace
 from manifold_sde.geometry.least_squares import LeastSquaresSpace
-from manifold_sde.geometry.matrix_free import HessianSpace, JacobianSpace
+from manifold_sde.geometry.matrix_free_spaces import HessianSpace, JacobianSpace
 from manifold_sde.geometry.normal_space import NormalSpace
 from manifold_sde.geometry.retraction import retract
 from manifold_sde.solvers import solve

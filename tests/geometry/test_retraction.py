@@ -7,7 +7,7 @@ from torch import Tensor
 from manifold_sde import Problem, SphericalNoise
 from manifold_sde.geometry import elimination
 from manifold_sde.geometry.dense import DenseSpace
-from manifold_sde.geometry.matrix_free import HessianSpace
+from manifold_sde.geometry.matrix_free_spaces import HessianSpace
 from manifold_sde.geometry.normal_space import NormalSpace
 from manifold_sde.geometry.retraction import retract
 

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from manifold_sde import DirectionDiffusion, Geometry, Problem, SphericalNoise, errors, problems
 from manifold_sde.geometry import sketched_drift
-from manifold_sde.geometry.matrix_free import HessianSpace, JacobianSpace, MatrixFreeSpace
+from manifold_sde.geometry.matrix_free import MatrixFreeSpace
+from manifold_sde.geometry.matrix_free_spaces import HessianSpace, JacobianSpace
 from manifold_sde.geometry.normal_space import without_radial_part
 from manifold_sde.noise import LabelNoise, SamplingNoise
 from manifold_sde.solvers import Solution, solve

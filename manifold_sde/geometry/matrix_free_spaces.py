@@ -1,0 +1,180 @@
+r"""Eigenvectors of H by products, in two ways.
+
+- :class:`JacobianSpace`: least squares with zero residuals. With J J^T = W S W^T the basis is
+  Q = J^T W S^{-1/2} and the eigenvalues are S / Xi: a frame is W S^{-1/2}, (Xi K, M), and J acts
+  by forward and reverse mode.
+- :class:`HessianSpace`: any loss. H has rank M, so its products with M columns near its range
+  determine it: with B = H A one has H = B (A^T B)^{-1} B^T. A frame is Q itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.func import vjp, vmap
+
+from manifold_sde.geometry.matrix_free import MatrixFreeSpace, eigen, fixed_vectors
+from manifold_sde.geometry.normal_space import Frame
+from manifold_sde.loss import LeastSquaresLoss
+from manifold_sde.problem import Problem
+
+#: Strips in which a Gram matrix of rows that are all here is made.
+_STRIPS = 8
+#: Numbers of the rows that forward mode goes along together: more are slower.
+_CACHED = 2**21
+#: Rows that forward mode goes along at once: it holds the samples' activations for each.
+_ALONG = 32
+
+
+class JacobianSpace(MatrixFreeSpace):
+    """Least squares where the residuals vanish: H = J^T J / Xi.
+
+    Reference bases are empty: (D, 0).
+
+    Args:
+        problem: Least squares.
+        rank: Rank M, at most the number of residuals.
+        memory: As for :class:`MatrixFreeSpace`.
+        floor: Eigenvalue, relative to the largest, up to which a direction has no slope, and is not
+            moved in. On the manifold there is none.
+    """
+
+    loss: LeastSquaresLoss
+
+    def __init__(self, problem: Problem, rank: int, memory: int, *, floor: float = 0.0) -> None:
+        super().__init__(problem, rank, memory)
+        assert isinstance(problem.pointwise, LeastSquaresLoss)
+        self.loss = problem.pointwise
+        self.floor = floor
+
+    def start_at(self, y: Tensor) -> Tensor:
+        """Empty."""
+        return y.new_zeros(len(y), 0)
+
+    def blocks(self, y: Tensor, most: int | None = None) -> Iterator[tuple[int, int, slice]]:
+        """Blocks of samples: the first, the one after the last, and their residuals."""
+        k = self.loss.n_outputs
+        size = max(1, min(self.block(y), most or self.loss.n_residuals) // k)
+        for first in range(0, self.loss.n_samples, size):
+            last = min(first + size, self.loss.n_samples)
+            yield first, last, slice(first * k, last * k)
+
+    def gram(self, y: Tensor) -> Tensor:
+        """J J^T: (D,) -> (Xi K, Xi K); by forward mode along its rows where they are not all here.
+
+        Forward mode costs less than a matrix product where samples have several outputs. Either
+        way a block of rows meets those from its own on alone: the rest is the transpose.
+        """
+        if self.loss.n_residuals <= self.block(y):
+            rows = self.loss.rows(y, 0, self.loss.n_samples)
+            size = -(-len(rows) // _STRIPS)
+            begins = range(0, len(rows), size)
+            return _symmetric([rows[i : i + size] @ rows[i:].T for i in begins])
+        strips = []
+        for first, last, _ in self.blocks(y, max(1, _CACHED // self.loss.dim)):
+            rows = self.loss.rows(y, first, last)
+            along = functools.partial(self.loss.residual_product, y, first=first)
+            strips.append(vmap(along, chunk_size=_ALONG)(rows))
+        return _symmetric(strips)
+
+    def frame_at(self, y: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
+        """S / Xi and W S^{-1/2}, from the M largest eigenvalues S of the Gram matrix."""
+        squares, vectors = eigen(self.gram(y))
+        first = len(squares) - self.rank
+        squares, vectors = squares[first:], vectors[:, first:]
+        scales = squares.rsqrt()
+        if self.floor > 0.0:
+            scales = torch.where(squares > self.floor * squares[-1], scales, 0.0)
+            squares = squares.clamp(min=torch.finfo(squares.dtype).eps * squares[-1])
+        return squares / self.loss.n_samples, vectors * scales
+
+    def reference_at(self, y: Tensor, frame: Frame) -> Tensor:
+        """Empty."""
+        return y.new_zeros(len(y), 0)
+
+    def components_at(self, y: Tensor, frame: Frame, v: Tensor) -> Tensor:
+        """Q^T v by one forward mode."""
+        return frame[1].T @ self.loss.residual_product(y, v)
+
+    def combine_at(self, y: Tensor, frame: Frame, c: Tensor) -> Tensor:
+        """Q c by one reverse mode."""
+        return self.loss.residual_transposed_product(y, frame[1] @ c)
+
+    def third_of_inverse_at(self, y: Tensor, frame: Frame) -> Tensor:
+        """2 sum_i (Hessian of r_i) X_i, with X the rows of the transposed pseudo-inverse of J."""
+        weights = frame[1] @ frame[1].T
+        pull = vjp(self.loss.residuals, y)[1]
+        total = torch.zeros_like(y)
+        for first, last, which in self.blocks(y):
+            dual = vmap(lambda w: pull(w)[0])(weights[which])
+            total = total + self.loss.bend(y, first, last, dual)
+        return 2.0 * total
+
+    def displacement_at(self, y: Tensor, frame: Frame, x: Tensor) -> Tensor:
+        """The Gauss-Newton step: J^+ r."""
+        return self.combine_at(y, frame, frame[1].T @ self.loss.residuals(x))
+
+
+class HessianSpace(MatrixFreeSpace):
+    """Any loss: products of the Hessian with as many vectors as its rank.
+
+    The reference basis is an orthonormal basis of the range of H at a point nearby, (D, M).
+    """
+
+    def start_at(self, y: Tensor) -> Tensor:
+        """Fixed vectors, multiplied by H twice."""
+        near = fixed_vectors(torch.empty(self.loss.dim).to(y), self.rank)
+        for _ in range(2):
+            near = self.frame_at(y, near)[1]
+        return near
+
+    def products(self, y: Tensor, columns: Tensor) -> Tensor:
+        """H A in blocks of columns: (D,), (D, k) -> (D, k)."""
+        parts = [
+            vmap(lambda v: self.loss.hessian_product(y, v), in_dims=1, out_dims=1)(part)
+            for part in columns.split(self.block(y), dim=1)
+        ]
+        return torch.cat(parts, dim=1)
+
+    def frame_at(self, y: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
+        """Eigenvalues and eigenvectors of the H of rank M whose product with A is that of H.
+
+        NaN where one is not positive, as at a saddle point of the loss.
+        """
+        images = self.products(y, basis)
+        columns, upper = torch.linalg.qr(images)
+        inner = basis.T @ images
+        small = upper @ torch.linalg.solve(0.5 * (inner + inner.T), upper.T)
+        values, vectors = eigen(0.5 * (small + small.T))
+        return torch.where(values[0] > 0.0, values, torch.nan), columns @ vectors
+
+    def reference_at(self, y: Tensor, frame: Frame) -> Tensor:
+        """The basis."""
+        return frame[1]
+
+    def components_at(self, y: Tensor, frame: Frame, v: Tensor) -> Tensor:
+        """Q^T v."""
+        return frame[1].T @ v
+
+    def combine_at(self, y: Tensor, frame: Frame, c: Tensor) -> Tensor:
+        """Q c."""
+        return frame[1] @ c
+
+    def third_of_inverse_at(self, y: Tensor, frame: Frame) -> Tensor:
+        """Sum over i of d^2(grad L)[q_i, q_i] / lambda_i."""
+        rows = frame[1].T
+        return self.script_t_at(y, rows, rows / frame[0][:, None])
+
+    def displacement_at(self, y: Tensor, frame: Frame, x: Tensor) -> Tensor:
+        """Q Lambda^-1 Q^T grad L(x)."""
+        return self.inverse_at(y, frame, self.loss.gradient(x))
+
+
+def _symmetric(strips: list[Tensor]) -> Tensor:
+    """A symmetric matrix (n, n) of its rows in blocks, each from its own diagonal on."""
+    n = strips[0].shape[1]
+    upper = torch.cat([F.pad(strip, (n - strip.shape[1], 0)) for strip in strips]).triu()
+    return upper + upper.triu(1).T
