@@ -9,6 +9,7 @@ r"""Eigenvectors of H by products, in two ways.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 
 import torch
