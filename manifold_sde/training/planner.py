@@ -229,6 +229,7 @@ def plan(
     schedule: Schedule = "constant",
     optimizer: str = "sgd",
     relaxations: float = 5.0,
+    fresh: float | None = None,
     before: TrainingSettings | None = None,
     norm: float | None = None,
     noise: float | None = None,
@@ -262,6 +263,9 @@ def plan(
         optimizer: As there.
         relaxations: Relaxation times until the run counts as mixed; after 5, .7 % of a difference
             is left.
+        fresh: Share f of the noise that is fresh at each visit in the planned run, if ``tau`` is in
+            the effective clock f v: 1 with independent batches. By default that of a
+            :class:`~manifold_sde.training.Relaxation`, or 1.
         before: Settings at whose balance the norm is at the start. By default it is at the balance
             of the planned run.
         norm: Instead, the norm of the weights at the start.
@@ -293,7 +297,12 @@ def plan(
     settings = TrainingSettings(
         lr, weight_decay, batch_size, momentum, dampening, schedule, optimizer
     )
-    times = _times(tau)
+    if fresh is None:
+        fresh = tau.fresh if isinstance(tau, Relaxation) else 1.0
+    above = math.nextafter(1.0, 2.0)
+    fresh = check_between(fresh, 1e-12, above, "the share of fresh noise", "fresh=1")
+    low, middle, high = _times(tau)
+    times = low / fresh, middle / fresh, high / fresh
     relaxations = check_positive("relaxations", relaxations, "relaxations=5")
     start = norm_at_start(settings, before, norm, noise)
     check_choice("cooldown", cooldown, tuple(COOLDOWNS), 'cooldown="linear"')

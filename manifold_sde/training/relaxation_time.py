@@ -69,6 +69,8 @@ class Relaxation:
         modes: Number of time scales that a function may have.
         level: Confidence.
         functions: The same for each function.
+        fresh: What its clock is of the clock v: the share of noise that is fresh at each visit, of
+            the training clock that was given with the records.
     """
 
     interval: tuple[float, float]
@@ -83,6 +85,7 @@ class Relaxation:
     modes: int
     level: float
     functions: tuple[Function, ...]
+    fresh: float = 1.0
 
     def __str__(self) -> str:
         low, high = self.interval
@@ -268,6 +271,7 @@ def relaxation(
         modes=modes,
         level=level,
         functions=tuple(functions),
+        fresh=_share(clock),
     )
 
 
@@ -359,6 +363,13 @@ def _of_runs(runs: Sequence[Any], clock: Any) -> tuple[Any, dict[str, Any]]:
         [readings for readings, _ in pairs],
         {name: [values[name] for _, values in pairs] for name in names[0] or ()},
     )
+
+
+def _share(clock: Any) -> float:
+    """The part of the clock v in which the relaxation time is; of several runs their mean."""
+    clocks = clock if isinstance(clock, list | tuple) else [clock]
+    parts = [_fresh_part(one) for one in clocks if hasattr(one, "effective")]
+    return float(np.mean(parts)) if parts else 1.0
 
 
 def _fresh_part(clock: Clock) -> float:

@@ -15,7 +15,14 @@ from scipy.integrate import solve_ivp
 
 from manifold_sde import TimeScale, problems
 from manifold_sde.errors import ArgumentError, DTypeError, MixingClockError, TimeScaleError
-from manifold_sde.training import TrainingSettings, expected_clock, plan, plan_options, relaxation
+from manifold_sde.training import (
+    Records,
+    TrainingSettings,
+    expected_clock,
+    plan,
+    plan_options,
+    relaxation,
+)
 from manifold_sde.training.cooldown import COOLDOWNS
 from manifold_sde.verification.exact import CircleDiffusion
 from tests.training import calibration
@@ -316,6 +323,31 @@ def test_the_plan_of_a_small_rate_with_sgd_itself(smaller: int, paths: int) -> N
     wrong = round(steps / 30.0 * smaller)  # const/lr and const/(lr * weight_decay)
     _, early = Circle().run(lr / smaller, decay, wrong, 1.0, paths, wrong)
     assert abs(early[-1].mean() - law.expectation(np.cos, relaxed)) > 4.0 * error
+
+
+class PartlyFresh:
+    """A clock of which a fifth explores minimisers."""
+
+    time, effective = 300.0, 60.0
+
+
+def test_a_relaxation_time_in_the_effective_clock() -> None:
+    """It takes 1/f of the clock v: the plan that takes it for v itself is too short."""
+    readings = np.linspace(0.0, 300.0, 300)
+    path = calibration.plain(readings, 1, np.random.default_rng(1))[0]
+    records = Records()
+    for step, (reading, value) in enumerate(zip(readings, path, strict=True)):
+        records.append(step, float(reading), value=float(value))
+    given: dict[str, Any] = {"lr": 0.1, "weight_decay": 1e-3}
+    whole = relaxation(records, modes=1)
+    part = relaxation(records, PartlyFresh(), modes=1)
+    assert (whole.fresh, part.fresh) == (1.0, 0.2)
+    assert part.estimate == pytest.approx(0.2 * whole.estimate, rel=1e-3)
+    steps = plan(part, **given).steps
+    assert steps == pytest.approx(plan(whole, **given).steps, rel=1e-3)
+    assert plan(part, fresh=1.0, **given).steps == pytest.approx(np.multiply(0.2, steps), rel=1e-3)
+    with pytest.raises(ArgumentError, match="share of fresh noise"):
+        plan(2.0, fresh=1.5, **given)
 
 
 def test_as_text_data_and_picture() -> None:
