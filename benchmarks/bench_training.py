@@ -71,6 +71,7 @@ def against_a_step(
         optimizer.step()
 
     alone = seconds(step, 3)
+    optimizer = make(model.parameters())  # one that has made no step
     clock = MixingClock(model, optimizer, inputs=x[:2], sampling="iid")
     clock.detach()
     clock.steps = 100  # past the first hundred, which are no different with every=1

@@ -45,8 +45,15 @@ def differences(problem: str, label: str, *, compile: bool = False) -> list[str]
     return faults
 
 
+#: Those that take longest, of routes that others of them take as well.
+LONG = ("network", "mixed noise", "label noise")
+
+
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("problem", PROBLEMS)
+@pytest.mark.parametrize(
+    "problem",
+    [pytest.param(p, marks=[pytest.mark.thorough] if p in LONG else []) for p in PROBLEMS],
+)
 def test_results_are_those_recorded(problem: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # Paths that were lost when these were recorded are led home now.
     monkeypatch.setattr(halving, "MOST_HALVINGS", 0)

@@ -141,16 +141,18 @@ class HessianSpace(MatrixFreeSpace):
         return torch.cat(parts, dim=1)
 
     def frame_at(self, y: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
-        """Eigenvalues and eigenvectors of the H of rank M whose product with A is that of H.
-
-        NaN where one is not positive, as at a saddle point of the loss.
-        """
+        """Eigenvalues and eigenvectors of the H of rank M whose product with A is that of H."""
         images = self.products(y, basis)
         columns, upper = torch.linalg.qr(images)
         inner = basis.T @ images
         small = upper @ torch.linalg.solve(0.5 * (inner + inner.T), upper.T)
         values, vectors = eigen(0.5 * (small + small.T))
-        return torch.where(values[0] > 0.0, values, torch.nan), columns @ vectors
+        return values, columns @ vectors
+
+    def settle(self, y: Tensor, basis: Tensor) -> tuple[Frame, Tensor]:
+        """The frame with its point; NaN where H is not positive, as at a saddle of the loss."""
+        (point, values, vectors), basis = super().settle(y, basis)
+        return (point, torch.where(values[0] > 0.0, values, torch.nan), vectors), basis
 
     def reference_at(self, y: Tensor, frame: Frame) -> Tensor:
         """The basis."""

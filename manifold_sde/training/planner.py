@@ -287,7 +287,7 @@ def plan(
     Example:
         >>> found = plan((1.5, 2.0, 3.0), lr=0.1, weight_decay=5e-4, momentum=0.9)
         >>> [round(steps) for steps in found.steps]  # 5 tau / (2 * 0.1 / (1 - 0.9) * 5e-4)
-        [7498, 9998, 14996]
+        [7498, 9997, 14996]
         >>> round(found.weight_decay_for(5000)[1] / 5e-4, 3)
         1.999
 

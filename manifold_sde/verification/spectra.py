@@ -9,7 +9,7 @@ probability :math:`1 - \delta` by at most
 
 .. math::
 
-    \Big(\frac{\ln(1.648\sqrt n / \delta)}{2k - 1}\Big)^2 (\lambda_{\max} - \lambda_{\min})
+    \Bigl(\frac{\ln(1.648\sqrt n / \delta)}{2k - 1}\Bigr)^2 (\lambda_{\max} - \lambda_{\min})
 
 (Kuczynski and Wozniakowski, SIAM J. Matrix Anal. Appl. 13, 1992).
 """
