@@ -45,7 +45,7 @@ class Sizes:
     repeats: int = 5
 
 
-QUICK = Sizes(("1k", 1), ("1k", 1), ("1k", "10k"), 2, 0.001, 5, 1)
+QUICK = Sizes(("1k", 2), ("1k", 2), ("1k", "10k"), 2, 0.001, 5, 1)
 
 
 def rows(quick: bool = False) -> list[Row]:
