@@ -47,8 +47,8 @@ class Solution:
         ts: Times (K,): steps of SGD, or the SDE's own time.
         ys: States (K, D) of one path, or (K, n, D) of n; n = 0 where observables were kept
             instead of paths.
-        clock: The intrinsic clock u at these times, (K,) or (K, n); s where groups of weights have a
-            clock of their own (:class:`~manifold_sde.GroupDirectionDiffusion`).
+        clock: The intrinsic clock u at these times, (K,) or (K, n); that of the groups, s, for
+            :class:`~manifold_sde.GroupDirectionDiffusion`.
         stats: Counts of what happened: steps, failures, and how the run was made.
         config: What was run: seed, learning rates, problem; with the versions.
         observed: Mean and standard error (K, ...) of the observables, by name.

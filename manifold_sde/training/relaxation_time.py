@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import textwrap
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from manifold_sde.arguments import check_between, check_choice
-from manifold_sde.errors import ArgumentError, NonFiniteError, ShapeError
+from manifold_sde.errors import ArgumentError, MixingClockWarning, NonFiniteError, ShapeError
 from manifold_sde.number_arrays import as_float64
 from manifold_sde.training.likelihood import Array, Runs
 from manifold_sde.training.profiles import Profile, profiles_of, quantile
@@ -219,6 +220,10 @@ def relaxation(
         ShapeError, ArgumentError, NonFiniteError: If there are too few records, a function or the
             clock does not move, the clock runs backwards, or an argument is out of range.
 
+    Warns:
+        MixingClockWarning: If the clock's share of fresh noise was measured, and the order of the
+            data was not told.
+
     Example:
         >>> import numpy as np
         >>> noise = np.random.default_rng(0).standard_normal(3000)
@@ -368,8 +373,17 @@ def _of_runs(runs: Sequence[Any], clock: Any) -> tuple[Any, dict[str, Any]]:
 def _share(clock: Any) -> float:
     """The part of the clock v in which the relaxation time is; of several runs their mean."""
     clocks = clock if isinstance(clock, list | tuple) else [clock]
-    parts = [_fresh_part(one) for one in clocks if hasattr(one, "effective")]
-    return float(np.mean(parts)) if parts else 1.0
+    clocks = [one for one in clocks if hasattr(one, "effective")]
+    if any(getattr(one, "sampling", "") is None and one.effective is not None for one in clocks):
+        warnings.warn(
+            "The order of the data was not told to the clock. It is taken for that in which every "
+            "sample comes once an epoch, where a share of the noise explores the minimisers: "
+            'MixingClock(..., sampling="iid") if batches are drawn independently, and '
+            '"reshuffled" if not.',
+            MixingClockWarning,
+            stacklevel=3,
+        )
+    return float(np.mean([_fresh_part(one) for one in clocks])) if clocks else 1.0
 
 
 def _fresh_part(clock: Clock) -> float:

@@ -10,7 +10,12 @@ import pytest
 import torch
 from torch import nn
 
-from manifold_sde.errors import ArgumentError, CheckpointError, NonFiniteError
+from manifold_sde.errors import (
+    ArgumentError,
+    CheckpointError,
+    MixingClockWarning,
+    NonFiniteError,
+)
 from manifold_sde.training import Records, directions_of, logits_on, loss_on, relaxation
 
 
@@ -85,6 +90,7 @@ class Clock:
 
     time: float = 0.0
     effective: float | None = None
+    sampling: str | None = "reshuffled"
 
 
 def test_a_clock_is_read_and_its_fresh_part_is_taken() -> None:
@@ -101,8 +107,12 @@ def test_a_clock_is_read_and_its_fresh_part_is_taken() -> None:
     fresh = relaxation(records, clock)
     assert fresh.length == pytest.approx(2.45)
     assert fresh.estimate == pytest.approx(0.1 * whole.estimate)
+    clock.sampling = None
+    with pytest.warns(MixingClockWarning, match="order of the data was not told"):
+        relaxation(records, clock)
     with pytest.raises(ArgumentError, match="there are no clock readings"):
         relaxation(records.values, clock)
+    clock.sampling = "reshuffled"
     clock.effective = 0.0
     with pytest.raises(ArgumentError, match="nothing explores the minimisers"):
         relaxation(records, clock)
