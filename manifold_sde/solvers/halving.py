@@ -15,11 +15,12 @@ from torch import Tensor
 
 from manifold_sde.arguments import is_known_false
 from manifold_sde.solvers.brownian import BrownianPath
+from manifold_sde.solvers.brownian_nodes import DEEPEST
 from manifold_sde.solvers.clock import RunningIntegrals
 from manifold_sde.solvers.schemes import StepNoise
 
-#: How often a step is halved before its path counts as lost: as far as the Brownian tree goes.
-#: A path that comes within epsilon of where the manifold ends needs steps of epsilon^2, and few.
+#: How often a step is halved before its path counts as lost, as far as the Brownian tree goes. A
+#: path that comes within epsilon of where the manifold ends needs steps of epsilon^2, and few.
 MOST_HALVINGS = 36
 
 
@@ -164,7 +165,8 @@ class Halving:
             The states after the step.
         """
         lost = before.alive() & ~after.alive()
-        if halved >= MOST_HALVINGS or not is_known_false(~lost.any()):
+        floor = halved >= MOST_HALVINGS or level >= DEEPEST
+        if floor or not is_known_false(~lost.any()):
             return after
         places = torch.nonzero(lost)[:, 0]
         self.count += len(places)
@@ -190,7 +192,7 @@ class Halving:
         """
         found = PathStates(*(torch.full_like(part, torch.nan) for part in states.tensors()))
         left = torch.arange(len(paths), device=paths.device)
-        for depth in range(level + 1, level + 1 + MOST_HALVINGS):
+        for depth in range(level + 1, min(level + MOST_HALVINGS, DEEPEST) + 1):
             self.count += len(left)
             half = self.cell * 2.0**-depth
             position = 2 * position

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from manifold_sde import DirectionDiffusion, LimitingDiffusion, Problem, problems
 from manifold_sde.errors import LostPathsWarning
@@ -106,3 +107,28 @@ def test_the_law_is_right_where_steps_are_halved() -> None:
     want = CircleDiffusion.reversible(problem).expectation(np.cos, 1.0)
     error = float(value.std()) / len(value) ** 0.5
     assert abs(float(value.mean()) - float(want)) < 4.0 * error
+
+
+class Ending(DirectionDiffusion):
+    """A retraction that never comes back from beyond a neighbourhood of the start."""
+
+    def retract(self, x: Tensor, basis: Tensor, fresh_steps: int = 2) -> tuple[Tensor, Tensor]:
+        y, basis = super().retract(x, basis, fresh_steps)
+        return torch.where(y[:1] < 0.995, torch.nan, y), basis
+
+
+@pytest.mark.parametrize("level", [3, 7])
+def test_steps_are_halved_as_far_as_the_tree_goes(level: int) -> None:
+    """A path is lost beyond, however short the steps are from which it begins."""
+    problem = problems.great_circle(noise_scale=1.0)
+    with pytest.warns(LostPathsWarning):
+        found = solve(
+            Ending(problem, "stratonovich"),
+            problem.minimizer,
+            [0.0, 0.01, 0.02],
+            n_paths=20,
+            method="heun",
+            dt=2.0**-level,
+            compile=False,
+        )
+    assert 0 < found.stats["lost_paths"] < 20
