@@ -1,8 +1,8 @@
 """Eigendecompositions of many small symmetric matrices at once, in C.
 
 Jacobi's method in cycles, eight doubles or sixteen singles side by side: LAPACK takes the matrices
-one by one, ten times as long. A matrix that has converged is left alone while its neighbours are
-not: what comes out for one does not depend on the others.
+one by one, eleven times as long for D = 3 and three times for D = 10. A matrix that has converged
+is left alone while its neighbours are not: what comes out for one does not depend on the others.
 
 Source: Golub and Van Loan, Matrix Computations, 2013, section 8.5.
 """

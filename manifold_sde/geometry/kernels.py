@@ -27,7 +27,7 @@ from manifold_sde.problem import Problem
 #: filled up to the next size, larger ones are cut into chunks of the largest, which is where the
 #: numbers in between still fit into the cache of a core.
 _SIZES = (16, 64, 256)
-#: Dimension above which a batch of one is none: products of matrices take half the time.
+#: Dimension above which a batch of one is none.
 _LARGE = 1000
 #: Points at which a kernel for any number is compared with what it was made of.
 _FEW = 3
@@ -96,10 +96,7 @@ class Kernels:
             return kernel(*(a.detach().contiguous() for a in arguments))
         if self.compiled is not True:
             if n == 1 and self.problem.dim > _LARGE and arguments[0].dtype == torch.float64:
-                found = function(*(a[..., 0].contiguous() for a in arguments))
-                one = (found,) if isinstance(found, Tensor) else found
-                last = tuple(part[..., None] for part in one)
-                return last[0] if isinstance(found, Tensor) else last
+                return at_one_point(function, *arguments)
             # Forward mode cannot write to an expanded tensor.
             contiguous = (a.contiguous() for a in arguments)
             return vmap(function, in_dims=-1, out_dims=-1)(*contiguous)
@@ -248,6 +245,17 @@ class OnePoint(Kernels):
     def no_part_of_one(self, what: str) -> None:
         """Refuse to be compiled, before anything is traced in vain."""
         raise Unsupported(what)
+
+
+def at_one_point(function: Callable[..., Any], *arguments: Tensor) -> Any:
+    """A function of one point where there is one: products of matrices take half the time then.
+
+    In a batch of one they would be products of batches.
+    """
+    found = function(*(a[..., 0].contiguous() for a in arguments))
+    if isinstance(found, Tensor):
+        return found[..., None]
+    return tuple(part[..., None] for part in found)
 
 
 def _joined(pieces: list[Tensor], n: int) -> Tensor:

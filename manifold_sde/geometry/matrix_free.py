@@ -20,6 +20,7 @@ from torch.func import vmap
 
 from manifold_sde import rng
 from manifold_sde.derivatives import jvp, unit_rows
+from manifold_sde.geometry.kernels import at_one_point
 from manifold_sde.geometry.normal_space import Frame, NormalSpace, to_unit
 from manifold_sde.loss import slices
 from manifold_sde.problem import Problem
@@ -345,11 +346,8 @@ class MatrixFreeSpace(NormalSpace):
 def each(function: Callable[..., Any], *arguments: Tensor) -> Any:
     """A function of one point at all points, points last; what has one point serves all."""
     n = max(a.shape[-1] for a in arguments)
-    if n == 1:  # in a batch of one, products of matrices take twice as long
-        found = function(*(a[..., 0].contiguous() for a in arguments))
-        if isinstance(found, Tensor):
-            return found[..., None]
-        return tuple(part[..., None] for part in found)
+    if n == 1:
+        return at_one_point(function, *arguments)
     one = [a.shape[-1] == 1 < n for a in arguments]
     dims = tuple(None if o else -1 for o in one)
     given = (a[..., 0] if o else a.contiguous() for a, o in zip(arguments, one, strict=True))

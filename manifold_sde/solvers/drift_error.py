@@ -23,18 +23,22 @@ def drift_error(simulation: Simulation, states: Tensor) -> dict[str, float]:
 
     Args:
         simulation: What was run.
-        states: States (n, D), of which some are looked at; NaN where a path was lost.
+        states: States (..., D, n), of which some are looked at; NaN where a path was lost.
 
     Returns:
         "drift_error": the standard error of the drift of a step over the size of what is stepped
         with, root mean squares over the states. "drift_variance": the part of the variance of a
         step that it makes up.
     """
-    equation, states = simulation.equation, states[torch.isfinite(states).all(1)]
+    equation = simulation.equation
     if not isinstance(equation, ManifoldEquation) or simulation.scheme != "walk":
         return {}
     columns = equation.drift_columns
-    if not columns or not len(states):
+    if not columns:
+        return {}
+    states = states.movedim(-2, -1).flatten(0, -2)
+    states = states[torch.isfinite(states).all(1)]
+    if not len(states):
         return {}
     space = equation.space
     assert isinstance(space, MatrixFreeSpace)

@@ -239,8 +239,7 @@ def _solution(simulation: Simulation, result: ChunkResult) -> Solution:
         stats["expected_error"] = simulation.expected_error
     if simulation.noise_along is not None:
         stats["noise_along"] = simulation.noise_along
-    kept = result.x.movedim(1, -1).flatten(0, -2)
-    stats |= drift_error(simulation, kept if len(kept) else simulation.start)
+    stats |= drift_error(simulation, result.x if result.x.numel() else simulation.start.T)
     if simulation.control is not None:
         stats["rejected_steps"] = result.rejected
     else:

@@ -161,6 +161,7 @@ class Track:
         xx = np.where(fresh, square, self.predicted.xx)
         self.predicted = SecondMoments(xx, self.predicted.xm, self.predicted.mm)
 
+    @np.errstate(divide="ignore", invalid="ignore")  # a norm may be 0
     def advance(
         self,
         now: Options,
@@ -178,17 +179,6 @@ class Track:
             gradient: |g|^2 in it, which the clocks of SGD and Adam go by.
             details: Inner products, if it was looked at closely.
         """
-        with np.errstate(divide="ignore", invalid="ignore"):  # a norm may be 0
-            self._advance(now, active, after, gradient, details)
-
-    def _advance(
-        self,
-        now: Options,
-        active: Array,
-        after: Array,
-        gradient: Array | None,
-        details: Details | None,
-    ) -> None:
         square = self.square
         step, noise = self._step(now, square, active, gradient, details)
         clocks = (self.intrinsic, self.decay) if self.rule in LINEAR else (self.decay,)
