@@ -21,11 +21,13 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.func import grad, vjp, vmap
+from torch.func import vmap
 
 from manifold_sde.errors import DTypeError, ShapeError
+from manifold_sde.reverse_mode import grad
 
 ScalarFunction = Callable[[Tensor], Tensor]
 
@@ -69,14 +71,14 @@ def hessian_product(function: ScalarFunction, x: Tensor, v: Tensor) -> Tensor:
 
 def reverse_hessian_product(function: ScalarFunction, x: Tensor, v: Tensor) -> Tensor:
     """The same, reverse over reverse, as in :func:`hessian`: (D,), (D,) -> (D,)."""
-    return vjp(grad(function), x)[1](v)[0]
+    return grad(lambda z: grad(function)(z) @ v)(x)
 
 
 def hessian(function: ScalarFunction, x: Tensor) -> Tensor:
     """Hessian at one point, one reverse mode a column: (D,) -> (D, D), symmetrised."""
     basis = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
-    pull = vjp(grad(function), x)[1]
-    columns = vmap(lambda v: pull(v)[0])(basis)
+    # What does not depend on v is computed once.
+    columns = vmap(lambda v: reverse_hessian_product(function, x, v))(basis)
     return 0.5 * (columns + columns.T)
 
 
@@ -109,7 +111,24 @@ def reverse_third_derivative(function: ScalarFunction, x: Tensor, a: Tensor, b: 
     def first(z: Tensor) -> Tensor:
         return grad(function)(z) @ a
 
-    return vjp(grad(first), x)[1](b)[0]
+    return grad(lambda z: grad(first)(z) @ b)(x)
+
+
+def has_custom_derivative(function: Callable[[Tensor], Tensor], x: Tensor) -> bool:
+    """Whether a function calls a ``torch.autograd.Function``, whose derivative is the user's."""
+    with torch.enable_grad():
+        value = function(x.detach().clone().requires_grad_())
+    left: list[Any] = [value.grad_fn]
+    seen: set[Any] = set()
+    while left:
+        node = left.pop()
+        if node is None or node in seen:
+            continue
+        if isinstance(node, torch.autograd.function.BackwardCFunction):
+            return True
+        seen.add(node)
+        left += [before for before, _ in node.next_functions]
+    return False
 
 
 def batched(
@@ -147,8 +166,8 @@ def batched(
             )
     batch_shapes = [a.shape[: a.dim() - d] for a, d in zip(arguments, event_dims, strict=True)]
     try:
-        batch = torch.broadcast_shapes(*batch_shapes)
-    except RuntimeError as error:
+        batch = torch.Size(np.broadcast_shapes(*batch_shapes))  # that of torch loads SymPy
+    except ValueError as error:
         raise ShapeError(
             "the leading batch dimensions do not fit together",
             received=" and ".join(str(tuple(a.shape)) for a in arguments),

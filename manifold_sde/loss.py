@@ -15,7 +15,6 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 from torch.func import vjp
-from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from manifold_sde import derivatives
 from manifold_sde.derivatives import jvp
@@ -181,7 +180,7 @@ class Loss:
 
     def hessian_product(self, x: Tensor, v: Tensor) -> Tensor:
         """The Hessian of L times v: (D,), (D,) -> (D,)."""
-        if self._goes_backward():
+        if self.reverses:
             return self._derivative(derivatives.reverse_hessian_product, x, v, copies=4)
         return self._derivative(derivatives.hessian_product, x, v, copies=2)
 
@@ -191,20 +190,9 @@ class Loss:
 
     def third_derivative(self, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
         """Second directional derivative of the gradient, along a and b: (D,) each -> (D,)."""
-        backward = derivatives.reverse_third_derivative
-        if self._goes_backward():
-            return self._derivative(backward, x, a, b, copies=8)
-        try:
-            return self._derivative(derivatives.third_derivative, x, a, b, copies=4)
-        except NotImplementedError:
-            # Some operations have a forward mode only where no graph is recorded.
-            if not self.reverses:
-                raise
-            return self._derivative(backward, x, a, b, copies=8)
-
-    def _goes_backward(self) -> bool:
-        """Whether reverse mode alone is taken: where it is right, and no graph is recorded."""
-        return self.reverses and get_proxy_mode() is None
+        if self.reverses:
+            return self._derivative(derivatives.reverse_third_derivative, x, a, b, copies=8)
+        return self._derivative(derivatives.third_derivative, x, a, b, copies=4)
 
     def _derivative(
         self, derivative: Callable[..., Tensor], *arguments: Tensor, copies: int = 1

@@ -20,10 +20,12 @@ from torch.func import vmap
 
 from manifold_sde import rng
 from manifold_sde.arguments import check_integer
+from manifold_sde.derivatives import has_custom_derivative
 from manifold_sde.errors import (
     ArgumentError,
     DifferentiationError,
     DTypeError,
+    ManifoldSDEError,
     NonFiniteError,
     ShapeError,
 )
@@ -365,6 +367,9 @@ def require_derivatives(loss: Loss, function: Callable[[Tensor], Tensor], what: 
             expected="the same value at every call",
             remedy="switch dropout off (module.eval()), and draw random constants outside",
         )
+    if _sound_backward(loss, function, points):
+        loss.reverses = True
+        return
     exact: list[Tensor] = []
     wrong = _first_wrong(loss, points, exact)
     if wrong is not None:
@@ -388,6 +393,26 @@ def require_derivatives(loss: Loss, function: Callable[[Tensor], Tensor], what: 
         )
     if loss.per_sample is not None or loss.dim <= _LARGE:
         loss.reverses = _reverses(loss, points, exact)
+
+
+def _sound_backward(loss: Loss, function: Callable[[Tensor], Tensor], points: Tensor) -> bool:
+    """Whether reverse mode alone is right, and all that a loss is asked for.
+
+    Samples, and functions whose derivatives are the user's, are differentiated by forward mode,
+    too, which is not looked at here: it loads a compiler of torch's.
+    """
+    if (
+        loss.n_samples is not None
+        or loss.dim > _LARGE
+        or has_custom_derivative(function, points[0])
+    ):
+        return False
+    other = copy.copy(loss)
+    other.reverses = True
+    try:
+        return _first_wrong(other, points, []) is None and not wrong_operations(function, points[0])
+    except ManifoldSDEError:
+        return False
 
 
 def _reverses(loss: Loss, points: Tensor, exact: list[Tensor]) -> bool:

@@ -268,6 +268,11 @@ class _Operations(TorchDispatchMode):
         super().__init__()
         self.names: dict[str, None] = {}
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Keep torch from loading a compiler to keep this mode away from it."""
+        return False
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:

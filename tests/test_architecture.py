@@ -18,7 +18,7 @@ PACKAGE = ROOT / "manifold_sde"
 # From the ground up: a module or folder may import from its own floor and from those below it.
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "paper"),
-    ("arguments", "number_arrays"),
+    ("arguments", "number_arrays", "reverse_mode"),
     (
         "rng",
         "deadline",

@@ -12,8 +12,17 @@ from torch import Tensor
 from torch.func import vmap
 
 from manifold_sde import Problem, SphericalNoise, rng
-from manifold_sde.compile import CKernel, Identity, c_library, c_source, compile_points, compiler
+from manifold_sde.compile import (
+    CKernel,
+    Identity,
+    Unsupported,
+    c_library,
+    c_source,
+    compile_points,
+    compiler,
+)
 from manifold_sde.compile.random_numbers import fill, fills
+from manifold_sde.compile.recording import record
 from manifold_sde.geometry.kernels import Kernels
 from manifold_sde.loss import Loss
 
@@ -135,6 +144,76 @@ def test_what_has_no_rule_is_left_to_others(function: Callable[[Tensor], Tensor]
 def test_without_a_c_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiler, "c_compiler", lambda: None)
     assert compile_points(torch.sin, (X[:, :3].contiguous(),)) is None
+
+
+# The recording.
+
+
+def test_operations_are_recorded_in_order_and_the_needed_ones_run() -> None:
+    def function(x: Tensor) -> Tensor:
+        torch.linalg.eigvalsh(torch.outer(x, x))  # nothing uses it
+        y = x.clone()
+        y[1:3] = x[:2]
+        return W @ y
+
+    found = record(function, (X[:, 0],))
+    names = [operation.name for operation in found.needed()]
+    assert "_linalg_eigh" in [operation.name for operation in found.operations]
+    assert "_linalg_eigh" not in names
+    assert "copy_" in names
+    assert [tensor is W for tensor in found.held.values()] == [True]
+    kernel = compile_points(function, (X[:, :3].contiguous(),))
+    assert kernel is not None
+    want = W @ torch.cat([X[:1], X[:2], X[3:]])
+    torch.testing.assert_close(kernel(X), want, rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: x * float(x[0]),
+        lambda x: x.square() if x[0] > 0 else x,
+        lambda x: x * (2.0 if torch.equal(x, x.abs()) else 1.0),
+    ],
+)
+def test_a_number_of_the_point_that_steers_the_function_is_refused(
+    function: Callable[[Tensor], Tensor],
+) -> None:
+    with pytest.raises(Unsupported):
+        record(function, (X[:, 0],))
+    assert compile_points(function, (X[:, :3].contiguous(),)) is None
+    # Numbers of what the function holds are the same at every point.
+    assert record(lambda x: x * float(W[0, 0]), (X[:, 0],)).operations
+
+
+def test_derivatives_that_are_the_users_are_not_looked_up_on_disk(folder: Path) -> None:
+    """Two functions of one gradient with other second derivatives are told apart by nothing."""
+
+    class Square(torch.autograd.Function):
+        generate_vmap_rule = True
+
+        @staticmethod
+        def forward(x: Tensor) -> Tensor:
+            return x * x
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+            ctx.save_for_backward(*inputs)
+            ctx.save_for_forward(*inputs)
+
+        @staticmethod
+        def backward(ctx: Any, weights: Tensor) -> Tensor:
+            return 2.0 * ctx.saved_tensors[0] * weights
+
+        @staticmethod
+        def jvp(ctx: Any, tangent: Tensor) -> Tensor:
+            return 2.0 * ctx.saved_tensors[0] * tangent
+
+    losses = (lambda x: Square.apply((W @ x) / x.norm()), lambda x: ((W @ x) / x.norm()) ** 2)
+    for loss, kept in zip(losses, (0, 1), strict=True):
+        problem = Problem(lambda x, loss=loss: loss(x).mean(), 6, SphericalNoise(1.0))
+        Kernels(problem, "c").gradient(X.T)
+        assert len(list(folder.glob("*.json"))) == kept
 
 
 # The disk.

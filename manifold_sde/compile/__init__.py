@@ -1,6 +1,5 @@
 """Tracing and compiling functions of tensors, for points in the last dimension."""
 
-from manifold_sde.compile.batch_last import Unsupported
 from manifold_sde.compile.c_library import CKernel, c_compiler
 from manifold_sde.compile.compiler import (
     QUICK_DIM,
@@ -14,6 +13,7 @@ from manifold_sde.compile.compiler import (
 )
 from manifold_sde.compile.eigen import eigen_kernel
 from manifold_sde.compile.identity import Identity
+from manifold_sde.compile.recording import Unsupported
 
 __all__ = [
     "QUICK_DIM",

@@ -23,6 +23,8 @@ from torch.func import functionalize
 from torch.fx import GraphModule, Interpreter, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from manifold_sde.compile.recording import Unsupported
+
 aten, prims = torch.ops.aten, torch.ops.prims
 
 #: Largest inner dimension of a matrix product that is written out as multiply and add, so that
@@ -31,10 +33,6 @@ LARGEST_PRODUCT = 32
 
 #: Products of matrices and vectors.
 PRODUCTS = (aten.mm, aten.mv, aten.bmm)
-
-
-class Unsupported(Exception):
-    """An operation has no rule."""
 
 
 def batch_last(

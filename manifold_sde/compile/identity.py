@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from manifold_sde.compile.scalar_trace import trace_point
+from manifold_sde.compile.recording import record
 
 
 @dataclass(frozen=True)
@@ -41,13 +41,10 @@ class Identity:
         said, given = [_package(), torch.__version__], []
         try:
             for function, point in functions:
-                graph = trace_point(function, point)
-                said.append(graph.code)
-                for node in graph.graph.nodes:
-                    if node.op != "get_attr":
-                        continue
-                    value = getattr(graph, str(node.target))
-                    said.append(f"{node.target} {tuple(value.shape)} {value.dtype}")
+                found = record(function, point)
+                said += [repr(found.operations), repr(found.results)]
+                for number, value in found.held.items():
+                    said.append(f"{number} {tuple(value.shape)} {value.dtype}")
                     if value.is_floating_point():
                         given.append(value.detach())
                     else:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from manifold_sde.compile.batch_last import Unsupported
+from manifold_sde.compile.recording import Unsupported
 from manifold_sde.compile.scalar_program import ScalarProgram
 
 

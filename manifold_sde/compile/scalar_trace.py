@@ -8,17 +8,21 @@ operation on these integers; what computes has a rule here, or is decomposed by 
 from __future__ import annotations
 
 import functools
-import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule, Interpreter, Node
-from torch.fx.experimental.proxy_tensor import make_fx
 
-from manifold_sde.compile.batch_last import Unsupported
+from manifold_sde.compile.recording import (
+    Operation,
+    Recording,
+    Ref,
+    Unsupported,
+    mapped,
+    record,
+)
 from manifold_sde.compile.scalar_program import ScalarProgram
 from manifold_sde.compile.scalar_rules import (
     ENTRYWISE,
@@ -54,21 +58,6 @@ class Traced:
     given: list[Tensor]
 
 
-def trace_point(function: Callable[..., Any], point: tuple[Tensor, ...]) -> GraphModule:
-    """Graph of a function of one point, derivatives included.
-
-    Args:
-        function: Function of tensors; may use ``torch.func`` freely.
-        point: Example tensors, of one floating dtype.
-    """
-
-    def plain(*inputs):  # type: ignore[no-untyped-def]
-        return function(*inputs)
-
-    with torch.no_grad():
-        return make_fx(plain)(*(a.clone() for a in point))
-
-
 def scalar_program(function: Callable[..., Any], point: tuple[Tensor, ...]) -> Traced:
     """Program of a function of one point.
 
@@ -84,13 +73,12 @@ def scalar_program(function: Callable[..., Any], point: tuple[Tensor, ...]) -> T
         raise Unsupported("arguments of several dtypes")
     if sum(a.numel() for a in point) > MOST_INPUTS:
         raise Unsupported("too many numbers")
-    graph = trace_point(function, point)
-    run = _Scalars(graph, dtype)
+    run = _Scalars(record(function, point), dtype)
     inputs = []
     for k, tensor in enumerate(point):
         values = [run.program.value(("input", k, i)) for i in range(tensor.numel())]
         inputs.append(Numbers(table(values, tensor.shape), dtype))
-    results = run.run(*inputs)
+    results = run.run(inputs)
     single = not isinstance(results, (tuple, list))
     results = [run.numbers(r) for r in ([results] if single else results)]
     if any(r.dtype != dtype for r in results):
@@ -100,16 +88,30 @@ def scalar_program(function: Callable[..., Any], point: tuple[Tensor, ...]) -> T
     return Traced(run.program.with_reciprocals(), shapes, single, run.given)
 
 
-class _Scalars(Interpreter):
-    """Runs the graph of one point on the numbers of values."""
+class _Scalars:
+    """Runs what was recorded at one point on the numbers of values."""
 
     def __init__(
-        self, graph: GraphModule, dtype: torch.dtype, parent: _Scalars | None = None
+        self, recording: Recording, dtype: torch.dtype, parent: _Scalars | None = None
     ) -> None:
-        super().__init__(graph, garbage_collect_values=False)
+        self.recording = recording
         self.dtype = dtype
         self.program: ScalarProgram = ScalarProgram() if parent is None else parent.program
         self.given: list[Tensor] = [] if parent is None else parent.given
+
+    def run(self, inputs: Sequence[Numbers]) -> Any:
+        """The results for these arguments."""
+        known: dict[int, Any] = dict(zip(self.recording.inputs, inputs, strict=True))
+        known |= {number: self.held(tensor) for number, tensor in self.recording.held.items()}
+
+        def look_up(value: Any) -> Any:
+            return mapped(lambda ref: known[ref.number], Ref, value)
+
+        for operation in self.recording.needed():
+            kwargs = look_up(operation.kwargs)
+            found = self.call(operation, list(look_up(operation.args)), kwargs)
+            _keep(known, operation.result, found)
+        return look_up(self.recording.results)
 
     # Tensors.
 
@@ -127,10 +129,9 @@ class _Scalars(Interpreter):
             return Numbers(torch.tensor(self.program.constant(value)), kind)
         raise Unsupported(f"a {type(value).__name__}")
 
-    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
+    def held(self, value: Tensor) -> Any:
         """A tensor that the function holds: its numbers are read when the program runs."""
-        value = super().get_attr(target, args, kwargs)
-        if not isinstance(value, Tensor) or not value.is_floating_point():
+        if not value.is_floating_point():
             return value
         if value.numel() > MOST_OPERATIONS:
             raise Unsupported("a large tensor")
@@ -142,30 +143,16 @@ class _Scalars(Interpreter):
         entries = [self.program.value(("given", k, i)) for i in range(value.numel())]
         return Numbers(table(entries, value.shape), value.dtype)
 
-    def run_node(self, n: Node) -> Any:
-        """Run one node."""
-        if n.op != "call_function":
-            return super().run_node(n)
-        if not n.users and not getattr(n.target, "__name__", "").split(".")[0].endswith("_"):
-            return None
-        args, kwargs = self.fetch_args_kwargs_from_env(n)
-        return self.call(n.target, list(args), dict(kwargs))
-
-    def call(self, target: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
+    def call(self, operation: Operation, args: list[Any], kwargs: dict[str, Any]) -> Any:
         """Apply an operation."""
         if len(self.program.operations) > MOST_OPERATIONS:
             raise Unsupported("too many operations")
-        if target is operator.getitem:
-            return args[0][args[1]]
-        if isinstance(target, type) and issubclass(target, tuple):
-            return tuple(args)  # results under names
-        packet = getattr(target, "overloadpacket", target)
-        name = getattr(packet, "__name__", str(packet)).split(".")[-1]
+        target, name = operation.target, operation.name
         if name in FILLED:
             return self._filled(name, args, kwargs)
         if not _has_numbers(args) and not _has_numbers(list(kwargs.values())):
             return target(*args, **kwargs)
-        if name.endswith("_") and not name.startswith("_") and hasattr(aten, name[:-1]):
+        if operation.in_place and hasattr(aten, name[:-1]):
             packet = getattr(aten, name[:-1])
             target = getattr(packet, target._overloadname, packet)
             return self._in_place(target, name[:-1], args, kwargs)
@@ -332,11 +319,11 @@ class _Scalars(Interpreter):
 
             return rule(*filled(held), **dict(zip(kwargs, filled(named), strict=True)))
 
-        examples = [torch.full(p.values.shape, 0.5, dtype=p.dtype) for p in places]
-        graph = make_fx(function)(*examples)
-        if any(node.target is target for node in graph.graph.nodes):
+        examples = tuple(torch.full(p.values.shape, 0.5, dtype=p.dtype) for p in places)
+        recording = record(function, examples)
+        if any(operation.target is target for operation in recording.operations):
             raise Unsupported(str(target))
-        return _Scalars(graph, self.dtype, self).run(*places)
+        return _Scalars(recording, self.dtype, self).run(places)
 
 
 @dataclass(frozen=True)
@@ -349,6 +336,15 @@ def _decompositions() -> dict[Any, Callable[..., Any]]:
     from torch._decomp import core_aten_decompositions, decomposition_table
 
     return {**decomposition_table, **core_aten_decompositions()}
+
+
+def _keep(known: dict[int, Any], result: Any, found: Any) -> None:
+    """Keep what an operation returned under the numbers of its results."""
+    if isinstance(result, Ref):
+        known[result.number] = found
+    elif isinstance(result, (list, tuple)):
+        for one, part in zip(result, found, strict=True):
+            _keep(known, one, part)
 
 
 def _flat(args: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -466,8 +467,8 @@ def _check_same_kind(y: Tensor, given: object, name: str) -> None:
 def _common_batch(points: torch.Size, others: torch.Size, name: str) -> torch.Size:
     """Common batch shape of points and what goes with them."""
     try:
-        return torch.broadcast_shapes(points, others)
-    except RuntimeError as error:
+        return torch.Size(np.broadcast_shapes(points, others))
+    except ValueError as error:
         raise ShapeError(
             f"the batches of y and {name} do not fit together",
             received=f"{tuple(points)} and {tuple(others)}",

@@ -21,6 +21,7 @@ from manifold_sde.compile import (
     eigen_kernel,
 )
 from manifold_sde.deadline import consult
+from manifold_sde.derivatives import has_custom_derivative
 from manifold_sde.problem import Problem
 
 #: Batch sizes of compiled kernels: compiling takes seconds, so they are few. Smaller batches are
@@ -182,14 +183,14 @@ class Kernels:
             noise, loss = problem.noise, problem.pointwise
             x = torch.ones(problem.dim, dtype=like.dtype, device=like.device)
             w = x.new_ones(noise.n_components(loss))
-            kernels[key] = _elsewhere(
-                Identity.of,
-                [
-                    (loss.function, (x,)),
-                    (loss.gradient, (x,)),
-                    (lambda z, v: noise.product(loss, z, v), (x, w)),
-                ],
-            )
+            functions = [
+                (loss.function, (x,)),
+                (loss.gradient, (x,)),
+                (lambda z, v: noise.product(loss, z, v), (x, w)),
+            ]
+            # The user's second derivatives are in none of them.
+            hidden = has_custom_derivative(loss.function, x)
+            kernels[key] = None if hidden else _elsewhere(Identity.of, functions)
         found: Identity | None = kernels[key]
         return found
 

@@ -7,13 +7,14 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
-from torch.func import grad, vmap
+from torch.func import vmap
 
 from manifold_sde import rng
 from manifold_sde.arguments import check_integer, kind_of
 from manifold_sde.derivatives import jvp, unit_rows
 from manifold_sde.errors import NoiseError
 from manifold_sde.loss import Loss
+from manifold_sde.reverse_mode import grad
 
 #: How many random numbers are drawn at once.
 AT_ONCE = 1 << 18

@@ -1,0 +1,56 @@
+"""The gradient as ``torch.func`` takes it, without the compiler that ``torch.func`` loads for it.
+
+``torch.func.grad`` loads ``torch._dynamo`` at its first call, to make sure that no backward pass of
+its is compiled: a second of processor time, in a process that compiles nothing. As long as it is
+not loaded none is compiled, and the same steps are taken here without it. They are not public:
+where torch has others, or the compiler is loaded, ``torch.func`` is called.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+try:
+    from torch._functorch.eager_transforms import (
+        _create_differentiable,
+        _undo_create_differentiable,
+        _wrap_all_tensors,
+        doesnt_support_saved_tensors_hooks,
+        grad_increment_nesting,
+    )
+except ImportError:  # a torch that has other names for them
+    _KNOWN = False
+else:
+    _KNOWN = True
+
+
+def grad(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """The gradient of a scalar function of one tensor, as ``torch.func.grad``."""
+
+    def gradient(x: Tensor) -> Tensor:
+        alone = _KNOWN and "torch._dynamo" not in sys.modules
+        if not alone or torch.is_inference_mode_enabled():
+            return torch.func.grad(function)(x)
+        found: Tensor = doesnt_support_saved_tensors_hooks(_gradient)(function, x)
+        return found
+
+    return gradient
+
+
+def _gradient(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    with grad_increment_nesting() as level, torch.enable_grad():
+        point = _wrap_all_tensors(x, level)
+        _create_differentiable(point, level)
+        value = function(point)
+        if not value.requires_grad:
+            return torch.zeros_like(x)
+        found: Any = torch.autograd.grad(value, point, create_graph=True, allow_unused=True)[0]
+        if found is None:
+            return torch.zeros_like(x)
+        result: Tensor = _undo_create_differentiable(found, level)
+        return result
