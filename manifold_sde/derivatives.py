@@ -2,12 +2,12 @@
 
 Losses are written by users in ordinary torch, so the orders matter: the derivative of
 ``x / x.norm()`` raises inside torch when the outermost derivative of a third-order one is
-reverse mode over forward mode. Forward over forward over reverse works for all of them, in the
-smallest graph. Run operation by operation it takes two to five times as long as reverse mode
-alone, because torch 2.13 goes through Python where a tensor meets a constant: a loss for which
-reverse mode was seen to do the same takes that, where no graph is recorded. Some functions of
-torch have wrong third derivatives in every order; :mod:`manifold_sde.torch_norms` replaces or
-finds them.
+reverse mode over forward mode. Forward over forward over reverse works for all of them. Run
+operation by operation it takes two to five times as long as reverse mode alone, because torch 2.13
+goes through Python where a tensor meets a constant, and the first one loads a compiler; compiled it
+is as many operations. A loss for which reverse mode was seen to do the same takes that. Some
+functions of torch have wrong third derivatives in every order; :mod:`manifold_sde.torch_norms`
+replaces or finds them.
 
 All functions take a function of ONE vector and are composable with ``torch.func``; batches are
 made by :func:`batched`.
