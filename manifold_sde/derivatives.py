@@ -69,19 +69,6 @@ def hessian_product(function: ScalarFunction, x: Tensor, v: Tensor) -> Tensor:
     return jvp(grad(function), (x,), (v,))[1].to(x.dtype)
 
 
-def reverse_hessian_product(function: ScalarFunction, x: Tensor, v: Tensor) -> Tensor:
-    """The same, reverse over reverse, as in :func:`hessian`: (D,), (D,) -> (D,)."""
-    return grad(lambda z: grad(function)(z) @ v)(x)
-
-
-def hessian(function: ScalarFunction, x: Tensor) -> Tensor:
-    """Hessian at one point, one reverse mode a column: (D,) -> (D, D), symmetrised."""
-    basis = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
-    # What does not depend on v is computed once.
-    columns = vmap(lambda v: reverse_hessian_product(function, x, v))(basis)
-    return 0.5 * (columns + columns.T)
-
-
 def third_derivative(function: ScalarFunction, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """Second directional derivative of the gradient at one point.
 
@@ -103,15 +90,6 @@ def third_derivative(function: ScalarFunction, x: Tensor, a: Tensor, b: Tensor) 
         return torch.func.jvp(grad(function), (z,), (a,))[1]
 
     return torch.func.jvp(first, (x,), (b,))[1].to(x.dtype)
-
-
-def reverse_third_derivative(function: ScalarFunction, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """The same by reverse mode alone: (D,) each -> (D,)."""
-
-    def first(z: Tensor) -> Tensor:
-        return grad(function)(z) @ a
-
-    return grad(lambda z: grad(first)(z) @ b)(x)
 
 
 def has_custom_derivative(function: Callable[[Tensor], Tensor], x: Tensor) -> bool:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.func import vjp
 
-from manifold_sde import derivatives
+from manifold_sde import derivatives, reverse_mode
 from manifold_sde.derivatives import jvp
 
 #: Numbers of the gradients of samples that are held at once where their sums alone are wanted.
@@ -181,17 +181,17 @@ class Loss:
     def hessian_product(self, x: Tensor, v: Tensor) -> Tensor:
         """The Hessian of L times v: (D,), (D,) -> (D,)."""
         if self.reverses:
-            return self._derivative(derivatives.reverse_hessian_product, x, v, copies=4)
+            return self._derivative(reverse_mode.hessian_product, x, v, copies=4)
         return self._derivative(derivatives.hessian_product, x, v, copies=2)
 
     def hessian(self, x: Tensor) -> Tensor:
         """The Hessian of L: (D,) -> (D, D)."""
-        return self._derivative(derivatives.hessian, x, copies=self.dim)
+        return self._derivative(reverse_mode.hessian, x, copies=self.dim)
 
     def third_derivative(self, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
         """Second directional derivative of the gradient, along a and b: (D,) each -> (D,)."""
         if self.reverses:
-            return self._derivative(derivatives.reverse_third_derivative, x, a, b, copies=8)
+            return self._derivative(reverse_mode.third_derivative, x, a, b, copies=8)
         return self._derivative(derivatives.third_derivative, x, a, b, copies=4)
 
     def _derivative(

@@ -1,9 +1,11 @@
-"""The gradient as ``torch.func`` takes it, without the compiler that ``torch.func`` loads for it.
+"""Derivatives by reverse mode, as ``torch.func`` takes them, without the compiler that it loads.
 
 ``torch.func.grad`` loads ``torch._dynamo`` at its first call, to make sure that no backward pass of
 its is compiled: a second of processor time, in a process that compiles nothing. As long as it is
 not loaded none is compiled, and the same steps are taken here without it. They are not public:
 where torch has others, or the compiler is loaded, ``torch.func`` is called.
+
+All functions take a function of ONE vector, or another tensor, and compose with ``torch.func``.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.func import vmap
 
 try:
     from torch._functorch.eager_transforms import (
@@ -54,3 +57,23 @@ def _gradient(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
             return torch.zeros_like(x)
         result: Tensor = _undo_create_differentiable(found, level)
         return result
+
+
+def hessian_product(function: Callable[[Tensor], Tensor], x: Tensor, v: Tensor) -> Tensor:
+    """Hessian-vector product at one point: (D,), (D,) -> (D,)."""
+    return grad(lambda z: grad(function)(z) @ v)(x)
+
+
+def hessian(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Hessian at one point, one reverse mode a column: (D,) -> (D, D), symmetrised."""
+    basis = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
+    # What does not depend on v is computed once.
+    columns = vmap(lambda v: hessian_product(function, x, v))(basis)
+    return 0.5 * (columns + columns.T)
+
+
+def third_derivative(
+    function: Callable[[Tensor], Tensor], x: Tensor, a: Tensor, b: Tensor
+) -> Tensor:
+    """Second directional derivative of the gradient at one point: (D,) each -> (D,)."""
+    return grad(lambda z: hessian_product(function, z, a) @ b)(x)

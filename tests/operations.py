@@ -22,7 +22,7 @@ from tqdm import tqdm
 from manifold_sde import Problem, SphericalNoise, errors
 from manifold_sde.compile import compiler
 from manifold_sde.loss import Loss
-from manifold_sde.torch_norms import ElementaryFunction, elementary
+from manifold_sde.torch_norms import ElementaryFunction
 
 DIM = 9
 MARK = "| --- | --- | --- |"
@@ -289,8 +289,7 @@ def compiled(name: str) -> str:
 
     Either way they have to be those of the function.
     """
-    loss = loss_of(name)
-    f = Loss(elementary(loss, POINT), DIM, None)
+    f = problem_of(name).pointwise
 
     def kernel(x: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, ...]:
         return f.gradient(x), f.hessian_product(x, a), f.third_derivative(x, a, b)

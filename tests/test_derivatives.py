@@ -564,14 +564,14 @@ def test_what_reverse_mode_does_not_do_is_left_to_forward_mode(
     fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The twins: a function that torch does not reverse three times, or reverses wrongly."""
-    right = derivatives.reverse_third_derivative
+    right = reverse_mode.third_derivative
 
     def broken(*arguments: Any) -> Tensor:
         if fault == "raises":
             raise RuntimeError("no third reverse mode")
         return right(*arguments) * (1.0 + 1e-9)
 
-    monkeypatch.setattr(derivatives, "reverse_third_derivative", broken)
+    monkeypatch.setattr(reverse_mode, "third_derivative", broken)
     p = problem_of(LOSSES["softplus"])
     assert not p.pointwise.reverses
     want = difference(lambda z: p.pointwise.hessian_product(z, A), POINTS[0], B)

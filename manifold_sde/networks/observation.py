@@ -12,7 +12,7 @@ from torch.func import functional_call
 from torch.nn import functional
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
-from manifold_sde import derivatives
+from manifold_sde import derivatives, reverse_mode
 from manifold_sde.errors import DifferentiationError, DTypeError, ManifoldSDEError
 from manifold_sde.loss_checks import fixed_directions
 from manifold_sde.networks.function import NetworkFunction
@@ -247,7 +247,7 @@ def _derivative_finite(layer: nn.Module, own: dict[str, Tensor], given: Any, ord
         v = torch.ones_like(z)
         if order == 3:
             return _finite(derivatives.third_derivative(function, z, v, v))
-        ways = derivatives.hessian_product, derivatives.reverse_hessian_product
+        ways = derivatives.hessian_product, reverse_mode.hessian_product
         return all(_finite(way(function, z, v)) for way in ways)
     except (RuntimeError, ManifoldSDEError):
         return True

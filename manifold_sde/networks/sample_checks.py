@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from manifold_sde import derivatives, loss_checks, remedies
+from manifold_sde import derivatives, loss_checks, remedies, reverse_mode
 from manifold_sde.errors import (
     ArgumentError,
     DifferentiationError,
@@ -201,7 +201,7 @@ def _fault(network: NetworkFunction, x: Tensor) -> _Fault | None:
         (derivatives.gradient(total, ahead) - derivatives.gradient(total, behind)) / h
         for ahead, behind, h in points
     ]
-    for order_of_modes in (derivatives.hessian_product, derivatives.reverse_hessian_product):
+    for order_of_modes in (derivatives.hessian_product, reverse_mode.hessian_product):
         product = _derivative(2, partial(order_of_modes, total, x, along))
         if not bool(torch.isfinite(product).all()):
             return _Fault(2, torch.nan)

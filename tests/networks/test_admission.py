@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from manifold_sde import Problem, SamplingNoise, SphericalNoise, derivatives, errors
+from manifold_sde import Problem, SamplingNoise, SphericalNoise, derivatives, errors, reverse_mode
 from manifold_sde.networks import LayerNorm, scale_invariance_report
 from manifold_sde.networks.randomness import Generators
 
@@ -723,5 +723,5 @@ def frozen_embedding() -> nn.Module:
 def test_what_rounds_or_depends_on_nothing_is_admitted(which: str) -> None:
     problem = ADMITTED[which]()
     x = problem.vector()
-    for product in (derivatives.hessian_product, derivatives.reverse_hessian_product):
+    for product in (derivatives.hessian_product, reverse_mode.hessian_product):
         assert bool(torch.isfinite(product(problem.pointwise.loss, x, x.flip(0))).all())
