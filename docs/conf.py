@@ -24,6 +24,7 @@ extensions = [
     "linked_names",
     "native_mathematics",
     "plain_mathematics",
+    "shallow_contents",
 ]
 exclude_patterns = ["_build", "gallery/*.ipynb", "gallery/*.py", "gallery/*.md5"]
 templates_path = ["_templates"]

@@ -117,7 +117,7 @@ def test_a_browser_without_a_network_draws_every_formula(tmp_path: Path) -> None
 
 
 #: What a page can be read without: the pages of the API and the gallery take minutes to make.
-_WITHOUT = ("autodoc", "autosummary", "doctest", "gallery", "_names", "plain_")
+_WITHOUT = ("autodoc", "autosummary", "doctest", "gallery", "_names", "plain_", "shallow")
 
 
 def pages_of(folder: Path, tmp_path: Path) -> subprocess.CompletedProcess[str]:
