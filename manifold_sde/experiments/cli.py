@@ -488,7 +488,7 @@ def main() -> None:
     """Entry point of the command ``manifold-sde``."""
     print_in_any_encoding()
     try:
-        app()
+        app(prog_name="manifold-sde")  # also as python -m manifold_sde, for the completion
     except BrokenPipeError:
         # The reader of the output has gone, as in `manifold-sde ... | head`.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -360,3 +360,13 @@ def test_a_shell_completes_commands_and_options(words: str, found: str) -> None:
     env["_MANIFOLD_SDE_COMPLETE"] = "complete_bash"
     done = CliRunner().invoke(cli.app, [], env=env, prog_name="manifold-sde")
     assert done.output.split() == [found]
+
+
+def test_the_command_has_one_name(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By ``python -m`` too: what --show-completion prints is for this name."""
+    monkeypatch.setattr(sys, "argv", [str(Path(manifold_sde.__file__, "../__main__.py")), "-h"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert "Usage: manifold-sde [OPTIONS]" in capsys.readouterr().out
