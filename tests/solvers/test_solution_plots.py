@@ -172,7 +172,7 @@ def test_axes_are_drawn_in_and_returned(runs: Solution) -> None:
 
 
 def test_what_takes_long_to_import_is_imported_when_it_is_used() -> None:
-    """matplotlib by the first picture; ``import manifold_sde`` takes little more than torch."""
+    """Pictures load matplotlib; ``import manifold_sde`` takes little more than torch alone."""
     late = {"matplotlib", "scipy", "sympy", "torchsde", "typer", "rich", "xarray", "sklearn"}
     code = f"import sys, torch; late = {late} - {{*sys.modules}}; import manifold_sde; "
     code += "assert not late & {*sys.modules}, late & {*sys.modules}; import manifold_sde.solvers; "
