@@ -14,7 +14,7 @@ import re
 from typing import Any
 
 from sphinx.application import Sphinx
-from sphinx.ext.napoleon import GoogleDocstring
+from sphinx.ext.napoleon import Config, GoogleDocstring
 
 PROTECTED = re.compile(
     r"``.+?``"  # literals
@@ -61,6 +61,21 @@ def _escape_plain(text: str) -> str:
     return LONE_ASTERISK.sub(r"\\*", re.sub(r"(?<!\\)\|", r"\\|", text))
 
 
+def docstring_as_rst(text: str, name: str, what: str = "function", **known: Any) -> str:
+    """A docstring as reStructuredText.
+
+    Args:
+        text: The docstring.
+        name: The name of what it belongs to.
+        what: What that is, in the words of autodoc.
+        **known: What else napoleon is to know: ``config``, ``app``, ``obj``, ``options``.
+    """
+    what = "method" if what in {"attribute", "data", "property"} else what
+    config = known.pop("config", None) or Config(napoleon_use_ivar=True)
+    made = GoogleDocstring(text, config, what=what, name=name, **known).lines()
+    return escape(each_name("\n".join([*made, ""])))
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     """Process every docstring in place of napoleon."""
     app.setup_extension("sphinx.ext.napoleon")
@@ -68,9 +83,8 @@ def setup(app: Sphinx) -> dict[str, Any]:
     def process(
         _app: Sphinx, what: str, name: str, object_: object, options: Any, lines: list[str]
     ) -> None:
-        what = "method" if what in {"attribute", "data", "property"} else what
-        made = GoogleDocstring(lines, app.config, app, what, name, object_, options).lines()
-        lines[:] = escape(each_name("\n".join([*made, ""]))).split("\n")
+        known = {"config": app.config, "app": app, "obj": object_, "options": options}
+        lines[:] = docstring_as_rst("\n".join(lines), name, what, **known).split("\n")
 
     app.connect("autodoc-process-docstring", process)
     return {"version": "1", "parallel_read_safe": True}
