@@ -60,7 +60,9 @@ def test_the_page_shows_what_it_says(browser: Any, tmp_path: Path, width: int) -
     far = replace(FAILS, reach="T = 0.0947, way 0.097 of a run of SGD")
     report(HOLDS, UNDECIDED, far).save(path, audit=AUDIT)
     screen = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)  # windows are 500 at least
+    browser.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride", screen
+    )  # a window is not so narrow
     browser.get(path.as_uri())
     assert browser.get_log("browser") == []
     assert "a toy <x>" in browser.title
