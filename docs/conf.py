@@ -18,13 +18,13 @@ extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
-    "sphinx.ext.napoleon",
     "sphinx.ext.doctest",
     "sphinx_gallery.gen_gallery",
     "exports",
     "linked_names",
     "native_mathematics",
     "plain_mathematics",
+    "shallow_contents",
 ]
 exclude_patterns = ["_build", "gallery/*.ipynb", "gallery/*.py", "gallery/*.md5"]
 templates_path = ["_templates"]
@@ -48,6 +48,8 @@ autodoc_default_options = {
     "show-inheritance": True,
     "ignore-module-all": True,  # what a package imports is documented where it is defined
 }
+autodoc_use_type_comments = False  # there are none, and looking for them takes long
+napoleon_google_docstring = False  # plain_mathematics.py reads them
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 

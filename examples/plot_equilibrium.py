@@ -32,8 +32,7 @@ if quick:  # too short for the equilibrium, which is told
 n_paths, n_chains, step = (60, 40, 4.0) if quick else (1500, 400, 1.0)
 
 problem = problems.mixed_noise_circle()
-circle = problem.facts.circle
-law = exact.law_of(problem)
+circle, law = problem.facts.circle, exact.law_of(problem)
 time = 1.0 / law.spectral_gap_in_time()
 print(f"relaxation time: T = {time:.2f}, in the clock u = {law.relaxation_time:.1f}")
 
@@ -59,26 +58,19 @@ fine = np.linspace(0.2 * time, times[-1], 2 if quick else 14)
 for i, angle in enumerate(angles.tolist()):
     states = runs.directions[:, i * n_paths : (i + 1) * n_paths].numpy()
     found = np.array([total_variation(y, from_pi.numpy(), centers) for y in states]).T
-    style = {"color": colours[i], "fmt": "o", "ms": 4, "capsize": 2}
-    left.errorbar(times, *found, label=f"start at {angle:g}", **style)
+    left.errorbar(times, *found, fmt="o", ms=4, color=colours[i], label=f"start at {angle:g}")
     known = [law.at(t, angle, norm=norm).angle.total_variation(law.equilibrium) for t in fine]
     left.plot(fine, known, color=colours[i], lw=1)
-left.set_xlabel("time $T$ of (13)")
-left.set_ylabel(r"distance from $\pi$ in total variation")
+left.set(xlabel="time $T$ of (13)", ylabel=r"distance from $\pi$ in total variation")
 left.legend(frameon=False)
 
 # %%
 # One long simulation of the direction in the clock. Its states alone have the equilibrium of the
 # clock; weighted by :math:`\|Y\|^4` they have :math:`\pi`.
 
-relaxation = law.relaxation_time
-chains = solve(
-    DirectionDiffusion(problem),
-    circle.point(torch.linspace(-3.1, 3.1, n_chains, dtype=torch.float64)),
-    torch.linspace(0.0, (1.0 if quick else 8.0) * relaxation, 7 if quick else 33),
-    dt=step,
-    seed=2,
-)
+around = circle.point(torch.linspace(-3.1, 3.1, n_chains, dtype=torch.float64))
+clocks = np.linspace(0.0, (1.0 if quick else 8.0) * law.relaxation_time, 7 if quick else 33)
+chains = solve(DirectionDiffusion(problem), around, clocks, dt=step, seed=2)
 edges = np.linspace(-np.pi, np.pi, 25)
 middles = 0.5 * (edges[1:] + edges[:-1])
 
@@ -88,21 +80,17 @@ def in_bins(y):
     return torch.from_numpy(inside / (edges[1] - edges[0]))
 
 
-weighted = chains.equilibrium(in_bins)
 late = chains.ys[len(chains.ts) // 2 :].reshape(-1, 3)
+weighted, plain = chains.equilibrium(in_bins).mean, in_bins(late).mean(0)
 for label, mean, exact_law, colour, marker in (
-    (r"weighted by $\|Y\|^4$", weighted.mean.numpy(), law.equilibrium, colours[0], "o"),
-    ("not weighted", in_bins(late).mean(0).numpy(), law.equilibrium_in_clock, colours[1], "s"),
+    (r"weighted by $\|Y\|^4$", weighted, law.equilibrium, colours[0], "o"),
+    ("not weighted", plain, law.equilibrium_in_clock, colours[1], "s"),
 ):
     right.plot(middles, mean, marker, color=colour, ms=4, label=label)
     right.plot(grid, exact_law.density(grid), color=colour, lw=1)
 right.plot([], [], color="black", lw=1, label="exact: $\\pi$, and that of the clock")
-right.set_xlabel("angle along the circle")
-right.set_ylabel("density")
-right.set_ylim(0.0, 0.5)
+right.set(xlabel="angle along the circle", ylabel="density", ylim=(0.0, 0.5))
 right.legend(frameon=False)
-for axes in (left, right):
-    axes.spines[["top", "right"]].set_visible(False)
 
 # %%
 # The two laws differ by 0.08 in total variation: an average that is not weighted is not one over

@@ -27,6 +27,7 @@ from manifold_sde.verification.exact import CircleDiffusion
 quick = "MANIFOLD_SDE_QUICK" in os.environ
 if quick:  # too short for the equilibrium, which is told
     warnings.simplefilter("ignore", NotMixedWarning)
+points = {"marker": "o", "lw": 0, "elinewidth": 1, "ms": 4}
 n_paths, n_sgd, horizon, dt = (64, 64, 12.0, 2.0) if quick else (2000, 2000, 320.0, 0.5)
 
 problem = problems.mixed_noise_circle()
@@ -48,13 +49,12 @@ for ratio, marker in ((0.1, "o"), (1.0, "s"), (10.0, "^")):
     last = np.log1p(4 * ratio * (3.0 if quick else 60.0)) / (4 * ratio)
     times = np.geomspace(last / 30, last, 2 if quick else 8)
     mean, error = paths.at(ratio=ratio, times=times).expectation(cosine)
-    points = ax.errorbar(times, mean, 2 * error, marker=marker, lw=0, elinewidth=1, ms=4)
+    drawn = ax.errorbar(times, mean, 2 * error, **{**points, "marker": marker})
     fine = np.geomspace(last / 30, last, 3 if quick else 40)
     exact = [law.at(t, ratio=ratio).angle.expectation(np.cos) for t in fine]
-    ax.plot(fine, exact, color=points[0].get_color(), lw=1, label=f"$C = {ratio:g}$")
+    ax.plot(fine, exact, color=drawn[0].get_color(), lw=1, label=f"$C = {ratio:g}$")
 ax.set(xscale="log", xlabel="time $t = \\eta^2 k$ of (8)", ylabel="mean of $\\cos\\theta$")
-ax.set_title("Three ratios from one run (points), and the exact law (lines)")
-ax.legend()
+ax.legend(title="points: from one run")
 plt.show()
 
 # %%
@@ -67,20 +67,14 @@ def rate(step):
 
 
 steps = [0, 200, 400, 800] if quick else [0, 100, 200, 300, 400, 600, 800, 1200]
-decay = 0.05
-predicted = paths.at_steps(rate, decay, steps).expectation(cosine)
-weights = run_sgd(problem, problem.minimizer, rate, decay, steps, n_paths=n_sgd, seed=1)
-limits = Geometry(problem).limit_map(weights.ys)
-values = cosine(limits)
+predicted = paths.at_steps(rate, 0.05, steps).expectation(cosine)
+weights = run_sgd(problem, problem.minimizer, rate, 0.05, steps, n_paths=n_sgd, seed=1)
+values = cosine(Geometry(problem).limit_map(weights.ys))
 figure, ax = plt.subplots(figsize=(6.0, 3.6), layout="constrained")
 ax.plot(steps, predicted[0], color="black", lw=1, label="diffusion")
-ax.errorbar(
-    steps, values.mean(1), 2 * values.std(1) / n_sgd**0.5, marker="o", lw=0, elinewidth=1, ms=4,
-    label="SGD",
-)  # fmt: skip
+ax.errorbar(steps, values.mean(1), 2 * values.std(1) / n_sgd**0.5, **points, label="SGD")
 ax.axvline(400, color="0.8", zorder=0)
-ax.set(xlabel="step $k$", ylabel="mean of $\\cos\\theta$")
-ax.set_title("A schedule: $\\eta = 0.04$, then $0.01$")
+ax.set(xlabel="step $k$: $\\eta = 0.04$, then $0.01$", ylabel="mean of $\\cos\\theta$")
 ax.legend()
 plt.show()
 
@@ -103,12 +97,9 @@ def bins(y):
     return torch.nn.functional.one_hot(torch.from_numpy(inside), len(edges) - 1).double()
 
 
-found = paths.equilibrium(bins)
-width = edges[1] - edges[0]
-ax.errorbar(
-    edges[:-1] + width / 2, found.mean / width, 2 * found.standard_error / width, marker="o",
-    lw=0, elinewidth=1, ms=4, label="weighted run",
-)  # fmt: skip
+found, width = paths.equilibrium(bins), edges[1] - edges[0]
+mean, error = found.mean / width, found.standard_error / width
+ax.errorbar(edges[:-1] + width / 2, mean, 2 * error, **points, label="weighted run")
 ax.set(xlabel="angle $\\theta$", ylabel="density", title="Equilibrium", ylim=(0, None))
 ax.legend()
 plt.show()

@@ -26,17 +26,14 @@ from manifold_sde.verification.exact import law_of, spectral_gap
 
 torch.set_num_threads(1)  # the tensors are small
 quick = "MANIFOLD_SDE_QUICK" in os.environ
-lr, weight_decay, steps, paths = (0.2, 0.03, 10_000, 100) if quick else (0.04, 0.01, 200_000, 1000)
-scale = 0.3
+lr, decay, steps, paths = (0.2, 0.03, 10_000, 100) if quick else (0.04, 0.01, 200_000, 1000)
 
 
 def train(norm, lr, steps, paths, records=200):
     """The steps, the clock u and the cosine of the angle at some of them."""
     generator = torch.Generator().manual_seed(1)
-    x = torch.zeros(paths, 3, dtype=torch.float64)
-    x[:, 0] = norm
-    x.requires_grad_()
-    optimizer = torch.optim.SGD([x], lr, weight_decay=weight_decay)
+    x = torch.tensor([[norm, 0.0, 0.0]] * paths, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.SGD([x], lr, weight_decay=decay)
     u, rows = torch.zeros(paths, dtype=torch.float64), []
     for k in range(steps + 1):
         square = x.detach().square().sum(1, keepdim=True)
@@ -49,15 +46,15 @@ def train(norm, lr, steps, paths, records=200):
         loss.backward()
         noise = torch.randn(x.shape, generator=generator, dtype=x.dtype)
         noise -= x.detach() * (x.detach() * noise).sum(1, keepdim=True) / square
-        x.grad += scale * noise / square.sqrt()
+        x.grad += 0.3 * noise / square.sqrt()
         optimizer.step()
-        u += lr**2 / ((1 - lr * weight_decay) * square[:, 0]) ** 2
+        u += lr**2 / ((1 - lr * decay) * square[:, 0]) ** 2
     return (np.array(part) for part in zip(*rows, strict=True))
 
 
-problem = problems.varying_circle(noise_scale=scale)
+problem = problems.varying_circle(noise_scale=0.3)
 trace = float(problem.noise_trace(problem.minimizer))
-balance = (trace * lr / (2 * weight_decay)) ** 0.25  # of the norm
+balance = (trace * lr / (2 * decay)) ** 0.25  # of the norm
 _, u, cosine = train(balance, lr, steps, 1)
 clock = trace * u[:, 0]  # the angular clock: V times the intrinsic one
 
@@ -66,8 +63,7 @@ clock = trace * u[:, 0]  # the angular clock: V times the intrinsic one
 # (``modes=1``); without that, thirty relaxation times are too few to tell, and this is said.
 
 measured = relaxation({"cosine": cosine[:, 0]}, clock, modes=1)
-print(measured)
-print()
+print(measured, "\n")
 print(relaxation({"cosine": cosine[:, 0]}, clock).reason)
 
 # %%
@@ -80,9 +76,7 @@ print(f"relaxation time {measured.estimate:.2f}, by the generator {exact:.2f}")
 # %%
 # The plan of a run at a tenth of the rate, from weights of norm 1.
 
-planned = plan(
-    measured, relaxations=1, lr=lr / 10, weight_decay=weight_decay, norm=1.0, noise=trace
-)
+planned = plan(measured, relaxations=1, lr=lr / 10, weight_decay=decay, norm=1.0, noise=trace)
 print(planned)
 
 # %%
@@ -95,7 +89,6 @@ end = int(1.3 * planned.steps[1])
 k, _, cosine = train(1.0, lr / 10, end, paths, records=32)
 mean, error = cosine.mean(1), cosine.std(1) / paths**0.5
 relaxed = law_of(problem).expectation(np.cos, exact / trace)
-at_large = exact / (2 * lr * weight_decay)
 
 figure, (left, right) = plt.subplots(1, 2, figsize=(10.5, 3.9), layout="constrained")
 measured.plot(left, color="#0072B2")
@@ -103,17 +96,14 @@ left.axvline(exact, color="#D55E00", lw=1.2, ls=":")
 right.errorbar(k, mean, error, color="#0072B2", lw=1.2, label="SGD at a tenth of the rate")
 right.axvspan(planned.steps[0], min(planned.steps[2], end), color="#009E73", alpha=0.2, lw=0)
 right.axvline(planned.steps[1], color="#009E73", lw=1.2, label="the plan")
-right.axvline(10 * at_large, color="0.45", lw=1.2, ls="--", label="steps = const / lr")
+right.axvline(5 * exact / (lr * decay), color="0.45", ls="--", label="steps = const / lr")
 right.axhline(relaxed, color="#D55E00", lw=1.2, ls=":", label="after one relaxation time")
 right.set(xlabel="steps", ylabel="mean cosine with the start", xlim=(0, end))
 right.legend(frameon=False, fontsize="small")
-for axes in (left, right):
-    axes.spines[["top", "right"]].set_visible(False)
 plt.show()
 
 # %%
 # And what it would cost at other rates.
 
-_, axes = plt.subplots(figsize=(5.8, 3.8), layout="constrained")
-planned.plot(axes)
+planned.plot()
 plt.show()

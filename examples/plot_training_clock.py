@@ -68,8 +68,7 @@ def train(sampling):
         nn.functional.cross_entropy(model(inputs[chosen]), labels[chosen]).backward()
         optimizer.step()
         if step % 32 == 31:  # once an epoch
-            w = model[0].weight.detach().flatten()
-            directions.append(w / w.norm())
+            directions.append(nn.functional.normalize(model[0].weight.detach().flatten(), dim=0))
             times.append(clock.time)
     return clock, torch.stack(directions), np.array(times)
 
@@ -80,8 +79,7 @@ runs = {sampling: train(sampling) for sampling in ("iid", "reshuffled")}
 # The audit says whether norms and rotations are as they should be. They are for both runs, and it
 # adds that the second explores nothing.
 
-for clock, _, _ in runs.values():
-    print(audit(clock), "\n")
+print(*(audit(clock) for clock, _, _ in runs.values()), sep="\n\n")
 
 # %%
 # On the left the norms: the two runs are one. On the right the mean of :math:`1 - \cos` between
@@ -90,27 +88,22 @@ for clock, _, _ in runs.values():
 # the same clock, and what is left is mostly the drift of a run that still learns.
 
 figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.8), layout="constrained")
-style = {"iid": ("#0072B2", "o"), "reshuffled": ("#D55E00", "s")}
-for sampling, (clock, directions, times) in runs.items():
-    color, marker = style[sampling]
+looks = zip(runs.items(), ("#0072B2", "#D55E00"), "os", strict=True)
+for (sampling, (clock, directions, times)), color, mark in looks:
     at, _, norms = clock.history
     left.plot(at, norms["0.weight"], color=color, lw=1.4, label=sampling)
-    half = len(times) // 2  # the first half is left out: the run is on its way down
-    settled, clocks = directions[half:], times[half:]
+    # the first half is left out: the run is on its way down
+    settled, clocks = directions[len(times) // 2 :], times[len(times) // 2 :]
     lags = np.unique(np.geomspace(1, len(settled) // 2, 12).astype(int))
     turned = [float(1 - (settled[lag:] * settled[:-lag]).sum(1).mean()) for lag in lags]
     between = [float((clocks[lag:] - clocks[:-lag]).mean()) for lag in lags]
-    right.loglog(between, turned, color=color, marker=marker, ms=4, lw=1, label=sampling)
+    right.loglog(between, turned, color=color, marker=mark, ms=4, lw=1, label=sampling)
     print(f"{sampling}: v = {clock.time:.2f}, effective clock {clock.effective:.2f}")
 
-rest = audit(runs["iid"][0])["0.weight"].equilibrium
-left.axhline(rest, color="0.4", lw=0.9, ls=":", label="at rest, predicted")
+left.axhline(audit(runs["iid"][0])["0.weight"].equilibrium, color="0.4", ls=":", label="at rest")
 v = np.geomspace(*right.get_xlim(), 50)
 right.plot(v, 1 - np.exp(-v / 2), color="black", lw=1, label=r"noise alone, $1 - e^{-v/2}$")
-left.set_xlabel("steps")
-left.set_ylabel("norm of the first layer")
-right.set_xlabel("clock $v$ in between")
-right.set_ylabel(r"mean of $1 - \cos$")
+left.set(xlabel="steps", ylabel="norm of the first layer")
+right.set(xlabel="clock $v$ in between", ylabel=r"mean of $1 - \cos$")
 for axes in (left, right):
     axes.legend(frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)

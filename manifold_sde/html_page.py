@@ -25,9 +25,9 @@ h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; }
 .conclusion span { color: CanvasText; }
 button { font: inherit; padding: .2rem .7rem; }
 details { border-top: 1px solid var(--line); padding: .5rem 0; }
-summary { cursor: pointer; display: grid; grid-template-columns: 8rem 1fr auto 10rem; gap: .6rem;
+summary { cursor: pointer; display: grid; grid-template-columns: 8rem 1fr 13rem 12rem; gap: .6rem;
           list-style: none; }
-.number { font-variant-numeric: tabular-nums; text-align: right; white-space: nowrap; }
+.number { font-variant-numeric: tabular-nums; text-align: right; }
 summary::-webkit-details-marker { display: none; }
 summary:focus-visible { outline: 2px solid currentColor; outline-offset: 2px; }
 .verdict { font-weight: 600; }
@@ -51,9 +51,10 @@ th:first-child { text-align: left; }
 td.verdict { font-weight: normal; min-width: 14rem; text-align: left; white-space: normal; }
 footer { border-top: 1px solid var(--line); font-size: .85em; margin-top: 2rem; opacity: .75;
          overflow-wrap: anywhere; padding-top: .5rem; }
-@media (max-width: 40rem) { summary { grid-template-columns: 7rem 1fr; }
+@media (max-width: 40rem) { summary { grid-template-columns: 7rem 1fr; overflow-wrap: anywhere; }
   .statement, .number { grid-column: 2; text-align: left; } .inside { margin-left: 0; } }
 @media print { body { font-size: 9px; max-width: none; } button { display: none; }
+  summary { grid-template-columns: 7em 1fr 24em 24em; }
   details { break-inside: avoid; padding: .15rem 0; } img { max-height: 5cm; } }
 """
 

@@ -1,9 +1,12 @@
 """What the documents show runs: code blocks of README and docs, and the examples."""
 
+import ast
+import io
 import os
 import re
 import subprocess
 import sys
+import tokenize
 import tomllib
 from pathlib import Path
 
@@ -60,6 +63,28 @@ def test_tables_are_those_of_the_code() -> None:
 def test_examples_run_in_quick_form(path: Path, tmp_path: Path) -> None:
     done = run_example(path, tmp_path)
     assert done.returncode == 0, done.stderr
+
+
+#: Longest example, in lines of code; the one that has a whole network of its own in it is longer.
+LONGEST, WITH_A_NETWORK = 60, "plot_vision_transformer"
+
+
+def lines_of_code(text: str) -> int:
+    """Lines of a program that are neither empty nor comments nor in its docstring."""
+    empty = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT)
+    lines: set[int] = set()
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type not in (*empty, tokenize.ENDMARKER):
+            lines.update(range(token.start[0], token.end[0] + 1))
+    first = ast.parse(text).body[0]
+    return len(lines - set(range(first.lineno, (first.end_lineno or first.lineno) + 1)))
+
+
+def test_examples_are_short() -> None:
+    sizes = {path.stem: lines_of_code(path.read_text(encoding="utf-8")) for path in EXAMPLES}
+    assert len(sizes) >= 14
+    assert [name for name, size in sizes.items() if size > LONGEST] == [WITH_A_NETWORK]
+    assert lines_of_code('"""Text."""\n\n# said\nx = (\n    1,\n)\n') == 3
 
 
 def run_example(path: Path, folder: Path) -> subprocess.CompletedProcess[str]:

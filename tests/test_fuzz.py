@@ -128,7 +128,7 @@ SLOW = ("law_of", "TracedCurve.of")
 
 def _lasting(result: object) -> str:
     """What is shown of a result, without addresses and times."""
-    return re.sub(r"0x\w+|seconds=[\d.e-]+", "", repr(result))
+    return re.sub(r"0x\w+|seconds=[\d.e-]+|\b\d+ s\b", "", repr(result))
 
 
 def test_points_are_taken_as_arrays_and_lists(found: dict[str, Target]) -> None:

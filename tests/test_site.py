@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 pytest.importorskip("sphinx")
 from docutils.utils.math import MathError
 from native_mathematics import mathml, prepared
+from plain_mathematics import docstring_as_rst
 
 ROOT = Path(__file__).parents[1]
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -116,8 +118,24 @@ def test_a_browser_without_a_network_draws_every_formula(tmp_path: Path) -> None
     assert not re.findall(r"<(?:script|link)[^>]*(?:src|href)=\"(?:https?:)?//", page)
 
 
-#: What a page can be read without: the pages of the API and the gallery take minutes to make.
-_WITHOUT = ("autodoc", "autosummary", "napoleon", "doctest", "gallery", "_names", "plain_")
+#: What a page can be read without: the pages of the API take a minute to make, the gallery several.
+_WITHOUT = ("autodoc", "autosummary", "doctest", "gallery", "_names", "plain_", "shallow")
+
+
+def docstrings_of(module: Path) -> Iterator[tuple[str, str]]:
+    """The docstrings of a module, as reStructuredText, with where they are."""
+    for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+            name = getattr(node, "name", "the module")
+            yield f"{module.name}, {name}", docstring_as_rst(ast.get_docstring(node) or "", name)
+
+
+def write_docstrings(folder: Path, modules: list[Path]) -> None:
+    """Write a page for each module, with its docstrings as the site has them."""
+    for module in modules:
+        parts = [f"Of ``{place}``:\n\n{text}\n" for place, text in docstrings_of(module)]
+        page = folder / f"{len([*folder.iterdir()])}_{module.stem}.rst"
+        page.write_text(f":orphan:\n\nModule\n======\n\n{chr(10).join(parts)}", encoding="utf-8")
 
 
 def pages_of(folder: Path, tmp_path: Path) -> subprocess.CompletedProcess[str]:
@@ -148,3 +166,29 @@ def test_broken_twin_a_page_with_a_directive_that_is_none(tmp_path: Path) -> Non
     done = pages_of(tmp_path / "docs", tmp_path)
     assert done.returncode != 0
     assert "nosuchdirective" in done.stderr
+
+
+def test_docstrings_are_read_without_a_warning(tmp_path: Path) -> None:
+    """All of the package, as the site's pages of the API have them, but for what Python adds."""
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "index.rst").write_text("Title\n=====\n")
+    write_docstrings(tmp_path / "docs", sorted((ROOT / "manifold_sde").rglob("*.py")))
+    done = pages_of(tmp_path / "docs", tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_broken_twin_a_docstring_with_a_list_that_is_none(tmp_path: Path) -> None:
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "index.rst").write_text("Title\n=====\n")
+    (tmp_path / "broken.py").write_text('"""Text.\n\n- a\n  - b\n- c\n\nand ``more.\n"""\n')
+    write_docstrings(tmp_path / "docs", [tmp_path / "broken.py"])
+    done = pages_of(tmp_path / "docs", tmp_path)
+    assert done.returncode != 0
+    assert "Inline literal start-string" in done.stderr
+
+
+def test_a_colon_ends_no_type_and_names_share_a_description() -> None:
+    attribute = docstring_as_rst("A point or points: a tensor.", "Points", "data")
+    assert attribute == "A point or points: a tensor.\n"
+    shared = docstring_as_rst("Text.\n\nArgs:\n    a, b: The ends.\n", "f")
+    assert ":param a: The ends.\n:param b: The ends.\n" in shared

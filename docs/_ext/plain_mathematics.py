@@ -1,7 +1,11 @@
-"""Docstrings here write mathematics plainly: ``|x|`` is a norm and ``(*s, n)`` a shape.
+"""Docstrings as they are written here, made reStructuredText.
 
-reStructuredText would read the bar as a substitution and the asterisk as emphasis. This extension
-escapes them outside literals, roles, doctests and indented blocks.
+Mathematics is plain: ``|x|`` is a norm and ``(*s, n)`` a shape, where reStructuredText would read a
+substitution and emphasis. They are escaped outside literals, roles, doctests and indented blocks.
+
+Sections (``Args:``, ``Raises:``) are read by napoleon, with two differences. A colon in the first
+line of an attribute ends no type, as types are annotated. And two names that share a description
+(``a, b: The ends.``) get it each, where napoleon would take the first for the type of the second.
 """
 
 from __future__ import annotations
@@ -10,6 +14,7 @@ import re
 from typing import Any
 
 from sphinx.application import Sphinx
+from sphinx.ext.napoleon import Config, GoogleDocstring
 
 PROTECTED = re.compile(
     r"``.+?``"  # literals
@@ -19,6 +24,24 @@ PROTECTED = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 LONE_ASTERISK = re.compile(r"(?<![\w*\\])\*(?=\w)(?![^*\n]*\*)")
+#: A field of several names, with the lines of its description.
+SHARED = re.compile(r"^:(param|ivar) (\w+(?:, \w+)+):(.*\n(?:[ \t]+\S.*\n)*)", re.MULTILINE)
+
+
+def each_name(text: str) -> str:
+    r"""Give each of the names that share a description a field of its own.
+
+    >>> print(each_name(":param a, b: The\n    ends.\n:param c: Other.\n"), end="")
+    :param a: The
+        ends.
+    :param b: The
+        ends.
+    :param c: Other.
+    """
+    return SHARED.sub(
+        lambda found: "".join(f":{found[1]} {name}:{found[3]}" for name in found[2].split(", ")),
+        text,
+    )
 
 
 def escape(text: str) -> str:
@@ -38,13 +61,30 @@ def _escape_plain(text: str) -> str:
     return LONE_ASTERISK.sub(r"\\*", re.sub(r"(?<!\\)\|", r"\\|", text))
 
 
+def docstring_as_rst(text: str, name: str, what: str = "function", **known: Any) -> str:
+    """A docstring as reStructuredText.
+
+    Args:
+        text: The docstring.
+        name: The name of what it belongs to.
+        what: What that is, in the words of autodoc.
+        **known: What else napoleon is to know: ``config``, ``app``, ``obj``, ``options``.
+    """
+    what = "method" if what in {"attribute", "data", "property"} else what
+    config = known.pop("config", None) or Config(napoleon_use_ivar=True)
+    made = GoogleDocstring(text, config, what=what, name=name, **known).lines()
+    return escape(each_name("\n".join([*made, ""])))
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
-    """Process every docstring, after napoleon has."""
+    """Process every docstring in place of napoleon."""
+    app.setup_extension("sphinx.ext.napoleon")
 
     def process(
-        _app: Sphinx, _what: str, _name: str, _object: object, _options: object, lines: list[str]
+        _app: Sphinx, what: str, name: str, object_: object, options: Any, lines: list[str]
     ) -> None:
-        lines[:] = escape("\n".join(lines)).split("\n")
+        known = {"config": app.config, "app": app, "obj": object_, "options": options}
+        lines[:] = docstring_as_rst("\n".join(lines), name, what, **known).split("\n")
 
-    app.connect("autodoc-process-docstring", process, priority=900)
+    app.connect("autodoc-process-docstring", process)
     return {"version": "1", "parallel_read_safe": True}

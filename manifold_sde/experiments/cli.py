@@ -19,9 +19,11 @@ from manifold_sde.experiments.cli_options import (
     Full,
     Out,
     Overwrite,
+    PlainHelp,
     Problem,
     Restart,
     Resume,
+    epilog,
     examples,
     run_of,
 )
@@ -49,8 +51,21 @@ from manifold_sde.experiments.terminal import (
 )
 
 
-class _Commands(TyperGroup):
+class _Figures(PlainHelp, TyperGroup):
+    """The figures, by their numbers."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """The numbers in their order."""
+        return sorted(super().list_commands(ctx))
+
+
+class _Commands(PlainHelp, TyperGroup):
     """A group whose commands report the toolkit's errors as a short message."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """The commands on a problem first, then those on a run, then the studies."""
+        first = ["info", "simulate", "verify", "audit", "plan", "reference", "figure"]
+        return [*first, *(name for name in super().list_commands(ctx) if name not in first)]
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""
@@ -72,11 +87,17 @@ app = typer.Typer(
     cls=_Commands,
     name="manifold-sde",
     help="SGD with normalisation and weight decay as a diffusion on its manifold of minimisers.",
+    epilog=epilog("figure 2", "simulate my_loss.py:problem --help"),
     add_completion=True,
     context_settings={"help_option_names": ["-h", "--help"]},
     **_SHARED,
 )
-figure = typer.Typer(help="Make a figure of the paper, from simulation.", **_SHARED)
+figure = typer.Typer(
+    cls=_Figures,
+    help="Make a figure of the paper, from simulation.",
+    epilog=epilog("figure 2", "figure 1 --full"),
+    **_SHARED,
+)
 app.add_typer(figure, name="figure")
 
 
@@ -342,7 +363,6 @@ def verify(
         bool,
         typer.Option(
             "--assumptions/--no-assumptions",
-            metavar="",
             help="The assumptions alone.",
             show_default=False,
         ),
@@ -353,7 +373,7 @@ def verify(
         typer.Option(
             metavar="FILE",
             help="The page, .html; the numbers are beside it as .json.",
-            show_default="verify_FILE_NAME.html in the folder",
+            show_default="in the folder",
         ),
     ] = None,
     overwrite: Overwrite = False,
@@ -468,7 +488,7 @@ def main() -> None:
     """Entry point of the command ``manifold-sde``."""
     print_in_any_encoding()
     try:
-        app()
+        app(prog_name="manifold-sde")  # also as python -m manifold_sde, for the completion
     except BrokenPipeError:
         # The reader of the output has gone, as in `manifold-sde ... | head`.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

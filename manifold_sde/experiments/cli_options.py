@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from manifold_sde.experiments.run_folder import Run, options_of
 
@@ -39,7 +40,6 @@ Resume = Annotated[
     bool,
     typer.Option(
         "--resume/--no-resume",
-        metavar="",
         help="Go on with the last such run that was stopped.",
         show_default=False,
     ),
@@ -48,7 +48,6 @@ Restart = Annotated[
     bool,
     typer.Option(
         "--restart/--no-restart",
-        metavar="",
         help="Start anew, whatever is saved or was stopped.",
         show_default=False,
     ),
@@ -57,7 +56,6 @@ Overwrite = Annotated[
     bool,
     typer.Option(
         "--overwrite/--no-overwrite",
-        metavar="",
         help="Write over results that are in the folder.",
         show_default=False,
     ),
@@ -73,13 +71,34 @@ Config = Annotated[
 ]
 Full = Annotated[
     bool,
-    typer.Option("--full/--quick", metavar="", help="All of it, in some minutes."),
+    typer.Option("--full/--quick", help="All of it, in some minutes."),
 ]
 
 
+class PlainHelp:
+    """Part of a command or a group, in whose help a switch has no type, such as "<bool>"."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """The arguments and options, with the one for help."""
+        params: list[Any] = super().get_params(ctx)  # type: ignore[misc]
+        for param in params:
+            if getattr(param, "is_flag", False):
+                param.metavar = ""
+        return params
+
+
+class _Command(PlainHelp, TyperCommand):
+    pass
+
+
 def examples(*commands: str) -> dict[str, Any]:
+    """How a command is listed, with the end of its help: commands to copy."""
+    return {"cls": _Command, "epilog": epilog(*commands)}
+
+
+def epilog(*commands: str) -> str:
     """The end of a help: commands to copy."""
-    return {"epilog": "Examples:\n\n" + "\n\n".join(f"manifold-sde {c}" for c in commands)}
+    return "Examples:\n\n" + "\n\n".join(f"manifold-sde {c}" for c in commands)
 
 
 def run_of(

@@ -45,8 +45,7 @@ def with_options(
 
     Args:
         settings: The settings; fields whose option is absent are left out of the changes.
-        after: Parameter of the command after which its settings' options are listed. An option
-            that switches (``--this/--not-this``) is listed last.
+        after: Parameter of the command after which its settings' options are listed.
     """
     kinds = get_type_hints(settings)
     helps = _helps(settings)
@@ -63,15 +62,11 @@ def with_options(
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         parameters: list[inspect.Parameter] = []
-        last: list[inspect.Parameter] = []
         for own in inspect.signature(command, eval_str=True).parameters.values():
             if own.kind is not own.VAR_KEYWORD:
                 parameters.append(own)
             if own.name == after:
-                for field in declared.values():
-                    switch = "/" in (field.metadata["option"]["flag"] or "")
-                    (last if switch else parameters).append(parameter(field))
-        parameters += last
+                parameters += map(parameter, declared.values())
 
         @functools.wraps(command)
         def run(**given: Any) -> None:

@@ -99,7 +99,8 @@ def plot_results(results: Sequence[Result], ax: Axes | None = None, **kwargs: An
             style["markerfacecolor"] = "none"
         ax.plot([place], [row], clip_on=False, zorder=3, **style)
     ax.axvline(1.0, color=GREY, linestyle="--", linewidth=1)
-    ax.set(xscale="log", xlim=_ENDS, ylim=(len(results) - 0.5, -0.5))
+    ends = (_ENDS[0] / 2, _ENDS[1] * 2)  # marks at the ends stand free of the frame
+    ax.set(xscale="log", xlim=ends, ylim=(len(results) - 0.5, -0.5))
     ax.set_yticks(range(len(results)), [result.name for result in results], fontsize="small")
     ax.grid(axis="y", linewidth=0.3)
     ax.set_xlabel("number of the check over its limit: beyond 1 it fails")

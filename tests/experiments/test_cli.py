@@ -6,10 +6,13 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import typer
 from typer.testing import CliRunner, Result
 
 import manifold_sde
@@ -50,23 +53,37 @@ def test_version() -> None:
     assert (done.returncode, done.stdout) == (0, f"manifold-sde {manifold_sde.__version__}\n")
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["-h"],
-        ["figure", "-h"],
-        ["figure", "1", "-h"],
-        ["info", "-h"],
-        ["simulate", "-h"],
-        ["plan", "-h"],
-        ["reference", "-h"],
-        [],
-    ],
-)
-def test_help_fits_the_terminal(arguments: list[str]) -> None:
-    done = call(*arguments)
+def commands(group: Any, *names: str) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """The names of a group and of all below it, with what they are."""
+    yield names, group
+    for name, command in getattr(group, "commands", {}).items():
+        yield from commands(command, *names, name)
+
+
+ALL = dict(commands(typer.main.get_command(cli.app)))
+
+
+@pytest.mark.parametrize("names", ALL, ids=" ".join)
+def test_help_fits_the_terminal_and_has_examples(names: tuple[str, ...]) -> None:
+    done = call(*names, "-h")
     assert "Usage" in done.output
     assert narrow(done.output)
+    assert "<bool>" not in done.output
+    _, _, examples = done.output.partition("Examples:")
+    assert examples.count("manifold-sde ") >= 2
+    for param in ALL[names].params:
+        shown = str(getattr(param, "show_default", ""))
+        assert "form" not in shown, (param.name, shown)
+        if names and getattr(param, "is_flag", False):
+            assert param.secondary_opts, f"--{param.name} cannot be switched off"
+
+
+def test_commands_are_in_the_order_of_use() -> None:
+    listed = re.findall(r"^│ ([a-z]+) ", call("-h").output, re.MULTILINE)
+    assert listed[:4] == ["info", "simulate", "verify", "audit"]
+    figures = re.findall(r"^│ (\d) ", call("figure", "-h").output, re.MULTILINE)
+    assert figures == ["1", "2", "3"]
+    assert "Usage" in call().output
 
 
 def test_every_figure_is_offered() -> None:
@@ -343,3 +360,13 @@ def test_a_shell_completes_commands_and_options(words: str, found: str) -> None:
     env["_MANIFOLD_SDE_COMPLETE"] = "complete_bash"
     done = CliRunner().invoke(cli.app, [], env=env, prog_name="manifold-sde")
     assert done.output.split() == [found]
+
+
+def test_the_command_has_one_name(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By ``python -m`` too: what --show-completion prints is for this name."""
+    monkeypatch.setattr(sys, "argv", [str(Path(manifold_sde.__file__, "../__main__.py")), "-h"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert "Usage: manifold-sde [OPTIONS]" in capsys.readouterr().out

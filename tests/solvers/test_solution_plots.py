@@ -171,6 +171,10 @@ def test_axes_are_drawn_in_and_returned(runs: Solution) -> None:
     assert runs.plot_density(ax=ax) is ax
 
 
-def test_matplotlib_is_loaded_by_the_first_picture_alone() -> None:
-    code = "import sys, manifold_sde.solvers; assert 'matplotlib' not in sys.modules"
+def test_what_takes_long_to_import_is_imported_when_it_is_used() -> None:
+    """Pictures load matplotlib; ``import manifold_sde`` takes little more than torch alone."""
+    late = {"matplotlib", "scipy", "sympy", "torchsde", "typer", "rich", "xarray", "sklearn"}
+    code = f"import sys, torch; late = {late} - {{*sys.modules}}; import manifold_sde; "
+    code += "assert not late & {*sys.modules}, late & {*sys.modules}; import manifold_sde.solvers; "
+    code += "assert 'matplotlib' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

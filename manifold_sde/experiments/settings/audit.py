@@ -33,6 +33,6 @@ class Settings(ExperimentSettings):
     step: str = option("step", "COLUMN")
     momentum: float = option(0.0, "BETA")
     dampening: float = option(0.0, "D")
-    nesterov: bool = option(False, "", flag="--nesterov/--no-nesterov")
+    nesterov: bool = option(False, flag="--nesterov/--no-nesterov")
     beta1: float = option(0.9, "BETA")
     beta2: float = option(0.999, "BETA")

@@ -96,7 +96,7 @@ class Settings(ExperimentSettings):
     snapshots: int = 10
     dt: float = 0.005
     limit_points: int = 4
-    compiled: bool = option(True, "", flag="--compile/--no-compile")
+    compiled: bool = option(True, flag="--compile/--no-compile")
 
     def __post_init__(self) -> None:
         positive = (*(x for pair in self.rates for x in pair), self.horizon, self.dt)

@@ -119,7 +119,7 @@ class Settings(ExperimentSettings):
     noise_scale: float = 0.3
     columns: int = 12
     step_limit: int | None = None
-    compiled: bool = option(True, "", flag="--compile/--no-compile")
+    compiled: bool = option(True, flag="--compile/--no-compile")
 
     def __post_init__(self) -> None:
         counts = (self.runs, self.law_runs, self.columns - 1)

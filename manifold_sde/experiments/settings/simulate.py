@@ -51,7 +51,7 @@ class Settings(ExperimentSettings):
     workers: int | None = option(None, "N", shown="this one", min=1)
     checkpoint: Path | None = option(None, "DIR")
     output: Path | None = option(None, "FILE", shown="simulate_FILE_NAME.npz in the folder")
-    compare_sgd: bool = option(False, "", flag="--compare-sgd/--no-compare-sgd")
+    compare_sgd: bool = option(False, flag="--compare-sgd/--no-compare-sgd")
 
     @property
     def in_steps(self) -> bool:

@@ -21,7 +21,30 @@ DATA = ("digits", "cifar10")
 _RECORDS = 30
 #: Number of epochs after a decay at which accuracies are evaluated.
 _BRANCH_RECORDS = 8
-_SHOWN = "that of the form"
+#: What the quick form and the paper's setting change.
+_QUICK = {
+    **{"epochs": 90, "decays": 7, "decay_lr": 0.1, "decay_epochs": 20, "runs": 4},
+    **{"side_by_side": 2, "branches_side_by_side": 14, "form": "quick"},
+}
+_PUBLISHED = {
+    **{"data": "cifar10", "n_train": None, "shift": 4, "mirror": True},
+    **{"depth": 32, "width": 16, "norm": "batch"},
+    **{"lr": 0.8, "weight_decay": 5e-4, "batch_size": 128, "epochs": 1000},
+    **{"decay_lr": 1e-3, "decay_epochs": 1000},
+    **{"runs": 1, "side_by_side": 1, "branches_side_by_side": 1},
+}
+
+
+def _by_form(name: str, full: Any, metavar: str, **options: Any) -> Any:
+    """The option of a field with another default in each form; its help says all of them."""
+    forms = {"": _QUICK, "full": {}, "cifar10": _PUBLISHED}
+    values = {form: changes.get(name, full) for form, changes in forms.items()}
+    shown = [f"{values['']}"]
+    for value in dict.fromkeys(values.values()):
+        where = [form for form in ("full", "cifar10") if values[form] == value]
+        if value != values[""] and where:
+            shown.append(f"{'all' if value is None else value} if {' or '.join(where)}")
+    return option(full, metavar, shown="; ".join(shown), **options)
 
 
 @dataclass(frozen=True)
@@ -64,31 +87,28 @@ class Settings(ExperimentSettings):
     Source: section 6.2.
     """
 
-    QUICK: ClassVar = {
-        **{"epochs": 90, "decays": 7, "decay_lr": 0.1, "decay_epochs": 20, "runs": 4},
-        **{"side_by_side": 2, "branches_side_by_side": 14, "form": "quick"},
-    }
+    QUICK: ClassVar = _QUICK
 
     # Of the folder only the images count; which of the runs it is, the files say.
     NOT_IN_KEY = ("runs", "seed", "data_dir", "form")
 
     data: str = option("digits", "digits|cifar10")
     data_dir: str | None = option(None, "DIR", convert=str, kind=Path | None)
-    runs: int = option(6, "N", shown=_SHOWN, min=1)
+    runs: int = _by_form("runs", 6, "N", min=1)
     seed: int = option(0, "N", min=0)
-    lr: float = option(0.5, "ETA", shown=_SHOWN)
-    weight_decay: float = option(2e-3, "LAMBDA", shown=_SHOWN)
-    batch_size: int = option(10, "B", shown=_SHOWN, min=1)
-    epochs: int = option(240, "N", shown=_SHOWN, min=1)
-    decays: int = option(12, "N", shown=_SHOWN, min=2)
-    decay_lr: float = option(0.05, "ETA", shown=_SHOWN)
-    decay_epochs: int = option(60, "N", shown=_SHOWN, min=1)
-    n_train: int | None = option(300, "N", flag="--train-images", shown=_SHOWN, min=1)
+    lr: float = _by_form("lr", 0.5, "ETA")
+    weight_decay: float = _by_form("weight_decay", 2e-3, "LAMBDA")
+    batch_size: int = _by_form("batch_size", 10, "B", min=1)
+    epochs: int = _by_form("epochs", 240, "N", min=1)
+    decays: int = _by_form("decays", 12, "N", min=2)
+    decay_lr: float = _by_form("decay_lr", 0.05, "ETA")
+    decay_epochs: int = _by_form("decay_epochs", 60, "N", min=1)
+    n_train: int | None = _by_form("n_train", 300, "N", flag="--train-images", min=1)
     n_test: int | None = option(None, "N", flag="--test-images", shown="all others", min=1)
-    shift: int = option(1, "N", shown=_SHOWN, min=0)
-    depth: int = option(8, "N", shown=_SHOWN)
-    width: int = option(4, "N", shown=_SHOWN, min=1)
-    norm: str = option("layer", "layer|group|batch", shown=_SHOWN)
+    shift: int = _by_form("shift", 1, "N", min=0)
+    depth: int = _by_form("depth", 8, "N")
+    width: int = _by_form("width", 4, "N", min=1)
+    norm: str = _by_form("norm", "layer", "layer|group|batch")
     device: str = option("cpu", "NAME")
     data_seed: int = 0
     mirror: bool = False
@@ -138,20 +158,7 @@ class Settings(ExperimentSettings):
             data_dir: Folder of CIFAR-10.
             **changes: Other fields, as in the class.
         """
-        published = {
-            **{
-                "data": "cifar10",
-                "data_dir": data_dir,
-                "n_train": None,
-                "shift": 4,
-                "mirror": True,
-            },
-            **{"depth": 32, "width": 16, "norm": "batch"},
-            **{"lr": 0.8, "weight_decay": 5e-4, "batch_size": 128, "epochs": 1000},
-            **{"decay_lr": 1e-3, "decay_epochs": 1000},
-            **{"runs": 1, "side_by_side": 1, "branches_side_by_side": 1},
-        }
-        return cls(**{**published, **changes})
+        return cls(**{**_PUBLISHED, "data_dir": data_dir, **changes})
 
     def images(self) -> Images:
         """The images, in single precision.
