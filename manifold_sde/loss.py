@@ -20,6 +20,8 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from manifold_sde import derivatives
 from manifold_sde.derivatives import jvp
 
+#: Copies of what the samples pass through that a third derivative holds.
+THIRD_COPIES = 8
 #: Numbers of the gradients of samples that are held at once where their sums alone are wanted.
 _GRADIENT_NUMBERS = 1 << 21
 
@@ -132,6 +134,8 @@ class Loss:
     analyticity: Any = None
     #: The largest |x| |grad L_xi(x)| at fixed directions, once it was measured.
     gradient_size: float | None = None
+    #: Bytes of what all samples pass through on the way to one gradient, where it was measured.
+    gradient_bytes: int = 0
     #: How a gradient is taken: so that it can be batched and differentiated, or not.
     _gradient: Callable[..., Tensor] = staticmethod(derivatives.gradient)
     #: Whether second and third derivatives by reverse mode alone were seen to be right; they hold
@@ -167,6 +171,13 @@ class Loss:
             return None
         return max(1, self.per_sample.per_pass // len(self.per_sample.data[0]))
 
+    def held(self, copies: int = 1) -> int:
+        """Bytes of the largest pass of a derivative that holds so many copies of what it makes."""
+        if self.per_sample is None:
+            return copies * self.gradient_bytes
+        first, count = self.per_sample.passes(copies)[0], len(self.per_sample.data[0])
+        return copies * self.gradient_bytes * (first.stop - first.start) // max(1, count)
+
     def loss(self, x: Tensor) -> Tensor:
         """L(x), the mean over the samples: (D,) -> ()."""
         return _sum(part(x) for part in self._parts())
@@ -193,14 +204,14 @@ class Loss:
         """Second directional derivative of the gradient, along a and b: (D,) each -> (D,)."""
         backward = derivatives.reverse_third_derivative
         if self._goes_backward():
-            return self._derivative(backward, x, a, b, copies=8)
+            return self._derivative(backward, x, a, b, copies=THIRD_COPIES)
         try:
             return self._derivative(derivatives.third_derivative, x, a, b, copies=4)
         except NotImplementedError:
             # Some operations have a forward mode only where no graph is recorded.
             if not self.reverses:
                 raise
-            return self._derivative(backward, x, a, b, copies=8)
+            return self._derivative(backward, x, a, b, copies=THIRD_COPIES)
 
     def _goes_backward(self) -> bool:
         """Whether reverse mode alone is taken: where it is right, and no graph is recorded."""
