@@ -9,6 +9,7 @@ is computed does not depend on it.
 from __future__ import annotations
 
 import contextlib
+import copy
 import time
 from collections.abc import Callable, Hashable, Iterator
 from contextvars import ContextVar, Token
@@ -140,7 +141,7 @@ class Attempts:
             OutOfTimeError: If the time that it takes, as it was seen before, is not left.
         """
         if key in self._errors:
-            raise self._errors[key]
+            raise copy.copy(self._errors[key])
         deadline = _current.get()
         begin = 0.0
         if deadline is not None:
@@ -149,7 +150,8 @@ class Attempts:
         try:
             yield
         except ManifoldSDEError as error:
-            self._errors[key] = error
+            # The frames of its traceback would keep what was under way in memory.
+            self._errors[key] = copy.copy(error)
             raise
         except OutOfTimeError as error:
             self._seconds[key] = error.seconds - begin, error.estimated

@@ -19,6 +19,8 @@ from torch.func import vjp
 from manifold_sde import derivatives, reverse_mode
 from manifold_sde.derivatives import jvp
 
+#: Copies of what the samples pass through that a third derivative holds.
+THIRD_COPIES = 8
 #: Numbers of the gradients of samples that are held at once where their sums alone are wanted.
 _GRADIENT_NUMBERS = 1 << 21
 
@@ -131,6 +133,8 @@ class Loss:
     analyticity: Any = None
     #: The largest |x| |grad L_xi(x)| at fixed directions, once it was measured.
     gradient_size: float | None = None
+    #: Bytes of what all samples pass through on the way to one gradient, where it was measured.
+    gradient_bytes: int = 0
     #: How a gradient is taken: so that it can be batched and differentiated, or not.
     _gradient: Callable[..., Tensor] = staticmethod(derivatives.gradient)
     #: Whether second and third derivatives by reverse mode alone were seen to be right; they hold
@@ -166,6 +170,13 @@ class Loss:
             return None
         return max(1, self.per_sample.per_pass // len(self.per_sample.data[0]))
 
+    def held(self, copies: int = 1) -> int:
+        """Bytes of the largest pass of a derivative that holds so many copies of what it makes."""
+        if self.per_sample is None:
+            return copies * self.gradient_bytes
+        first, count = self.per_sample.passes(copies)[0], len(self.per_sample.data[0])
+        return copies * self.gradient_bytes * (first.stop - first.start) // max(1, count)
+
     def loss(self, x: Tensor) -> Tensor:
         """L(x), the mean over the samples: (D,) -> ()."""
         return _sum(part(x) for part in self._parts())
@@ -191,7 +202,8 @@ class Loss:
     def third_derivative(self, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
         """Second directional derivative of the gradient, along a and b: (D,) each -> (D,)."""
         if self.reverses:
-            return self._derivative(reverse_mode.third_derivative, x, a, b, copies=8)
+            third = reverse_mode.third_derivative
+            return self._derivative(third, x, a, b, copies=THIRD_COPIES)
         return self._derivative(derivatives.third_derivative, x, a, b, copies=4)
 
     def _derivative(

@@ -21,6 +21,8 @@ INVARIANCE_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 SOLVED_DIM = 512
 #: Numbers in the gradients of all samples, at all points, that are held at once.
 _AT_ONCE = 2**24
+#: Numbers in those of which only sums are wanted.
+_SUMMED = 2**21
 #: Relative Euler defect below which a scaling counts as a symmetry, above rounding.
 _SYMMETRY = {torch.float64: 1e-11, torch.float32: 1e-5}
 #: Entries of sigma above which its products with a few vectors are looked at instead.
@@ -67,9 +69,14 @@ def euler_defects(loss: Loss, points: Tensor) -> tuple[Tensor, Tensor]:
         <x, grad L_xi(x)>, (n, Xi or 1), and the largest |x| |grad L_xi(x)|, ().
     """
     n_samples = loss.n_samples
-    if points.numel() * (n_samples or 1) <= _AT_ONCE:
-        terms, size = euler_products(loss, points)
-        return terms.sum(-1), size.max()
+    numbers = loss.dim * (n_samples or 1)
+    if len(points) * numbers <= _AT_ONCE:
+        found, largest = [], []
+        for some in points.split(max(1, _SUMMED // numbers)):
+            terms, size = euler_products(loss, some)
+            found.append(terms.sum(-1))
+            largest.append(size.max())
+        return torch.cat(found), torch.stack(largest).max()
     if n_samples is None:
         gradients = torch.stack([loss.gradient(z) for z in points])
         sizes = points.norm(dim=1) * gradients.norm(dim=1)

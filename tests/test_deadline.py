@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
 
@@ -124,6 +127,21 @@ def test_what_cannot_be_made_is_tried_once(clock: Clock) -> None:
     for value in (1, 2):
         with pytest.raises(ManifoldSDEError, match="the first"), attempts.making("key"):
             raise ManifoldSDEError("the first" if value == 1 else "the second")
+
+
+def test_an_error_that_is_remembered_keeps_nothing_that_was_under_way() -> None:
+    attempts, kept = Attempts(), []
+
+    def broken() -> None:
+        large = torch.zeros(3)
+        kept.append(weakref.ref(large))
+        raise ManifoldSDEError("it cannot be made")
+
+    for _ in range(2):
+        with pytest.raises(ManifoldSDEError, match="cannot be made"), attempts.making("key"):
+            broken()
+        gc.collect()
+        assert [ref() for ref in kept] == [None]
 
 
 def test_solvers_consult_and_do_not_depend_on_it() -> None:

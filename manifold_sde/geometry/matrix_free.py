@@ -19,10 +19,11 @@ from torch import Tensor
 from torch.func import vmap
 
 from manifold_sde import rng
+from manifold_sde.deadline import consult
 from manifold_sde.derivatives import jvp, unit_rows
 from manifold_sde.geometry.kernels import at_one_point
 from manifold_sde.geometry.normal_space import Frame, NormalSpace, to_unit
-from manifold_sde.loss import slices
+from manifold_sde.loss import THIRD_COPIES, slices
 from manifold_sde.problem import Problem
 
 #: Tensors of the size of a block that are alive at once while its rows are worked on.
@@ -68,9 +69,13 @@ class MatrixFreeSpace(NormalSpace):
         super().__init__(problem, rank)
         self.memory = memory
 
-    def block(self, x: Tensor) -> int:
-        """Number of vectors of the size of x that fit into the memory."""
-        return max(1, self.memory // (_COPIES * x.element_size() * self.loss.dim))
+    def block(self, x: Tensor, copies: int = 1) -> int:
+        """Number of vectors of the size of x that fit into the memory.
+
+        Each comes with what the samples pass through: so many copies of it.
+        """
+        vector = _COPIES * x.element_size() * self.loss.dim
+        return max(1, self.memory // (vector + self.loss.held(copies)))
 
     # At one point.
 
@@ -114,8 +119,9 @@ class MatrixFreeSpace(NormalSpace):
 
     def script_t_at(self, y: Tensor, a: Tensor, b: Tensor) -> Tensor:
         """Sum over k of d^2(grad L)[a_k, b_k], rows (k, D) each: -> (D,)."""
-        size, total = self.block(y), torch.zeros_like(y)
+        size, total = self.block(y, THIRD_COPIES), torch.zeros_like(y)
         for p, q in zip(a.split(size), b.split(size), strict=True):
+            consult()
             total = total + vmap(lambda s, t: self.loss.third_derivative(y, s, t))(p, q).sum(0)
         return total
 
@@ -260,9 +266,10 @@ class MatrixFreeSpace(NormalSpace):
             if tangent:
                 along = along + self.script_t_at(y, left[2], right[2])
         inner = (0.5 * normal) * (inner + inner.T) / (values[:, None] + values[None, :])
-        for which, basis in self.eigenvectors_at(y, frame):
-            columns = vmap(lambda c: self.combine_at(y, frame, c))(inner[which])
-            across = across + self.script_t_at(y, basis, columns)
+        parts = _pairs_of(inner)
+        for which in slices(len(parts[0]), self.block(y)):
+            rows = [vmap(lambda c: self.combine_at(y, frame, c))(part[which]) for part in parts]
+            across = across + self.script_t_at(y, *rows)
         return along, across
 
     def _contract_noise_at(self, y: Tensor, frame: Frame, mixed: float, normal: float) -> Pairs:
@@ -341,6 +348,21 @@ class MatrixFreeSpace(NormalSpace):
 
         result: tuple[Tensor, Tensor] = each(at_one, y, *frame)
         return result
+
+
+def _pairs_of(matrix: Tensor) -> Pairs:
+    """Rows (k, M) and partners whose products add up to a symmetric matrix (M, M).
+
+    Of the solution of a Lyapunov equation with few columns a few dozen eigenvalues are more than
+    rounding, whatever M is (Penzl, Systems & Control Letters 40, 2000). In a transform it is not
+    known which, and there are M pairs.
+    """
+    if torch._C._functorch.is_functorch_wrapped_tensor(matrix) or matrix.requires_grad:
+        return torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device), matrix
+    sizes, axes = eigen(matrix)
+    small = sizes.abs() < torch.finfo(sizes.dtype).eps * sizes.abs().max()
+    rows = axes[:, ~small].T
+    return rows, rows * sizes[~small, None]
 
 
 def each(function: Callable[..., Any], *arguments: Tensor) -> Any:

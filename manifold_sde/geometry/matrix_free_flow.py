@@ -4,7 +4,8 @@ The method and its control are those of :mod:`~manifold_sde.geometry.gradient_fl
 simplified Newton iteration takes the curvature in the range of a frame and none outside it, which
 is exact on the manifold; what is left off it costs iterations and no accuracy, since the
 collocation equations contain the gradient alone. A frame costs more than a step: it is kept from
-step to step as long as the iteration converges fast.
+step to step as long as the iteration converges fast. Where the iteration fails with one that did so
+at the last step, it is the step that is too long.
 """
 
 from __future__ import annotations
@@ -59,6 +60,7 @@ class Flow:
         gradients: Gradients evaluated.
         frames: Frames made.
         basis: Reference basis at the end (D, d).
+        frame: The frame there, where it has settled.
     """
 
     point: Tensor
@@ -69,6 +71,7 @@ class Flow:
     gradients: int
     frames: int
     basis: Tensor
+    frame: Frame | None = None
 
 
 @dataclass(frozen=True)
@@ -137,7 +140,7 @@ def flow_to_limit(
     flow = Flow(x, FlowStatus.FLOWING, float("inf"), 0.0, 0, 0, 0, space.start_at(x))
     h, last_h, fastest, size = 0.0, 0.0, 0.0, float(x.norm())
     last_stages, held = torch.zeros_like(x).expand(STAGES, -1), False
-    begin, keep = None, False
+    begin, keep, good = None, False, False
     for _ in range(max_steps):
         if begin is None or begin.x is not flow.point:
             begin = _begin(space, flow, begin if keep else None)
@@ -152,7 +155,7 @@ def flow_to_limit(
         slow = float((begin.force - begin.combine(begin.inside[None])[0]).norm())
         at_rest = slow <= _CREEPING * small.creeping * top * size
         if begin.is_fresh and at_rest and flow.distance <= small.settled:
-            flow.status = FlowStatus.SETTLED
+            flow.status, flow.frame = FlowStatus.SETTLED, begin.frame
             return flow
         if h == 0.0:
             h = FIRST_STEP / max(top, float(begin.force.norm()) / size)
@@ -163,9 +166,10 @@ def flow_to_limit(
         stages, solved, rounds = _solve(begin, gradient, method, h, guess, newton * size)
         flow.gradients += rounds * STAGES
         keep = solved and rounds <= max(_FEW_ROUNDS, space.rank // _RANK_A_ROUND)
-        if not solved and not begin.is_fresh:
+        if not solved and not begin.is_fresh and not good:
             begin = _begin(space, flow, None)
             continue
+        good = solved and rounds <= _FEW_ROUNDS
         excess = float("inf")
         if solved:
             excess = _error(begin, method, stages, h, flow.distance) / (tolerance * size)

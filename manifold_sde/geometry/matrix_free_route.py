@@ -37,6 +37,7 @@ from manifold_sde.geometry.route import (
 )
 from manifold_sde.loss import LeastSquaresLoss
 from manifold_sde.problem import Problem
+from manifold_sde.progress import Progress
 
 #: Bytes that the vectors of one block may take with what is computed from them.
 DEFAULT_MEMORY = 1 << 29
@@ -329,13 +330,14 @@ class MatrixFreeRoute(Route):
         flat = x.reshape(-1, x.shape[-1])
         invariant = is_scale_invariant(self.problem, x)
         ends, reasons = [], {}
-        for index, point in enumerate(flat):
-            size = point.norm() if invariant else torch.ones_like(point[0])
-            with torch.no_grad():
+        with Progress(False, "flows", total=len(flat)) as bar, torch.no_grad():
+            for index, point in enumerate(flat):
+                size = point.norm() if invariant else torch.ones_like(point[0])
                 end, reason = self._one_limit(point / size, invariant)
-            ends.append(end * size)
-            if reason:
-                reasons[index] = reason
+                ends.append(end * size)
+                if reason:
+                    reasons[index] = reason
+                bar.update()
         limits = torch.stack(ends) if ends else flat.clone()
         if not reasons:
             return limits.reshape(x.shape)
@@ -364,13 +366,14 @@ class MatrixFreeRoute(Route):
         )
         if flow.status != FlowStatus.SETTLED:
             return flow.point, _reason(flow, self.max_steps)
-        point, near = flow.point, flow.basis
+        base = point = flow.point
+        frame = flow.frame
+        assert frame is not None
         try:
             if isinstance(space, LeadingSpace):
                 # The rank is that of the end, where the spectrum has a gap.
                 space, (_, bases) = self._hessian_frames(point[None])
-                near = bases[..., 0]
-            base, frame = point, space.frame_at(point, near)
+                frame = space.frame_at(point, bases[..., 0])
             for _ in range(_CORRECTIONS):
                 point = point - space.displacement_at(base, frame, point)
             if invariant:

@@ -68,8 +68,9 @@ def network_loss(
             apart=batches is not None,
         )
         generators = Generators()
-        usage = passes.measure(network, generators)
+        usage, whole = passes.measure(network, generators), 0
         if usage is not None:
+            whole = usage.fixed + network.n_blocks * usage.per_block
             network.per_pass = passes.blocks_per_pass(usage, limit)
         outputs = module_checks.check_forward(network, generators)
         measure.check_targets(outputs, network.targets, generators)
@@ -90,7 +91,7 @@ def network_loss(
     checked = _loss(few, small, n_outputs)
     loss_checks.require_derivatives(checked, few, "network's loss")
     made = _loss(_function(network), network, n_outputs)
-    made.reverses = checked.reverses
+    made.reverses, made.gradient_bytes = checked.reverses, whole
     return network, made
 
 

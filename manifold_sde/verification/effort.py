@@ -31,6 +31,7 @@ class Effort:
             are undecided.
         budget: Seconds of processor time for all checks, where nothing else is said; those that
             do not fit are undecided.
+        first_share: Part of the budget that a check may take in the first round.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Effort:
     steps: int = 512
     long_checks: bool = True
     budget: float = math.inf
+    first_share: float = 0.1
 
     def at_size(self) -> Effort:
         """The budget where matrices of D x D do not fit: few points, and ten times as long."""
@@ -51,6 +53,7 @@ class Effort:
             points=max(1, self.points // 64),
             steps=self.steps // 2,
             budget=_TIMES_AS_LONG * self.budget,
+            first_share=2.0 * self.first_share,
         )
 
 

@@ -17,6 +17,7 @@ probability :math:`1 - \delta` by at most
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -42,6 +43,8 @@ _FLOOR = 1e-11
 DOUBT = 1e-4
 #: Bytes that a basis may take.
 _MOST_BYTES = 2**32
+#: Bytes of a block of the basis: more than what glibc's allocator puts among other things.
+_SLAB_BYTES = 2**25 + 2**12
 #: Steps of Lanczos' method, and the length of a step, relative to the largest eigenvalue, at which
 #: it has seen all eigenvalues.
 _STEPS, _ENDED = 160, 1e-12
@@ -118,8 +121,8 @@ def hessian_range(problem: Problem, y: Tensor, generator: torch.Generator) -> He
         along = functools.partial(problem.pointwise.hessian_product, y)
         return vmap(along, chunk_size=_AT_ONCE)(v)
 
-    rows: list[Tensor] = []
-    found, scale, outside = 0, 0.0, 0.0
+    basis = _Rows(dim, y.dtype)
+    scale, outside = 0.0, 0.0
     while True:
         probes = torch.randn(_BLOCK, dim, dtype=y.dtype, generator=generator)
         images = products(probes)
@@ -129,25 +132,25 @@ def hessian_range(problem: Problem, y: Tensor, generator: torch.Generator) -> He
         if scale == 0.0:
             raise _no_range("the Hessian is zero", "zero products with random vectors")
         for _ in range(2):
-            for block in rows:
+            for block in basis.blocks:
                 images = images - (images @ block.T) @ block
         sizes, directions = torch.linalg.svd(images, full_matrices=False)[1:]
         new = sizes > _FLOOR * scale * math.sqrt(_BLOCK)
-        if not bool(new.any()) or found >= dim:
+        if not bool(new.any()) or basis.count >= dim:
             # An eigenvalue outside has its square times a chi-square for the squares' sum.
             quantile = float(stats.chi2.ppf(DOUBT, _BLOCK))
             outside = math.sqrt(float(sizes.square().sum()) / quantile)
             break
-        rows.append(directions[new])
-        found += int(new.sum())
-        if found * dim * y.element_size() > _MOST_BYTES:
+        basis.append(directions[new])
+        if basis.count * dim * y.element_size() > _MOST_BYTES:
             raise _no_range(
                 "the rank of the Hessian is too large to be found by products",
-                f"more than {found} nonzero eigenvalues in dimension {dim}",
+                f"more than {basis.count} nonzero eigenvalues in dimension {dim}",
             )
+    rows = basis.blocks
     strips = []
-    for block in rows:
-        images = products(block)
+    for some in itertools.chain.from_iterable(block.split(_BLOCK) for block in rows):
+        images = products(some)
         strips.append(torch.cat([images @ other.T for other in rows], 1))
     inner = torch.cat(strips)
     values, vectors = torch.linalg.eigh(0.5 * (inner + inner.T))
@@ -162,9 +165,37 @@ def hessian_range(problem: Problem, y: Tensor, generator: torch.Generator) -> He
         gap=float(ratios[rank - 1]),
         left=rest / top,
         lowest=min(float(values[0]) / top, 0.0),
-        rows=tuple(rows),
+        rows=rows,
         weights=vectors[:, kept],
     )
+
+
+class _Rows:
+    """Rows (D,) that become more, in blocks (b, D) of a size that allocators keep apart.
+
+    Small ones, kept between what is computed on the way, hold as much again of the memory.
+    """
+
+    def __init__(self, dim: int, dtype: torch.dtype) -> None:
+        self.count = 0
+        self._like = torch.empty(0, dim, dtype=dtype)
+        self._slabs: list[Tensor] = []
+        self._size = max(_BLOCK, -(-_SLAB_BYTES // (dim * self._like.element_size())))
+
+    @property
+    def blocks(self) -> tuple[Tensor, ...]:
+        """The rows."""
+        left = self.count - self._size * (len(self._slabs) - 1)
+        return (*self._slabs[:-1], *(slab[:left] for slab in self._slabs[-1:]))
+
+    def append(self, rows: Tensor) -> None:
+        """Add rows (k, D)."""
+        for row in rows:
+            place = self.count % self._size
+            if place == 0:
+                self._slabs.append(self._like.new_empty(self._size, len(row)))
+            self._slabs[-1][place] = row
+            self.count += 1
 
 
 def _no_range(problem: str, received: str) -> RankError:

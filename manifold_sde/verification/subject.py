@@ -254,9 +254,9 @@ class Subject:
 
 
 def _geometry(problem: Problem) -> Geometry:
-    """The geometry of a problem; by products with blocks that take no more than the Jacobian."""
+    """The geometry of a problem; by products with blocks of half of what the Jacobian takes."""
     if problem.dim <= DENSE_LIMIT:
         return Geometry(problem)
     outputs = getattr(problem.pointwise, "n_residuals", problem.n_samples) or 1
-    of_jacobian = 8 * outputs * problem.dim
-    return Geometry(problem, memory=min(max(of_jacobian, _LEAST_MEMORY), DEFAULT_MEMORY))
+    half = 4 * outputs * problem.dim
+    return Geometry(problem, memory=min(max(half, _LEAST_MEMORY), DEFAULT_MEMORY))

@@ -25,9 +25,8 @@ from manifold_sde.verification.report import Partial, Report, Rows
 from manifold_sde.verification.result import Result
 from manifold_sde.verification.subject import Subject
 
-#: Part of the budget that a check may take in the first round, and how many times as much in the
-#: next ones.
-_FIRST_SHARE, _LONGER = 0.1, 4.0
+#: How many times as much of the budget a check may take in the next rounds.
+_LONGER = 4.0
 _MORE_TIME = "The budget is not enough for it: a larger one has it made."
 
 
@@ -161,7 +160,7 @@ class _Suite:
 
     def _rounds(self, checks: tuple[Check, ...]) -> dict[Check, OutOfTimeError]:
         """Make checks, the longer ones in later rounds; what is left takes too long."""
-        share = _FIRST_SHARE * self._budget
+        share = self.effort.first_share * self._budget
         late: dict[Check, OutOfTimeError] = {}
         waiting = list(checks)
         while waiting:
@@ -188,7 +187,7 @@ class _Suite:
                 found = check(self.subject, self.effort, min(share, self._left))
             except OutOfTimeError as error:
                 # Its frames would keep what was under way in memory.
-                late[check] = error.with_traceback(None)
+                late[check] = OutOfTimeError(error.seconds, error.estimated)
                 return
         late.pop(check, None)
         self._keep(check, found)

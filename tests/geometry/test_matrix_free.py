@@ -20,8 +20,12 @@ from manifold_sde import (
     errors,
     problems,
 )
+from manifold_sde.geometry import matrix_free
 from manifold_sde.geometry.matrix_free_spaces import HessianSpace, JacobianSpace
 from manifold_sde.loss import PerSampleFunction
+from manifold_sde.networks import NormalizedMLP
+from manifold_sde.networks.data import digits
+from manifold_sde.networks.passes import _Alive
 from manifold_sde.verification.strategies.models import (
     NormalizedNetwork,
     ResidualModel,
@@ -169,6 +173,70 @@ def test_the_memory_changes_nothing_but_rounding(memory: int) -> None:
         arguments = {"factor": factor} if name == "second_derivative" else {}
         one, other = (getattr(g, name)(y, **arguments) for g in (whole, small))
         torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-12)
+
+
+@functools.cache
+def digits_network(samples: int) -> tuple[LeastSquaresProblem, Tensor]:
+    """A network of 1024 weights on digits, of ten residuals each, and a minimiser."""
+    data, module = digits(samples), NormalizedMLP((64, 16, 10), seed=1).double()
+    with torch.no_grad():
+        targets = module(data.inputs)
+    loss = torch.nn.MSELoss()
+    problem = Problem.from_module(module, loss, data.inputs, targets, SphericalNoise(1 / 32))
+    assert isinstance(problem, LeastSquaresProblem)
+    y = problem.vector(module)
+    return problem, y / y.norm()
+
+
+def test_a_block_has_room_for_what_the_samples_pass_through(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Bytes alive in third derivatives along 200 vectors, of a fraction of what all take."""
+    problem, y = digits_network(100)
+    memory, v = 2**23, torch.randn(200, len(y), dtype=torch.float64, generator=GENERATOR)
+    space = JacobianSpace(problem, 200, memory)
+
+    def alive() -> int:
+        with _Alive() as counted:
+            space.script_t_at(y, v, v)
+        return counted.most
+
+    assert 0.1 * memory < alive() < 1.1 * memory
+    # The broken twin counts the vectors alone.
+    monkeypatch.setattr(problem.pointwise, "gradient_bytes", 0)
+    assert alive() > 2.0 * memory
+
+
+def test_few_pairs_are_enough_for_the_noise_across(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The third derivatives of a column are along a few dozen vectors, and not all 200."""
+    problem, y = digits_network(20)
+    geometry = Geometry(problem)
+    column = torch.randn(len(y), 1, dtype=torch.float64, generator=GENERATOR)
+    numbers = []
+    pairs_of = matrix_free._pairs_of
+
+    def counted(matrix: Tensor) -> tuple[Tensor, Tensor]:
+        pairs = pairs_of(matrix)
+        numbers.append(len(pairs[0]))
+        return pairs
+
+    def every(matrix: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.eye(len(matrix), dtype=matrix.dtype), matrix
+
+    def fewer(matrix: Tensor) -> tuple[Tensor, Tensor]:
+        left, right = pairs_of(matrix)
+        large = right.norm(dim=1) > 1e-4 * right.norm(dim=1).max()
+        return left[large], right[large]
+
+    found = []
+    for form in (every, counted, fewer):
+        monkeypatch.setattr(matrix_free, "_pairs_of", form)
+        found.append(geometry.second_derivative(y, factor=column))
+    assert numbers[0] < 60
+    off = [float((one - found[0]).norm() / found[0].norm()) for one in found[1:]]
+    assert off[0] < 1e-11
+    assert off[1] > 1e-7
+    assert bool(pairs_of(torch.full((3, 3), torch.nan, dtype=torch.float64))[1].isnan().any())
 
 
 def test_nothing_is_as_large_as_the_square_of_the_dimension() -> None:

@@ -325,8 +325,9 @@ def check_groups(survey: SizedSurvey) -> Result:
     more = len(groups) - dense_groups.SHOWN
     detail = (
         f"{len(groups)} groups of weights can be scaled separately ({shown}"
-        f"{f'; and {more} more' if more > 0 else ''}): each radial vector is in ker H to "
-        f"{bent:.1g}, and the noise along it is at most {max(moved):.1g} of the whole"
+        f"{f'; and {more} more' if more > 0 else ''}), and the loss stays as it is: along the "
+        f"scaling of each, H has {bent:.1g} of its largest eigenvalue, and the noise at most "
+        f"{max(moved):.1g} of its whole"
     )
     return found("fails", detail, float(len(groups)), 1.0, dense_groups.SEPARATE)
 

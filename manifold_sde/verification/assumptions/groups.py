@@ -15,14 +15,19 @@ from manifold_sde.verification.result import Result, Verdict, found
 UNBOUNDED, GROWING = 1e6, 1e3
 #: Most groups that are written out.
 SHOWN = 4
-#: What several groups mean, and what it means not to know.
+#: What several groups mean, and for the theorem; and what it means not to know.
 SEPARATE = (
-    "Gamma_1 is not compact: a group's norm can go to 0. Assumption 5.1 fails, and Theorem "
-    "5.4 does not apply as stated. Theorem 4.4, the law after finitely many steps, does. "
-    "Where the noise has no part along the radial vectors, as noise from drawing samples, "
-    "Assumption 5.2 fails too, and the ratios of the groups' norms follow equations of their "
-    "own, d|Y_g|^2 = (-2c |Y_g|^2 + tr Sigma_gg) dt: look at the direction of each group, "
-    "with these norms as state."
+    "So it is in every network that is normalised more than once: it is a property of the "
+    "architecture and no fault. Gamma_1 is not compact: a group's norm can go to 0. Assumption "
+    "5.1 fails, and Theorem 5.4 does not apply as stated. Theorem 4.4, the law after finitely "
+    "many steps, does. Where the noise has no part along the radial vectors, as noise from "
+    "drawing samples, Assumption 5.2 fails too, and the ratios of the groups' norms follow "
+    "equations of their own, d|Y_g|^2 = (-2c |Y_g|^2 + tr Sigma_gg) dt: look at the direction of "
+    "each group, with these norms as state."
+)
+NO_THEOREM = (
+    "Nothing was simulated: what fails is what Theorem 5.4 assumes. So it does not say that there "
+    "is one equilibrium from every start, and there may be one."
 )
 NOT_KNOWN = (
     "Every filter that feeds a normalisation is a group of its own. If there are several, "
@@ -65,8 +70,8 @@ def not_compact(number: int, smallest: float, largest: float) -> Result:
         f"found it is between {smallest:.2g} and {largest:.2g}"
     )
     meaning = (
-        "Gamma_1 is not compact. Near its ends the noise is large and steps must be small, "
-        "and there need not be an equilibrium in the sense of Theorem 5.4."
+        "This follows from the groups: Gamma_1 is not compact. Near its ends the noise is large "
+        "and steps must be small, and there need not be an equilibrium in the sense of Theorem 5.4."
     )
     return found("fails", detail, float(number), 1.0, meaning)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -57,7 +58,7 @@ class Survey:
             try:
                 subject.geometry.limit_map(subject.x_init)
             except ManifoldSDEError as error:
-                self.unreached = error
+                self.unreached = copy.copy(error)  # without what its frames hold
                 subject = replace(subject, x_init=None)
         self.subject = subject
 

@@ -13,6 +13,7 @@ from scipy import stats
 
 from manifold_sde.errors import ClockRangeError, MissingDependencyError, NotMixedWarning
 from manifold_sde.paper import implements
+from manifold_sde.verification.assumptions.groups import NO_THEOREM
 from manifold_sde.verification.laws.engine import Array, Extrapolated, Tests, judged, law, planned
 from manifold_sde.verification.laws.long_runs import BURN_IN, CHAIN, STARTS, LongRuns
 from manifold_sde.verification.result import Design, Picture, Result, Series, found
@@ -114,7 +115,7 @@ def one_equilibrium(runs: LongRuns, made: Design | None) -> Result:
             f"groups of weights: {len(degeneracy.groups)}; the noise has rank "
             f"{degeneracy.noise_rank} along the {degeneracy.manifold_dim} dimensions of Gamma_1"
         )
-        return found("fails", detail, meaning=str(degeneracy.statement))
+        return found("fails", detail, meaning=f"{NO_THEOREM} {degeneracy.statement}")
     ends = runs.end_directions()
     compared = {
         f"start {i}": compare_laws(

@@ -32,6 +32,9 @@ NEAR_ACCURACY = 1e-12
 _WHOLE = 12
 #: Directions in which it is measured otherwise.
 _DIRECTIONS = 6
+#: How much shorter the steps of differences are in high dimension, where the manifold bends more
+#: and each flow takes seconds: those from nearby are the shortest.
+_SHORTER = 8.0
 #: Most columns of a factor along which differences are taken.
 _MOST_COLUMNS = 12
 
@@ -102,7 +105,7 @@ def projector(problem: Problem | Subject, y: Tensor) -> Defect:
     """
     subject = Subject.of(problem)
     unit, kernel, v = _at(subject, y)
-    measured, bound = differences.derivative(subject.limits, unit, v, NEAR_ACCURACY)
+    measured, bound = _first_differences(subject, unit, v)
     expected = kernel.project(v)
     if not subject.by_products:
         expected[:, -1] = unit
@@ -129,12 +132,17 @@ def tangent_projection(problem: Problem | Subject, y: Tensor) -> Defect:
     subject = Subject.of(problem)
     unit, kernel, v = _at(subject, y)
     claimed = subject.geometry.tangent_projection(unit[:, None].expand_as(v).contiguous(), v)
-    measured, bound = differences.derivative(subject.limits, unit, v, NEAR_ACCURACY)
+    measured, bound = _first_differences(subject, unit, v)
     exact = rounding(unit) * kernel.condition[:, None]
     from_hessian = (claimed - kernel.project(v)).norm(dim=2)
     from_limits = (claimed - measured).norm(dim=2)
     values = torch.cat([from_hessian, from_limits])
     return Defect.of(values, torch.cat([exact.expand_as(bound), bound + exact]), "P of geometry")
+
+
+def _first_differences(subject: Subject, unit: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    step = differences.FIRST / (_SHORTER if subject.by_products else 1.0)
+    return differences.derivative(subject.limits, unit, v, NEAR_ACCURACY, step)
 
 
 def _at(subject: Subject, y: Tensor) -> tuple[Tensor, Kernel, Tensor]:
@@ -180,7 +188,8 @@ def second_derivative(
     claimed = subject.geometry.second_derivative(points, factor=columns) * norms[:, None]
     sizes = columns.norm(dim=1, keepdim=True).clamp(min=1e-300)
     v = (columns / sizes).mT.contiguous()
-    measured, bound = differences.second_derivative(subject.limits, unit, v, NEAR_ACCURACY)
+    step = differences.SECOND / (_SHORTER if subject.by_products else 1.0)
+    measured, bound = differences.second_derivative(subject.limits, unit, v, NEAR_ACCURACY, step)
     weights = (sizes**2).mT
     total = weights.sum((1, 2))
     values = (claimed - (measured * weights).sum(1)).norm(dim=1) / total

@@ -1,20 +1,33 @@
-"""Derivatives of a map by differences, with what the truncation leaves."""
+"""Derivatives of a map by differences, with what the truncation leaves.
+
+Steps are halved until the bound is small: a manifold that bends sharply has its differences settle
+at steps that are shorter than its radius of curvature.
+"""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
-#: Steps, each half of the one before: the largest one for first and for second derivatives.
-_FIRST, _SECOND = 0.03, 0.06
-_HALVINGS = 3
+Steps = tuple[float, ...]
+
+#: The largest step for first and for second derivatives.
+FIRST, SECOND = 0.03, 0.06
+#: Further halvings at most, and the bound above which they are made, in units of the accuracy of
+#: the values.
+_HALVINGS, _ENOUGH = 6, 1e8
+#: Part of their last change by which quotients that are settling change at most: 1/4 in the limit.
+_SETTLING = 0.5
 
 
 def derivative(
-    function: Callable[[Tensor], Tensor], y: Tensor, v: Tensor, accuracy: float
+    function: Callable[[Tensor], Tensor],
+    y: Tensor,
+    v: Tensor,
+    accuracy: float,
+    step: float = FIRST,
 ) -> tuple[Tensor, Tensor]:
     """First directional derivatives by extrapolated central differences, of order six.
 
@@ -23,44 +36,93 @@ def derivative(
         y: Points (n, D).
         v: Directions (n, k, D) of about the size of y; the step is a part of them.
         accuracy: Absolute accuracy of the values.
+        step: The largest step.
 
     Returns:
         The derivatives (n, k, ...), and the bound (n, k) of their error: the difference of the
-        last two columns of the extrapolation, and what the accuracy of the values leaves.
+        last two columns of the extrapolation, and what the accuracy of the values leaves; where
+        quotients have not settled, their last change too.
     """
-    steps = [_FIRST / 2**i for i in range(_HALVINGS)]
-    sides = _values(function, y, v, [s for h in steps for s in (h, -h)])
-    quotients = [(a - b) / (2 * h) for a, b, h in zip(sides[::2], sides[1::2], steps, strict=True)]
-    return _extrapolated(quotients, 2.0 * accuracy / steps[-1])
+    shape, points = v.shape[:2], _each(y, v.shape[1])
+
+    def quotients(which: Tensor, steps: Steps) -> list[Tensor]:
+        sides = _beside(function, points[which], v.flatten(0, 1)[which], steps)
+        return [(above - below) / (2.0 * h) for h, below, above in sides]
+
+    found = _extrapolated(quotients, len(points), step, lambda h: 2.0 * accuracy / h, accuracy)
+    return found[0].unflatten(0, shape), found[1].unflatten(0, shape)
 
 
 def second_derivative(
-    function: Callable[[Tensor], Tensor], y: Tensor, v: Tensor, accuracy: float
+    function: Callable[[Tensor], Tensor],
+    y: Tensor,
+    v: Tensor,
+    accuracy: float,
+    step: float = SECOND,
 ) -> tuple[Tensor, Tensor]:
     """Second derivatives along one direction twice; arguments and result as for the first."""
-    steps = [_SECOND / 2**i for i in range(_HALVINGS)]
-    middle, *sides = _values(function, y, v, [0.0, *(s for h in steps for s in (h, -h))])
-    pairs = zip(sides[::2], sides[1::2], steps, strict=True)
-    quotients = [(a - 2 * middle + b) / h**2 for a, b, h in pairs]
-    return _extrapolated(quotients, 8.0 * accuracy / steps[-1] ** 2)
+    shape, points = v.shape[:2], _each(y, v.shape[1])
+    middle = _each(function(y), v.shape[1])
+
+    def quotients(which: Tensor, steps: Steps) -> list[Tensor]:
+        sides = _beside(function, points[which], v.flatten(0, 1)[which], steps)
+        return [(above - 2.0 * middle[which] + below) / h**2 for h, below, above in sides]
+
+    found = _extrapolated(quotients, len(points), step, lambda h: 8.0 * accuracy / h**2, accuracy)
+    return found[0].unflatten(0, shape), found[1].unflatten(0, shape)
 
 
-def _values(
-    function: Callable[[Tensor], Tensor], y: Tensor, v: Tensor, steps: list[float]
-) -> list[Tensor]:
-    """Values at y + h v for the steps h, (n, k, ...) each, in one call."""
-    points = torch.stack([y[:, None] + h * v for h in steps])
-    values = function(points.reshape(-1, y.shape[-1]))
-    return list(values.reshape(*points.shape[:-1], *values.shape[1:]))
+def _each(x: Tensor, count: int) -> Tensor:
+    """What belongs to points (n, ...), so many times each: (n k, ...)."""
+    return x.repeat_interleave(count, 0)
 
 
-def _extrapolated(quotients: list[Tensor], rounding: float) -> tuple[Tensor, Tensor]:
-    """Richardson's tableau of quotients whose errors are even powers of the step."""
-    columns = [quotients]
-    while len(columns[-1]) > 1:
-        factor = 4.0 ** len(columns)
-        last = columns[-1]
-        columns.append([b + (b - a) / (factor - 1.0) for a, b in itertools.pairwise(last)])
-    best, before = columns[-1][-1], columns[-2][-1]
-    truncation = (best - before).flatten(2).norm(dim=2)
-    return best, truncation + rounding
+def _beside(
+    function: Callable[[Tensor], Tensor], x: Tensor, v: Tensor, steps: Steps
+) -> Iterator[tuple[float, Tensor, Tensor]]:
+    """Steps h, and the values at x - h v and x + h v, (n, ...) each, all in one call."""
+    values = function(torch.cat([x + s * v for h in steps for s in (-h, h)])).split(len(x))
+    return zip(steps, values[::2], values[1::2], strict=True)
+
+
+def _extrapolated(
+    quotients: Callable[[Tensor, Steps], list[Tensor]],
+    count: int,
+    step: float,
+    rounding: Callable[[float], float],
+    accuracy: float,
+) -> tuple[Tensor, Tensor]:
+    """So many quotients, whose errors are even powers of the step, and the bounds of their errors.
+
+    Args:
+        quotients: Function of the numbers of some of them, and of steps.
+        count: How many they are.
+        step: The largest step.
+        rounding: What the accuracy of the values leaves at a step.
+        accuracy: That accuracy.
+    """
+    which = torch.arange(count)
+    last = quotients(which, (step, step / 2.0, step / 4.0))
+    best, bound = _romberg(last, rounding(step / 4.0))
+    for i in range(3, 3 + _HALVINGS):
+        again = bound[which] > _ENOUGH * accuracy
+        if not bool(again.any()):
+            break
+        which = which[again]
+        last = [last[1][again], last[2][again], *quotients(which, (step / 2**i,))]
+        values, own = _romberg(last, rounding(step / 2**i))
+        better = own < bound[which]
+        best[which[better]], bound[which[better]] = values[better], own[better]
+    return best, bound
+
+
+def _romberg(quotients: list[Tensor], rounding: float) -> tuple[Tensor, Tensor]:
+    """Richardson's extrapolation of quotients (n, ...) at three steps, and its bound (n,)."""
+    first, second, third = quotients
+    before, best = second + (second - first) / 3.0, third + (third - second) / 3.0
+    found = best + (best - before) / 15.0
+    truncation, moved, earlier = (
+        gap.flatten(1).norm(dim=1) for gap in (found - best, third - second, second - first)
+    )
+    settling = moved <= _SETTLING * earlier
+    return found, rounding + torch.where(settling, truncation, truncation + moved)

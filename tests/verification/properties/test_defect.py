@@ -72,19 +72,31 @@ def test_a_check_takes_the_worst_of_its_defects_and_is_undecided_only_if_all_are
     assert property_check("none", (), lambda s, e: [], "")(subject, QUICK) == []
 
 
-def test_difference_quotients_are_within_their_bounds() -> None:
-    """Of sin(c x), whose derivatives are known, at several scales; and the bounds fall with c."""
+def differences_of_a_sine(c: float) -> list[tuple[float, float]]:
+    """Error and bound of the first and second derivatives of sin(c x) along the coordinates."""
     y, v = torch.zeros(1, 3, dtype=torch.float64) + 0.4, torch.eye(3, dtype=torch.float64)[None]
-    bounds = []
-    for c in (1.0, 5.0, 20.0):
-        first, bound = differences.derivative(lambda x, c=c: torch.sin(c * x), y, v, 1e-16)
-        exact = torch.diag_embed(c * torch.cos(c * y[0]))
-        assert ((first[0] - exact).norm(dim=1) <= bound[0]).all()
-        second, bound = differences.second_derivative(lambda x, c=c: torch.sin(c * x), y, v, 1e-16)
-        exact = torch.diag_embed(-(c**2) * torch.sin(c * y[0]))
-        assert ((second[0] - exact).norm(dim=1) <= bound[0]).all()
-        bounds.append(float(bound.max()))
-    assert bounds[0] < 1e-6 < bounds[-1]
+    exact = (c * torch.cos(c * y[0]), -(c**2) * torch.sin(c * y[0]))
+    found = []
+    for function, value in zip(
+        (differences.derivative, differences.second_derivative), exact, strict=True
+    ):
+        measured, bound = function(lambda x: torch.sin(c * x), y, v, 1e-12)
+        error = (measured[0] - torch.diag_embed(value)).norm(dim=1)
+        found.append((float((error / bound[0]).max()), float(bound.max())))
+    return found
+
+
+@pytest.mark.parametrize("c", [1.0, 5.0, 20.0, 60.0, 300.0])
+def test_difference_quotients_are_within_their_bounds(c: float) -> None:
+    """At several scales, the last of them much shorter than the largest step."""
+    for error, bound in differences_of_a_sine(c):
+        assert error <= 1.0
+        assert bound <= 1e-6 * max(c, 10.0) ** 2
+
+
+def test_differences_in_long_steps_alone_have_no_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(differences, "_HALVINGS", 0)
+    assert differences_of_a_sine(300.0)[1][0] > 10.0
 
 
 def test_unbatched_points_and_batches_give_the_same() -> None:
