@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import vjp, vmap
 
+from manifold_sde import ghost_products
 from manifold_sde.geometry.matrix_free import MatrixFreeSpace, eigen, fixed_vectors
 from manifold_sde.geometry.normal_space import Frame
 from manifold_sde.loss import LeastSquaresLoss
@@ -64,11 +65,15 @@ class JacobianSpace(MatrixFreeSpace):
             yield first, last, slice(first * k, last * k)
 
     def gram(self, y: Tensor) -> Tensor:
-        """J J^T: (D,) -> (Xi K, Xi K); by forward mode along its rows where they are not all here.
+        """J J^T: (D,) -> (Xi K, Xi K).
 
-        Forward mode costs less than a matrix product where samples have several outputs. Either
-        way a block of rows meets those from its own on alone: the rest is the transpose.
+        From what layers receive, or else by forward mode along its rows where they are not all
+        here: that costs less than a matrix product where samples have several outputs. Either way a
+        block of rows meets those from its own on alone: the rest is the transpose.
         """
+        found = ghost_products.gram(self.loss, y)
+        if found is not None:
+            return found
         if self.loss.n_residuals <= self.block(y):
             rows = self.loss.rows(y, 0, self.loss.n_samples)
             size = -(-len(rows) // _STRIPS)
@@ -91,6 +96,15 @@ class JacobianSpace(MatrixFreeSpace):
             scales = torch.where(squares > self.floor * squares[-1], scales, 0.0)
             squares = squares.clamp(min=torch.finfo(squares.dtype).eps * squares[-1])
         return squares / self.loss.n_samples, vectors * scales
+
+    def frame(self, y: Tensor, basis: Tensor) -> Frame:
+        """S / Xi (M, n) and W S^{-1/2} (Xi K, M, n)."""
+        if not ghost_products.singly(self.loss, y):
+            return super().frame(y, basis)
+        found = [
+            self.frame_at(z, b) for z, b in zip(y.T.contiguous(), basis.movedim(-1, 0), strict=True)
+        ]
+        return tuple(torch.stack(parts, -1) for parts in zip(*found, strict=True))
 
     def reference_at(self, y: Tensor, frame: Frame) -> Tensor:
         """Empty."""
