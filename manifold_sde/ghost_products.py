@@ -72,31 +72,73 @@ def mean_and_squares(loss: Loss, x: Tensor) -> tuple[Tensor, Tensor] | None:
     return _mean_and_squares(loss, x) if is_by_layers(loss, x) else None
 
 
-def gram(loss: LeastSquaresLoss, x: Tensor) -> Tensor | None:
-    """J J^T of the residuals' Jacobian: (D,) -> (Xi K, Xi K).
+class LayerJacobian(NamedTuple):
+    """The Jacobian J of residuals at a point, as what layers receive and how residuals follow them.
+
+    Attributes:
+        places: Of each part of x where it is.
+        received: What its layer receives, (Xi, k) each.
+        slopes: Derivatives of the residuals by the layer's output, (Xi, K, m) each.
+    """
+
+    places: list[slice]
+    received: list[Tensor]
+    slopes: list[Tensor]
+
+    @property
+    def size(self) -> int:
+        """How many numbers it holds."""
+        return sum(part.numel() for part in (*self.received, *self.slopes))
+
+    def gram(self) -> Tensor:
+        """J J^T: (Xi K, Xi K)."""
+        n, k = self.slopes[0].shape[:2]
+        total = self.slopes[0].new_zeros(n, k, n, k)
+        for a, d in zip(self.received, self.slopes, strict=True):
+            rows = d.flatten(0, 1)
+            total += (rows @ rows.T).reshape(n, k, n, k) * (a @ a.T)[:, None, :, None]
+        return total.reshape(n * k, n * k)
+
+    def product(self, v: Tensor) -> Tensor:
+        """J v: (D,) -> (Xi K,)."""
+        found = []
+        for place, a, d in zip(*self, strict=True):
+            moved = a @ v[place].reshape(d.shape[2], a.shape[1]).T
+            found.append((d @ moved[..., None]).flatten())
+        return torch.stack(found).sum(0)
+
+    def transposed_product(self, w: Tensor) -> Tensor:
+        """J^T w: (Xi K,) -> (D,)."""
+        found = {}
+        for place, a, d in zip(*self, strict=True):
+            weighted = (w.reshape(len(d), 1, -1) @ d)[:, 0]
+            found[place.start] = (weighted.T @ a).flatten()
+        return torch.cat([found[first] for first in sorted(found)])
+
+
+def jacobian(loss: LeastSquaresLoss, x: Tensor) -> LayerJacobian | None:
+    """J of the residuals at a point (D,).
 
     ``None`` as for :func:`mean_and_squares`, and where a sample has several rows in a layer.
     """
     if not is_by_layers(loss, x):
         return None
-    samples, n, k = loss.per_sample, loss.n_samples, loss.n_outputs
+    samples = loss.per_sample
     assert samples is not None
+    places: list[slice] = []
     found = []
     for which in samples.passes(2):
         parts, count, sums = _taken_apart(samples.function, x, samples.data_for(x, which))
         if any(len(part.received) != count for part in parts):
             return None
+        places = [part.place for part in parts]
         outputs = [part.output for part in parts]
         slopes = [torch.autograd.grad(c, outputs, retain_graph=True) for c in sums]
-        found.append(
-            [(p.received, torch.stack(d, 1)) for p, *d in zip(parts, *slopes, strict=True)]
-        )
-    total = x.new_zeros(n, k, n, k)
-    for passes in zip(*found, strict=True):
-        a, d = (torch.cat(pieces) for pieces in zip(*passes, strict=True))
-        d = d.flatten(0, 1)
-        total += (d @ d.T).reshape(n, k, n, k) * (a @ a.T)[:, None, :, None]
-    return total.reshape(n * k, n * k)
+        by_part = zip(parts, *slopes, strict=True)
+        found.append([(part.received, torch.stack(d, 1)) for part, *d in by_part])
+    joined = [map(torch.cat, zip(*passes, strict=True)) for passes in zip(*found, strict=True)]
+    received, slopes_of = zip(*joined, strict=True)
+    return LayerJacobian(places, list(received), list(slopes_of))
 
 
 def _is_right(loss: Loss, x: Tensor) -> bool:

@@ -111,7 +111,11 @@ def test_the_products_are_those_of_the_jacobian(name: str) -> None:
     rows = loss.rows(x, 0, loss.n_samples)
     torch.testing.assert_close(found, rows @ rows.T, rtol=1e-12, atol=1e-12)
     assert loss.by_layers
-    assert ghost_products.gram(loss, x) is not None
+    layers = ghost_products.jacobian(loss, x)
+    assert layers is not None
+    v, w = torch.sin(torch.arange(loss.dim).to(x)), torch.cos(torch.arange(len(rows)).to(x))
+    torch.testing.assert_close(layers.product(v), rows @ v, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(layers.transposed_product(w), w @ rows, rtol=1e-12, atol=1e-12)
 
 
 def test_no_gradient_of_a_sample_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,7 +193,7 @@ def test_least_squares_of_several_rows_go_by_the_rows_of_the_jacobian() -> None:
     assert isinstance(problem, LeastSquaresProblem)
     loss = problem.pointwise
     x = point(loss)
-    assert ghost_products.gram(loss, x) is None
+    assert ghost_products.jacobian(loss, x) is None
     rows = loss.rows(x, 0, loss.n_samples)
     found = JacobianSpace(problem, 3, 1 << 20).gram(x)
     torch.testing.assert_close(found, rows @ rows.T, rtol=1e-12, atol=1e-12)

@@ -112,6 +112,14 @@ class MatrixFreeSpace(NormalSpace):
         """H^+ v: (D,) -> (D,)."""
         return self.combine_at(y, frame, self.components_at(y, frame, v) / frame[0])
 
+    def products(self, y: Tensor, columns: Tensor) -> Tensor:
+        """H A in blocks of columns: (D,), (D, k) -> (D, k)."""
+        parts = [
+            vmap(lambda v: self.loss.hessian_product(y, v), in_dims=1, out_dims=1)(part)
+            for part in columns.split(self.block(y), dim=1)
+        ]
+        return torch.cat(parts, dim=1)
+
     def script_t_at(self, y: Tensor, a: Tensor, b: Tensor) -> Tensor:
         """Sum over k of d^2(grad L)[a_k, b_k], rows (k, D) each: -> (D,)."""
         size, total = self.block(y), torch.zeros_like(y)
