@@ -140,6 +140,9 @@ class Loss:
     #: Whether second and third derivatives by reverse mode alone were seen to be right; they hold
     #: twice as much of a pass.
     reverses = False
+    #: Whether squares of the samples' gradients from what layers receive were seen to be right;
+    #: ``None`` where nobody looked yet.
+    by_layers: bool | None = None
 
     def __init__(
         self, function: Callable[[Tensor], Tensor], dim: int, n_samples: int | None

@@ -34,6 +34,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("compile",),
     ("loss",),
     ("torch_norms", "torch_algebra", "torch_layers", "loss_checks", "scale_invariance"),
+    ("ghost_products",),
     ("noise",),
     ("symbolic", "networks"),
     ("problem",),

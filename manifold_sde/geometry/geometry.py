@@ -158,6 +158,11 @@ class Geometry:
         nearest point of the manifold: the two differ at second order. It is computed on one
         thread, so that its bits do not depend on how many there are.
 
+        The derivative off Gamma is the limit of that of the flow, which solves the variational
+        equation S' = -H(x(t)) S, and not the projection at Phi(x), which it is on Gamma alone. It
+        is that of the numerical flow, step by step: by matrices, or, without them, by products
+        with H and some 5 vectors a step in memory.
+
         Args:
             x: Points of the attraction set, (..., D).
 

@@ -23,6 +23,7 @@ from manifold_sde.compile import (
 )
 from manifold_sde.deadline import consult
 from manifold_sde.derivatives import has_custom_derivative
+from manifold_sde.ghost_products import singly
 from manifold_sde.problem import Problem
 
 #: Batch sizes of compiled kernels: compiling takes seconds, so they are few. Smaller batches are
@@ -199,8 +200,10 @@ class Kernels:
 
     def noise_trace(self, x: Tensor) -> Tensor:
         """V = tr Sigma at the directions of points: (D, n) -> (n,)."""
-        noise, loss = self.problem.noise, self.problem.pointwise
-        result: Tensor = self.run_last("trace", lambda y: noise.trace(loss, y), x / column_norms(x))
+        noise, loss, y = self.problem.noise, self.problem.pointwise, x / column_norms(x)
+        if singly(loss, y) and not self.compiled:
+            return torch.stack([noise.trace(loss, z) for z in y.T.contiguous()])
+        result: Tensor = self.run_last("trace", lambda z: noise.trace(loss, z), y)
         return result
 
     def noise_product(self, y: Tensor, w: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -85,15 +86,7 @@ class LimitMap:
         Raises:
             LimitMapError: If some of the flows fail; the others are in its ``partial``.
         """
-        if x.numel() == 0:
-            return x.clone()
-        try:
-            return autograd.apply(self, x.reshape(-1, x.shape[-1])).reshape(x.shape)
-        except LimitMapError as error:
-            if error.partial.numel() == x.numel():
-                error.failed = error.failed.reshape(x.shape[:-1])
-                error.partial = error.partial.reshape(x.shape)
-            raise
+        return at_points(self, x)
 
     def value(self, x: Tensor) -> Tensor:
         """Phi of a flat batch: (n, D) -> (n, D)."""
@@ -102,33 +95,26 @@ class LimitMap:
 
     def push(self, x: Tensor, tangents: Tensor) -> Tensor:
         """The derivative of Phi at x times tangents: (n, D), (n, D, k) -> (n, D, k)."""
-        solution = self._solve(x, record=True)
-        directions, limits, norms = solution.directions, solution.limits, solution.norms
-        inner = tangents
-        if norms is not None:
-            radial = directions[:, None] @ tangents
-            inner = tangents - directions[..., None] * radial
-        images = push_forward(self._functions(len(x))[1], solution.steps, inner)
-        images = solution.tangent_projectors @ images
-        if norms is None:
-            return images
-        # Norms go through untouched: Phi(r u) = r Phi(u) with unit vectors u and Phi(u).
-        return images + limits[..., None] * (radial - limits[:, None] @ images)
+        solution, hessian = self._solve(x, record=True), self._functions(len(x))[1]
+
+        def along(vectors: Tensor) -> Tensor:
+            images = push_forward(hessian, solution.steps, vectors)
+            return solution.tangent_projectors @ images
+
+        if solution.norms is None:
+            return along(tangents)
+        return homogeneous(along, solution.directions, solution.limits, tangents)
 
     def pull(self, x: Tensor, cotangents: Tensor) -> Tensor:
         """The transposed derivative of Phi at x: (n, D), (n, D, k) -> (n, D, k)."""
-        solution = self._solve(x, record=True)
-        directions, limits, norms = solution.directions, solution.limits, solution.norms
-        inner = cotangents
-        if norms is not None:
-            radial = limits[:, None] @ cotangents
-            inner = cotangents - limits[..., None] * radial
-        images = pull_back(
-            self._functions(len(x))[1], solution.steps, solution.tangent_projectors @ inner
-        )
-        if norms is None:
-            return images
-        return images + directions[..., None] * (radial - directions[:, None] @ images)
+        solution, hessian = self._solve(x, record=True), self._functions(len(x))[1]
+
+        def along(vectors: Tensor) -> Tensor:
+            return pull_back(hessian, solution.steps, solution.tangent_projectors @ vectors)
+
+        if solution.norms is None:
+            return along(cotangents)
+        return homogeneous(along, solution.limits, solution.directions, cotangents)
 
     def is_scale_invariant(self, x: Tensor) -> bool:
         """Whether the loss is scale-invariant, measured at fixed points (Lemma 2.5).
@@ -272,6 +258,41 @@ class LimitMap:
             expected="points of the attraction set U, from which the flow ends on Gamma",
             remedy=remedy,
         )
+
+
+def at_points(mapping: autograd.DifferentiableMap, x: Tensor) -> Tensor:
+    """A limit map at points (..., D), differentiable; its errors have their shape, too.
+
+    Raises:
+        LimitMapError: If some of the flows fail.
+    """
+    if x.numel() == 0:
+        return x.clone()
+    try:
+        return autograd.apply(mapping, x.reshape(-1, x.shape[-1])).reshape(x.shape)
+    except LimitMapError as error:
+        if error.partial.numel() == x.numel():
+            error.failed = error.failed.reshape(x.shape[:-1])
+            error.partial = error.partial.reshape(x.shape)
+        raise
+
+
+def homogeneous(
+    along: Callable[[Tensor], Tensor], start: Tensor, end: Tensor, vectors: Tensor
+) -> Tensor:
+    """The derivative of a map r u -> r Phi(u), with unit vectors u and Phi(u), or its transpose.
+
+    Norms go through untouched.
+
+    Args:
+        along: The derivative of the flow from u, or its transpose, of (n, D, k).
+        start: Where it starts, (n, D): u, or Phi(u) for the transpose.
+        end: Where it ends.
+        vectors: Vectors (n, D, k).
+    """
+    radial = start[:, None] @ vectors
+    images = along(vectors - start[..., None] * radial)
+    return images + end[..., None] * (radial - end[:, None] @ images)
 
 
 def is_scale_invariant(problem: Problem, x: Tensor) -> bool:

@@ -10,6 +10,7 @@ third derivatives. The implementations are in
 from __future__ import annotations
 
 import functools
+import itertools
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -19,6 +20,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from manifold_sde import rng
+from manifold_sde.columns import column_norms
 from manifold_sde.deadline import consult
 from manifold_sde.derivatives import jvp, unit_rows
 from manifold_sde.geometry.kernels import at_one_point
@@ -26,6 +28,8 @@ from manifold_sde.geometry.normal_space import Frame, NormalSpace, to_unit
 from manifold_sde.loss import THIRD_COPIES, slices
 from manifold_sde.problem import Problem
 
+#: Part of a step that the next one may have along it, so that their difference tells something.
+_LEARNT = 0.5
 #: Tensors of the size of a block that are alive at once while its rows are worked on.
 _COPIES = 8
 
@@ -116,6 +120,14 @@ class MatrixFreeSpace(NormalSpace):
     def inverse_at(self, y: Tensor, frame: Frame, v: Tensor) -> Tensor:
         """H^+ v: (D,) -> (D,)."""
         return self.combine_at(y, frame, self.components_at(y, frame, v) / frame[0])
+
+    def products(self, y: Tensor, columns: Tensor) -> Tensor:
+        """H A in blocks of columns: (D,), (D, k) -> (D, k)."""
+        parts = [
+            vmap(lambda v: self.loss.hessian_product(y, v), in_dims=1, out_dims=1)(part)
+            for part in columns.split(self.block(y), dim=1)
+        ]
+        return torch.cat(parts, dim=1)
 
     def script_t_at(self, y: Tensor, a: Tensor, b: Tensor) -> Tensor:
         """Sum over k of d^2(grad L)[a_k, b_k], rows (k, D) each: -> (D,)."""
@@ -348,6 +360,44 @@ class MatrixFreeSpace(NormalSpace):
 
         result: tuple[Tensor, Tensor] = each(at_one, y, *frame)
         return result
+
+    def arrive(self, y: Tensor, frame: Frame, left: Tensor, small: float) -> tuple[Tensor, Tensor]:
+        """The last steps, by Broyden's method from a shared frame; points that arrived stay.
+
+        Source: Kelley, "Iterative Methods for Linear and Nonlinear Equations", SIAM 1995, 7.3.
+        """
+
+        def displacement(x: Tensor, base: Tensor, *f: Tensor) -> Tensor:
+            return self.displacement_at(base, f, x)
+
+        moves: list[Tensor] = []
+        for _ in range(self.shared_steps):
+            moves.append(_by_broyden(each(displacement, y, *frame), moves))
+            end, length = y - moves[-1], column_norms(moves[-1])
+            on_the_way = ~(left <= small)
+            y, left = (
+                torch.where(on_the_way, end / column_norms(end), y),
+                torch.where(on_the_way, length, left),
+            )
+            if bool((left <= small).all()):
+                break
+        return y, left
+
+
+def _by_broyden(move: Tensor, before: list[Tensor]) -> Tensor:
+    """A step (D, n) with the curvature that those before it have shown."""
+
+    def share(of: Tensor) -> Tensor:
+        return (of * move).sum(0) / (of * of).sum(0).clamp(min=torch.finfo(of.dtype).tiny)
+
+    plain = move
+    for last, following in itertools.pairwise(before):
+        move = move + following * share(last)
+    if not before:
+        return plain
+    part = share(before[-1])
+    # Where steps do not become shorter there is nothing to be learnt from them.
+    return torch.where(part.abs() < _LEARNT, move / (1.0 - part), plain)
 
 
 def _pairs_of(matrix: Tensor) -> Pairs:

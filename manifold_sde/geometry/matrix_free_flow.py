@@ -75,22 +75,72 @@ class Flow:
 
 
 @dataclass(frozen=True)
-class _Start:
-    """The flow at the beginning of a step, with a frame made there or before.
+class Step:
+    """An accepted step of a flow.
+
+    Attributes:
+        x: Where it begins (D,).
+        h: Its size.
+        stages: The stages (s, D); the last one is where it ends.
+    """
+
+    x: Tensor
+    h: float
+    stages: Tensor
+
+
+@dataclass(frozen=True)
+class Linearisation:
+    """What stands for the Hessian at points near that where a frame was made.
 
     Attributes:
         space: The normal space.
-        x: Where the step begins (D,).
-        force: Minus the gradient there.
         base: Where the frame was made (D,).
         frame: The frame.
     """
 
     space: MatrixFreeSpace
-    x: Tensor
-    force: Tensor
     base: Tensor
     frame: Frame
+
+    def components(self, rows: Tensor) -> Tensor:
+        """Q^T of rows: (s, D) -> (s, M)."""
+        result: Tensor = vmap(lambda v: self.space.components_at(self.base, self.frame, v))(rows)
+        return result
+
+    def combine(self, rows: Tensor) -> Tensor:
+        """Q of rows: (s, M) -> (s, D)."""
+        result: Tensor = vmap(lambda c: self.space.combine_at(self.base, self.frame, c))(rows)
+        return result
+
+    def inverse(self, method: Tableau, h: float) -> Tensor:
+        """The inverse of 1 + h A lambda for each eigenvalue lambda: (M, s, s)."""
+        damped = 1.0 / (1.0 + (h * self.frame[0])[:, None] * method.eigenvalues)
+        return ((method.right * damped[:, None, :]) @ method.left).real
+
+    def change(self, stages: Tensor, inverse: Tensor) -> Tensor:
+        """By how much such an inverse changes stages (..., s, D): outside the range, it does not.
+
+        Args:
+            stages: One vector, or several, for each stage.
+            inverse: From :meth:`inverse`, or its transpose.
+        """
+        inside = self.components(stages.flatten(0, -2)).unflatten(0, stages.shape[:-1])
+        moved = (inverse @ inside.mT[..., None])[..., 0].mT - inside
+        return self.combine(moved.flatten(0, -2)).unflatten(0, stages.shape[:-1])
+
+
+@dataclass(frozen=True)
+class _Start(Linearisation):
+    """The flow at the beginning of a step, with a frame made there or before.
+
+    Attributes:
+        x: Where the step begins (D,).
+        force: Minus the gradient there.
+    """
+
+    x: Tensor
+    force: Tensor
 
     @cached_property
     def inside(self) -> Tensor:
@@ -107,16 +157,6 @@ class _Start:
         """Whether the frame is that of the beginning."""
         return self.base is self.x
 
-    def components(self, rows: Tensor) -> Tensor:
-        """Q^T of rows: (s, D) -> (s, M)."""
-        result: Tensor = vmap(lambda v: self.space.components_at(self.base, self.frame, v))(rows)
-        return result
-
-    def combine(self, rows: Tensor) -> Tensor:
-        """Q of rows: (s, M) -> (s, D)."""
-        result: Tensor = vmap(lambda c: self.space.combine_at(self.base, self.frame, c))(rows)
-        return result
-
 
 def flow_to_limit(
     space: MatrixFreeSpace,
@@ -124,6 +164,7 @@ def flow_to_limit(
     *,
     rtol: float,
     max_steps: int,
+    record: list[Step] | None = None,
 ) -> Flow:
     """Follow gradient flow from one point until it has settled.
 
@@ -132,6 +173,7 @@ def flow_to_limit(
         x: Start (D,), of norm about 1.
         rtol: Accuracy of the limit relative to the norm.
         max_steps: Steps, rejected ones included, after which the flow counts as failed.
+        record: Gets the accepted steps, for the derivative.
     """
     method = tableau(STAGES, x.dtype, x.device)
     tolerance, newton = tolerances(rtol, x.dtype)
@@ -175,6 +217,8 @@ def flow_to_limit(
             excess = _error(begin, method, stages, h, flow.distance) / (tolerance * size)
         accepted = solved and excess <= 1.0
         if accepted:
+            if record is not None:
+                record.append(Step(begin.x, h, begin.x + stages))
             flow.point, flow.time = flow.point + stages[-1], flow.time + h
             flow.steps += 1
             last_stages, last_h = stages, h
@@ -201,11 +245,11 @@ def _begin(space: MatrixFreeSpace, flow: Flow, last: _Start | None) -> _Start | 
     if not bool(torch.isfinite(force).all()):
         return None
     if last is not None:
-        return _Start(space, flow.point, force, last.base, last.frame)
+        return _Start(space, last.base, last.frame, flow.point, force)
     frame = space.frame_at(flow.point, flow.basis)
     flow.frames += 1
     flow.basis = space.reference_at(flow.point, frame)
-    return _Start(space, flow.point, force, flow.point, frame)
+    return _Start(space, flow.point, frame, flow.point, force)
 
 
 def _solve(
@@ -217,14 +261,11 @@ def _solve(
     tolerance: float,
 ) -> tuple[Tensor, bool, int]:
     """The stages U_i - x of one step (s, D), whether found, and in how many rounds."""
-    damped = 1.0 / (1.0 + (h * start.frame[0])[:, None] * method.eigenvalues)
-    inverse = ((method.right * damped[:, None, :]) @ method.left).real
+    inverse = start.inverse(method, h)
     last = float("inf")
     for iteration in range(MAX_ITERATIONS):
         residual = stages + h * (method.matrix @ gradient(start.x + stages))
-        inside = start.components(residual)
-        # Outside the range of the frame the inverse is the identity.
-        change = residual + start.combine((inverse @ inside.T[..., None])[..., 0].T - inside)
+        change = residual + start.change(residual, inverse)
         stages = stages - change
         moved = float(change.norm())
         if moved <= tolerance:

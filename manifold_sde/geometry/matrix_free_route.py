@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -11,7 +13,6 @@ from torch.func import vmap
 
 from manifold_sde.columns import column_norms
 from manifold_sde.errors import (
-    DifferentiationError,
     LimitMapError,
     NonFiniteError,
     NotOnManifoldError,
@@ -20,15 +21,18 @@ from manifold_sde.errors import (
 from manifold_sde.geometry.gradient_flow import FlowStatus
 from manifold_sde.geometry.limit_map import (
     SINGLE_RTOL,
+    at_points,
     describe_status,
     hint,
+    homogeneous,
     is_scale_invariant,
 )
-from manifold_sde.geometry.matrix_free import MatrixFreeSpace, eigen, fixed_vectors
-from manifold_sde.geometry.matrix_free_flow import Flow, flow_to_limit
-from manifold_sde.geometry.matrix_free_spaces import HessianSpace, JacobianSpace
+from manifold_sde.geometry.matrix_free import MatrixFreeSpace, fixed_vectors
+from manifold_sde.geometry.matrix_free_derivative import pull_back, push_forward
+from manifold_sde.geometry.matrix_free_flow import Flow, Step, flow_to_limit
+from manifold_sde.geometry.matrix_free_spaces import HessianSpace, JacobianSpace, LeadingSpace
 from manifold_sde.geometry.normal_space import Frame
-from manifold_sde.geometry.rank import common_rank, find_rank, normal_directions
+from manifold_sde.geometry.rank import common_rank, find_rank
 from manifold_sde.geometry.route import (
     NEWTON_STEPS,
     NEWTON_TOLERANCE,
@@ -37,7 +41,6 @@ from manifold_sde.geometry.route import (
 )
 from manifold_sde.loss import LeastSquaresLoss
 from manifold_sde.problem import Problem
-from manifold_sde.progress import Progress
 
 #: Bytes that the vectors of one block may take with what is computed from them.
 DEFAULT_MEMORY = 1 << 29
@@ -53,71 +56,126 @@ _FIRST_LOOK = 16
 _CORRECTIONS = 2
 
 
-class LeadingSpace(HessianSpace):
-    """Any loss of unknown rank: as many leading eigenvectors of H as stand out.
+@dataclass
+class Limit:
+    """The limit of the flow from one point, with what its derivative needs.
 
-    They are those of H in a subspace that has been multiplied by H: on the manifold exactly its
-    range, off it approximately, which costs a flow iterations and no accuracy. Frames of different
-    points differ in size. The reference basis has a few further columns.
-
-    Args:
-        problem: The problem.
-        memory: As for :class:`MatrixFreeSpace`.
+    Attributes:
+        start: Where the flow starts (D,), a unit vector where L is scale-invariant.
+        size: The norm that was divided out.
+        point: Where it ends.
+        invariant: Whether L is scale-invariant.
+        off: The space that the flow is followed with.
+        steps: Its steps, if they are kept.
+        space, frame: Those of the end.
+        reason: Why there is no limit; empty where there is one.
     """
 
-    #: Eigenvalue, relative to the largest, above which a direction stands out.
-    floor = 1e-4
-    #: Columns to begin with, and beside those that stood out nearby; and their largest number.
-    spare, most = 16, 512
+    start: Tensor
+    size: Tensor
+    point: Tensor
+    invariant: bool
+    off: MatrixFreeSpace
+    steps: list[Step] | None
+    space: MatrixFreeSpace | None = None
+    frame: Frame = ()
+    reason: str = ""
 
-    #: Newton step, relative to the norm, at which points count as near the manifold.
-    nearby = 1e-9
+    def push(self, tangents: Tensor) -> Tensor:
+        """The derivative of Phi times tangents: (D, k) -> (D, k)."""
 
-    def __init__(self, problem: Problem, memory: int) -> None:
-        super().__init__(problem, self.spare, memory)
+        def along(vectors: Tensor) -> Tensor:
+            assert self.steps is not None
+            return self._project(push_forward(self.off, self.steps, vectors.T)).T
 
-    def start_at(self, y: Tensor) -> Tensor:
-        """Fixed vectors."""
-        return fixed_vectors(y, min(self.spare, len(y)))
+        return self._carry(along, self.start, self.point, tangents)
 
-    def approach(self, x: Tensor, steps: int) -> Tensor:
-        """A point next to the manifold and near x, (D,), by at most so many Newton steps."""
-        near = self.start_at(x)
-        for _ in range(steps):
-            frame = self.frame_at(x, near)
-            step, near = self.displacement_at(x, frame, x), self.reference_at(x, frame)
-            x = x - step
-            if float(step.norm()) <= self.nearby * float(x.norm()):
-                break
-        return x
+    def pull(self, cotangents: Tensor) -> Tensor:
+        """The transposed derivative of Phi times cotangents: (D, k) -> (D, k)."""
 
-    def frame_at(self, y: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
-        """The eigenvalues that stand out, ascending, and their vectors; at least one."""
-        most = min(self.loss.dim, self.most)
-        while True:
-            columns = torch.linalg.qr(self.products(y, basis))[0]
-            inner = columns.T @ self.products(y, columns)
-            values, vectors = eigen(0.5 * (inner + inner.T))
-            size = values.abs()
-            out = size > self.floor * size.max()
-            if not bool(out.all()) or basis.shape[1] >= most:
-                break
-            more = min(basis.shape[1], most - basis.shape[1])
-            basis = torch.cat([columns, fixed_vectors(y, more)], dim=1)
-        out = out | (size == size.max())
-        return values[out], columns @ vectors[:, out]
+        def along(vectors: Tensor) -> Tensor:
+            assert self.steps is not None
+            return pull_back(self.off, self.steps, self._project(vectors.T)).T
 
-    def reference_at(self, y: Tensor, frame: Frame) -> Tensor:
-        """The basis, and room for more."""
-        near = frame[1]
-        more = min(self.spare, self.loss.dim - near.shape[1])
-        return torch.cat([near, fixed_vectors(y, more)], dim=1) if more else near
+        return self._carry(along, self.point, self.start, cotangents)
 
-    def displacement_at(self, y: Tensor, frame: Frame, x: Tensor) -> Tensor:
-        """As for known rank, in the directions that are normal at this distance."""
-        force = self.components_at(y, frame, self.loss.gradient(x))
-        normal = normal_directions(frame[0][None], force[None], None)[0]
-        return self.combine_at(y, frame, torch.where(normal, force / frame[0], 0.0))
+    def _project(self, rows: Tensor) -> Tensor:
+        """P at the end times rows (k, D)."""
+        space = self.space
+        assert space is not None
+        found: Tensor = vmap(lambda v: space.project_at(self.point, self.frame, v))(rows)
+        return found
+
+    def _carry(
+        self, along: Callable[[Tensor], Tensor], start: Tensor, end: Tensor, vectors: Tensor
+    ) -> Tensor:
+        if not self.invariant:
+            return along(vectors)
+        one = homogeneous(lambda v: along(v[0])[None], start[None], end[None], vectors[None])
+        return one[0]
+
+
+class _LimitMap:
+    """Phi of one call, whose derivative is asked for later.
+
+    The derivative is that of the numerical flow, step by step, and then the projection at its end;
+    that projection alone would be the derivative on Gamma and nowhere else. A step has 5 vectors in
+    memory. Steps that do not fit are found again, by the same flow.
+
+    Args:
+        route: The route.
+        followed: Whether a derivative may be asked for.
+    """
+
+    def __init__(self, route: MatrixFreeRoute, followed: bool) -> None:
+        self.route = route
+        self.followed = followed
+        self.kept: tuple[Tensor, list[Limit]] | None = None
+
+    def value(self, x: Tensor) -> Tensor:
+        """Phi of a flat batch: (n, D) -> (n, D)."""
+        limits = self._limits(x)
+        return torch.stack([limit.point * limit.size for limit in limits])
+
+    def push(self, x: Tensor, tangents: Tensor) -> Tensor:
+        """The derivative of Phi at x times tangents: (n, D), (n, D, k) -> (n, D, k)."""
+        return self._each(x, Limit.push, tangents)
+
+    def pull(self, x: Tensor, cotangents: Tensor) -> Tensor:
+        """The transposed derivative of Phi at x: (n, D), (n, D, k) -> (n, D, k)."""
+        return self._each(x, Limit.pull, cotangents)
+
+    @torch.no_grad()
+    def _each(self, x: Tensor, image: Callable[[Limit, Tensor], Tensor], vectors: Tensor) -> Tensor:
+        found = []
+        for point, limit, own in zip(x, self._limits(x), vectors, strict=True):
+            if limit.steps is None:
+                limit = self.route.one_limit(point, limit.invariant, True)
+            found.append(image(limit, own))
+        return torch.stack(found)
+
+    @torch.no_grad()
+    def _limits(self, x: Tensor) -> list[Limit]:
+        """The limits of points (n, D), one flow after the other.
+
+        Raises:
+            LimitMapError: If some of the flows fail.
+        """
+        if self.kept is not None and torch.equal(self.kept[0], x):
+            return self.kept[1]
+        problem, limits = self.route.problem, []
+        invariant, left = is_scale_invariant(problem, x), self.route.memory
+        for point in x:
+            limit = self.route.one_limit(point, invariant, self.followed)
+            left -= sum(step.stages.nbytes for step in limit.steps or ())
+            limit.steps = limit.steps if left >= 0 else None
+            limits.append(limit)
+        reasons = {i: limit.reason for i, limit in enumerate(limits) if limit.reason}
+        if reasons:
+            raise _unreached(problem, limits, reasons)
+        if self.followed:
+            self.kept = x, limits
+        return limits
 
 
 class MatrixFreeRoute(Route):
@@ -314,58 +372,26 @@ class MatrixFreeRoute(Route):
         return HessianSpace(self.problem, rank, self.memory)
 
     def limit_map(self, x: Tensor) -> Tensor:
-        """Phi(x): (..., D) -> (..., D), without derivatives.
+        """Phi(x): (..., D) -> (..., D), differentiable in forward and reverse mode.
 
         Raises:
             LimitMapError: If some of the flows fail; the others are in its ``partial``.
         """
-        if torch._C._functorch.is_functorch_wrapped_tensor(x) or x.requires_grad:
-            raise DifferentiationError(
-                "the limit map by products is not differentiable",
-                received="a point whose derivatives are followed",
-                expected="a plain tensor",
-                remedy="on Gamma its derivative is geometry.tangent_projection; the dense route "
-                "differentiates it anywhere",
-            )
-        flat = x.reshape(-1, x.shape[-1])
-        invariant = is_scale_invariant(self.problem, x)
-        ends, reasons = [], {}
-        with Progress(False, "flows", total=len(flat)) as bar, torch.no_grad():
-            for index, point in enumerate(flat):
-                size = point.norm() if invariant else torch.ones_like(point[0])
-                end, reason = self._one_limit(point / size, invariant)
-                ends.append(end * size)
-                if reason:
-                    reasons[index] = reason
-                bar.update()
-        limits = torch.stack(ends) if ends else flat.clone()
-        if not reasons:
-            return limits.reshape(x.shape)
-        failed = torch.zeros(len(flat), dtype=torch.bool, device=x.device)
-        failed[list(reasons)] = True
-        index = min(reasons)
-        raise LimitMapError(
-            "gradient flow did not reach the manifold of minimisers",
-            failed=failed.reshape(x.shape[:-1]),
-            partial=limits.masked_fill(failed[:, None], torch.nan).reshape(x.shape),
-            received=f"{len(reasons)} of {len(flat)} points failed; point {index}: "
-            f"{reasons[index]}",
-            expected="points of the attraction set U, from which the flow ends on Gamma",
-            remedy=hint(self.problem)
-            + ("; x.double(): single precision seldom tells the rank" * (x.dtype == torch.float32)),
-        )
+        followed = torch._C._functorch.is_functorch_wrapped_tensor(x) or x.requires_grad
+        return at_points(_LimitMap(self, followed), x)
 
-    def _one_limit(self, x: Tensor, invariant: bool) -> tuple[Tensor, str]:
-        """The limit of the flow from one point, and why it is none."""
-        space = self._off_manifold()
-        flow = flow_to_limit(
-            space,
-            x,
-            rtol=self.rtol if x.dtype == torch.float64 else max(self.rtol, SINGLE_RTOL),
-            max_steps=self.max_steps,
-        )
+    def one_limit(self, x: Tensor, invariant: bool, record: bool) -> Limit:
+        """The limit of the flow from one point (D,), or why there is none."""
+        size = x.norm() if invariant else torch.ones_like(x[0])
+        x = x / size
+        off = space = self._off_manifold()
+        rtol = self.rtol if x.dtype == torch.float64 else max(self.rtol, SINGLE_RTOL)
+        steps: list[Step] | None = [] if record else None
+        flow = flow_to_limit(space, x, rtol=rtol, max_steps=self.max_steps, record=steps)
+        limit = Limit(x, size, flow.point, invariant, off, steps)
         if flow.status != FlowStatus.SETTLED:
-            return flow.point, _reason(flow, self.max_steps)
+            limit.reason = _reason(flow, self.max_steps)
+            return limit
         base = point = flow.point
         frame = flow.frame
         assert frame is not None
@@ -376,12 +402,12 @@ class MatrixFreeRoute(Route):
                 frame = space.frame_at(point, bases[..., 0])
             for _ in range(_CORRECTIONS):
                 point = point - space.displacement_at(base, frame, point)
-            if invariant:
-                point = point / point.norm()
-            self.frames_at(point[None])
+            limit.point = point / point.norm() if invariant else point
+            limit.space, frames, _ = self.frames_at(limit.point[None])
+            limit.frame = tuple(part[..., 0] for part in frames)
         except (RankError, NotOnManifoldError, NonFiniteError) as error:
-            return point, f"{error.problem}: {error.received}"
-        return point, ""
+            limit.reason = f"{error.problem}: {error.received}"
+        return limit
 
     def residuals(self, y: Tensor) -> dict[str, Tensor]:
         """How accurate the route is at points of the manifold: relative errors, (n,) each.
@@ -412,6 +438,22 @@ class MatrixFreeRoute(Route):
         names = ("orthogonality", "eigenvectors", "projection", "constraint")
         found = space.at_points(at_one, y.T, *frame)
         return dict(zip(names, found, strict=True))
+
+
+def _unreached(problem: Problem, limits: list[Limit], reasons: dict[int, str]) -> LimitMapError:
+    points = torch.stack([limit.point * limit.size for limit in limits])
+    failed = torch.zeros(len(limits), dtype=torch.bool, device=points.device)
+    failed[list(reasons)] = True
+    index = min(reasons)
+    single = points.dtype == torch.float32
+    return LimitMapError(
+        "gradient flow did not reach the manifold of minimisers",
+        failed=failed,
+        partial=points.masked_fill(failed[:, None], torch.nan),
+        received=f"{len(reasons)} of {len(limits)} points failed; point {index}: {reasons[index]}",
+        expected="points of the attraction set U, from which the flow ends on Gamma",
+        remedy=hint(problem) + ("; x.double(): single precision seldom tells the rank" * single),
+    )
 
 
 def _reason(flow: Flow, max_steps: int) -> str:

@@ -1,10 +1,11 @@
-r"""Eigenvectors of H by products, in two ways.
+r"""Eigenvectors of H by products, in three ways.
 
 - :class:`JacobianSpace`: least squares with zero residuals. With J J^T = W S W^T the basis is
   Q = J^T W S^{-1/2} and the eigenvalues are S / Xi: a frame is W S^{-1/2}, (Xi K, M), and J acts
   by forward and reverse mode.
 - :class:`HessianSpace`: any loss. H has rank M, so its products with M columns near its range
   determine it: with B = H A one has H = B (A^T B)^{-1} B^T. A frame is Q itself.
+- :class:`LeadingSpace`: the same where the rank is not known yet.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import vjp, vmap
 
+from manifold_sde import ghost_products
 from manifold_sde.geometry.matrix_free import MatrixFreeSpace, eigen, fixed_vectors
 from manifold_sde.geometry.normal_space import Frame
+from manifold_sde.geometry.rank import normal_directions
 from manifold_sde.loss import LeastSquaresLoss
 from manifold_sde.problem import Problem
 
@@ -50,6 +53,8 @@ class JacobianSpace(MatrixFreeSpace):
         assert isinstance(problem.pointwise, LeastSquaresLoss)
         self.loss = problem.pointwise
         self.floor = floor
+        #: The last point where a frame was made, and J there as its layers give it.
+        self._kept: tuple[Tensor, ghost_products.LayerJacobian] | None = None
 
     def start_at(self, y: Tensor) -> Tensor:
         """Empty."""
@@ -64,11 +69,17 @@ class JacobianSpace(MatrixFreeSpace):
             yield first, last, slice(first * k, last * k)
 
     def gram(self, y: Tensor) -> Tensor:
-        """J J^T: (D,) -> (Xi K, Xi K); by forward mode along its rows where they are not all here.
+        """J J^T: (D,) -> (Xi K, Xi K).
 
-        Forward mode costs less than a matrix product where samples have several outputs. Either
-        way a block of rows meets those from its own on alone: the rest is the transpose.
+        From what layers receive, or else by forward mode along its rows where they are not all
+        here: that costs less than a matrix product where samples have several outputs. Either way a
+        block of rows meets those from its own on alone: the rest is the transpose.
         """
+        layers = ghost_products.jacobian(self.loss, y)
+        if layers is not None:
+            kept = layers.size * y.element_size() <= self.memory
+            self._kept = (y.clone(), layers) if kept else None
+            return layers.gram()
         if self.loss.n_residuals <= self.block(y):
             rows = self.loss.rows(y, 0, self.loss.n_samples)
             size = -(-len(rows) // _STRIPS)
@@ -92,17 +103,39 @@ class JacobianSpace(MatrixFreeSpace):
             squares = squares.clamp(min=torch.finfo(squares.dtype).eps * squares[-1])
         return squares / self.loss.n_samples, vectors * scales
 
+    def frame(self, y: Tensor, basis: Tensor) -> Frame:
+        """S / Xi (M, n) and W S^{-1/2} (Xi K, M, n)."""
+        if not ghost_products.singly(self.loss, y):
+            return super().frame(y, basis)
+        found = [
+            self.frame_at(z, b) for z, b in zip(y.T.contiguous(), basis.movedim(-1, 0), strict=True)
+        ]
+        return tuple(torch.stack(parts, -1) for parts in zip(*found, strict=True))
+
     def reference_at(self, y: Tensor, frame: Frame) -> Tensor:
         """Empty."""
         return y.new_zeros(len(y), 0)
 
     def components_at(self, y: Tensor, frame: Frame, v: Tensor) -> Tensor:
-        """Q^T v by one forward mode."""
-        return frame[1].T @ self.loss.residual_product(y, v)
+        """Q^T v by one forward mode, or less."""
+        layers = self._layers(y)
+        moved = self.loss.residual_product(y, v) if layers is None else layers.product(v)
+        return frame[1].T @ moved
 
     def combine_at(self, y: Tensor, frame: Frame, c: Tensor) -> Tensor:
-        """Q c by one reverse mode."""
-        return self.loss.residual_transposed_product(y, frame[1] @ c)
+        """Q c by one reverse mode, or less."""
+        layers, weights = self._layers(y), frame[1] @ c
+        if layers is None:
+            return self.loss.residual_transposed_product(y, weights)
+        return layers.transposed_product(weights)
+
+    def _layers(self, y: Tensor) -> ghost_products.LayerJacobian | None:
+        """J at a point, where it is kept from a frame there."""
+        if self._kept is None or not ghost_products.is_by_layers(self.loss, y):
+            return None
+        there, layers = self._kept
+        alike = (y.dtype, y.device) == (there.dtype, there.device)
+        return layers if alike and torch.equal(y, there) else None
 
     def third_of_inverse_at(self, y: Tensor, frame: Frame) -> Tensor:
         """2 sum_i (Hessian of r_i) X_i, with X the rows of the transposed pseudo-inverse of J."""
@@ -131,14 +164,6 @@ class HessianSpace(MatrixFreeSpace):
         for _ in range(2):
             near = self.frame_at(y, near)[1]
         return near
-
-    def products(self, y: Tensor, columns: Tensor) -> Tensor:
-        """H A in blocks of columns: (D,), (D, k) -> (D, k)."""
-        parts = [
-            vmap(lambda v: self.loss.hessian_product(y, v), in_dims=1, out_dims=1)(part)
-            for part in columns.split(self.block(y), dim=1)
-        ]
-        return torch.cat(parts, dim=1)
 
     def frame_at(self, y: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
         """Eigenvalues and eigenvectors of the H of rank M whose product with A is that of H."""
@@ -174,6 +199,73 @@ class HessianSpace(MatrixFreeSpace):
     def displacement_at(self, y: Tensor, frame: Frame, x: Tensor) -> Tensor:
         """Q Lambda^-1 Q^T grad L(x)."""
         return self.inverse_at(y, frame, self.loss.gradient(x))
+
+
+class LeadingSpace(HessianSpace):
+    """Any loss of unknown rank: as many leading eigenvectors of H as stand out.
+
+    They are those of H in a subspace that has been multiplied by H: on the manifold exactly its
+    range, off it approximately, which costs a flow iterations and no accuracy. Frames of different
+    points differ in size. The reference basis has a few further columns.
+
+    Args:
+        problem: The problem.
+        memory: As for :class:`MatrixFreeSpace`.
+    """
+
+    #: Eigenvalue, relative to the largest, above which a direction stands out.
+    floor = 1e-4
+    #: Columns to begin with, and beside those that stood out nearby; and their largest number.
+    spare, most = 16, 512
+
+    #: Newton step, relative to the norm, at which points count as near the manifold.
+    nearby = 1e-9
+
+    def __init__(self, problem: Problem, memory: int) -> None:
+        super().__init__(problem, self.spare, memory)
+
+    def start_at(self, y: Tensor) -> Tensor:
+        """Fixed vectors."""
+        return fixed_vectors(y, min(self.spare, len(y)))
+
+    def approach(self, x: Tensor, steps: int) -> Tensor:
+        """A point next to the manifold and near x, (D,), by at most so many Newton steps."""
+        near = self.start_at(x)
+        for _ in range(steps):
+            frame = self.frame_at(x, near)
+            step, near = self.displacement_at(x, frame, x), self.reference_at(x, frame)
+            x = x - step
+            if float(step.norm()) <= self.nearby * float(x.norm()):
+                break
+        return x
+
+    def frame_at(self, y: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
+        """The eigenvalues that stand out, ascending, and their vectors; at least one."""
+        most = min(self.loss.dim, self.most)
+        while True:
+            columns = torch.linalg.qr(self.products(y, basis))[0]
+            inner = columns.T @ self.products(y, columns)
+            values, vectors = eigen(0.5 * (inner + inner.T))
+            size = values.abs()
+            out = size > self.floor * size.max()
+            if not bool(out.all()) or basis.shape[1] >= most:
+                break
+            more = min(basis.shape[1], most - basis.shape[1])
+            basis = torch.cat([columns, fixed_vectors(y, more)], dim=1)
+        out = out | (size == size.max())
+        return values[out], columns @ vectors[:, out]
+
+    def reference_at(self, y: Tensor, frame: Frame) -> Tensor:
+        """The basis, and room for more."""
+        near = frame[1]
+        more = min(self.spare, self.loss.dim - near.shape[1])
+        return torch.cat([near, fixed_vectors(y, more)], dim=1) if more else near
+
+    def displacement_at(self, y: Tensor, frame: Frame, x: Tensor) -> Tensor:
+        """As for known rank, in the directions that are normal at this distance."""
+        force = self.components_at(y, frame, self.loss.gradient(x))
+        normal = normal_directions(frame[0][None], force[None], None)[0]
+        return self.combine_at(y, frame, torch.where(normal, force / frame[0], 0.0))
 
 
 def _symmetric(strips: list[Tensor]) -> Tensor:

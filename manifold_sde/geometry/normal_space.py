@@ -161,6 +161,22 @@ class NormalSpace(ABC):
         """One step with a frame from nearby: unit vectors (D, n), lengths of the steps (n,)."""
         raise NotImplementedError
 
+    def arrive(self, y: Tensor, frame: Frame, left: Tensor, small: float) -> tuple[Tensor, Tensor]:
+        """The last steps, which share a frame.
+
+        Args:
+            y: Unit vectors (D, n).
+            frame: The frame that :meth:`settle` made.
+            left: Lengths of the steps before, (n,).
+            small: Length of a step that has arrived.
+
+        Returns:
+            Unit vectors (D, n), and lengths of the last steps (n,).
+        """
+        for _ in range(self.shared_steps):
+            y, left = self.shared_step(y, frame)
+        return y, left
+
     # The noise.
 
     def tangent_noise(self, y: Tensor, basis: Tensor, w: Tensor) -> Tensor:

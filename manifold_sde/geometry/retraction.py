@@ -17,29 +17,32 @@ def retract(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Points of the manifold near x, with the norms of x.
 
-    The number of steps is fixed, so that nothing waits for a result.
-
     Args:
         space: The route.
         x: Points near the manifold (D, n).
         basis: Reference bases nearby (D, d, n).
         fresh_steps: Newton steps with derivatives of their own, besides those that the route adds.
+            Without any, points that did not arrive go on with a further frame.
 
     Returns:
         Points (D, n), reference bases there (D, d, n), and whether the point arrived, (n,): one
         that did not is NaN.
     """
+    small = ARRIVED.get(x.dtype, 1e-4)
 
     def at_unit_vectors(y: Tensor, near: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        left = y[0]
+        left = y.new_full(y.shape[1:], torch.inf)
         for _ in range(fresh_steps + space.fresh_steps):
             y, left, near = space.newton_step(y, near)
         frame, near = space.settle(y, near)
-        for _ in range(space.shared_steps):
-            y, left = space.shared_step(y, frame)
+        y, left = space.arrive(y, frame, left, small)
+        if fresh_steps == 0 and not bool((left <= small).all()):
+            frame, found = space.settle(y, near)
+            near = torch.where(left <= small, near, found)
+            y, left = space.arrive(y, frame, left, small)
         return y, near, left
 
     r = column_norms(x)
     y, near, left = space.over_points(at_unit_vectors, x / r, basis)
-    arrived = left <= ARRIVED.get(x.dtype, 1e-4)
+    arrived = left <= small
     return torch.where(arrived, y * r, torch.nan), near, arrived

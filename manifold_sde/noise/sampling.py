@@ -11,6 +11,7 @@ from manifold_sde import rng
 from manifold_sde.arguments import check_choice, check_flag
 from manifold_sde.derivatives import ScalarFunction, gradient, hessian_product
 from manifold_sde.errors import NoiseError
+from manifold_sde.ghost_products import mean_and_squares
 from manifold_sde.loss import Loss
 from manifold_sde.noise.base import AT_ONCE, GradientNoise, check_batch_size
 from manifold_sde.paper import implements
@@ -171,22 +172,32 @@ class SamplingNoise(GradientNoise):
         return self._weight(loss) * (loss.gradients_of(x, which) - loss.gradient(x))
 
     def trace(self, loss: Loss, x: Tensor) -> Tensor:
-        """Return the sum of the squares, where samples do not act on each other a block at a time.
+        """Return the sum of the squares, without a matrix of the size D x Xi where it can be had.
 
-        No matrix of the size D x Xi is made then.
+        That is where samples do not act on each other: from what their layers receive, or from
+        their gradients, a block at a time.
         """
         if loss.per_sample is None:
             return super().trace(loss, x)
-        mean = loss.gradient(x)
+        found = mean_and_squares(loss, x)
+        if found is None:
+            mean, squares = loss.gradient(x), self._squares(loss, x)
+        else:
+            mean, squares = found
+        whole = squares.sum() - self.n_components(loss) * (mean @ mean)
+        # Rounding of the mean's square may be left where all gradients are the same.
+        return self._weight(loss) ** 2 * whole.clamp(min=0.0)
+
+    @staticmethod
+    def _squares(loss: Loss, x: Tensor) -> Tensor:
+        """The squares of the gradients, (Xi,), by one vectorised pass over the samples."""
 
         def square(sample: ScalarFunction, z: Tensor) -> Tensor:
             found = gradient(sample, z)
             return found @ found
 
-        parts = [loss.map_samples(square, x, which).sum() for which in loss.blocks_of_samples()]
-        whole = torch.stack(parts).sum() - self.n_components(loss) * (mean @ mean)
-        # Rounding of the mean's square may be left where all gradients are the same.
-        return self._weight(loss) ** 2 * whole.clamp(min=0.0)
+        parts = [loss.map_samples(square, x, which) for which in loss.blocks_of_samples()]
+        return torch.cat(parts)
 
     def own_correction(self, loss: Loss, x: Tensor) -> Tensor | None:
         """Return the sum of H_xi (grad L_xi - grad L), two vectorised passes over the samples."""

@@ -297,10 +297,6 @@ def test_errors_name_what_to_do() -> None:
         Geometry(problem, "dense").residuals(problem.minimizer)
     with pytest.raises(errors.ArgumentError, match="number of bytes"):
         Geometry(problem, memory=0)
-    with pytest.raises(errors.DifferentiationError, match="dense route"):
-        torch.func.jacrev(free.limit_map)(problem.minimizer)
-    with pytest.raises(errors.DifferentiationError, match="plain tensor"):
-        free.limit_map(problem.minimizer.requires_grad_())
     wrong = LeastSquaresProblem(problem.residuals, 10, SphericalNoise(0.3), rank=5)
     with pytest.raises(errors.RankError, match="not confirmed"):
         Geometry(wrong, "matrix_free").rank(problem.minimizer.detach())

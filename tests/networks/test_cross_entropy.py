@@ -17,7 +17,7 @@ from manifold_sde import (
     SphericalNoise,
     errors,
 )
-from manifold_sde.geometry import matrix_free_route
+from manifold_sde.geometry import matrix_free_spaces
 from manifold_sde.geometry.limit_map import hint
 from manifold_sde.networks import NormalizedMLP
 from manifold_sde.networks.data import digits
@@ -219,7 +219,7 @@ def test_vanishing_noise_does_not_offer_label_noise_where_there_is_none() -> Non
 def test_too_small_a_frame_is_the_broken_twin(monkeypatch: pytest.MonkeyPatch) -> None:
     """A route that keeps one direction, whatever stands out, does not arrive in as many steps."""
     problem = attained("soft")
-    route = matrix_free_route.LeadingSpace
+    route = matrix_free_spaces.LeadingSpace
     geometry = Geometry(problem, "matrix_free", max_steps=60)
     geometry.limit_map(problem.vector())
     monkeypatch.setattr(route, "floor", 2.0)

@@ -30,5 +30,5 @@ class Walk(Scheme):
         assert isinstance(sde, ManifoldEquation)
         moved = x + sde.tangent_increment(x, basis, h, noise.dw, noise.extra)
         # Beside a drift by random columns, frames are what a step costs.
-        end, basis = sde.retract(moved, basis, fresh_steps=1 if sde.drift_columns else 2)
+        end, basis = sde.retract(moved, basis, fresh_steps=0 if sde.drift_columns else 2)
         return sde.walked(x, h, end), basis
