@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from manifold_sde.compile import scalar_algebra, scalar_places
 from manifold_sde.compile.batch_last import Unsupported
 from manifold_sde.compile.scalar_program import ScalarProgram
 from manifold_sde.compile.scalar_rules import (
@@ -35,6 +36,8 @@ aten, prims = torch.ops.aten, torch.ops.prims
 #: Most operations of a program, and numbers that it takes of a point: beyond, it wants loops.
 MOST_OPERATIONS = 60_000
 MOST_INPUTS = 4096
+
+_RULES = RULES | scalar_places.RULES | scalar_algebra.RULES
 
 
 @dataclass(frozen=True)
@@ -146,7 +149,8 @@ class _Scalars(Interpreter):
         """Run one node."""
         if n.op != "call_function":
             return super().run_node(n)
-        if not n.users and not getattr(n.target, "__name__", "").split(".")[0].endswith("_"):
+        name = getattr(n.target, "__name__", "").split(".")[0]
+        if not n.users and not (name.endswith("_") or name == "copy_to"):
             return None
         args, kwargs = self.fetch_args_kwargs_from_env(n)
         return self.call(n.target, list(args), dict(kwargs))
@@ -165,6 +169,8 @@ class _Scalars(Interpreter):
             return self._filled(name, args, kwargs)
         if not _has_numbers(args) and not _has_numbers(list(kwargs.values())):
             return target(*args, **kwargs)
+        if name == "copy_to":
+            return self._in_place(target, "copy", args, kwargs)
         if name.endswith("_") and not name.startswith("_") and hasattr(aten, name[:-1]):
             packet = getattr(aten, name[:-1])
             target = getattr(packet, target._overloadname, packet)
@@ -173,11 +179,15 @@ class _Scalars(Interpreter):
 
     def compute(self, target: Any, name: str, args: list[Any], kwargs: dict[str, Any]) -> Any:
         """Apply an operation that returns something new."""
+        if name in scalar_places.PLACES and isinstance(args[2], Numbers):
+            return scalar_places.PLACES[name](self, *args, **kwargs)
         if name in MOVES:
             return self._move(target, args, kwargs)
+        if name in scalar_places.LINEAR:
+            return scalar_places.linear(self, target, args, kwargs)
         if name in NOTHING:
             return self.numbers(args[0])
-        rule = RULES.get(name)
+        rule = _RULES.get(name)
         if rule is not None:
             return rule(self, *args, **kwargs)
         if name in ENTRYWISE:
@@ -195,9 +205,17 @@ class _Scalars(Interpreter):
         columns = (a.flatten().tolist() for a in arrays)
         entries = [function(self.program, *row) for row in zip(*columns, strict=True)]
         truth = bool(entries) and self.program.kind(entries[0]) == "b"
-        floating = [p.dtype for p in parts if p.dtype.is_floating_point]
-        kind = dtype or (torch.bool if truth else floating[0] if floating else self.dtype)
+        kind = dtype or (torch.bool if truth else self.floating(*args, otherwise=torch.int64))
         return Numbers(table(entries, arrays[0].shape), kind)
+
+    def floating(self, *args: Any, otherwise: Any) -> Any:
+        """The floating dtype of what is made of arguments; another where all are whole."""
+        tensors = [a.dtype for a in args if isinstance(a, (Tensor, Numbers))]
+        found = [d for d in tensors if d.is_floating_point]
+        whole = any(d not in (torch.bool, self.dtype) for d in tensors) and not any(
+            isinstance(a, float) for a in args
+        )
+        return found[0] if found else otherwise if whole else self.dtype
 
     def reduce(
         self, x: Any, dims: Any, keep: bool, function: Callable[[list[int]], int]
@@ -294,7 +312,7 @@ class _Scalars(Interpreter):
         """Write what the operation gives to its first argument."""
         target = args[0]
         if not isinstance(target, Numbers):
-            raise Unsupported("writing to a constant")
+            target = self._to_write_to(target)
         if name in MOVES:  # another view of the same numbers
             target.values = self._move(operation, args, kwargs).values
             return target
@@ -307,19 +325,33 @@ class _Scalars(Interpreter):
         target.values.copy_(result.values)
         return target
 
+    def _to_write_to(self, constant: Tensor) -> Numbers:
+        """A constant as numbers from here on, where nothing else is a view of it."""
+        memory = constant.untyped_storage().data_ptr()
+        held = [
+            node
+            for node, value in self.env.items()
+            if isinstance(value, Tensor) and value.untyped_storage().data_ptr() == memory
+        ]
+        if any(self.env[node] is not constant for node in held):
+            raise Unsupported("writing to a view of a constant")
+        numbers = self.numbers(constant)
+        self.env |= dict.fromkeys(held, numbers)
+        return numbers
+
     def _decomposed(self, target: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
         """An operation by the simpler ones that torch writes it with."""
         rule = _decompositions().get(target)
         if rule is None:
-            raise Unsupported(str(target))
+            raise Unsupported(f"no C code for {target}")
         places: list[Numbers] = []
 
         def example(a: Any) -> Any:
             if isinstance(a, Numbers):
                 places.append(a)
                 return _Place(len(places) - 1)
-            if isinstance(a, (list, tuple)):
-                return type(a)(example(b) for b in a)
+            if isinstance(a, (list, tuple)):  # torch's own lists cannot be written to
+                return (tuple if isinstance(a, tuple) else list)(example(b) for b in a)
             return a
 
         held, named = example(args), example(list(kwargs.values()))
@@ -335,7 +367,7 @@ class _Scalars(Interpreter):
         examples = [torch.full(p.values.shape, 0.5, dtype=p.dtype) for p in places]
         graph = make_fx(function)(*examples)
         if any(node.target is target for node in graph.graph.nodes):
-            raise Unsupported(str(target))
+            raise Unsupported(f"no C code for {target}")
         return _Scalars(graph, self.dtype, self).run(*places)
 
 
