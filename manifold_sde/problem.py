@@ -24,7 +24,6 @@ from manifold_sde.noise.base import Noise, check_noise
 from manifold_sde.paper import implements
 from manifold_sde.remedies import torch_errors_of
 from manifold_sde.scale_invariance import (
-    describe_coordinates,
     noise_violations,
     offending_coordinates,
     points_to_measure,
@@ -139,7 +138,8 @@ class Problem:
         """Problem from a module, a criterion and data: x is the vector of trained parameters.
 
         The module is copied, and never changed. Buffers and frozen parameters are constants; a
-        parameter of several names appears once. Everything follows the dtype and device of x.
+        parameter of several names appears once. Everything follows the dtype and device of x. A
+        loss that is not scale-invariant is taken too: the equations refuse it, and name the layers.
 
         Args:
             module: The network, in the mode (``train`` or ``eval``) in which it is meant.
@@ -383,13 +383,10 @@ class Problem:
             self.pointwise, points, tolerance, str(self.name), self.offending_coordinates
         )
 
-    def offending_coordinates(self, points: Tensor) -> tuple[tuple[int, ...], str]:
-        """Coordinates that break scale invariance at points (n, D), and what they are in words."""
+    def offending_coordinates(self, points: Tensor) -> tuple[tuple[int, ...], str, str]:
+        """Coordinates that break scale invariance at points (n, D), in words, and the way out."""
         found = breaking_parameters(self, points[0]) if self.network is not None else None
-        if found is not None:
-            return found
-        coordinates = offending_coordinates(self.pointwise, points)
-        return coordinates, describe_coordinates(coordinates, self.dim)
+        return found or offending_coordinates(self.pointwise, points)
 
     def noise_violations(self, x: Tensor | None = None) -> dict[str, float]:
         """How far sigma is from the two properties that the theory asks of it.

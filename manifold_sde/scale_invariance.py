@@ -17,6 +17,10 @@ from manifold_sde.loss_checks import fixed_directions, what_is_wrong
 
 #: Largest violation of scale invariance that counts as rounding, by dtype of the point.
 INVARIANCE_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
+_NORMALISE = (
+    "normalise what these coordinates feed (no bias, no affine parameters, no eps in the "
+    "normalisation, a frozen last layer), or take them out of x"
+)
 #: Largest dimension in which the coordinates that break scale invariance are solved for.
 SOLVED_DIM = 512
 #: Numbers in the gradients of all samples, at all points, that are held at once.
@@ -128,7 +132,7 @@ def require_constant_along_rays(
     points: Tensor,
     tolerance: float | None,
     name: str,
-    offending: Callable[[Tensor], tuple[tuple[int, ...], str]],
+    offending: Callable[[Tensor], tuple[tuple[int, ...], str, str]],
 ) -> None:
     """Refuse a loss that is not constant along the rays through points.
 
@@ -137,7 +141,8 @@ def require_constant_along_rays(
         points: Points (n, D).
         tolerance: Largest violation allowed; ``None`` for rounding level of the dtype.
         name: What the loss is called in messages.
-        offending: The coordinates at fault, and what they are in words, from the points.
+        offending: The coordinates at fault, what they are in words, and the way out, from the
+            points.
 
     Raises:
         ScaleInvarianceError: With the violation measured and the coordinates that cause it.
@@ -151,15 +156,14 @@ def require_constant_along_rays(
         return
     worst = points[int(defects.abs().amax(1).argmax())]
     require_true_derivatives(loss, worst, repr(name))
-    coordinates, description = offending(points)
+    coordinates, description, remedy = offending(points)
     raise ScaleInvarianceError(
         f"the loss of {name!r} is not scale-invariant (Definition 2.2)",
         violation=violation,
         coordinates=coordinates,
         received=f"|<x, grad L>| / (|x| |grad L|) = {violation:.3g}, caused by " + description,
         expected=f"at most {tolerance:.1g}: each sample loss is constant along rays",
-        remedy="normalise what these coordinates feed (no bias, no affine parameters, no eps "
-        "in the normalisation, a frozen last layer), or take them out of x",
+        remedy=remedy,
     )
 
 
@@ -189,8 +193,8 @@ def require_true_derivatives(loss: Loss, x: Tensor, name: str) -> None:
         )
 
 
-def offending_coordinates(loss: Loss, points: Tensor) -> tuple[int, ...]:
-    """Coordinates whose scaling breaks the scale invariance of a loss.
+def offending_coordinates(loss: Loss, points: Tensor) -> tuple[tuple[int, ...], str, str]:
+    """Coordinates whose scaling breaks the scale invariance of a loss, in words, and the way out.
 
     Scaling x_i by exp(c_i t) leaves the loss alone if and only if sum_i c_i x_i d_i L(x) = 0 at
     every x: a linear equation for c at each x. The loss is scale-invariant if c = (1, ..., 1)
@@ -202,13 +206,14 @@ def offending_coordinates(loss: Loss, points: Tensor) -> tuple[int, ...]:
         points: Points (n, D) at which the violation was seen.
 
     Returns:
-        Indices, ascending.
+        Indices, ascending, what they are called, and what to do.
     """
-    dim = loss.dim
-    if dim > SOLVED_DIM:
-        return _dependent_coordinates(loss, points)
-    at_fault = outside_symmetries(*_scalings(loss, points), _SYMMETRY[points.dtype])
-    return tuple(int(i) for i in torch.nonzero(at_fault)[:, 0])
+    if loss.dim > SOLVED_DIM:
+        at_fault = _dependent_coordinates(loss, points)
+    else:
+        at_fault = outside_symmetries(*_scalings(loss, points), _SYMMETRY[points.dtype])
+    coordinates = tuple(int(i) for i in torch.nonzero(at_fault)[:, 0])
+    return coordinates, describe_coordinates(coordinates, loss.dim), _NORMALISE
 
 
 def outside_symmetries(values: Tensor, basis: Tensor, level: float) -> Tensor:
@@ -276,14 +281,14 @@ def scaling_groups(loss: Loss, points: Tensor) -> tuple[tuple[int, ...], ...]:
     return tuple(groups)
 
 
-def _dependent_coordinates(loss: Loss, points: Tensor) -> tuple[int, ...]:
-    """Coordinates on which <x, grad L(x)> depends most, by |x_i d_i <x, grad L>|."""
+def _dependent_coordinates(loss: Loss, points: Tensor) -> Tensor:
+    """Mask (D,) of those on which <x, grad L(x)> depends most, by |x_i d_i <x, grad L>|."""
 
     def dependence(z: Tensor) -> Tensor:
         return (z * (loss.gradient(z) + loss.hessian_product(z, z))).abs()
 
     size = vmap(dependence)(points).max(0).values
-    return tuple(int(i) for i in torch.nonzero(size > 0.1 * size.max())[:, 0])
+    return size > 0.1 * size.max()
 
 
 def describe_coordinates(coordinates: tuple[int, ...], dim: int) -> str:

@@ -2,8 +2,9 @@
 
 In torch 2.13 the third derivatives of ``solve``, ``det``, ``logdet``, ``slogdet`` and
 ``householder_product`` are wrong, and the forward-mode derivatives of ``cholesky_inverse`` and
-``triangular_solve``, without an error. Those of ``lu_factor``, ``lu_solve`` and
-``solve_triangular`` are right to all three orders (tests/test_operations.py).
+``triangular_solve``, without an error. ``lu_solve`` is wrong in a batch of batches, as
+the Hessian at several points is. ``lu_factor``, ``lu_unpack`` and ``solve_triangular`` are right to
+all three orders (tests/test_operations.py).
 """
 
 from __future__ import annotations
@@ -21,8 +22,26 @@ def _solve(A: Tensor, B: Tensor, *, left: bool = True) -> Tensor:
     vector = B.dim() == 1 or (A.dim() - 1 == B.dim() and B.shape == A.shape[:-1])
     columns = B.unsqueeze(-1) if vector else B
     factors, pivots = torch.linalg.lu_factor(A)
-    solution = torch.linalg.lu_solve(factors, pivots, columns, left=left)
+    solution = _lu_solve(factors, pivots, columns, left=left)
     return solution.squeeze(-1) if vector else solution
+
+
+def _lu_solve(
+    LU: Tensor, pivots: Tensor, B: Tensor, *, left: bool = True, adjoint: bool = False
+) -> Tensor:
+    if not left:
+        return _lu_solve(LU, pivots, B.mT, adjoint=not adjoint).mT
+    permutation, lower, upper = torch.lu_unpack(LU, pivots)
+    solve = torch.linalg.solve_triangular
+    if adjoint:
+        inside = solve(upper.mT, B, upper=False)
+        return permutation @ solve(lower.mT, inside, upper=True, unitriangular=True)
+    inside = solve(lower, permutation.mT @ B, upper=False, unitriangular=True)
+    return solve(upper, inside, upper=True)
+
+
+def _old_lu_solve(b: Tensor, LU_data: Tensor, LU_pivots: Tensor) -> Tensor:
+    return _lu_solve(LU_data, LU_pivots, b)
 
 
 def _tensorsolve(A: Tensor, B: Tensor, dims: tuple[int, ...] | None = None) -> Tensor:
@@ -97,6 +116,9 @@ def _householder_product(A: Tensor, tau: Tensor) -> Tensor:
 REPLACEMENTS: dict[Any, Callable[..., Any]] = {
     torch.linalg.solve: _solve,
     torch.linalg.tensorsolve: _tensorsolve,
+    torch.linalg.lu_solve: _lu_solve,
+    torch.lu_solve: _old_lu_solve,
+    Tensor.lu_solve: _old_lu_solve,
     torch.linalg.det: _det,
     torch.det: _det,
     Tensor.det: _det,

@@ -128,7 +128,7 @@ _REPLACEMENTS: dict[Any, Callable[..., Any]] = {
 
 
 _NORM = "torch.nn.functional.{0} for {1}: it is replaced by elementary operations"
-_LU = "torch.linalg.lu_factor and lu_solve for {}"
+_LU = "torch.linalg.lu_factor, torch.lu_unpack and solve_triangular for {}"
 #: Operations of torch whose derivatives up to the third are not all right in torch 2.13, with what
 #: to write in their place.
 WRONG_OPERATIONS = {
@@ -139,6 +139,7 @@ WRONG_OPERATIONS = {
     "_batch_norm_with_update": _NORM.format("batch_norm", "_batch_norm_with_update"),
     "_native_batch_norm_legit": _NORM.format("batch_norm", "_native_batch_norm_legit"),
     "_linalg_solve_ex": _LU.format("solve"),
+    "linalg_lu_solve": _LU.format("lu_solve"),
     "_linalg_det": _LU.format("det"),
     "_linalg_slogdet": _LU.format("logdet and slogdet"),
     "cholesky_inverse": "torch.linalg.inv(A) for cholesky_inverse",

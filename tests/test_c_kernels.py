@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import vmap
 
-from manifold_sde import Problem, SphericalNoise, rng
+from manifold_sde import DirectionDiffusion, Problem, SphericalNoise, rng
 from manifold_sde.compile import (
     CKernel,
     Identity,
@@ -25,12 +25,16 @@ from manifold_sde.compile.random_numbers import fill, fills
 from manifold_sde.compile.recording import record
 from manifold_sde.geometry.kernels import Kernels
 from manifold_sde.loss import Loss
+from manifold_sde.solvers import run_sgd, solve
+from manifold_sde.torch_norms import elementary
 
 pytestmark = pytest.mark.skipif(c_library.c_compiler() is None, reason="no C compiler")
 
 GENERATOR = torch.Generator().manual_seed(3)
 W = torch.randn(4, 6, dtype=torch.float64, generator=GENERATOR)
 T = torch.randn(3, 6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+EYE = torch.eye(3, dtype=torch.float64)
+M = torch.randn(3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
 X = torch.randn(6, 37, dtype=torch.float64, generator=GENERATOR)
 A, B = (torch.randn(6, 37, dtype=torch.float64, generator=GENERATOR) for _ in range(2))
 
@@ -55,6 +59,78 @@ LOSSES: dict[str, Callable[[Tensor], Tensor]] = {
     "forms of second degree": lambda x: torch.einsum("mij,i,j->m", T, x, x).square().sum(),
     "classes": lambda x: F.cross_entropy((W @ x)[None], torch.tensor([2])),
     "places": lambda x: x.scatter(0, torch.tensor([1, 4]), W[0, :2] * x[2]).pow(3).sum(),
+    "other norms": lambda x: sum(
+        torch.linalg.vector_norm(W @ x, p) ** 2 for p in (1, 3.5, 4, float("inf"), -float("inf"))
+    ),
+    "products in a row": lambda x: (1.5 + x).cumprod(0).square().sum() + (W @ x).prod() ** 2,
+    "order": lambda x: (
+        (W[0] * x.sort()[0] ** 3).sum()
+        + (x.reshape(2, 3).topk(2, 1)[0].prod(1) + x.reshape(3, 2).median(0)[0].sum()).sum()
+        + (W[1] * x.sort(descending=True)[0].square()).sum()
+        + x.kthvalue(3)[0] ** 3
+    ),
+    "largest": lambda x: (
+        x.reshape(2, 3).max(1)[0].pow(3).sum() + x.reshape(2, 3).min(0, keepdim=True)[0].prod()
+    ),
+    "places of the point": lambda x: (
+        x.pow(3).index_select(0, x.argmax()[None]).sum()
+        + (x.reshape(2, 3) ** 3).gather(1, x.reshape(2, 3).argsort(1)).mul(W[:2, :3]).sum()
+        + torch.zeros_like(x).scatter(0, x.argsort(), W[0] * x).pow(3).sum()
+        + torch.zeros_like(x).scatter_add(0, x[:4].argsort(), (W @ x)).pow(3).sum()
+    ),
+    "pools": lambda x: (
+        F.max_pool1d(x[None], 2, 1).pow(3).sum()
+        + F.max_pool2d(x.reshape(1, 1, 2, 3), 2, padding=1).pow(3).sum()
+        + F.avg_pool1d(x[None] ** 2, 3, 2, padding=1).pow(2).sum()
+        + F.adaptive_avg_pool1d(x[None] ** 2, 4).pow(2).sum()
+        + F.interpolate(x[None, None] ** 2, size=4, mode="linear").pow(2).sum()
+    ),
+    "bilinear, padded, embedded": lambda x: (
+        F.bilinear(x, W @ x, T[:2, :, :4]).square().sum()
+        + (F.pad(x.reshape(2, 3), (1, 0, 0, 2), value=0.7) ** 3).sum()
+        + (F.embedding(torch.tensor([0, 2, 0]), x.reshape(3, 2)) ** 3).mul(T[0, :3, :2]).sum()
+        + torch.hypot(x[0], x[1]) ** 3
+    ),
+    "convolutions": lambda x: (
+        F.conv1d(T[0, :2, :][None], x.reshape(1, 2, 3), W[0, :1], padding=1).pow(3).sum()
+        + F.conv1d(x.reshape(1, 2, 3), W[:, :2].reshape(4, 1, 2), groups=2).pow(2).sum()
+        + F.conv2d(T[:1, :5][None], x.reshape(1, 1, 2, 3), stride=2, dilation=(1, 2)).pow(2).sum()
+        + F.conv2d(x.reshape(1, 1, 2, 3), x[:2].reshape(1, 1, 1, 2) ** 2, padding=1).pow(2).sum()
+        + F.conv_transpose1d(
+            x[None, None], W[:2, :3].reshape(1, 2, 3), W[0, :2], 2, 1, output_padding=1
+        )
+        .pow(2)
+        .sum()
+    ),
+}
+
+#: Matrices of the point, whose rows are exchanged at some points and not at others.
+MATRICES: dict[str, Callable[[Tensor], Tensor]] = {
+    "determinants": lambda m: torch.linalg.det(m) ** 2 + torch.linalg.slogdet(m)[1],
+    "a solution": lambda m: torch.linalg.solve(m, W[:3, :2]).square().sum(),
+    "solutions on either side": lambda m: (
+        torch.linalg.solve(m.mT, m[:2] ** 2, left=False).sum()
+        + torch.linalg.lu_solve(*torch.linalg.lu_factor(m), W[:3, :2], adjoint=True).sum()
+    ),
+    "an inverse": lambda m: (
+        (torch.linalg.inv(m) * W[:3, :3]).sum() + torch.linalg.matrix_power(m, -2).sum()
+    ),
+    "Cholesky's factor": lambda m: (
+        (torch.linalg.cholesky(m @ m.T + EYE) * W[:3, :3]).sum()
+        + torch.cholesky_solve(m[:, :2], torch.linalg.cholesky(m @ m.T + EYE)).sum()
+        + torch.logdet(m @ m.T + EYE)
+    ),
+    "triangles": lambda m: (
+        torch.linalg.solve_triangular(m.triu(), W[:3, :2], upper=True).sum()
+        + torch.linalg.solve_triangular(
+            m.tril(), m[:2], upper=False, left=False, unitriangular=True
+        ).sum()
+    ),
+}
+LOSSES |= {
+    name: lambda x, f=f: f(torch.outer(x[:3], x[3:]).sin() + M + 4.0 * EYE[[1, 2, 0]])
+    for name, f in MATRICES.items()
+} | {
     "shapes": lambda x: torch.cat([x[1:], x[:1]]).flip(0).roll(2).reshape(3, 2).T[0].var(),
 }
 
@@ -66,24 +142,39 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("name", LOSSES)
-def test_derivatives_to_third_order_are_those_of_torch(name: str) -> None:
+#: Losses of which the third derivatives take seconds to trace and compile.
+SLOW = (
+    *("other norms", "products in a row", "order", "places of the point", "pools"),
+    *("bilinear, padded, embedded", "convolutions", *MATRICES),
+)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize(
+    ("name", "order"),
+    [
+        pytest.param(name, k, marks=[pytest.mark.thorough] if k > 1 and name in SLOW else [])
+        for name in LOSSES
+        for k in (1, 2, 3)
+    ],
+)
+def test_derivatives_to_third_order_are_those_of_torch(name: str, order: int) -> None:
     """To rounding, at points that fill no whole number of vectors."""
-    loss = Loss(LOSSES[name], 6, None)
+    loss = Loss(elementary(LOSSES[name], X[:, 0]), 6, None)
     functions: list[tuple[Callable[..., Any], tuple[Tensor, ...]]] = [
         (lambda x: (loss.loss(x), loss.gradient(x)), (X,)),
         (loss.hessian, (X,)),
         (loss.third_derivative, (X, A, B)),
     ]
-    for function, arguments in functions:
-        kernel = compile_points(function, tuple(a[:, :3].contiguous() for a in arguments))
-        assert isinstance(kernel, CKernel)
-        found, want = kernel(*arguments), vmap(function, in_dims=-1, out_dims=-1)(*arguments)
-        for f, w in zip(
-            *((v,) if isinstance(v, Tensor) else v for v in (found, want)), strict=True
-        ):
-            assert f.shape == w.shape
-            assert float((f - w).abs().max()) < 1e-12 * max(1.0, float(w.abs().max()))
+    function, arguments = functions[order - 1]
+    reasons: list[str] = []
+    few = tuple(a[:, :3].contiguous() for a in arguments)
+    kernel = compile_points(function, few, reasons=reasons)
+    assert isinstance(kernel, CKernel), reasons
+    found, want = kernel(*arguments), vmap(function, in_dims=-1, out_dims=-1)(*arguments)
+    for f, w in zip(*((v,) if isinstance(v, Tensor) else v for v in (found, want)), strict=True):
+        assert f.shape == w.shape
+        assert float((f - w).abs().max()) < 1e-12 * max(1.0, float(w.abs().max()))
 
 
 def test_an_operation_without_forward_mode_in_a_graph() -> None:
@@ -134,11 +225,17 @@ def test_a_wrong_rule_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     "function",
-    [lambda x: torch.linalg.eigvalsh(torch.outer(x, x)), lambda x: x.sort()[0]],
-    ids=["an eigendecomposition", "a sort"],
+    [
+        lambda x: torch.linalg.eigvalsh(torch.outer(x, x)),
+        lambda x: torch.linalg.inv(torch.outer(x, x).repeat(2, 2) + torch.eye(12)),
+    ],
+    ids=["an eigendecomposition", "a large matrix"],
 )
 def test_what_has_no_rule_is_left_to_others(function: Callable[[Tensor], Tensor]) -> None:
-    assert compile_points(function, (X[:, :3].contiguous(),)) is None
+    reasons: list[str] = []
+    assert compile_points(function, (X[:, :3].contiguous(),), reasons=reasons) is None
+    assert len(reasons) == 1
+    assert reasons[0].startswith(("no C code for aten._linalg_eigh", "a matrix of 12 rows"))
 
 
 def test_without_a_c_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -385,3 +482,25 @@ def test_numbers_of_nodes_are_those_of_torch() -> None:
         components_first=False,
     )
     torch.testing.assert_close(found, want, rtol=0.0, atol=4e-15)
+
+
+@pytest.mark.parametrize("runs", ["solve", "run_sgd"])
+def test_a_run_says_what_ran_uncompiled(runs: str) -> None:
+    """The largest weight has C code, the gamma function has none."""
+    start = torch.eye(3, dtype=torch.float64)[0]
+    parts: list[tuple[Any, bool]] = [(torch.lgamma, False)]
+    for part, compiled in [*parts, *([(torch.amax, True)] if runs == "run_sgd" else [])]:
+
+        def loss(x: Tensor, part: Callable[..., Any] = part) -> Tensor:
+            u = x / x.norm()
+            return 0.5 * u[2] ** 2 * (2.0 + part(u[:2] + 3.0).sum())
+
+        problem = Problem(loss, 3, SphericalNoise(0.3), rank=1)
+        if runs == "solve":
+            equation = DirectionDiffusion(problem)
+            found = solve(equation, start, [0.0, 0.01], n_paths=2, dt=0.01, compile="auto").stats
+        else:
+            found = run_sgd(problem, start, 0.01, 0.1, 3, n_paths=2).stats
+        assert found["compiled"] is compiled
+        said = found.get("uncompiled", "")
+        assert said == "" if compiled else said == "no C code for prims.lgamma.default"

@@ -14,7 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import vmap
 
-from manifold_sde import Geometry, LeastSquaresProblem, Problem, SphericalNoise, errors
+from manifold_sde import (
+    Geometry,
+    LeastSquaresProblem,
+    Problem,
+    SphericalNoise,
+    errors,
+    torch_algebra,
+)
 from manifold_sde.compile import compile_batched, compiler
 from manifold_sde.loss import Loss
 from manifold_sde.sdes import DirectionDiffusion
@@ -50,7 +57,7 @@ def test_the_page_has_all_operations() -> None:
 #: raise otherwise.
 HARMLESS = (
     *("solve with w on the right", "mse_loss"),
-    *("glu", "attention", "attention, four dimensions"),
+    *("lu_factor, lu_solve", "glu", "attention", "attention, four dimensions"),
 )
 
 
@@ -127,9 +134,76 @@ def test_third_derivatives_of_linear_algebra_against_mpmath(name: str) -> None:
     assert torchs != pytest.approx(want, rel=1e-3)
 
 
+#: Solutions whose right-hand side depends on x, too, and the same by the inverse.
+SOLVED: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
+    "left": (
+        lambda m: torch.linalg.solve(m, m[:, :2] ** 2),
+        lambda m: torch.linalg.inv(m) @ m[:, :2] ** 2,
+    ),
+    "a vector": (
+        lambda m: torch.linalg.solve(m, m[0] ** 2),
+        lambda m: torch.linalg.inv(m) @ m[0] ** 2,
+    ),
+    "right": (
+        lambda m: torch.linalg.solve(m, m[:2] ** 2, left=False),
+        lambda m: m[:2] ** 2 @ torch.linalg.inv(m),
+    ),
+    "adjoint": (
+        lambda m: torch.linalg.lu_solve(*torch.linalg.lu_factor(m), m**2, adjoint=True),
+        lambda m: torch.linalg.inv(m.T) @ m**2,
+    ),
+    "right adjoint": (
+        lambda m: torch.linalg.lu_solve(*torch.linalg.lu_factor(m), m**2, left=False, adjoint=True),
+        lambda m: m**2 @ torch.linalg.inv(m.T),
+    ),
+    "as it was": (
+        lambda m: torch.lu_solve(m**2, *torch.linalg.lu_factor(m)),
+        lambda m: torch.linalg.inv(m) @ m**2,
+    ),
+    "a method": (
+        lambda m: (m**2).lu_solve(*torch.linalg.lu_factor(m)),
+        lambda m: torch.linalg.inv(m) @ m**2,
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:torch.lu_solve is deprecated")
+@pytest.mark.parametrize("name", SOLVED)
+def test_solutions_at_several_points_are_those_at_each(name: str) -> None:
+    """Torch's own Hessians in a batch are wrong, those of single points right: the twin."""
+
+    def made_of(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        return lambda x: function(2.0 * EYE + x.reshape(3, 3)).sin().sum()
+
+    solved, inverse = map(made_of, SOLVED[name])
+    points = normal(4, DIM), normal(4, DIM), normal(4, DIM)
+    found, want = (Loss(elementary(f, POINT), DIM, None) for f in (solved, inverse))
+    for order, count in (("gradient", 1), ("hessian", 1), ("third_derivative", 3)):
+        values, exact = (vmap(getattr(f, order))(*points[:count]) for f in (found, want))
+        torch.testing.assert_close(values, exact, rtol=1e-10, atol=1e-10 * float(exact.abs().max()))
+    if name not in ("left", "a vector", "right"):
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch_algebra, "_lu_solve", torch.linalg.lu_solve)
+        twin, alone = (
+            vmap(found.hessian)(points[0]),
+            torch.stack(list(map(found.hessian, points[0]))),
+        )
+    exact = vmap(want.hessian)(points[0])
+    assert float((alone - exact).norm() / exact.norm()) < 1e-10
+    assert float((twin - exact).norm() / exact.norm()) > 1e-3
+
+
 @pytest.mark.parametrize(
     ("function", "shape"),
     [
+        (lambda m: torch.linalg.lu_solve(*torch.linalg.lu_factor(m), C), (4, 3, 3)),
+        (
+            lambda m: torch.linalg.lu_solve(
+                *torch.linalg.lu_factor(m), m[:, :2], left=False, adjoint=True
+            ),
+            (4, 3, 3),
+        ),
         (lambda m: torch.linalg.solve(m, C, left=True), (4, 3, 3)),
         (lambda m: torch.linalg.solve(m, m[:, :2], left=False), (4, 3, 3)),
         (lambda m: torch.linalg.solve(m, m[:, 0]), (4, 3, 3)),

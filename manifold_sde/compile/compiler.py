@@ -29,6 +29,7 @@ from manifold_sde.compile.identity import Identity
 from manifold_sde.compile.scalar_trace import scalar_program
 from manifold_sde.errors import CompilationWarning
 from manifold_sde.progress import compiling
+from manifold_sde.remedies import first_line
 
 _UNROLL_REDUCTIONS = 16
 #: Largest dimension in which "auto" compiles in C whatever the length of the run.
@@ -226,12 +227,15 @@ def compile_function(
     return kernel
 
 
-def compile_batched(function: Kernel, arguments: tuple[Tensor, ...]) -> Kernel:
+def compile_batched(
+    function: Kernel, arguments: tuple[Tensor, ...], reasons: list[str] | None = None
+) -> Kernel:
     """Compile a function of single points for points in the last dimension.
 
     Args:
         function: Function of unbatched tensors; may use ``torch.func`` freely.
         arguments: Example tensors, the points last: (..., n).
+        reasons: Receives why it is not compiled, where it is not.
 
     Returns:
         Function of tensors (..., n) that returns a tensor (..., n), or a tuple of them: compiled,
@@ -239,11 +243,17 @@ def compile_batched(function: Kernel, arguments: tuple[Tensor, ...]) -> Kernel:
     """
     trials = _Trials(vmap(function, in_dims=-1, out_dims=-1), arguments, _COMPARED)
     batched = _batch_last(function, arguments, trials) or trials.reference
-    return compile_function(batched, arguments, trials=trials)
+    kernel = compile_function(batched, arguments, trials=trials)
+    if kernel is trials.reference and reasons is not None:
+        reasons.append("what a CompilationWarning has said")
+    return kernel
 
 
 def compile_points(
-    function: Kernel, arguments: tuple[Tensor, ...], identity: Identity | None = None
+    function: Kernel,
+    arguments: tuple[Tensor, ...],
+    identity: Identity | None = None,
+    reasons: list[str] | None = None,
 ) -> CKernel | None:
     """Compile a function of single points as C code, for any number of points.
 
@@ -251,15 +261,19 @@ def compile_points(
         function: Function of unbatched tensors; may use ``torch.func`` freely.
         arguments: Example tensors, the points last: (..., n).
         identity: What tells the function from all others, where that is known before it is traced.
+        reasons: Receives why it cannot be had, where it cannot.
 
     Returns:
         Function of tensors (..., n), or ``None`` where it cannot be had: no processor of this
         machine, no C compiler, an operation without a rule, or too many.
     """
+    reasons = [] if reasons is None else reasons
     dtype = arguments[0].dtype
     if dtype not in (torch.float64, torch.float32) or c_compiler() is None:
+        reasons.append("no C compiler" if c_compiler() is None else str(dtype))
         return None
     if any(a.device.type != "cpu" or a.dtype != dtype for a in arguments):
+        reasons.append("another device, or several dtypes")
         return None
     if identity is not None:
         found = recall(identity.key(arguments), identity.given, dtype)
@@ -270,9 +284,11 @@ def compile_points(
         kernel = compile_traced(traced, dtype)
         reference = vmap(function, in_dims=-1, out_dims=-1)
         if not _Trials(reference, arguments, _COMPARED).agree_with(kernel):
+            reasons.append("C code that gives other numbers than torch")
             return None
-    except Exception:
+    except Exception as error:
         # Whatever is wrong here, the other compiler says it, or does it.
+        reasons.append(first_line(error).removeprefix("Unsupported: "))
         return None
     if identity is not None:
         note(identity.key(arguments), kernel, identity.given)

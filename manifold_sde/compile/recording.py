@@ -62,7 +62,8 @@ class Operation:
     @property
     def in_place(self) -> bool:
         """Whether it writes to an argument."""
-        return self.name.endswith("_") and not self.name.startswith("_")
+        name = self.name
+        return (name.endswith("_") and not name.startswith("_")) or name == "copy_to"
 
 
 @dataclass

@@ -7,6 +7,7 @@ and the operation's own arguments.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -55,9 +56,14 @@ def _scaled(name: str) -> Callable[..., Numbers]:
 
 
 def _div(run: Any, a: Any, b: Any, rounding_mode: str | None = None) -> Numbers:
-    if rounding_mode is not None:
+    if rounding_mode is None:
+        return run.entrywise(_apply("div"), a, b, dtype=run.floating(a, b, otherwise=run.dtype))
+    if run.floating(a, b, otherwise=None) is not None or rounding_mode != "floor":
         raise Unsupported("a rounded quotient")
-    return run.entrywise(_apply("div"), a, b)
+    half = run.entrywise(_apply("add"), a, 0.5)  # the quotient of whole numbers may be rounded down
+    return run.entrywise(
+        lambda p, x, y: p.apply("floor", p.apply("div", x, y)), half, b, dtype=torch.int64
+    )
 
 
 def _pow(run: Any, a: Any, b: Any) -> Numbers:
@@ -90,15 +96,6 @@ def _extreme(name: str) -> Callable[..., Any]:
     return rule
 
 
-def _entire_extreme(name: str) -> Callable[..., Any]:
-    def rule(run: Any, x: Any, *rest: Any) -> Any:
-        if rest:
-            raise Unsupported("the place of an extreme value")
-        return run.reduce(x, None, False, lambda v: run.program.total(v, name))
-
-    return rule
-
-
 def _prod(run: Any, x: Any, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Any:
     return run.reduce(x, dim, keepdim, lambda v: run.program.total(v, "mul"))
 
@@ -106,12 +103,17 @@ def _prod(run: Any, x: Any, dim: Any = None, keepdim: bool = False, dtype: Any =
 def _norm(
     run: Any, x: Any, ord: Any = 2, dim: Any = None, keepdim: bool = False, dtype: Any = None
 ) -> Any:
-    if ord != 2:
-        raise Unsupported("another norm")
+    program, order = run.program, float(ord)
+    if order == 0:
+        raise Unsupported("a norm that counts")
 
     def norm(values: list[int]) -> int:
-        squares = [run.program.apply("mul", a, a) for a in values]
-        return run.program.apply("sqrt", run.program.total(squares))
+        if order == 2:
+            return program.apply("sqrt", program.total(program.apply("mul", a, a) for a in values))
+        sizes = [program.apply("abs", a) for a in values]
+        if math.isinf(order):
+            return program.total(sizes, "max" if order > 0 else "min")
+        return program.power(program.total(program.power(a, order) for a in sizes), 1.0 / order)
 
     return run.reduce(x, dim, keepdim, norm)
 
@@ -161,9 +163,8 @@ def _index_put(run: Any, x: Any, indices: Any, values: Any, accumulate: bool = F
     return _written(run, x, _places(x)[where], values, accumulate)
 
 
-def _scatter(run: Any, x: Any, dim: int, index: Any, values: Any, *, add: bool) -> Numbers:
-    if isinstance(index, Numbers):
-        raise Unsupported("an index that depends on the point")
+def scatter(run: Any, x: Any, dim: int, index: Tensor, values: Any, *, add: bool) -> Numbers:
+    """Write values, or add them, to places that are known."""
     x = run.numbers(x)
     places = _places(x).gather(dim, index)
     if isinstance(values, Numbers):  # of which the first are taken
@@ -197,10 +198,10 @@ def _cast(run: Any, x: Any, *args: Any, dtype: Any = None, **_: Any) -> Any:
     dtype = next((a for a in args if isinstance(a, torch.dtype)), dtype) or x.dtype
     if dtype == x.dtype:
         return x.like(x.values.clone())
-    if not dtype.is_floating_point and dtype != torch.bool:
-        raise Unsupported("rounding to whole numbers")
     if dtype == torch.bool:
         return run.entrywise(_apply("ne"), x, 0.0)
+    if not dtype.is_floating_point and x.dtype.is_floating_point:
+        return run.entrywise(_apply("trunc"), x, dtype=dtype)
     if x.dtype == torch.bool:
         one, zero = run.program.constant(1.0), 0
         return run.entrywise(lambda p, a: p.apply("where", a, one, zero), x, dtype=dtype)
@@ -246,6 +247,16 @@ def _inverted(program: ScalarProgram, a: int) -> int:
     return program.apply("div", program.constant(1.0), a)
 
 
+def _hypotenuse(program: ScalarProgram, a: int, b: int) -> int:
+    squares = program.apply("mul", a, a), program.apply("mul", b, b)
+    return program.apply("sqrt", program.apply("add", *squares))
+
+
+def _remainder(program: ScalarProgram, a: int, b: int) -> int:
+    whole = program.apply("floor", program.apply("div", a, b))
+    return program.apply("sub", a, program.apply("mul", whole, b))
+
+
 def _logistic(program: ScalarProgram, a: int) -> int:
     one = program.constant(1.0)
     exponential = program.apply("exp", program.apply("neg", a))
@@ -265,8 +276,6 @@ RULES: dict[str, Callable[..., Any]] = {
     "all": _extreme("and"),
     "amax": _extreme("max"),
     "amin": _extreme("min"),
-    "max": _entire_extreme("max"),
-    "min": _entire_extreme("min"),
     "linalg_vector_norm": _norm,
     "cumsum": _cumulative("add"),
     "cumprod": _cumulative("mul"),
@@ -276,8 +285,8 @@ RULES: dict[str, Callable[..., Any]] = {
     "broadcast_in_dim": _broadcast_in_dim,
     "var": _var,
     "index_put": _index_put,
-    "scatter": functools.partial(_scatter, add=False),
-    "scatter_add": functools.partial(_scatter, add=True),
+    "scatter": functools.partial(scatter, add=False),
+    "scatter_add": functools.partial(scatter, add=True),
     "mm": _matmul,
     "mv": _matmul,
     "bmm": _matmul,
@@ -301,6 +310,8 @@ ENTRYWISE: dict[str, Callable[..., int]] = {
     "reciprocal": _inverted,
     "rsqrt": lambda program, a: _inverted(program, program.apply("sqrt", a)),
     "square": lambda program, a: program.apply("mul", a, a),
+    "hypot": _hypotenuse,
+    "remainder": _remainder,
     "sigmoid": _logistic,
     "sign": _sign,
     "sgn": _sign,

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from manifold_sde.compile import scalar_algebra, scalar_places
 from manifold_sde.compile.recording import (
     Operation,
     Recording,
@@ -39,6 +40,8 @@ aten, prims = torch.ops.aten, torch.ops.prims
 #: Most operations of a program, and numbers that it takes of a point: beyond, it wants loops.
 MOST_OPERATIONS = 60_000
 MOST_INPUTS = 4096
+
+_RULES = RULES | scalar_places.RULES | scalar_algebra.RULES
 
 
 @dataclass(frozen=True)
@@ -98,10 +101,12 @@ class _Scalars:
         self.dtype = dtype
         self.program: ScalarProgram = ScalarProgram() if parent is None else parent.program
         self.given: list[Tensor] = [] if parent is None else parent.given
+        self.known: dict[int, Any] = {}
 
     def run(self, inputs: Sequence[Numbers]) -> Any:
         """The results for these arguments."""
-        known: dict[int, Any] = dict(zip(self.recording.inputs, inputs, strict=True))
+        known = self.known
+        known |= dict(zip(self.recording.inputs, inputs, strict=True))
         known |= {number: self.held(tensor) for number, tensor in self.recording.held.items()}
 
         def look_up(value: Any) -> Any:
@@ -152,6 +157,8 @@ class _Scalars:
             return self._filled(name, args, kwargs)
         if not _has_numbers(args) and not _has_numbers(list(kwargs.values())):
             return target(*args, **kwargs)
+        if name == "copy_to":
+            return self._in_place(target, "copy", args, kwargs)
         if operation.in_place and hasattr(aten, name[:-1]):
             packet = getattr(aten, name[:-1])
             target = getattr(packet, target._overloadname, packet)
@@ -160,11 +167,15 @@ class _Scalars:
 
     def compute(self, target: Any, name: str, args: list[Any], kwargs: dict[str, Any]) -> Any:
         """Apply an operation that returns something new."""
+        if name in scalar_places.PLACES and isinstance(args[2], Numbers):
+            return scalar_places.PLACES[name](self, *args, **kwargs)
         if name in MOVES:
             return self._move(target, args, kwargs)
+        if name in scalar_places.LINEAR:
+            return scalar_places.linear(self, target, args, kwargs)
         if name in NOTHING:
             return self.numbers(args[0])
-        rule = RULES.get(name)
+        rule = _RULES.get(name)
         if rule is not None:
             return rule(self, *args, **kwargs)
         if name in ENTRYWISE:
@@ -182,9 +193,17 @@ class _Scalars:
         columns = (a.flatten().tolist() for a in arrays)
         entries = [function(self.program, *row) for row in zip(*columns, strict=True)]
         truth = bool(entries) and self.program.kind(entries[0]) == "b"
-        floating = [p.dtype for p in parts if p.dtype.is_floating_point]
-        kind = dtype or (torch.bool if truth else floating[0] if floating else self.dtype)
+        kind = dtype or (torch.bool if truth else self.floating(*args, otherwise=torch.int64))
         return Numbers(table(entries, arrays[0].shape), kind)
+
+    def floating(self, *args: Any, otherwise: Any) -> Any:
+        """The floating dtype of what is made of arguments; another where all are whole."""
+        tensors = [a.dtype for a in args if isinstance(a, (Tensor, Numbers))]
+        found = [d for d in tensors if d.is_floating_point]
+        whole = any(d not in (torch.bool, self.dtype) for d in tensors) and not any(
+            isinstance(a, float) for a in args
+        )
+        return found[0] if found else otherwise if whole else self.dtype
 
     def reduce(
         self, x: Any, dims: Any, keep: bool, function: Callable[[list[int]], int]
@@ -281,7 +300,7 @@ class _Scalars:
         """Write what the operation gives to its first argument."""
         target = args[0]
         if not isinstance(target, Numbers):
-            raise Unsupported("writing to a constant")
+            target = self._to_write_to(target)
         if name in MOVES:  # another view of the same numbers
             target.values = self._move(operation, args, kwargs).values
             return target
@@ -294,19 +313,33 @@ class _Scalars:
         target.values.copy_(result.values)
         return target
 
+    def _to_write_to(self, constant: Tensor) -> Numbers:
+        """A constant as numbers from here on, where nothing else is a view of it."""
+        memory = constant.untyped_storage().data_ptr()
+        held = [
+            number
+            for number, value in self.known.items()
+            if isinstance(value, Tensor) and value.untyped_storage().data_ptr() == memory
+        ]
+        if any(self.known[number] is not constant for number in held):
+            raise Unsupported("writing to a view of a constant")
+        numbers = self.numbers(constant)
+        self.known |= dict.fromkeys(held, numbers)
+        return numbers
+
     def _decomposed(self, target: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
         """An operation by the simpler ones that torch writes it with."""
         rule = _decompositions().get(target)
         if rule is None:
-            raise Unsupported(str(target))
+            raise Unsupported(f"no C code for {target}")
         places: list[Numbers] = []
 
         def example(a: Any) -> Any:
             if isinstance(a, Numbers):
                 places.append(a)
                 return _Place(len(places) - 1)
-            if isinstance(a, (list, tuple)):
-                return type(a)(example(b) for b in a)
+            if isinstance(a, (list, tuple)):  # torch's own lists cannot be written to
+                return (tuple if isinstance(a, tuple) else list)(example(b) for b in a)
             return a
 
         held, named = example(args), example(list(kwargs.values()))
@@ -322,7 +355,7 @@ class _Scalars:
         examples = tuple(torch.full(p.values.shape, 0.5, dtype=p.dtype) for p in places)
         recording = record(function, examples)
         if any(operation.target is target for operation in recording.operations):
-            raise Unsupported(str(target))
+            raise Unsupported(f"no C code for {target}")
         return _Scalars(recording, self.dtype, self).run(places)
 
 

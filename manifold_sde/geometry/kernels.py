@@ -98,6 +98,8 @@ class Kernels:
         if kernel is not None:
             return kernel(*(a.detach().contiguous() for a in arguments))
         if self.compiled is not True:
+            if self.compiled:
+                self._note(name)
             if n == 1 and self.problem.dim > _LARGE and arguments[0].dtype == torch.float64:
                 return at_one_point(function, *arguments)
             # Forward mode cannot write to an expanded tensor.
@@ -116,7 +118,10 @@ class Kernels:
                 ]
             piece = [a.contiguous() for a in piece]
             if key not in kernels:
-                kernels[key] = _elsewhere(compile_batched, function, tuple(piece))
+                reasons: list[str] = []
+                kernels[key] = _elsewhere(compile_batched, function, tuple(piece), reasons)
+                if reasons:
+                    self._note(name, reasons[0])
             pieces.append(kernels[key](*piece))
         if isinstance(pieces[0], Tensor):
             return _joined(pieces, n)
@@ -175,9 +180,17 @@ class Kernels:
             few = tuple(a[..., :_FEW].detach().contiguous() for a in arguments)
             identity = self._identity(arguments[0])
             identity = None if identity is None else identity.of_kernel(name)
-            kernels[key] = _elsewhere(compile_points, function, few, identity)
+            reasons: list[str] = []
+            kernels[key] = _elsewhere(compile_points, function, few, identity, reasons)
+            if reasons:
+                kernels["reason", name] = reasons[0]
         found: CKernel | None = kernels[key]
         return found
+
+    def _note(self, name: str, reason: str | None = None) -> None:
+        """Write down that a kernel runs uncompiled in this mode, and why."""
+        noted = self.problem.kernels.setdefault(("uncompiled", self.compiled), {})
+        noted[name] = reason or self.problem.kernels.get(("reason", name), "no C code")
 
     def _identity(self, like: Tensor) -> Identity | None:
         """What the kernels of the problem are made of."""
@@ -227,6 +240,11 @@ class Kernels:
     def hessian(self, x: Tensor, size: int | None = None) -> Tensor:
         """Hessians: (n, D) -> (n, D, D)."""
         return self.run("hessian", self.problem.pointwise.hessian, x, size=size)
+
+
+def uncompiled(problem: Problem, mode: bool | str) -> frozenset[str]:
+    """Why kernels of a problem ran uncompiled although they were to be compiled, if any did."""
+    return frozenset(problem.kernels.get(("uncompiled", mode), {}).values())
 
 
 class OnePoint(Kernels):

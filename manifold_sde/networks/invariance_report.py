@@ -23,6 +23,8 @@ from manifold_sde.torch_norms import ElementaryFunction
 
 _NORMS = (RUNNING, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 _WIDTH = 80
+#: Causes whose remedies an error shows.
+_REMEDIES = 3
 
 
 @runtime_checkable
@@ -233,15 +235,17 @@ def scale_invariance_report(
     )
 
 
-def breaking_parameters(problem: NetworkProblem, x: Tensor) -> tuple[tuple[int, ...], str] | None:
-    """Coordinates of the parameters that break scale invariance, and the layers at fault.
+def breaking_parameters(
+    problem: NetworkProblem, x: Tensor
+) -> tuple[tuple[int, ...], str, str] | None:
+    """Coordinates of the parameters that break scale invariance, the layers at fault, the way out.
 
     Args:
         problem: A problem that was made from a module.
         x: Point (D,).
 
     Returns:
-        Both, or ``None`` where none are found near x.
+        The three, or ``None`` where none are found near x.
     """
     report = scale_invariance_report(problem, x)
     layers = problem.require_network().weights.parameters
@@ -251,7 +255,9 @@ def breaking_parameters(problem: NetworkProblem, x: Tensor) -> tuple[tuple[int, 
     coordinates = tuple(i for block in breaking for i in range(block.start, block.stop))
     causes = [f"{cause.name} ({cause.kind})" for cause in report.causes]
     shown = ", ".join(causes or [block.name for block in breaking])
-    return coordinates, f"{shown}; scale_invariance_report(problem) says more"
+    ways = [f"{cause.name}: {cause.remedy}" for cause in report.causes[:_REMEDIES]]
+    remedy = "; ".join([*ways, "MixingClock of manifold_sde.training follows it trained as it is"])
+    return coordinates, f"{shown}; scale_invariance_report(problem) says more", remedy
 
 
 def _over_all_samples(loss: Loss, x: Tensor) -> float:

@@ -52,6 +52,7 @@ class ChunkResult:
         steps: Number of accepted steps; of all paths, where each has its own.
         rejected: Number of rejected steps.
         merged: Number of paths of the chunks that are in it.
+        uncompiled: Why kernels ran uncompiled that were to be compiled.
     """
 
     x: Tensor
@@ -63,6 +64,7 @@ class ChunkResult:
     steps: int = 0
     rejected: int = 0
     merged: int = 0
+    uncompiled: frozenset[str] = frozenset()
 
     @classmethod
     def empty(cls, x: Tensor, sums: Tensor, times: int, restarts: int) -> ChunkResult:
@@ -121,6 +123,7 @@ class ChunkResult:
             whole.lost = whole.lost + self.lost
             whole.steps += self.steps
             whole.rejected += self.rejected
+            whole.uncompiled |= self.uncompiled
             for name, moments in self.moments.items():
                 whole.moments[name] = whole.moments[name].merge(moments)
         size = self.time.shape[-1]

@@ -13,6 +13,7 @@ from dataclasses import fields, replace
 import torch
 from torch import Tensor
 
+from manifold_sde.geometry.kernels import uncompiled
 from manifold_sde.solvers.archive import complete, read_archive, write_archive
 from manifold_sde.solvers.chunk import Chunk, ChunkResult
 from manifold_sde.solvers.fixed import FixedSteps, State
@@ -82,6 +83,7 @@ def _finished(
 ) -> ChunkResult:
     """The states of the given equation; the moments alone if only these are kept."""
     result.steps, result.rejected = state.counts()
+    result.uncompiled = uncompiled(simulation.sde.problem, simulation.compiled)
     read_off = simulation.read_off(chunk)
     if read_off is not None:
         gauge = simulation.equation.gauge(result.x.movedim(1, -1))

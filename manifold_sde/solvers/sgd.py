@@ -194,6 +194,7 @@ class _Run:
         finite = torch.isfinite(self.ys).all(-1)
         _warn_of_divergence(finite, self.kept)
         finite = finite[-1]
+        reasons = self.problem.kernels.get(("reason", "sgd")) if self.compiled == "c" else None
         ys, clock = (self.ys, self.clock) if batched else (self.ys[:, 0], self.clock[:, 0])
         return Solution(
             ts=torch.tensor(self.kept),
@@ -203,7 +204,8 @@ class _Run:
                 "steps": self.kept[-1],
                 "paths": n,
                 "non_finite_paths": int((~finite).sum()),
-                "compiled": bool(self.compiled),
+                "compiled": bool(self.compiled) and not reasons,
+                **({"uncompiled": reasons[0]} if reasons else {}),
             },
             config={**self._config(), "versions": versions()},
         )

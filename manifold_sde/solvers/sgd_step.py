@@ -139,7 +139,9 @@ def c_step(problem: Problem, state: SgdState) -> tuple[CKernel, Tensor] | None:
 
         few = [state.x[:, :3], state.clock[:3]]
         few += [state.x.new_full((count, 3), 0.3) for count in noise.draw_counts(loss)]
-        kernel = compile_points(step, tuple(a.contiguous() for a in few))
+        reasons: list[str] = []
+        kernel = compile_points(step, tuple(a.contiguous() for a in few), reasons=reasons)
+        problem.kernels["reason", "sgd"] = reasons
         problem.kernels[key] = None if kernel is None else (kernel, rates)
     found: tuple[CKernel, Tensor] | None = problem.kernels[key]
     return found

@@ -232,9 +232,11 @@ def _solution(simulation: Simulation, result: ChunkResult) -> Solution:
         "steps": result.steps,
         "paths": simulation.n_paths,
         "lost_paths": int(result.lost[-1]),
-        "compiled": bool(simulation.compiled),
+        "compiled": bool(simulation.compiled) and not result.uncompiled,
         "dt": simulation.grid.h * simulation.clock_unit,
     }
+    if result.uncompiled:
+        stats["uncompiled"] = "; ".join(sorted(result.uncompiled))
     if simulation.expected_error is not None:
         stats["expected_error"] = simulation.expected_error
     if simulation.noise_along is not None:

@@ -25,7 +25,7 @@ from manifold_sde.training.freshness import BatchNoise, measure_noise, what_expl
 from manifold_sde.training.groups import ScaleGroup, ScaleGroups
 from manifold_sde.training.lane import Lane, Pending, count_steps, split
 from manifold_sde.training.rules import matrix, options_of, rule_of, variance
-from manifold_sde.training.track import SIZED, Track
+from manifold_sde.training.track import OLD_STATE, SIZED, Track
 from manifold_sde.training.watch import Watch, dense
 from manifold_sde.training.wiring import by_parameter_group, chosen_groups, has_stepped
 
@@ -146,7 +146,7 @@ class MixingClock:
             now = options_of(optimizer.param_groups[lane.index]).numbers()
             matrix(self.rule, now, np.ones(1))  # what has no clock is refused here
             variance(self.rule, now)
-        self._new = True
+        self._new, self._stale = True, False
         self._hooks = [
             optimizer.register_step_pre_hook(self._before),
             optimizer.register_step_post_hook(self._after),
@@ -170,7 +170,8 @@ class MixingClock:
                 stacklevel=3,
             )
         self._new = False
-        close = self.steps < 2 * self.details or self.steps % self.details == 0
+        close = self.steps < 2 * self.details or self.steps % self.details == 0 or self._stale
+        self._stale = False
         # A fused optimizer is given scaled gradients by a GradScaler, and may leave out the step.
         scale = getattr(optimizer, "grad_scale", None)
         skipped = getattr(optimizer, "found_inf", None)
@@ -296,9 +297,9 @@ class MixingClock:
             if count.max() > 0
         )
 
-    def _middle(self) -> tuple[float, str]:
+    def _middle(self, clocks: list[tuple[float, int, str]] | None = None) -> tuple[float, str]:
         """Clock v and name of the group up to which half of the weights that move have less."""
-        clocks = self._clocks()
+        clocks = self._clocks() if clocks is None else clocks
         half, before = 0.5 * sum(weights for _, weights, _ in clocks), 0
         for v, weights, name in clocks:
             before += weights
@@ -412,14 +413,16 @@ class MixingClock:
                 MixingClockWarning,
                 stacklevel=2,
             )
-        found = {"clock/steps": float(self.steps), "clock/v": self.time}
-        found["clock/slowest"] = self.slowest
-        fresh, effective = self.fresh, self.effective
-        if fresh is not None and effective is not None:
-            found |= {"clock/fresh": fresh, "clock/effective": effective}
+        clocks = self._clocks()
+        v, middle = self._middle(clocks)
+        found = {"clock/steps": float(self.steps), "clock/v": v}
+        found["clock/slowest"] = clocks[0][0] if clocks else 0.0
+        fresh, share = self.fresh, 1.0 if self.noise is None else self.noise.share
+        if fresh is not None:
+            found |= {"clock/fresh": fresh, "clock/effective": fresh * share * v}
         if self.noise is not None:
-            found["clock/noise_share"] = self.noise.share
-        growth = self.each(lambda track: track.growth).get(self._middle()[1], np.zeros(1))
+            found["clock/noise_share"] = share
+        growth = self.each(lambda track: track.growth).get(middle, np.zeros(1))
         found["clock/growth"] = float(np.median(growth))
         if not each_group:
             return found
@@ -473,7 +476,8 @@ class MixingClock:
         """Go on from a state.
 
         Raises:
-            MixingClockError: If it is that of other groups, or of another optimizer.
+            MixingClockError: If it is that of other groups, or of another optimizer. The state of
+                Adam by the first version is warned of.
         """
         own = [(g.name, g.parts) for lane in self._lanes for g in lane.watch.groups]
         theirs = [tuple(pair) for pair in state.get("groups", [])]
@@ -491,4 +495,7 @@ class MixingClock:
             lane.pending.clear()
             lane.track.load(track)
             lane.started = self.steps > 0
+        self._stale = state.get("version") == 1  # which held no |g|^2 of its own
+        if self._stale and self.rule in ADAM:
+            warnings.warn(OLD_STATE.format(self.time), MixingClockWarning, stacklevel=2)
         self._new = False

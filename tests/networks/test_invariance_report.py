@@ -8,7 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from manifold_sde import Problem, SamplingNoise, SphericalNoise, errors
+from manifold_sde import (
+    DirectionDiffusion,
+    LimitingDiffusion,
+    Problem,
+    SamplingNoise,
+    SphericalNoise,
+    errors,
+)
 from manifold_sde.networks import (
     GroupNorm,
     LayerNorm,
@@ -274,3 +281,26 @@ def test_another_point_and_bad_input() -> None:
         scale_invariance_report(problem, x[None])
     with pytest.raises(errors.ArgumentError, match="from_module"):
         scale_invariance_report(Problem(lambda z: (z[0] / z.norm()) ** 2, 3, SphericalNoise(1)))
+
+
+def test_equations_refuse_a_trained_last_layer_with_its_way_out() -> None:
+    """Also where the layer starts at 0, so that at the start nothing of it is seen."""
+    for head_size in (1.0, 0.0):
+        module = mlp()
+        with torch.no_grad():
+            module[-1].weight.mul_(head_size)  # type: ignore[operator]
+        data = nn.CrossEntropyLoss(), INPUTS, CLASSES, SamplingNoise(4)
+        with pytest.raises(errors.ScaleInvarianceError, match=r"caused by 6\.weight") as error:
+            LimitingDiffusion(Problem.from_module(module, *data))
+        assert "frozen=['6.weight']" in str(error.value)
+        assert "MixingClock" in str(error.value)
+        LimitingDiffusion(Problem.from_module(module, *data, frozen=["6.weight"]))
+
+
+def test_equations_refuse_affine_gains_with_their_way_out() -> None:
+    module = mlp(nn.LayerNorm(8, bias=False), head=LayerNorm(4))
+    problem = Problem.from_module(
+        module, nn.CrossEntropyLoss(), INPUTS, CLASSES, SphericalNoise(0.1)
+    )
+    with pytest.raises(errors.ScaleInvarianceError, match="elementwise_affine=False"):
+        DirectionDiffusion(problem)

@@ -6,15 +6,18 @@ term dropped, the trace taken as constant, the nearest point for Phi.
 
 import dataclasses
 import math
+import time
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
+from scipy.linalg import expm
 
 from manifold_sde import problems
 from manifold_sde.errors import ArgumentError
-from manifold_sde.verification.exact import AngleLaw, CircleDiffusion, WrappedNormal
+from manifold_sde.verification.exact import AngleLaw, CircleDiffusion, WrappedNormal, spectral
+from manifold_sde.verification.exact.spectral import fourier_cardinals
 from tests.verification.circle_reference import (
     HEIGHT,
     RADIUS,
@@ -229,6 +232,72 @@ def test_joint_law_against_the_equation_as_it_stands(
     assert abs(other_start.expectation(lambda a, r: f(a, r**4)) - want) > 1e-4
 
 
+def with_nodes(law: CircleDiffusion, nodes: int) -> CircleDiffusion:
+    x = 2 * np.pi * np.arange(nodes) / nodes
+    return CircleDiffusion(*(interpolated(v, x) for v in (law.drift, law.variance, law.trace)))
+
+
+def angle_and_norm(angle: Array, q: Array) -> Array:
+    return np.cos(angle - 0.3) * np.sqrt(q) + 0.2 * np.sin(3 * angle) + q
+
+
+@pytest.mark.paper("Equation (13)")
+def test_small_norm_against_the_equation_as_it_stands(mixed: CircleDiffusion) -> None:
+    """At norm .01 the clock is some 100, a relaxation time 20: on its way, and neither start."""
+    law = with_nodes(mixed, 33)
+    known = law.drift, law.variance, law.trace
+    want = window_expectation(*known, angle_and_norm, 0.1, 0.5, 0.01**4, norm_nodes=25)[2]
+
+    def found(norm: float) -> float:
+        function = lambda a, r: angle_and_norm(a, r**4)  # noqa: E731
+        return law.expectation_at(function, 0.1, law.angles[2], norm=norm)
+
+    assert found(0.01) == pytest.approx(want, abs=1e-12)
+    assert abs(found(0.011) - want) > 1e-4
+
+
+@pytest.mark.paper("Equation (13)")
+def test_fast_turning_falls_back_on_the_whole_exponential(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Some ten turns before the noise has spread, where the Krylov space does not converge."""
+    x = 2 * np.pi * np.arange(33) / 33
+    law = CircleDiffusion(np.full(33, 10.0), np.full(33, 0.5), 1.0 + 0.2 * np.cos(x))
+    known = law.drift, law.variance, law.trace
+    want = window_expectation(*known, angle_and_norm, 0.1, 0.5, 0.3**4, norm_nodes=25)[2]
+    spaces = []
+    space = spectral._by_shifted_inverse
+
+    def watched(*arguments: object) -> Array | None:
+        spaces.append(space(*arguments))
+        return spaces[-1]
+
+    monkeypatch.setattr(spectral, "_by_shifted_inverse", watched)
+    found = law.expectation_at(lambda a, r: angle_and_norm(a, r**4), 0.1, x[2], norm=0.3)
+    assert spaces == [None]
+    assert found == pytest.approx(want, abs=1e-9)
+
+
+def test_many_nodes_at_a_small_norm_return(mixed: CircleDiffusion) -> None:
+    """2709 unknowns: the exponential as a whole takes minutes, the Krylov space half a second."""
+    law = with_nodes(mixed, 129)
+    begun = time.process_time()
+    found = law.at(1.0, norm=0.01).angle.moment(1)
+    assert time.process_time() - begun < 10.0
+    assert found == pytest.approx(mixed.at(1.0, norm=0.01).angle.moment(1), abs=1e-9)
+
+
+@pytest.mark.parametrize("clock", [1e4, 1e12, 1e300])
+def test_long_clocks_keep_the_mass(mixed: CircleDiffusion, clock: float) -> None:
+    """The twin, the exponential as it stands, has lost 3e-3 of the mass at 1e12."""
+    law, limit = mixed.at_clock(clock), mixed.equilibrium_in_clock
+    assert law.moment(0) == pytest.approx(1.0, abs=1e-14)
+    assert law.moment(1) == pytest.approx(limit.moment(1), abs=1e-12)
+    if clock == 1e12:
+        twin = fourier_cardinals(65, 0.0) @ expm(clock * mixed.generator)
+        assert abs(twin.sum() - 1.0) > 1e-6
+
+
 @pytest.mark.paper("Theorem 3.2")
 def test_laws_with_and_without_weight_decay_are_one(mixed: CircleDiffusion) -> None:
     """Y_C(t) = Y_0((e^{4Ct} - 1) / 4C) e^{-Ct} in law; Y_0 by the second method, at c = 0."""
@@ -301,15 +370,9 @@ def test_digits_grow_with_the_nodes(mixed: CircleDiffusion) -> None:
     def at(law: CircleDiffusion, nodes: int | None) -> float:
         return law.at(1.0, 0.7, norm=0.9, norm_nodes=nodes).expectation(f)
 
-    def coarse(nodes: int) -> CircleDiffusion:
-        x = 2 * np.pi * np.arange(nodes) / nodes
-        return CircleDiffusion(
-            *(interpolated(v, x) for v in (mixed.drift, mixed.variance, mixed.trace))
-        )
-
-    best = at(coarse(81), 27)
+    best = at(with_nodes(mixed, 81), 27)
     assert at(mixed, None) == pytest.approx(best, abs=1e-10)
-    fewer = [abs(at(coarse(nodes), 27) - best) for nodes in (25, 33, 49)]
+    fewer = [abs(at(with_nodes(mixed, nodes), 27) - best) for nodes in (25, 33, 49)]
     assert fewer[0] < 1e-4
     assert fewer[1] < 0.2 * fewer[0]
     assert fewer[2] < 0.02 * fewer[1]

@@ -214,7 +214,7 @@ class CircleDiffusion:
         """
         u = check_time("u", u)
         row = fourier_cardinals(len(self.drift), _angle(start))
-        return PeriodicLaw(row @ scipy.linalg.expm(u * self.generator))
+        return PeriodicLaw(propagate(row, scipy.sparse.csr_array(self.generator), u))
 
     def expectation(self, f: Callable[[Array], Array], clock: ArrayLike, start: float = 0.0) -> Any:
         """Compute E f(angle) at clocks u.

@@ -12,8 +12,12 @@ from numpy.typing import ArrayLike, NDArray
 
 Array = NDArray[np.float64]
 
-#: Norm above which the exponential of a matrix is computed faster than its action on a row.
-_LONG = 3e4
+#: Size up to which the exponential of a matrix is computed as a whole.
+_SMALL = 200
+#: The pole of the rational Krylov space is at this number over the length.
+_POLE = 20.0
+#: Its most vectors, how often it is compared with itself, and to what it has to agree.
+_MOST_VECTORS, _COMPARED, _AGREED = 100, 5, 1e-12
 
 
 def fourier_nodes(n: int) -> Array:
@@ -81,14 +85,55 @@ def chebyshev_size(half: float) -> int:
 
 
 def propagate(row: Array, matrix: scipy.sparse.csr_array, length: float) -> Array:
-    """Multiply a row vector by exp(length * matrix)."""
-    transposed = (length * matrix).T.tocsr()
-    if abs(transposed).sum(0).max() > _LONG:
-        return row @ scipy.linalg.expm(length * matrix.toarray())
-    moved: Array = scipy.sparse.linalg.expm_multiply(
-        transposed, row, traceA=float(transposed.diagonal().sum())
-    )
-    return moved
+    """Multiply a row of sum 1 by exp(length * matrix), of a generator: the sum stays 1.
+
+    A large matrix is factored once, and the exponential taken on a rational Krylov space, whose
+    size hardly depends on the length. Where that does not converge, as for a drift that turns many
+    times before the noise has spread, the exponential is taken as a whole.
+
+    Source: J. van den Eshof, M. Hochbruck, SIAM J. Sci. Comput. 27 (2006).
+    """
+    size = float(abs(matrix).sum(1).max())
+    # Beyond, the least rate of the matrix is its rounding error.
+    length = min(length, float(1.0 / (np.finfo(np.float64).eps * size)))
+    moved = None if len(row) <= _SMALL else _by_shifted_inverse(row, matrix, length)
+    if moved is None:
+        moved = row @ scipy.linalg.expm(length * matrix.toarray())
+    # The sum is lost by rounding where the length is large.
+    return np.asarray(moved / moved.sum(), dtype=np.float64)
+
+
+def _by_shifted_inverse(row: Array, matrix: scipy.sparse.csr_array, length: float) -> Array | None:
+    """Multiply a row by exp(length * matrix) on the Krylov space of (1 - g * matrix)^-1.
+
+    Returns:
+        The row, up to its sum, or None where the space has not converged.
+    """
+    g = length / _POLE
+    factors = scipy.linalg.lu_factor(np.eye(len(row)) - g * matrix.T.toarray())
+    basis = np.empty((_MOST_VECTORS + 1, len(row)))
+    reduced = np.zeros((_MOST_VECTORS + 1, _MOST_VECTORS))
+    basis[0] = row / np.linalg.norm(row)
+    last = None
+    for k in range(1, _MOST_VECTORS + 1):
+        new = scipy.linalg.lu_solve(factors, basis[k - 1])
+        for _ in range(2):  # once more, against rounding
+            shares = basis[:k] @ new
+            reduced[:k, k - 1] += shares
+            new -= shares @ basis[:k]
+        reduced[k, k - 1] = np.linalg.norm(new)
+        whole = not reduced[k, k - 1] > 1e-14
+        if whole or k % _COMPARED == 0:
+            inverse = np.linalg.inv(reduced[:k, :k])
+            found = scipy.linalg.expm(_POLE * (np.eye(k) - inverse))[:, 0] @ basis[:k]
+            found /= found.sum()
+            if whole or (
+                last is not None and np.abs(found - last).max() <= _AGREED * np.abs(found).max()
+            ):
+                return np.asarray(found, dtype=np.float64)
+            last = found
+        basis[k] = new / reduced[k, k - 1]
+    return None
 
 
 def invariant_row(matrix: Array) -> Array:
