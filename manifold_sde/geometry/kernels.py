@@ -175,7 +175,8 @@ class Kernels:
         kinds = tuple((a.shape[:-1], a.dtype, a.device) for a in arguments)
         key = (name, *kinds)
         if key not in kernels and sum(a[..., 0].numel() for a in arguments) > MOST_INPUTS:
-            kernels[key] = None  # before all that the loss makes on the way is recorded
+            # Before all that the loss makes on the way is recorded.
+            kernels[key], kernels["reason", name] = None, "too many numbers for C code"
         if key not in kernels:
             few = tuple(a[..., :_FEW].detach().contiguous() for a in arguments)
             identity = self._identity(arguments[0])
