@@ -28,6 +28,8 @@ from torch.func import grad, vjp, vmap
 from manifold_sde.errors import DTypeError, ShapeError
 
 ScalarFunction = Callable[[Tensor], Tensor]
+#: Copies of what a function passes through that a third derivative by reverse mode holds.
+THIRD_COPIES = 8
 
 
 @functools.cache

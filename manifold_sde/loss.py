@@ -20,8 +20,6 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from manifold_sde import derivatives
 from manifold_sde.derivatives import jvp
 
-#: Copies of what the samples pass through that a third derivative holds.
-THIRD_COPIES = 8
 #: Numbers of the gradients of samples that are held at once where their sums alone are wanted.
 _GRADIENT_NUMBERS = 1 << 21
 
@@ -204,14 +202,14 @@ class Loss:
         """Second directional derivative of the gradient, along a and b: (D,) each -> (D,)."""
         backward = derivatives.reverse_third_derivative
         if self._goes_backward():
-            return self._derivative(backward, x, a, b, copies=THIRD_COPIES)
+            return self._derivative(backward, x, a, b, copies=derivatives.THIRD_COPIES)
         try:
             return self._derivative(derivatives.third_derivative, x, a, b, copies=4)
         except NotImplementedError:
             # Some operations have a forward mode only where no graph is recorded.
             if not self.reverses:
                 raise
-            return self._derivative(backward, x, a, b, copies=THIRD_COPIES)
+            return self._derivative(backward, x, a, b, copies=derivatives.THIRD_COPIES)
 
     def _goes_backward(self) -> bool:
         """Whether reverse mode alone is taken: where it is right, and no graph is recorded."""
