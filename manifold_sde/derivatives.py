@@ -30,6 +30,8 @@ from manifold_sde.errors import DTypeError, ShapeError
 from manifold_sde.reverse_mode import grad
 
 ScalarFunction = Callable[[Tensor], Tensor]
+#: Copies of what a function passes through that a third derivative by reverse mode holds.
+THIRD_COPIES = 8
 
 
 @functools.cache

@@ -19,8 +19,6 @@ from torch.func import vjp
 from manifold_sde import derivatives, reverse_mode
 from manifold_sde.derivatives import jvp
 
-#: Copies of what the samples pass through that a third derivative holds.
-THIRD_COPIES = 8
 #: Numbers of the gradients of samples that are held at once where their sums alone are wanted.
 _GRADIENT_NUMBERS = 1 << 21
 
@@ -206,7 +204,7 @@ class Loss:
         """Second directional derivative of the gradient, along a and b: (D,) each -> (D,)."""
         if self.reverses:
             third = reverse_mode.third_derivative
-            return self._derivative(third, x, a, b, copies=THIRD_COPIES)
+            return self._derivative(third, x, a, b, copies=derivatives.THIRD_COPIES)
         return self._derivative(derivatives.third_derivative, x, a, b, copies=4)
 
     def _derivative(

@@ -22,10 +22,10 @@ from torch.func import vmap
 from manifold_sde import rng
 from manifold_sde.columns import column_norms
 from manifold_sde.deadline import consult
-from manifold_sde.derivatives import jvp, unit_rows
+from manifold_sde.derivatives import THIRD_COPIES, jvp, unit_rows
 from manifold_sde.geometry.kernels import at_one_point
 from manifold_sde.geometry.normal_space import Frame, NormalSpace, to_unit
-from manifold_sde.loss import THIRD_COPIES, slices
+from manifold_sde.loss import slices
 from manifold_sde.problem import Problem
 
 #: Part of a step that the next one may have along it, so that their difference tells something.

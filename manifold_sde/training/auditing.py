@@ -40,6 +40,8 @@ NORM_OFF, NORM_AT_REST, ALIGNMENT_OFF = 0.15, 0.05, 0.03
 """By how much norms may be off prediction and equilibrium, and alignment off momentum's."""
 CLIPPED = 0.8
 """Share of the gradients from which on a run is one of clipped gradients."""
+UNEVEN = 0.85
+"""Noise of Adam's updates, over that of even gradients, below which this is why a norm is off."""
 EPS_SEEN = 0.8
 """What Adam's eps may leave of the noise of its updates, before it is spoken of."""
 
@@ -199,7 +201,10 @@ def _rows(
         numbers["alignment"] = _share(parts["alignment"][i], parts["growth"][i])
         moved = bool(split(lane, track.count)[i].max())
         damped = float(np.median(split(lane, track.share / track.live)[i]))
-        found.append(_judged(group, numbers, loss, power, speed, moved, track.touched, damped))
+        even = _median(split(lane, track.evenness)[i])
+        found.append(
+            _judged(group, numbers, loss, power, speed, moved, track.touched, damped, even)
+        )
     return found
 
 
@@ -290,6 +295,7 @@ def _judged(
     moved: bool,
     touched: float,
     damped: float,
+    even: float,
 ) -> GroupAudit:
     """The verdict on a group."""
     norm, predicted, rest = numbers["norm"], numbers["predicted"], numbers["equilibrium"]
@@ -305,7 +311,7 @@ def _judged(
         verdict = OFF
         reason = f"it is not scale-invariant: cos(x, g) = {numbers['cosine']:.1e}"
     elif math.isfinite(predicted) and abs(norm / predicted - 1.0) > NORM_OFF:
-        verdict, reason = OFF, _likely(numbers, touched)
+        verdict, reason = OFF, _likely(numbers, touched, even)
     elif stopped:
         reason = STOPPED
     elif loss <= 0.0:
@@ -321,7 +327,7 @@ def _judged(
     )
 
 
-def _likely(numbers: dict[str, float], touched: float) -> str:
+def _likely(numbers: dict[str, float], touched: float, even: float) -> str:
     """Why a norm is not what independent gradients make of it."""
     if touched > 1e-3:
         return "the weights are changed outside of optimizer.step()"
@@ -330,6 +336,12 @@ def _likely(numbers: dict[str, float], touched: float) -> str:
     excess = numbers["alignment"] - numbers["pure_alignment"]
     if excess > ALIGNMENT_OFF or numbers["norm"] > numbers["predicted"]:
         return "successive gradients agree (signal): more growth than momentum and noise make"
+    fallen = numbers["norm"] / numbers["predicted"]
+    if even < UNEVEN and fallen > (1.0 - NORM_OFF) * math.sqrt(even):
+        return (
+            "its gradients are uneven (rare, or of heavy tails), and Adam divides the large ones "
+            f"by more: their noise is {even:.2g} of that of even ones, which the prediction takes"
+        )
     return (
         "successive gradients undo each other (directions that are steep for this rate, or every "
         "sample once an epoch): less growth than noise makes"

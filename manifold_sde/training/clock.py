@@ -223,7 +223,8 @@ class MixingClock:
                 ]
                 step.after = step.details[-1]
                 if self.rule in ADAM:
-                    step.details += lane.watch.second_moments(optimizer.state, step.options)
+                    scale = getattr(optimizer, "grad_scale", None)
+                    step.details += lane.watch.second_moments(optimizer.state, step.options, scale)
                 lane.before = lane.open = None
             else:
                 if self.rule in SIZED and step.gradient is None:

@@ -47,6 +47,8 @@ _MEANS = (
     "ratio",
     "pure",
     "rate",
+    "applied",
+    "even",
 )
 
 
@@ -64,6 +66,8 @@ class Details:
         age: Steps that Adam has made of a part; NaN if it is not known.
         second: Mean of Adam's v over the coordinates, corrected for its start; NaN if not known.
         live: What unequal coordinates make of the size of its noise.
+        applied: Mean of g^2 / v over the coordinates.
+        even: What it is where the gradients of all are as even as Gaussian ones.
     """
 
     square: Array
@@ -75,6 +79,8 @@ class Details:
     age: Array | float = float("nan")
     second: Array | float = float("nan")
     live: Array | float = 1.0
+    applied: Array | float = 0.0
+    even: Array | float = 0.0
 
 
 @dataclass
@@ -155,6 +161,18 @@ class Track:
             return np.full_like(self.square, np.nan)
         size = variance(self.rule, now) * self.share
         return size if self.rule == "normalised_sgd" else size * self.weights
+
+    @property
+    def evenness(self) -> Array:
+        """The noise of Adam's updates over that of even gradients; NaN where it is not known.
+
+        It is less than 1 where a coordinate's gradients are rare, or of heavy tails: the large ones
+        raise the v that they are divided by.
+        """
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.where(self.means["even"] > 0.0, self.means["applied"], np.nan) / np.where(
+                self.means["even"] > 0.0, self.means["even"], 1.0
+            )
 
     def mean(self, name: str) -> Array:
         """A running mean, NaN where nothing was looked at yet."""
@@ -304,6 +322,8 @@ class Track:
                 "ratio": np.sqrt(d.gradient / d.square),
                 "pure": np.full_like(rho, pure_alignment(self.rule, now)),
                 "rate": np.full_like(rho, long_run_rate(self.rule, now) ** 2),
+                "applied": d.applied + np.zeros_like(rho),
+                "even": d.even + np.zeros_like(rho),
             }
             off = np.abs(d.after - d.square - 2.0 * d.moved - d.length) / d.square
         if active.any():
@@ -351,7 +371,8 @@ class Track:
             clock.ratio, clock.log_factor = values[f"{name}.ratio"], values[f"{name}.log_factor"]
             clock.sums = SecondMoments(*(values[f"{name}.{k}"] for k in SecondMoments._fields))
         self.predicted = SecondMoments(*(values[f"predicted.{k}"] for k in SecondMoments._fields))
-        self.means = {name: values[f"means.{name}"] for name in _MEANS}
+        none = np.zeros(len(self.weights))
+        self.means = {name: values.get(f"means.{name}", none) for name in _MEANS}
 
 
 def _where(active: Array, new: SecondMoments, old: SecondMoments) -> SecondMoments:

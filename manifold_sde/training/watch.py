@@ -101,38 +101,60 @@ class Watch:
         return found if scale is None else found / scale**2
 
     def second_moments(
-        self, state: Mapping[Tensor, Mapping[str, Any]], now: Options
+        self, state: Mapping[Tensor, Mapping[str, Any]], now: Options, scale: Tensor | None = None
     ) -> list[Tensor]:
-        """Adam's steps and mean v of all parts, and what unequal coordinates make of its noise.
+        """Adam's steps and mean v of all parts, and the size of its noise in three ways.
 
-        The latter is the mean of v / (sqrt v + eps)^2, relative to the same of the mean of v: 1 if
+        The third is the mean of v / (sqrt v + eps)^2, relative to the same of the mean of v: 1 if
         all coordinates are alike; the share of those that ever had a gradient, if eps is not seen.
+        The last two are the mean of g^2 / (sqrt v + eps)^2 with the v of each coordinate, and what
+        it is where the gradients of all are as even as Gaussian ones.
 
         Args:
-            state: The optimizer's. Groups that it holds no second moments of give NaN, NaN and 1.
+            state: The optimizer's. Groups that it holds no second moments of give NaN, and no
+                noise.
             now: The options in the last step.
+            scale: What the gradients are multiplied by, if anything.
         """
-        found, means, ages = [], [], []
+        found: list[list[Tensor]] = [[], [], [], [], []]
         for group in self.groups:
             entries = [state.get(self.tensors[n], {}) for n in group.parameters]
+            device = self.tensors[group.parameters[0]].device
+            none = torch.zeros(group.parts, dtype=torch.float64, device=device)
             if not all("exp_avg_sq" in entry and "step" in entry for entry in entries):
-                device = self.tensors[group.parameters[0]].device
-                found.append(torch.ones(group.parts, dtype=torch.float64, device=device))
-                means.append(torch.full_like(found[-1], torch.nan))
-                ages.append(means[-1])
+                for rows, value in zip(found, (torch.nan, torch.nan, 1.0, 0.0, 0.0), strict=True):
+                    rows.append(none + value)
                 continue
-            mean: Any = 0.0
-            shares: Any = 0.0
-            for entry in entries:
+            mean: Any = none
+            shares: Any = none
+            squares: Any = none
+            applied: Any = none
+            for name, entry in zip(group.parameters, entries, strict=True):
                 second = group.cut(entry["exp_avg_sq"])
                 second = second.to(_wide(second)) / (1.0 - now.betas[1] ** entry["step"])
                 mean = mean + second.sum(1, dtype=torch.float64)
                 shares = shares + _damped(second, now.eps).sum(1, dtype=torch.float64)
+                gradient = dense(self.tensors[name].grad)
+                if gradient is None:
+                    continue
+                square = group.cut(gradient).to(second.dtype).square()
+                square = square if scale is None else square / scale**2
+                squares = squares + square.sum(1, dtype=torch.float64)
+                noise = (square / (second.sqrt() + now.eps).square()).nan_to_num(0.0)
+                applied = applied + noise.sum(1, dtype=torch.float64)
             size = group.weights / group.parts
-            means.append(mean / size)
-            ages.append(torch.ones_like(mean) * entries[0]["step"])
-            found.append((shares / size / _damped(means[-1], now.eps)).nan_to_num(1.0, 1.0, 1.0))
-        return [torch.cat(ages), torch.cat(means), torch.cat(found)]
+            mean = mean / size
+            age = none + entries[0]["step"]
+            live = (shares / size / _damped(mean, now.eps)).nan_to_num(1.0, 1.0, 1.0)
+            alike = (squares / size / (mean.sqrt() + now.eps).square()).nan_to_num(0.0) * live
+            # A square is in its own v, by the newest of the weights; that v varies too.
+            kept = now.betas[1] ** age
+            newest = (1.0 - now.betas[1]) / (1.0 - kept)
+            even = alike * (1.0 - 2.0 * newest * (1.0 - (1.0 + kept) / (1.0 + now.betas[1])))
+            values = (age, mean, live, applied / size, even)
+            for rows, row in zip(found, values, strict=True):
+                rows.append(row)
+        return [torch.cat(rows) for rows in found]
 
     def active(self) -> tuple[bool, ...]:
         """Which groups have a gradient in all of their tensors."""

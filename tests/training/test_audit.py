@@ -174,6 +174,49 @@ def test_gradients_that_are_not_independent(noise: str, reason: str) -> None:
     assert not report.passed
 
 
+def in_pairs(count: int, rare: float, opposite: bool) -> Any:
+    """The audit of AdamW on tangent noise that turns pairs of coordinates, few of them at a time.
+
+    Args:
+        count: Steps.
+        rare: The probability that a pair has a gradient in a step.
+        opposite: Whether each gradient is undone by the next.
+    """
+    rows = Rows()
+    optimizer = torch.optim.AdamW(
+        [rows.weight], lr=0.003, weight_decay=0.05, betas=(0.9, 0.99), eps=1e-20
+    )
+    clock = MixingClock(rows, optimizer, [rows.group], sampling="iid")
+    drawn = torch.zeros(PATHS, DIM // 2, 1, dtype=torch.float64)
+    for step in range(count):
+        x = rows.weight.detach()
+        if step % 2 == 0 or not opposite:
+            drawn.normal_(generator=rows.generator)
+            drawn *= torch.rand(drawn.shape, generator=rows.generator) < rare
+        sign = -1.0 if opposite and step % 2 else 1.0
+        pairs = torch.stack([x[:, 1::2], -x[:, ::2]], -1)
+        rows.weight.grad = (sign * drawn * pairs / x.square().sum(1)[:, None, None]).flatten(1)
+        optimizer.step()
+    return only(audit(clock))
+
+
+def test_rare_gradients_under_adam_are_no_fault_of_the_run() -> None:
+    """Independent ones: large ones are divided by more, which the prediction does not know.
+
+    Those that undo each other are told from them, and even ones are as predicted.
+    """
+    rare = in_pairs(1000, 0.01, opposite=False)
+    assert rare.norm < 0.85 * rare.predicted
+    assert rare.verdict == "off"
+    assert "rare, or of heavy tails" in rare.reason
+    undone = in_pairs(1000, 1.0, opposite=True)
+    assert undone.verdict == "off"
+    assert "undo each other" in undone.reason
+    even = in_pairs(300, 1.0, opposite=False)
+    assert even.verdict == "not yet in equilibrium"
+    assert even.reason == ""
+
+
 def test_alignment_of_momentum_is_not_taken_for_signal() -> None:
     """A rule by which an alignment of .95 is signal would reject every run with momentum."""
     row = only(audit(run(300, weight_decay=0.05)[1]))

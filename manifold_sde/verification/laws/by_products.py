@@ -49,7 +49,7 @@ from manifold_sde.verification.subject import Subject
 #: Random tangent vectors, and paths of a run.
 _VECTORS, _PATHS = 64, 32
 #: Paths of an equation that are stepped together: each holds the increments of many steps.
-_TOGETHER = 8
+_TOGETHER = 4
 #: Steps of the coarse run of the norm are so many times as large.
 _COARSE = 2
 _WITHOUT_IT = "Theorem 4.4, the law after finitely many steps, applies."
