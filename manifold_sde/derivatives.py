@@ -72,6 +72,22 @@ def reverse_hessian_product(function: ScalarFunction, x: Tensor, v: Tensor) -> T
     return vjp(grad(function), x)[1](v)[0]
 
 
+def hessian_rows(function: ScalarFunction, x: Tensor, rows: Tensor, few: int) -> Tensor:
+    """Hessian times several vectors, reverse over reverse: (D,), (k, D) -> (k, D).
+
+    Args:
+        function: Scalar function of one vector.
+        x: Point (D,).
+        rows: The vectors.
+        few: How many of them are taken at a time.
+    """
+    pull = vjp(grad(function), x)[1]
+    if few == 1 or len(rows) == 1:
+        return torch.stack([pull(v)[0] for v in rows])
+    found: Tensor = vmap(lambda v: pull(v)[0], chunk_size=few)(rows)
+    return found
+
+
 def hessian(function: ScalarFunction, x: Tensor) -> Tensor:
     """Hessian at one point, one reverse mode a column: (D,) -> (D, D), symmetrised."""
     basis = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
