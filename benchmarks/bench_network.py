@@ -9,13 +9,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import vmap
 
 from benchmarks.memory_use import peak
-from benchmarks.network_problems import network
+from benchmarks.network_problems import CLASSES, HIDDEN, network
 from benchmarks.rows import Row, one_thread, seconds
-from manifold_sde import DirectionDiffusion, Geometry, LeastSquaresProblem
+from manifold_sde import (
+    DirectionDiffusion,
+    Geometry,
+    LeastSquaresProblem,
+    Problem,
+    SphericalNoise,
+)
+from manifold_sde.networks import NormalizedMLP
+from manifold_sde.networks.data import digits
 from manifold_sde.solvers import run_sgd, solve
 
 TITLE = "Networks on the digits, LayerNorm MLP, float64, one thread: products alone"
@@ -23,6 +31,8 @@ PEERS: tuple[str, ...] = ()
 #: Seconds that the set-up, a projection, and drift with noise may take at 86,000 parameters and
 #: 1000 constraints; steps a second at 10,000 and 100; and memory over that of J.
 SET_UP, PROJECTION, DRIFT, STEPS_A_SECOND, MEMORY = 10.0, 0.5, 15.0, 10.0, 3.0
+#: Seconds that the limit map from random weights may take at 86,000 parameters, 1000 constraints.
+LIMIT_MAP = 60.0
 #: Error that the projection may have.
 ACCURACY = 1e-10
 #: Clock to reach, the effective learning rates of SGD, and the steps that are timed of the small.
@@ -57,6 +67,7 @@ def rows(quick: bool = False) -> list[Row]:
     sizes = QUICK if quick else Sizes()
     with one_thread():
         found = large_network(*sizes.large)
+        found += from_random_weights(*sizes.large)
         found.append(steps_a_second(*sizes.small, sizes.steps, min(sizes.repeats, 3)))
         found += growth(sizes.growth, sizes.repeats)
         found += against_sgd(*sizes.small, sizes.clock, sizes.timed)
@@ -100,6 +111,37 @@ def large_network(size: str, samples: int) -> list[Row]:
             MEMORY,
             "of a process that evaluates drift and noise, torch included",
         ),
+    ]
+
+
+def from_random_weights(size: str, samples: int) -> list[Row]:
+    """The limit map of weights that were never trained, and its derivative backwards.
+
+    Raises:
+        AssertionError: If the end is no minimum, or if the derivative along the gradient of the
+            loss, which the flow follows, does not vanish.
+    """
+    data = digits(samples)
+    module = NormalizedMLP((64, *HIDDEN[size], CLASSES), seed=1).double()
+    problem = Problem.from_module(
+        module, nn.MSELoss(), data.inputs, data.one_hot(), SphericalNoise(1.0)
+    )
+    x = problem.vector(module).requires_grad_()
+    start = time.process_time()
+    y = Geometry(problem, "matrix_free").limit_map(x)
+    forward = time.process_time() - start
+    weights = y.detach().flip(0) / y.norm()
+    start = time.process_time()
+    (y @ weights).backward()
+    backward = time.process_time() - start
+    slope = problem.gradient(x.detach())
+    assert x.grad is not None
+    assert float(problem.gradient(y.detach()).norm()) < ACCURACY
+    assert abs(float(x.grad @ slope)) < 1e-8 * float(x.grad.norm() * slope.norm())
+    where = f"{problem.dim} parameters, {problem.pointwise.n_residuals} constraints"
+    return [
+        _limit("limit map, random weights", forward, LIMIT_MAP, where),
+        _limit("its derivative, backwards", backward, LIMIT_MAP, "after the map itself"),
     ]
 
 

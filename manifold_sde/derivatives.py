@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.func import vmap
+from torch.func import vjp, vmap
 
 from manifold_sde.errors import DTypeError, ShapeError
 from manifold_sde.reverse_mode import grad
@@ -69,6 +69,22 @@ def hessian_product(function: ScalarFunction, x: Tensor, v: Tensor) -> Tensor:
     """Hessian-vector product at one point, forward over reverse: (D,), (D,) -> (D,)."""
     # Forward mode makes some numbers of single precision double: x[0] - 0.5, say.
     return jvp(grad(function), (x,), (v,))[1].to(x.dtype)
+
+
+def hessian_rows(function: ScalarFunction, x: Tensor, rows: Tensor, few: int) -> Tensor:
+    """Hessian times several vectors, reverse over reverse: (D,), (k, D) -> (k, D).
+
+    Args:
+        function: Scalar function of one vector.
+        x: Point (D,).
+        rows: The vectors.
+        few: How many of them are taken at a time.
+    """
+    pull = vjp(grad(function), x)[1]
+    if few == 1 or len(rows) == 1:
+        return torch.stack([pull(v)[0] for v in rows])
+    found: Tensor = vmap(lambda v: pull(v)[0], chunk_size=few)(rows)
+    return found
 
 
 def third_derivative(function: ScalarFunction, x: Tensor, a: Tensor, b: Tensor) -> Tensor:

@@ -196,6 +196,13 @@ class Loss:
             return self._derivative(reverse_mode.hessian_product, x, v, copies=4)
         return self._derivative(derivatives.hessian_product, x, v, copies=2)
 
+    def hessian_products(self, x: Tensor, rows: Tensor, few: int) -> Tensor:
+        """The Hessian of L times rows (k, D), so many at a time: what they share is made once."""
+        if not self.reverses:
+            return torch.vmap(lambda v: self.hessian_product(x, v), chunk_size=few)(rows)
+        parts = self._parts(copies=4)
+        return _sum(derivatives.hessian_rows(part, x, rows, few) for part in parts)
+
     def hessian(self, x: Tensor) -> Tensor:
         """The Hessian of L: (D,) -> (D, D)."""
         return self._derivative(reverse_mode.hessian, x, copies=self.dim)

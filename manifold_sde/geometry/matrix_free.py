@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -30,6 +31,8 @@ from manifold_sde.problem import Problem
 
 #: Part of a step that the next one may have along it, so that their difference tells something.
 _LEARNT = 0.5
+#: Numbers of vectors, and of as many layers as samples of the root of their size, in a cache.
+_CACHED = 2**19
 #: Tensors of the size of a block that are alive at once while its rows are worked on.
 _COPIES = 8
 
@@ -81,6 +84,12 @@ class MatrixFreeSpace(NormalSpace):
         vector = _COPIES * x.element_size() * self.loss.dim
         return max(1, self.memory // (vector + self.loss.held(copies)))
 
+    @property
+    def few(self) -> int:
+        """Number of vectors that go through the samples together: more fall out of the cache."""
+        layers = (self.loss.n_samples or 1) * math.isqrt(self.loss.dim)
+        return max(1, _CACHED // (self.loss.dim + layers))
+
     # At one point.
 
     @abstractmethod
@@ -124,14 +133,13 @@ class MatrixFreeSpace(NormalSpace):
     def products(self, y: Tensor, columns: Tensor) -> Tensor:
         """H A in blocks of columns: (D,), (D, k) -> (D, k)."""
         parts = [
-            vmap(lambda v: self.loss.hessian_product(y, v), in_dims=1, out_dims=1)(part)
-            for part in columns.split(self.block(y), dim=1)
+            self.loss.hessian_products(y, part, self.few) for part in columns.T.split(self.block(y))
         ]
-        return torch.cat(parts, dim=1)
+        return torch.cat(parts).T
 
     def script_t_at(self, y: Tensor, a: Tensor, b: Tensor) -> Tensor:
         """Sum over k of d^2(grad L)[a_k, b_k], rows (k, D) each: -> (D,)."""
-        size, total = self.block(y, THIRD_COPIES), torch.zeros_like(y)
+        size, total = min(self.block(y, THIRD_COPIES), self.few), torch.zeros_like(y)
         for p, q in zip(a.split(size), b.split(size), strict=True):
             consult()
             total = total + vmap(lambda s, t: self.loss.third_derivative(y, s, t))(p, q).sum(0)

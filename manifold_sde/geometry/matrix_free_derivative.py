@@ -89,7 +89,8 @@ def _through(
 
     def bent(w: Tensor) -> Tensor:
         """The Hessians at the stages times (k, s, D)."""
-        found = [_product(frame.space, u, v) for u, v in zip(step.stages, w.unbind(1), strict=True)]
+        both = zip(step.stages, w.unbind(1), strict=True)
+        found = [frame.space.products(u, v.T).T for u, v in both]
         return torch.stack(found, 1)
 
     def system(w: Tensor) -> Tensor:
@@ -104,13 +105,6 @@ def _through(
     solved, left, rounds = gmres(lambda w: system(precondition(w)), right, tolerance, _MOST)
     solved = precondition(solved)
     return solved.sum(1) if back else solved[:, -1], left, rounds
-
-
-def _product(space: MatrixFreeSpace, point: Tensor, rows: Tensor) -> Tensor:
-    """The Hessian at a point times rows (k, D)."""
-    if len(rows) == 1:
-        return space.loss.hessian_product(point, rows[0])[None]
-    return space.products(point, rows.T).T
 
 
 def gmres(

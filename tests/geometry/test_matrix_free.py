@@ -31,6 +31,7 @@ from manifold_sde.verification.strategies.models import (
     ResidualModel,
     TiltedModel,
 )
+from tests.networks.disputed_labels import disputed
 
 #: What the two routes may differ by.
 AGREE = 1e-6
@@ -351,3 +352,21 @@ def test_float32() -> None:
     got = free.tangent_projection(y, v)
     assert got.dtype == torch.float32
     torch.testing.assert_close(got.double(), want, rtol=1e-3, atol=1e-3)
+
+
+def test_vectors_that_go_one_by_one_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products with H by reverse mode alone, and sums of third derivatives, in any blocks."""
+    problem, y = disputed()
+    space = HessianSpace(problem, problem.rank or 0, 1 << 20)
+    columns = torch.sin(torch.arange(5.0 * len(y), dtype=y.dtype)).reshape(len(y), 5)
+    assert space.loss.reverses
+    assert space.few >= 5
+    whole = space.products(y, columns), space.script_t_at(y, columns.T, columns.T)
+    torch.testing.assert_close(whole[0], problem.hessian(y) @ columns, rtol=1e-10, atol=1e-12)
+    monkeypatch.setattr("manifold_sde.geometry.matrix_free._CACHED", 1)
+    assert space.few == 1
+    singly = space.products(y, columns), space.script_t_at(y, columns.T, columns.T)
+    torch.testing.assert_close(singly, whole, rtol=1e-12, atol=1e-12)
+    space.loss.reverses = False
+    forward = space.products(y, columns)
+    torch.testing.assert_close(forward, whole[0], rtol=1e-10, atol=1e-12)
