@@ -22,7 +22,7 @@ from tqdm import tqdm
 from manifold_sde import Problem, SphericalNoise, errors
 from manifold_sde.compile import compile_points, compiler
 from manifold_sde.loss import Loss
-from manifold_sde.torch_norms import ElementaryFunction, elementary
+from manifold_sde.torch_norms import ElementaryFunction
 
 DIM = 9
 MARK = "| --- | --- | --- |"
@@ -285,7 +285,7 @@ def errors_of(pointwise: Loss) -> list[float]:
 
 
 def _derivatives(name: str) -> Callable[[Tensor, Tensor, Tensor], tuple[Tensor, ...]]:
-    f = Loss(elementary(loss_of(name), POINT), DIM, None)
+    f = problem_of(name).pointwise
 
     def kernel(x: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, ...]:
         return f.gradient(x), f.hessian_product(x, a), f.third_derivative(x, a, b)
