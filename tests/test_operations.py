@@ -291,6 +291,11 @@ def test_where_compiled_code_is_right_at_the_arguments_alone(
         assert compiler.compile_function(torch.sin, (zero,)) is torch.sin
 
 
+@pytest.mark.parametrize("name", ["silu", "eigh"])
+def test_operations_in_c(name: str) -> None:
+    assert operations.in_c(name) == (TABLE[name][1] == "C, torch")
+
+
 @pytest.mark.thorough
 @pytest.mark.compile
 @pytest.mark.parametrize("name", [name for name, (what, _) in TABLE.items() if what != "refused"])

@@ -377,9 +377,9 @@ def _share(clock: Any) -> float:
     if any(getattr(one, "sampling", "") is None and one.effective is not None for one in clocks):
         warnings.warn(
             "The order of the data was not told to the clock. It is taken for that in which every "
-            "sample comes once an epoch, where a share of the noise explores the minimisers: "
-            'MixingClock(..., sampling="iid") if batches are drawn independently, and '
-            '"reshuffled" if not.',
+            "sample comes once an epoch, where a share of the noise explores the minimisers. Tell "
+            'it: MixingClock(..., sampling="iid") if batches are drawn independently, or '
+            'sampling="reshuffled".',
             MixingClockWarning,
             stacklevel=3,
         )
