@@ -32,7 +32,7 @@ from manifold_sde.problem import Problem
 #: Part of a step that the next one may have along it, so that their difference tells something.
 _LEARNT = 0.5
 #: Numbers of vectors, and of as many layers as samples of the root of their size, in a cache.
-_CACHED = 2**19
+_CACHED = 2**17
 #: Tensors of the size of a block that are alive at once while its rows are worked on.
 _COPIES = 8
 
