@@ -297,7 +297,8 @@ def _tensor_of(x: object, dim: int, name: str) -> Tensor:
         except ValueError:  # rows of different lengths
             array = np.asarray(None)
         if array.dtype.kind in "iuf":
-            return torch.tensor(array.astype(np.float64) if array.dtype.kind in "iu" else array)
+            whole = array.dtype.kind in "iu"  # and torch takes no negative strides
+            return torch.tensor(np.ascontiguousarray(array, np.float64 if whole else None))
     raise DTypeError(
         f"{name} is not numbers",
         received=f"{type(x).__module__}.{type(x).__qualname__}",

@@ -28,6 +28,7 @@ from manifold_sde import (
     problems,
     scale_invariance,
 )
+from manifold_sde.solvers import run_sgd
 
 DIM = 5
 GENERATOR = torch.Generator().manual_seed(11)
@@ -531,3 +532,11 @@ print(Geometry(problem).second_derivative(Geometry(problem).limit_map(x)).shape)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "torch.Size([3])\n"
+
+
+def test_arrays_of_negative_strides_are_points() -> None:
+    points, problem = np.arange(6.0).reshape(2, 3), problems.varying_circle()
+    found, want = (
+        run_sgd(problem, x, 0.01, 0.0, 1).ys for x in (points[:, ::-1], points[:, ::-1].copy())
+    )
+    assert torch.equal(found, want)

@@ -416,8 +416,8 @@ class MixingClock:
             )
         clocks = self._clocks()
         v, middle = self._middle(clocks)
-        found = {"clock/steps": float(self.steps), "clock/v": v}
-        found["clock/slowest"] = clocks[0][0] if clocks else 0.0
+        slowest = clocks[0][0] if clocks else 0.0
+        found = {"clock/steps": float(self.steps), "clock/v": v, "clock/slowest": slowest}
         fresh, share = self.fresh, 1.0 if self.noise is None else self.noise.share
         if fresh is not None:
             found |= {"clock/fresh": fresh, "clock/effective": fresh * share * v}
@@ -477,8 +477,7 @@ class MixingClock:
         """Go on from a state.
 
         Raises:
-            MixingClockError: If it is that of other groups, or of another optimizer. The state of
-                Adam by the first version is warned of.
+            MixingClockError: If it is that of other groups, or of another optimizer.
         """
         own = [(g.name, g.parts) for lane in self._lanes for g in lane.watch.groups]
         theirs = [tuple(pair) for pair in state.get("groups", [])]
@@ -496,7 +495,7 @@ class MixingClock:
             lane.pending.clear()
             lane.track.load(track)
             lane.started = self.steps > 0
-        self._stale = state.get("version") == 1  # which held no |g|^2 of its own
-        if self._stale and self.rule in ADAM:
+        self._stale = state.get("version") == 1 and self.rule in ADAM
+        if self._stale:
             warnings.warn(OLD_STATE.format(self.time), MixingClockWarning, stacklevel=2)
         self._new = False

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import torch
 from scipy.linalg import expm
+from torch import Tensor
 
-from manifold_sde import problems
+from manifold_sde import CustomNoise, problems
 from manifold_sde.errors import ArgumentError
 from manifold_sde.verification.exact import AngleLaw, CircleDiffusion, WrappedNormal, spectral
 from manifold_sde.verification.exact.spectral import fourier_cardinals
@@ -93,6 +94,20 @@ def test_coefficients_do_not_depend_on_the_step_or_the_limit_map(mixed: CircleDi
     np.testing.assert_allclose(CircleDiffusion.of(p, step=0.03).drift, mixed.drift, atol=1e-9)
     few = CircleDiffusion.of(p, nodes=25, limit_map=mixed_limit, step=0.03)
     np.testing.assert_allclose(few.drift, interpolated(mixed.drift, few.angles), atol=1e-7)
+
+
+@pytest.mark.paper("Equation (5)")
+def test_noise_along_a_great_circle_alone(varying: CircleDiffusion) -> None:
+    """Phi has no second derivative there: v = s^2 and b = 0, where (18) has a drift."""
+
+    def along(x: Tensor) -> Tensor:
+        return (0.3 / (x @ x)) * torch.stack([-x[1], x[0], 0.0 * x[0]])[:, None]
+
+    law = CircleDiffusion.of(problems.varying_circle(noise=CustomNoise(along)))
+    np.testing.assert_allclose(law.variance, 0.09, rtol=1e-12)
+    np.testing.assert_allclose(law.trace, 0.09, rtol=1e-12)
+    np.testing.assert_allclose(law.drift, 0.0, atol=1e-9)
+    assert np.abs(varying.drift).max() > 1e-2
 
 
 @pytest.mark.paper("Equation (5)")
