@@ -169,9 +169,8 @@ class MixingClock:
                 MixingClockWarning,
                 stacklevel=3,
             )
-        self._new = False
         close = self.steps < 2 * self.details or self.steps % self.details == 0 or self._stale
-        self._stale = False
+        self._new = self._stale = False
         # A fused optimizer is given scaled gradients by a GradScaler, and may leave out the step.
         scale = getattr(optimizer, "grad_scale", None)
         skipped = getattr(optimizer, "found_inf", None)
