@@ -11,7 +11,7 @@ from typing import Literal
 from manifold_sde.deadline import Deadline
 from manifold_sde.errors import ManifoldSDEError
 from manifold_sde.verification.effort import Effort
-from manifold_sde.verification.result import Result
+from manifold_sde.verification.result import NOT_MADE, Result
 from manifold_sde.verification.subject import Subject
 
 
@@ -77,7 +77,7 @@ class Check:
 
     def not_made(self, why: str, meaning: str = "") -> Result:
         """The result where it is not made."""
-        return self._stopped(f"not made: {why}", meaning)
+        return self._stopped(f"{NOT_MADE}: {why}", meaning)
 
     def _stopped(self, detail: str, meaning: str) -> Result:
         return Result(

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from manifold_sde.errors import ArgumentError, printable
 from manifold_sde.solvers.archive import versions
 from manifold_sde.training.report import AuditReport
-from manifold_sde.verification.result import KINDS, VERDICTS, Result, Verdict, worst
+from manifold_sde.verification.result import KINDS, NOT_MADE, VERDICTS, Result, Verdict, worst
 from manifold_sde.writing import plain, write_form
 
 if TYPE_CHECKING:
@@ -174,12 +174,18 @@ class Report:
     @property
     def conclusion(self) -> str:
         """What the verdicts come to, in words."""
-        unmade = {
-            "": "",
-            "budget": " Not all checks were made: the budget was not enough.",
-            "interrupt": " Not all checks were made: it was stopped.",
+        why = {
+            "budget": "the budget was not enough: budget= (--budget) takes more seconds",
+            "interrupt": "it was stopped",
         }
-        return self._verdicts_in_words() + unmade[self.partial]
+        words = self._verdicts_in_words()
+        if not self.partial:
+            return words
+        left = [r for r in self.results if r.detail.startswith(NOT_MADE)]
+        what = dict.fromkeys(s for r in left for s in r.statements if s.startswith("Theorem"))
+        of = f", of {', '.join(what)}" if what else ""
+        count = f"{len(left)} check{'s' * (len(left) != 1)}{of}"
+        return f"{words} NOT made: {count}; {why[self.partial]}."
 
     def _verdicts_in_words(self) -> str:
         failed = [result for result in self.results if result.verdict == "fails"]

@@ -24,6 +24,10 @@ KINDS = {
 }
 
 
+#: With what the detail of a check begins that was not made.
+NOT_MADE = "not made"
+
+
 @dataclass(frozen=True)
 class Design:
     """What a statistical test declares before anything is drawn.

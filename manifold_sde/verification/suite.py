@@ -27,7 +27,9 @@ from manifold_sde.verification.subject import Subject
 
 #: How many times as much of the budget a check may take in the next rounds.
 _LONGER = 4.0
-_MORE_TIME = "The budget is not enough for it: a larger one has it made."
+_MORE_TIME = "It needs more than the budget of {:.0f} s: budget={:.0f}, say (--budget {:.0f})."
+#: How much larger a budget is named.
+_LARGER = 5.0
 
 
 def all_checks() -> tuple[Check, ...]:
@@ -153,7 +155,8 @@ class _Suite:
             if check in late:
                 partial = "budget"
                 why = f"it {late[check]}" if late[check].seconds else "no time was left for it"
-                self._keep(check, [check.not_made(why, _MORE_TIME)])
+                budgets = self._budget, *2 * (_LARGER * self._budget,)
+                self._keep(check, [check.not_made(why, _MORE_TIME.format(*budgets))])
             elif check not in self._found:  # nobody waits for a row of it
                 self._found[check] = [check.not_made("stopped before it was done")]
         return tuple(result for check in checks for result in self._found[check]), partial

@@ -73,7 +73,9 @@ def test_cheap_checks_come_first_and_long_ones_are_undecided() -> None:
     assert "takes more than" in report["endless"].detail
     assert re.search(r"would take about (5|6|7)\d s", report["long"].detail)
     assert (report.partial, report.passed) == ("budget", True)
-    assert "the budget was not enough" in report.conclusion
+    assert "NOT made: 2 checks" in report.conclusion
+    assert "(--budget)" in report.conclusion
+    assert "budget=15, say (--budget 15)" in report["long"].meaning
     assert report.to_dict()["partial"] == "budget"
 
 

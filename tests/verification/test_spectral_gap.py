@@ -33,6 +33,17 @@ def test_great_spheres(dim: int, method: str) -> None:
     assert found.relaxation_time == pytest.approx(1.0 / found.rate)
 
 
+@pytest.mark.parametrize("ratio", [0.5, 2.0])
+def test_steps_of_sgd(ratio: float) -> None:
+    """The same from either time: of (13), and per step lambda / eta for the ratio, times eta^2."""
+    lr, decay = 0.02, 0.05
+    per_step = spectral_gap(problems.great_sphere(), ratio=decay / lr).rate_in_time * lr**2
+    found = spectral_gap(problems.great_sphere(), ratio=ratio)
+    assert found.steps(lr, decay) == pytest.approx(1.0 / per_step, rel=1e-12)
+    with pytest.raises(ArgumentError, match="weight_decay"):
+        found.steps(lr, 0.0)
+
+
 def test_section_61() -> None:
     """s^2 / (2 r^2)."""
     problem = problems.normalized_linear(design="orthogonal")

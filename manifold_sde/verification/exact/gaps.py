@@ -72,6 +72,20 @@ class SpectralGap:
         """1 / rate_in_time."""
         return 1.0 / self.rate_in_time
 
+    def steps(self, lr: float, weight_decay: float) -> float:
+        r"""Steps of SGD that make one relaxation time of direction and norm.
+
+        Steps per unit of T of (13) are :math:`1 / (2 \eta\lambda)`, and the rate in the time of (8)
+        is proportional to the ratio.
+
+        Args:
+            lr: Learning rate eta, of SGD without momentum.
+            weight_decay: Weight decay lambda.
+        """
+        eta = check_number("lr", lr, "lr=0.02, a constant one", least=1e-300)
+        decay = check_number("weight_decay", weight_decay, "weight_decay=0.05", least=1e-300)
+        return self.ratio * self.relaxation_time_in_time / (eta * decay)
+
 
 def spectral_gap(
     problem: Problem,
