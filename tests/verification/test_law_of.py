@@ -100,8 +100,17 @@ def test_each_problem_has_its_law() -> None:
         exact.law_of(problems.great_sphere(noise=CustomNoise(flat)))
     for name in ("AngleLaw", "SphereLaw", "CircleDiffusion"):
         assert name in str(caught.value)
-    with pytest.raises(ArgumentError, match="a minimiser is not known"):
-        exact.curve_of(Problem(lambda x: (x[2] / x.norm()) ** 2, 3, SphericalNoise(0.3)))
+
+
+def test_a_minimiser_is_found_as_describe_finds_it() -> None:
+    problem = Problem(lambda x: (x[2] / x.norm()) ** 2, 3, SphericalNoise(0.3))
+    y = exact.curve_of(problem).point(torch.linspace(0.0, 6.0, 5, dtype=torch.float64))
+    assert float(y[:, 2].abs().max()) < 1e-9
+    gap = exact.spectral_gap(problem)
+    assert gap.rate == pytest.approx(exact.spectral_gap(problems.great_circle()).rate, rel=1e-6)
+    nowhere = Problem(lambda x: x[2] / x.norm() + 0.1 * x.norm(), 3, SphericalNoise(0.3))
+    with pytest.raises(ArgumentError, match="no minimiser of"):
+        exact.spectral_gap(nowhere)
 
 
 def test_the_law_on_a_traced_curve_is_that_on_the_circle() -> None:
