@@ -92,7 +92,7 @@ def test_the_loss_is_evaluated_once_for_a_dtype() -> None:
 def test_off_the_manifold_in_single_precision_hints_at_double() -> None:
     off = torch.tensor([1.0, 0.0, 0.003])
     with pytest.raises(NotOnManifoldError, match=r"x\.double\(\)"):
-        Geometry(problem(following)).rank(off)
+        DirectionDiffusion(problem(following)).require_on_manifold(off)
     with pytest.raises(NotOnManifoldError) as caught:
-        Geometry(problem(following)).rank(off.double())
+        DirectionDiffusion(problem(following)).require_on_manifold(off.double())
     assert "double" not in str(caught.value)

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from manifold_sde import CustomNoise, Problem, SphericalNoise, problems
+from manifold_sde import CustomNoise, Geometry, Problem, SphericalNoise, problems
 from manifold_sde.errors import ArgumentError, DTypeError, NotOnManifoldError
+from manifold_sde.geometry import minimizers
+from manifold_sde.geometry.minimizers import find_minimizer
 from manifold_sde.verification import exact
+from manifold_sde.verification.exact import applicable, gaps
 from tests.verification.ergodic import circle_with_varying_trace
 
 
@@ -102,15 +106,19 @@ def test_each_problem_has_its_law() -> None:
         assert name in str(caught.value)
 
 
-def test_a_minimiser_is_found_as_describe_finds_it() -> None:
+def test_a_minimiser_is_found_as_describe_finds_it(monkeypatch: pytest.MonkeyPatch) -> None:
     problem = Problem(lambda x: (x[2] / x.norm()) ** 2, 3, SphericalNoise(0.3))
-    y = exact.curve_of(problem).point(torch.linspace(0.0, 6.0, 5, dtype=torch.float64))
-    assert float(y[:, 2].abs().max()) < 1e-9
-    gap = exact.spectral_gap(problem)
-    assert gap.rate == pytest.approx(exact.spectral_gap(problems.great_circle()).rate, rel=1e-6)
-    nowhere = Problem(lambda x: x[2] / x.norm() + 0.1 * x.norm(), 3, SphericalNoise(0.3))
+    monkeypatch.setattr(gaps, "_galerkin", lambda problem, y, *_: y)
+    y = exact.spectral_gap(problem, method="galerkin")
+    assert isinstance(y, torch.Tensor)
+    assert torch.allclose(y, find_minimizer(Geometry(problem)))
+    assert float(problem.loss(y)) < 1e-24
+    monkeypatch.setattr(applicable, "TracedCurve", SimpleNamespace(of=lambda problem, y: y))
+    assert torch.equal(exact.curve_of(problem), find_minimizer(Geometry(problem)))
+    monkeypatch.setattr(minimizers, "_TRIES", 2)
+    degenerate = Problem(lambda x: (x[2] / x.norm()) ** 4, 3, SphericalNoise(0.3))
     with pytest.raises(ArgumentError, match="no minimiser of"):
-        exact.spectral_gap(nowhere)
+        exact.spectral_gap(degenerate)
 
 
 def test_the_law_on_a_traced_curve_is_that_on_the_circle() -> None:
