@@ -227,7 +227,7 @@ def check_point(
 
     Args:
         x: What the user gave: a tensor (..., dim) of single or double precision, or a NumPy array
-            or lists of numbers, which count as double precision unless they say otherwise.
+            or lists of numbers, which count as double precision.
         dim: Ambient dimension D.
         name: Name used in messages.
         allow_zero: Whether the zero vector is a legal value.
@@ -286,7 +286,7 @@ def check_point(
 
 
 def _tensor_of(x: object, dim: int, name: str) -> Tensor:
-    """The tensor of an array or of lists of numbers, whole ones in double precision.
+    """The tensor of an array or of lists of numbers, in double precision.
 
     Raises:
         DTypeError: If it is something else.
@@ -297,8 +297,8 @@ def _tensor_of(x: object, dim: int, name: str) -> Tensor:
         except ValueError:  # rows of different lengths
             array = np.asarray(None)
         if array.dtype.kind in "iuf":
-            whole = array.dtype.kind in "iu"  # and torch takes no negative strides
-            return torch.tensor(np.ascontiguousarray(array, np.float64 if whole else None))
+            # Torch takes no negative strides.
+            return torch.tensor(np.ascontiguousarray(array, np.float64))
     raise DTypeError(
         f"{name} is not numbers",
         received=f"{type(x).__module__}.{type(x).__qualname__}",

@@ -27,6 +27,7 @@ from manifold_sde.geometry.normal_space import NormalSpace
 from manifold_sde.geometry.retraction import retract
 from manifold_sde.noise import SphericalNoise
 from manifold_sde.noise.base import require_independent_steps
+from manifold_sde.points import point_of
 from manifold_sde.problem import LeastSquaresProblem, Problem, require_problem
 
 _CALCULI = ("ito", "stratonovich")
@@ -307,7 +308,7 @@ class ManifoldEquation(StochasticEquation):
             NotOnManifoldError, RankError: If a state is not on the manifold of minimisers.
             NoiseError: If the noise vanishes there (interpolation): nothing would move.
         """
-        flat = check_point(y, self.dim, name="y0").reshape(-1, self.dim)
+        flat = point_of(self.problem, y, name="y0").reshape(-1, self.dim)
         self._space = self.geometry.route.frames_at(flat)[0]
         if self.geometry.products is None:
             self._space = self._space_at(flat)

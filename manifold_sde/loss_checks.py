@@ -125,7 +125,7 @@ def try_function(function: Callable[[Tensor], Tensor], dim: int, what: str) -> T
             f"the {what} is not finite at a test point",
             received=f"{value.flatten()[:4].tolist()} at a random unit vector",
             expected="a finite value at every x other than 0",
-            remedy="check logarithms, divisions and square roots",
+            remedy="check the data for NaN, and logarithms, divisions and square roots",
         )
     return value
 

@@ -38,7 +38,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("noise",),
     ("symbolic", "networks"),
     ("problem",),
-    ("problems",),
+    ("points", "problems"),
     ("geometry",),
     ("equations",),
     ("scheduler_values", "schedules", "time_scale"),

@@ -24,6 +24,7 @@ from manifold_sde.geometry.matrix_free_route import DEFAULT_MEMORY, MatrixFreeRo
 from manifold_sde.geometry.rank import find_rank, gap_ratios
 from manifold_sde.noise import SphericalNoise
 from manifold_sde.paper import implements
+from manifold_sde.points import point_of
 from manifold_sde.problem import Problem, require_problem
 from manifold_sde.threads import one_thread
 
@@ -175,7 +176,7 @@ class Geometry:
 
         Source: Definition 2.6, Lemma 2.7.
         """
-        x = check_point(x, self.problem.dim)
+        x = point_of(self.problem, x)
         if x.is_meta:
             return torch.empty_like(x)
         with one_thread():
@@ -199,7 +200,7 @@ class Geometry:
         Source: Lemma 2.8.
         """
         v = check_point(v, self.problem.dim, name="v", allow_zero=True)
-        y = check_point(y, self.problem.dim, name="y")
+        y = point_of(self.problem, y, name="y")
         _check_same_kind(y, v, "v")
         batch = _common_batch(y.shape[:-1], v.shape[:-1], "v")
         y, v = (a.expand(*batch, self.problem.dim) for a in (y, v))
@@ -233,7 +234,7 @@ class Geometry:
 
         Source: the drift of equations (5), (8) and (13).
         """
-        y = check_point(y, self.problem.dim, name="y")
+        y = point_of(self.problem, y, name="y")
         dim = self.problem.dim
         given, batch = self._given(y, covariance, factor), y.shape[:-1]
         if given is not None:
@@ -301,7 +302,7 @@ class Geometry:
             ShapeError: If y is not one point.
             NotOnManifoldError, RankError: As :meth:`tangent_projection`.
         """
-        y = check_point(y, self.problem.dim, name="y")
+        y = point_of(self.problem, y, name="y")
         if y.dim() != 1:
             raise ShapeError(
                 "a projector belongs to one point",
@@ -333,7 +334,7 @@ class Geometry:
                 expected='method="matrix_free"',
                 remedy='Geometry(problem, method="matrix_free").residuals(y)',
             )
-        y = check_point(y, self.problem.dim, name="y")
+        y = point_of(self.problem, y, name="y")
         found = self.products.residuals(self._flat(y))
         return {name: value.reshape(y.shape[:-1]) for name, value in found.items()}
 
@@ -359,7 +360,7 @@ class Geometry:
             RankError: If the gap is ambiguous (with the eigenvalues), or the declared rank is not
                 confirmed.
         """
-        y = check_point(y, self.problem.dim, name="y", values=True)
+        y = point_of(self.problem, y, name="y", values=True)
         values = self.route.eigenvalues(self._flat(y))
         return find_rank(values, self.problem.rank).reshape(y.shape[:-1])
 
@@ -375,7 +376,7 @@ class Geometry:
         Raises:
             RankError: As :meth:`rank`.
         """
-        y = check_point(y, self.problem.dim, name="y", values=True)
+        y = point_of(self.problem, y, name="y", values=True)
         values = self.route.eigenvalues(self._flat(y))
         ranks = find_rank(values, self.problem.rank)
         ratios = gap_ratios(values)
@@ -398,7 +399,7 @@ class Geometry:
             NotOnManifoldError, RankError: If Newton's method does not arrive, or not where the
                 rank is clear; the other points are in ``partial``.
         """
-        x = check_point(x, self.problem.dim)
+        x = point_of(self.problem, x)
         if x.is_meta:
             return torch.empty_like(x)
         flat = self._flat(x)
@@ -426,7 +427,7 @@ class Geometry:
         Raises:
             NotOnManifoldError, RankError: As :meth:`tangent_projection`.
         """
-        y = check_point(y, self.problem.dim, name="y")
+        y = point_of(self.problem, y, name="y")
         flat = self._flat(y)
         if y.is_meta:
             return y.new_empty(y.shape[:-1])

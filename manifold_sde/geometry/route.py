@@ -181,5 +181,6 @@ def refuse_off_manifold(
         f"gradient norm {float(gradient(worst).norm()):.3g}, distance estimate "
         f"{float(distance[worst]):.3g}",
         expected=f"a distance of at most {tolerance:.0e} of the norm",
-        remedy="Geometry(problem).limit_map(x), the end of gradient flow from there",
+        remedy="Geometry(problem).limit_map(x), the end of gradient flow from there"
+        + "; x.double(), as single precision seldom tells" * (dtype == torch.float32),
     )

@@ -17,7 +17,6 @@ from manifold_sde.arguments import (
     Points,
     check_count,
     check_path,
-    check_point,
     integer,
     kind_of,
     real,
@@ -28,6 +27,7 @@ from manifold_sde.equations import ManifoldEquation, StochasticEquation
 from manifold_sde.errors import ArgumentError, DTypeError, NoDiffusionWarning
 from manifold_sde.geometry.tangent_noise import measure_diffusion
 from manifold_sde.group_sdes import direction_diffusion
+from manifold_sde.points import point_of
 from manifold_sde.problem import Problem
 from manifold_sde.sdes import DirectionDiffusion, FixedRatioDiffusion, WeightDecaySDE
 from manifold_sde.solvers.adaptive import ADAPTIVE, Tolerance
@@ -149,7 +149,7 @@ def check_starts(
     sde: StochasticEquation, y0: Points, n_paths: int | None
 ) -> tuple[Tensor, int, bool]:
     """The one start of all paths (1, D), or each its own (n, D); n; and whether ys has paths."""
-    y0 = check_point(y0, sde.problem.dim, name="y0", values=True)
+    y0 = point_of(sde.problem, y0, name="y0", values=True)
     count = integer(n_paths)
     if count is not None and count > 2**32:
         raise ArgumentError(
@@ -328,7 +328,7 @@ def starts(
     Raises:
         ArgumentError, DTypeError: If a start cannot be used, or their number is another one.
     """
-    x0 = check_point(x0, problem.dim, name=name, values=True).detach()
+    x0 = point_of(problem, x0, name=name, values=True).detach()
     require_norms(x0, name=name)
     remedy = "n_paths=60, as in Figure 2"
     count = None if n_paths is None else check_count("n_paths", n_paths, "paths", remedy)

@@ -28,6 +28,7 @@ its relaxation times, it can pass for forgotten.
 
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
 from collections.abc import Callable, Mapping
@@ -78,7 +79,7 @@ class Kept(Protocol):
     def config(self) -> Mapping[str, Any]: ...  # noqa: D102
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class EquilibriumAverage:
     """An average under the equilibrium pi, in time.
 
@@ -92,6 +93,9 @@ class EquilibriumAverage:
         paths: Number of paths that were counted; lost ones are not.
         parts: Number of independent parts from which the standard error was taken.
         extent: Range (...) of f over the manifold, where it was asked for and is known.
+        relaxation_time: Time (...) in which the paths forget, at the upper end of its error;
+            infinite where the run cannot tell.
+        unit: What that time, and the burn-in, are counted in.
     """
 
     mean: Tensor
@@ -102,6 +106,31 @@ class EquilibriumAverage:
     paths: int
     parts: int
     extent: tuple[Tensor, Tensor] | None = None
+    relaxation_time: Tensor | None = None
+    unit: str = "time"
+
+    def __repr__(self) -> str:
+        known = math.isfinite(largest := float(self.bias.max()))
+        bias = f"at most {largest:.2g}" if known else "not known"
+        lines = [
+            f"average in equilibrium: {self._numbers()}",
+            f"  bias     {bias}, by what the paths still remember of their start",
+            f"  from     {self.paths} paths after {self.burn_in:g} {self.unit}, worth "
+            f"{float(self.effective_sample_size.min()):.2g} independent draws",
+        ]
+        if self.relaxation_time is not None:
+            time = float(self.relaxation_time.max())
+            told = f"at most {time:.4g} {self.unit}"
+            if math.isinf(time):
+                told = "longer than the run can tell"
+            lines.append(f"  memory   relaxation time {told}")
+        return "\n".join(lines)
+
+    def _numbers(self) -> str:
+        pairs = zip(self.mean.reshape(-1), self.standard_error.reshape(-1), strict=True)
+        shown = [f"{float(m):.4g} ± {float(e):.2g}" for m, e in itertools.islice(pairs, 3)]
+        more = f", ... {tuple(self.mean.shape)}" if self.mean.numel() > len(shown) else ""
+        return ", ".join(shown) + more
 
     def interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
         """Ends (...) of an interval that has the equilibrium's mean with this probability.
@@ -148,7 +177,7 @@ def average(
         burn_in: Time after which states count; by default half of the time of the run.
         extent: Range of the function over the manifold, if it is known.
     """
-    begin = _burn_in(solution.ts, burn_in)
+    begin, clocked = _burn_in(solution.ts, burn_in), weights is not None
     single = solution.ys.dim() == 2
     every = solution.ys[:, None] if single else solution.ys
     late = (solution.ts >= begin).to(every.device)
@@ -202,10 +231,19 @@ def average(
     square = error.square() + torch.where(_remembers(bias, error), bias.square(), 0.0)
     size = torch.where(square > 0, run.spread / square, math.inf).clamp(max=moments * paths)
     like = solution.ys.dtype
-    mean, error, bias, size = (v.reshape(shape).to(like) for v in (run.mean, error, bias, size))
+    mean, error, bias, size, relaxation = (
+        v.reshape(shape).to(like) for v in (run.mean, error, bias, size, run.relaxation[1])
+    )
     if ends is not None:
         ends = ends[0].reshape(shape).to(like), ends[1].reshape(shape).to(like)
-    found = EquilibriumAverage(mean, error, bias, size, begin, paths, batches * units, ends)
+    unit = "steps" if "lr" in solution.config else "of its time"
+    if clocked:
+        unit = "of the clock"
+    found = EquilibriumAverage(
+        *(mean, error, bias, size, begin, paths, batches * units, ends),
+        relaxation_time=relaxation,
+        unit=unit,
+    )
     check_average(
         lost,
         total,

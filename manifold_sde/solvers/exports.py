@@ -58,10 +58,17 @@ def rows_of(solution: Shown) -> list[tuple[str, str]]:
         start, end = _norm(first), _norm(last)
         rows.append(("norm", start if len(solution.ts) == 1 else f"{start} to {end}"))
     if solution.clock.numel():
-        rows.append(("clock u", f"up to {float(solution.clock[-1].nanmean()):.4g}"))
+        clock = f"up to {float(solution.clock[-1].nanmean()):.4g}"
+        if radial := solution.stats.get("radial_gradient"):
+            clock = (
+                f"none, as the loss is not scale-invariant: {radial:.2g} of its gradient is radial"
+            )
+        rows.append(("clock u", clock))
     what = solution.config.get("sde") or solution.config.get("problem")
     if what:
         rows.append(("of", str(what)))
+    if moved := solution.stats.get("start_moved"):
+        rows.append(("start", start_statement(moved)))
     made = [f"{k} {_short(solution.config[k])}" for k in _MADE if k in solution.config]
     if made:
         rows.append(("made by", ", ".join(made)))
@@ -69,6 +76,14 @@ def rows_of(solution: Shown) -> list[tuple[str, str]]:
     if lost:
         rows.append(("lost", f"{lost} of {paths} paths are NaN"))
     return rows
+
+
+def start_statement(moved: float) -> str:
+    """What is said of a start off the manifold, from its distance to the limit at norm 1."""
+    return (
+        "not on the manifold of minimisers: the law starts where gradient flow leads from it, "
+        f"{moved:.3g} away at norm 1 (SGD goes there first)"
+    )
 
 
 def _norm(states: Tensor) -> str:

@@ -19,10 +19,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from manifold_sde.arguments import check_point, integer
+from manifold_sde.arguments import integer
 from manifold_sde.errors import ArgumentError, LimitMapError, LostPathsWarning, ShapeError
 from manifold_sde.geometry import Geometry
 from manifold_sde.paper import implements
+from manifold_sde.points import point_of
 from manifold_sde.problem import Problem, require_problem
 from manifold_sde.sdes import LimitingDiffusion
 from manifold_sde.solvers.arguments import listed
@@ -164,7 +165,7 @@ def finite_lr_error(
             remedy="leave it out: 16384",
         )
     phi = limit_map or Geometry(problem).limit_map
-    x0 = check_point(x0, require_problem(problem).dim, name="x0", values=True)
+    x0 = point_of(require_problem(problem), x0, name="x0", values=True)
     if x0.dim() != 1:
         raise ShapeError(
             "the error is that of one start",

@@ -102,7 +102,8 @@ def predict_sgd(
 
     Returns:
         Solution whose ``ts`` are the steps; ``ys`` is (K, D) or (K, n, D). ``stats`` has the
-        dimensionless steps of SGD, as for ``at_steps``.
+        dimensionless steps of SGD, as for ``at_steps``, and ``start_moved``: how far from a start
+        off the manifold the law starts, at norm 1.
 
     Warns:
         StepSizeWarning: If SGD would be unstable at these rates.
@@ -168,7 +169,9 @@ def predict_sgd(
     terrain = Terrain.of(sde, seen)
     sizes = StepSizes.of(scale, kept[-1], float(start.norm(dim=1).min()), terrain)
     sizes.warn_if_unstable()
-    return replace(run, stats={**run.stats, **sizes.stats()}, config=config)
+    moved = way_to_manifold(first, start)
+    stats = {**run.stats, **sizes.stats()} | ({"start_moved": moved} if moved > 0.0 else {})
+    return replace(run, stats=stats, config=config)
 
 
 def _sgd_instead(
@@ -250,3 +253,9 @@ def on_manifold(sde: ManifoldEquation, x: Tensor) -> Tensor:
         x = sde.geometry.limit_map(x)
         sde.require_on_manifold(x)
     return x
+
+
+def way_to_manifold(x: Tensor, y: Tensor) -> float:
+    """The largest distance at norm 1 between points (n, D) and their limits (n, D)."""
+    unit = [z / z.norm(dim=1, keepdim=True) for z in (x, y)]
+    return float((unit[0] - unit[1]).norm(dim=1).max())

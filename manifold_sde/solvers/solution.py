@@ -142,7 +142,7 @@ class Solution:
         """
         self._require_paths()
         flat = self.ys.reshape(-1, self.ys.shape[-1])
-        limits = torch.full_like(flat, torch.nan)
+        limits, why = torch.full_like(flat, torch.nan), ""
         for rows in torch.isfinite(flat).all(-1).nonzero()[:, 0].split(_AT_ONCE):
             try:
                 limits[rows] = geometry.limit_map(flat[rows])
@@ -150,12 +150,19 @@ class Solution:
                 if error.partial is None:
                     raise
                 limits[rows] = error.partial
-        if not bool(torch.isfinite(limits).any()):
+                why = why or error.received.split(", with ")[0]
+        there, start = (
+            torch.isfinite(x).all(-1) for x in (limits, flat[: len(flat) // len(self.ys)])
+        )
+        way = remedy_of(self.config)
+        if float(self.ts[0]) == 0.0 and bool((start & ~there[: len(start)]).any()):
+            way = "another start: gradient flow does not lead from this one to the manifold"
+        if not bool(there.any()):
             raise LimitMapError(
                 "no state has a limit of gradient flow",
-                received=f"{len(flat)} states",
+                received=f"{len(flat)} states{why and f'; {why}'}",
                 expected="states from which gradient flow leads to the manifold",
-                remedy="a smaller learning rate",
+                remedy=way,
             )
         ys = limits.reshape(self.ys.shape)
         paths = ys.reshape(len(ys), -1, ys.shape[-1])
@@ -163,8 +170,8 @@ class Solution:
         if lost:
             warnings.warn(
                 f"{lost} of {paths.shape[1]} paths have a state that is lost, or from which "
-                "gradient flow does not arrive at the manifold: it is NaN. Take "
-                f"{remedy_of(self.config)}",
+                f"gradient flow does not arrive at the manifold: it is NaN{why and f' ({why})'}. "
+                f"Take {way}",
                 LostPathsWarning,
                 stacklevel=2,
             )

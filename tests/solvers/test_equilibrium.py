@@ -99,6 +99,8 @@ def test_a_run_that_has_not_mixed_is_told() -> None:
     with pytest.warns(NotMixedWarning, match="too short for its equilibrium"):
         found = run.equilibrium(lambda x: x[:, 0] / x.norm(dim=1))
     assert float(found.effective_sample_size) <= 11 * 400
+    assert " steps, worth" in repr(found)
+    assert "tensor" not in repr(found)
 
 
 @pytest.mark.parametrize("paths", [1, 40])
@@ -112,6 +114,12 @@ def test_a_run_in_equilibrium_is_not(paths: int) -> None:
         warnings.simplefilter("error")
         found = run.equilibrium(lambda x: x[:, :2])
     assert bool((found.mean.abs() < 5.0 * found.standard_error).all())
+    assert repr(found).startswith(
+        f"average in equilibrium: {float(found.mean[0]):.4g} ± {float(found.standard_error[0]):.2g}"
+    )
+    assert f"paths after {found.burn_in:g} of its time, worth" in repr(found)
+    assert f"bias     at most {float(found.bias.max()):.2g}, by what" in repr(found)
+    assert f"time at most {float(found.relaxation_time.max()):.4g} of its" in repr(found)
     drifting = dataclasses.replace(run, ys=ys + times[:, None, None] / 100.0)
     with pytest.warns(NotMixedWarning):
         drifting.equilibrium(lambda x: x[:, :2])

@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from manifold_sde import Geometry, TimeScale, problems
-from manifold_sde.errors import LimitMapError
+from manifold_sde import Geometry, Problem, SphericalNoise, TimeScale, problems
+from manifold_sde.errors import LimitMapError, LostPathsWarning
 from manifold_sde.solvers import Solution, predict_sgd, run_sgd
 
 PROBLEM = problems.great_circle(noise_scale=0.3)
@@ -75,3 +75,32 @@ def test_states_without_a_limit_are_refused(sgd: Solution) -> None:
     everywhere = Solution(sgd.ts, torch.full_like(sgd.ys, torch.nan), sgd.clock)
     with pytest.raises(LimitMapError, match="no state has a limit"):
         everywhere.limit(Geometry(PROBLEM))
+
+
+def test_a_start_on_a_saddle_asks_for_another_start() -> None:
+    pole = torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64)
+    run = run_sgd(PROBLEM, pole, *RATES, [0, 200], n_paths=4)
+    with pytest.warns(LostPathsWarning, match="another start") as caught:
+        run.limit(Geometry(PROBLEM))
+    assert "stalled on a saddle" in str(caught[0].message)
+    assert "learning rate" not in str(caught[0].message)
+    with pytest.raises(LimitMapError, match="another start"):
+        run_sgd(PROBLEM, pole, *RATES, [0], n_paths=4).limit(Geometry(PROBLEM))
+
+
+def test_a_start_off_the_manifold_is_said(sgd: Solution, predicted: Solution) -> None:
+    assert predicted.stats["start_moved"] == pytest.approx(math.sqrt(0.4))
+    for shown in (repr(predicted), predicted._repr_html_()):
+        assert "0.632 away at norm 1 (SGD goes there first)" in " ".join(shown.split())
+    on = predict_sgd(PROBLEM, PROBLEM.minimizer, *RATES, STEPS, n_paths=2, compile=False)
+    assert "start_moved" not in on.stats
+    assert "goes there first" not in repr(on) + repr(sgd)
+
+
+def test_a_loss_without_scale_invariance_has_no_clock(sgd: Solution) -> None:
+    off = Problem(lambda x: 0.5 * (x[2] / x.norm()) ** 2 + 0.1 * x @ x, 3, SphericalNoise(0.1))
+    run = run_sgd(off, START, *RATES, [0, 5], n_paths=2)
+    assert 0.1 < run.stats["radial_gradient"] <= 1.0
+    assert "clock u  none, as the loss is not scale-invariant" in repr(run)
+    assert "radial_gradient" not in sgd.stats
+    assert "clock u  up to" in repr(sgd)

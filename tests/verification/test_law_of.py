@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from manifold_sde import CustomNoise, Problem, SphericalNoise, problems
+from manifold_sde import CustomNoise, Geometry, Problem, SphericalNoise, problems
 from manifold_sde.errors import ArgumentError, DTypeError, NotOnManifoldError
+from manifold_sde.geometry import minimizers
+from manifold_sde.geometry.minimizers import find_minimizer
 from manifold_sde.verification import exact
+from manifold_sde.verification.exact import applicable, gaps
 from tests.verification.ergodic import circle_with_varying_trace
 
 
@@ -100,8 +104,21 @@ def test_each_problem_has_its_law() -> None:
         exact.law_of(problems.great_sphere(noise=CustomNoise(flat)))
     for name in ("AngleLaw", "SphereLaw", "CircleDiffusion"):
         assert name in str(caught.value)
-    with pytest.raises(ArgumentError, match="a minimiser is not known"):
-        exact.curve_of(Problem(lambda x: (x[2] / x.norm()) ** 2, 3, SphericalNoise(0.3)))
+
+
+def test_a_minimiser_is_found_as_describe_finds_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = Problem(lambda x: (x[2] / x.norm()) ** 2, 3, SphericalNoise(0.3))
+    monkeypatch.setattr(gaps, "_galerkin", lambda problem, y, *_: y)
+    y = exact.spectral_gap(problem, method="galerkin")
+    assert isinstance(y, torch.Tensor)
+    assert torch.allclose(y, find_minimizer(Geometry(problem)))
+    assert float(problem.loss(y)) < 1e-24
+    monkeypatch.setattr(applicable, "TracedCurve", SimpleNamespace(of=lambda problem, y: y))
+    assert torch.equal(exact.curve_of(problem), find_minimizer(Geometry(problem)))
+    monkeypatch.setattr(minimizers, "_TRIES", 2)
+    degenerate = Problem(lambda x: (x[2] / x.norm()) ** 4, 3, SphericalNoise(0.3))
+    with pytest.raises(ArgumentError, match="no minimiser of"):
+        exact.spectral_gap(degenerate)
 
 
 def test_the_law_on_a_traced_curve_is_that_on_the_circle() -> None:

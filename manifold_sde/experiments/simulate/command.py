@@ -37,7 +37,8 @@ from manifold_sde.problem import Problem
 from manifold_sde.sdes import FixedRatioDiffusion, LimitingDiffusion
 from manifold_sde.solvers.chunk import CHUNK
 from manifold_sde.solvers.clock import clock_at, log_time_at_zero_ratio
-from manifold_sde.solvers.prediction import on_manifold, predict_sgd
+from manifold_sde.solvers.exports import start_statement
+from manifold_sde.solvers.prediction import on_manifold, predict_sgd, way_to_manifold
 from manifold_sde.solvers.sgd import run_sgd
 from manifold_sde.solvers.solution import Solution
 from manifold_sde.solvers.solver import solve
@@ -221,13 +222,9 @@ def _announce(
     problem: Problem, x0: Tensor, y0: Tensor, state: Degeneracy, console: Console
 ) -> None:
     console.print(Text(repr(problem)), soft_wrap=False)
-    unit = [x.reshape(-1, problem.dim) / x.norm(dim=-1).reshape(-1, 1) for x in (x0, y0)]
-    moved = float((unit[0] - unit[1]).norm(dim=1).max())
+    moved = way_to_manifold(x0.reshape(-1, problem.dim), y0.reshape(-1, problem.dim))
     if moved > 0.0:
-        console.print(
-            "The start is not on the manifold of minimisers: the law starts where gradient flow "
-            f"leads from it, {moved:.3g} away at norm 1 (SGD goes there first)."
-        )
+        console.print(f"The start is {start_statement(moved)}.")
     if state.statement is not None:
         console.print(Text(state.statement, style="bold"))
 

@@ -12,7 +12,7 @@ from manifold_sde.problem import Problem, require_problem
 from manifold_sde.verification.exact.angle_law import AngleLaw
 from manifold_sde.verification.exact.circle_coefficients import LimitMap
 from manifold_sde.verification.exact.circle_diffusion import CircleDiffusion
-from manifold_sde.verification.exact.facts import ClosedCurve, chart_of, known, one_point
+from manifold_sde.verification.exact.facts import ClosedCurve, chart_of, minimizer_or, one_point
 from manifold_sde.verification.exact.inputs import check_nodes
 from manifold_sde.verification.exact.sphere_law import SphereLaw
 from manifold_sde.verification.exact.traced_curve import TracedCurve
@@ -23,20 +23,21 @@ def curve_of(problem: Problem, start: Tensor | None = None) -> ClosedCurve:
 
     Args:
         problem: A problem with dim Gamma_1 = 1.
-        start: A point of the manifold (D,); by default the problem's minimiser.
+        start: A point of the manifold (D,); by default the minimiser that the problem knows, or
+            that gradient flow finds from random directions.
 
     Returns:
         The curve.
 
     Raises:
-        ArgumentError, NotOnManifoldError: As :meth:`TracedCurve.of`, or if no point is known.
+        ArgumentError, NotOnManifoldError: As :meth:`TracedCurve.of`, or if no minimiser is found.
     """
     require_problem(problem)
     if start is not None:
         one_point(problem, start, "start")
     if problem.facts is not None and problem.facts.circle is not None:
         return problem.facts.circle
-    return TracedCurve.of(problem, known(problem, "minimizer") if start is None else start)
+    return TracedCurve.of(problem, minimizer_or(problem, start))
 
 
 def law_of(

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from manifold_sde.arguments import check_point
 from manifold_sde.errors import ArgumentError
+from manifold_sde.geometry import Geometry
+from manifold_sde.geometry.minimizers import find_minimizer
 from manifold_sde.noise import SphericalNoise
 from manifold_sde.problem import Problem
 from manifold_sde.time_scale import TimeScale
@@ -27,7 +29,7 @@ _FACTS = {
     "circle": ("a circle of minimisers", "CircleDiffusion.of(problem, TracedCurve.of(problem, y))"),
     "limit_map": ("Phi", "a map of the circle or sphere onto Gamma_1, where one can be given"),
     "log_pseudo_determinant": ("log pdet H", "CircleDiffusion.of(problem, curve) needs none"),
-    "minimizer": ("a minimiser", "start=Geometry(problem).limit_map(x)"),
+    "minimizer": ("a minimiser", "Geometry(problem).limit_map(x), with x that flows to it"),
     "rank": ("the rank of H", "problem.facts"),
 }
 
@@ -113,6 +115,17 @@ def one_point(problem: Problem, x: Tensor, name: str) -> Tensor:
             remedy="one call for each point",
         )
     return x
+
+
+def minimizer_or(problem: Problem, start: Tensor | None, seed: int = 0) -> Tensor:
+    """A point of the manifold (D,) that is given, or that ``describe`` would name.
+
+    Raises:
+        ArgumentError, DTypeError: If it is no point, or no minimiser is found.
+    """
+    if start is None:
+        return find_minimizer(Geometry(problem), seed)
+    return one_point(problem, start, "start")
 
 
 def kernel_basis(problem: Problem) -> Array:

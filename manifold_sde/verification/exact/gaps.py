@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from manifold_sde import rng
 from manifold_sde.arguments import check_choice, check_count
 from manifold_sde.errors import ArgumentError, LostPathsWarning
 from manifold_sde.number_arrays import check_number
@@ -22,7 +23,7 @@ from manifold_sde.solvers import solve
 from manifold_sde.verification.exact.angle_law import AngleLaw
 from manifold_sde.verification.exact.applicable import curve_of
 from manifold_sde.verification.exact.circle_diffusion import CircleDiffusion
-from manifold_sde.verification.exact.facts import chart_of, known, one_point
+from manifold_sde.verification.exact.facts import chart_of, minimizer_or
 from manifold_sde.verification.exact.spectral import Array
 from manifold_sde.verification.exact.sphere_law import SphereLaw
 
@@ -118,11 +119,12 @@ def spectral_gap(
 
     Args:
         problem: The problem.
-        start: A point of the manifold (D,), by default the problem's minimiser.
+        start: A point of the manifold (D,); by default the minimiser that the problem knows, or
+            that gradient flow finds from random directions.
         ratio: The ratio C of (8); 1/2 is (13).
         method: "auto", or "galerkin" where another would do, to compare.
         points: Number of points for Galerkin's method.
-        seed: Seed of the walk.
+        seed: Seed of the walk, and of those directions.
 
     Returns:
         The rates, with errors.
@@ -148,7 +150,8 @@ def spectral_gap(
         )
     check_choice("method", method, ("auto", "galerkin"), 'method="auto"')
     points = check_count("points", points, "points", "points=2000", least=200)
-    y = known(problem, "minimizer") if start is None else one_point(problem, start, "start")
+    rng.seed_key(seed)
+    y = minimizer_or(problem, start, int(seed))
     closed = _closed(problem, y) if method == "auto" else None
     if closed is not None:
         rate, trace = closed
