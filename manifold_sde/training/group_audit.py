@@ -13,6 +13,11 @@ AS_PREDICTED, NOT_YET, OFF, NONE = (
 )
 STOPPED = "the learning rate is 0 now, and the norm stays where it is"
 """What else to know at the end of a schedule that ends at 0."""
+NOT_FINITE = "not finite since step {} (about)"
+NOT_COME_BACK = (
+    "A run does not come back from NaN or infinity: go on from a checkpoint of before, with a "
+    "smaller learning rate, a longer warm-up or clipped gradients."
+)
 _FOREVER = 1e8
 _NAN = float("nan")
 
