@@ -16,6 +16,7 @@ from manifold_sde.training.clock import MixingClock
 from manifold_sde.training.expected import ADAM, LINEAR, RELATIVE
 from manifold_sde.training.group_audit import (
     AS_PREDICTED,
+    AT_REST,
     NONE,
     NOT_COME_BACK,
     NOT_FINITE,
@@ -38,8 +39,8 @@ from manifold_sde.training.rules import (
     relaxation_rate,
 )
 
-NORM_OFF, NORM_AT_REST, ALIGNMENT_OFF = 0.15, 0.05, 0.03
-"""By how much norms may be off prediction and equilibrium, and alignment off momentum's."""
+NORM_OFF, ALIGNMENT_OFF = 0.15, 0.03
+"""By how much norms may be off their prediction, and alignment off momentum's."""
 CLIPPED = 0.8
 """Share of the gradients from which on a run is one of clipped gradients."""
 UNEVEN = 0.85
@@ -108,6 +109,7 @@ def audit(source: MixingClock | str | Path, **options: Any) -> AuditReport:
         closing,
         steps,
         norms,
+        tolerance=NORM_OFF,
         whole=_whole(source, rows, [numbers for numbers, *_ in columns]),
     )
 
@@ -319,7 +321,7 @@ def _judged(
     stopped = numbers["effective_rate"] == 0.0
     to_go = math.inf if loss <= 0.0 else math.nan
     if loss > 0.0 and math.isfinite(rest) and rest > 0.0:
-        off = abs((norm / rest) ** power - 1.0) / ((1.0 + NORM_AT_REST) ** power - 1.0)
+        off = abs((norm / rest) ** power - 1.0) / ((1.0 + AT_REST) ** power - 1.0)
         to_go = max(0.0, math.log(off)) / speed if off > 0.0 else 0.0
     verdict, reason = AS_PREDICTED, ""
     if not moved:

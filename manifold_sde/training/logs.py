@@ -18,6 +18,7 @@ from manifold_sde.schedules import Schedule, ScheduleLike
 from manifold_sde.training.expected import ADAM, LINEAR
 from manifold_sde.training.group_audit import (
     AS_PREDICTED,
+    AT_REST,
     NONE,
     NOT_COME_BACK,
     NOT_FINITE,
@@ -37,7 +38,7 @@ from manifold_sde.training.rules import (
     variance,
 )
 
-_AT_REST, _FITS, _JUMP = 0.05, 0.1, 2.0
+_FITS, _JUMP = 0.1, 2.0
 _PIECES, _LEAST = (2, 4, 8), 3
 """Into how many pieces a run is cut along which noise changes, and their least rows."""
 
@@ -160,6 +161,7 @@ def audit_log(
         {name: at_all(column, column.values) for name, column in usable.items()},
         {name: at_all(usable[name], prediction) for name, (_, prediction) in judged.items()},
         {name: at_all(column, run.clock(column)) for name, column in usable.items()},
+        _FITS,
     )
 
 
@@ -250,7 +252,7 @@ class _Run:
         if self.loss > 0.0:
             rest = (scale / self.loss) ** (1.0 / self.power)
             ratio = abs((norm / rest) ** self.power - 1.0) if rest > 0.0 else math.inf
-            ratio /= (1.0 + _AT_REST) ** self.power - 1.0
+            ratio /= (1.0 + AT_REST) ** self.power - 1.0
             speed = relaxation_rate(self.rule, now, self.loss)
             to_go = max(0.0, math.log(max(ratio, 1e-300))) / speed
         verdict, reason = AS_PREDICTED, ""

@@ -314,7 +314,13 @@ def test_the_report(tmp_path: Path) -> None:
     assert saved["passed"] is True
     ax = report.plot(Figure().subplots())
     assert ax.get_xlabel() == "steps"
-    assert len(ax.lines) >= 2
+    assert ax.get_title() == "measured, predicted (cross: at the end), at rest (dotted)"
+    _, cross, rest = ax.lines
+    assert (cross.get_marker(), rest.get_linestyle()) == ("x", ":")
+    assert cross.get_xydata().tolist() == [[120.0, only(report).predicted]]
+    judged = "as predicted: within 15 % of predicted; steps to go: until within 5 % of at rest"
+    assert judged in text.splitlines()
+    assert judged in report.to_html()
     clock.sampling = "reshuffled"
     assert any("comes back each epoch" in note for note in audit(clock).notes)
     clock.sampling, clock.noise = None, BatchNoise(1.0, 0.0, 0.0)  # measured; the order is not told
