@@ -25,7 +25,7 @@ from manifold_sde.training.group_audit import (
     STOPPED,
     GroupAudit,
 )
-from manifold_sde.training.groups import EPS_MATTERS, INVARIANT, ScaleGroup
+from manifold_sde.training.groups import EPS_MATTERS, INVARIANT
 from manifold_sde.training.lane import Lane, split
 from manifold_sde.training.logs import audit_log
 from manifold_sde.training.recursions import SecondMoments
@@ -38,6 +38,7 @@ from manifold_sde.training.rules import (
     options_of,
     relaxation_rate,
 )
+from manifold_sde.training.scale_group import ScaleGroup
 
 NORM_OFF, ALIGNMENT_OFF = 0.15, 0.03
 """By how much norms may be off their prediction, and alignment off momentum's."""

@@ -23,7 +23,7 @@ from manifold_sde.training.euler import Forward
 from manifold_sde.training.expected import ADAM, LINEAR
 from manifold_sde.training.freshness import BatchNoise, measure_noise, what_explores
 from manifold_sde.training.group_audit import NOT_COME_BACK, NOT_FINITE
-from manifold_sde.training.groups import ScaleGroup, ScaleGroups
+from manifold_sde.training.groups import ScaleGroups
 from manifold_sde.training.lane import (
     Lane,
     Pending,
@@ -35,6 +35,7 @@ from manifold_sde.training.lane import (
     split,
 )
 from manifold_sde.training.rules import matrix, options_of, rule_of, variance
+from manifold_sde.training.scale_group import ScaleGroup
 from manifold_sde.training.track import OLD_STATE, SIZED, Track
 from manifold_sde.training.watch import Watch, dense
 from manifold_sde.training.wiring import by_parameter_group, chosen_groups, has_stepped

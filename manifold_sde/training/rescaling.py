@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from manifold_sde.training.euler import Probe
-
-if TYPE_CHECKING:
-    from manifold_sde.training.groups import ScaleGroup
+from manifold_sde.training.scale_group import ScaleGroup
 
 
 def confirmed(
