@@ -6,12 +6,13 @@ from manifold_sde.training.clock import MixingClock
 from manifold_sde.training.cooldown import Cooldown
 from manifold_sde.training.expected import ExpectedClock, expected_clock
 from manifold_sde.training.group_audit import GroupAudit
-from manifold_sde.training.groups import ScaleGroup, ScaleGroups, scale_invariant_groups
+from manifold_sde.training.groups import ScaleGroups, scale_invariant_groups
 from manifold_sde.training.plan_start import plan_options
 from manifold_sde.training.planner import Change, Plan, plan
 from manifold_sde.training.records import Records, directions_of, logits_on, loss_on
 from manifold_sde.training.relaxation_time import Relaxation, relaxation
 from manifold_sde.training.report import AuditReport
+from manifold_sde.training.scale_group import ScaleGroup
 from manifold_sde.training.training_settings import TrainingSettings
 
 __all__ = [

@@ -42,6 +42,7 @@ def section(
     closing: float,
     figure: Figure | None,
     *,
+    judged: str,
     ledger: bool,
     level: int,
 ) -> str:
@@ -54,6 +55,7 @@ def section(
         notes: What is to know of the run as a whole.
         closing: The largest difference between a norm's change and its ledger, or NaN.
         figure: The picture of the norms, if there is one.
+        judged: What the verdicts mean.
         ledger: Whether to show the ledger of the norms.
         level: Level of the heading.
     """
@@ -63,6 +65,7 @@ def section(
         f'<p class="how">{html.escape(title)}</p>',
         f'<p class="conclusion {verdict}"><span>{html.escape(conclusion)}</span></p>',
         _table([(row, row.numbers) for row in shown], verdicts=True),
+        f"<p>{html.escape(judged)}</p>" if judged else "",
     ]
     if ledger:
         parts += [

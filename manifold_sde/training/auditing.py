@@ -16,13 +16,16 @@ from manifold_sde.training.clock import MixingClock
 from manifold_sde.training.expected import ADAM, LINEAR, RELATIVE
 from manifold_sde.training.group_audit import (
     AS_PREDICTED,
+    AT_REST,
     NONE,
+    NOT_COME_BACK,
+    NOT_FINITE,
     NOT_YET,
     OFF,
     STOPPED,
     GroupAudit,
 )
-from manifold_sde.training.groups import EPS_MATTERS, INVARIANT, ScaleGroup
+from manifold_sde.training.groups import EPS_MATTERS, INVARIANT
 from manifold_sde.training.lane import Lane, split
 from manifold_sde.training.logs import audit_log
 from manifold_sde.training.recursions import SecondMoments
@@ -35,9 +38,10 @@ from manifold_sde.training.rules import (
     options_of,
     relaxation_rate,
 )
+from manifold_sde.training.scale_group import ScaleGroup
 
-NORM_OFF, NORM_AT_REST, ALIGNMENT_OFF = 0.15, 0.05, 0.03
-"""By how much norms may be off prediction and equilibrium, and alignment off momentum's."""
+NORM_OFF, ALIGNMENT_OFF = 0.15, 0.03
+"""By how much norms may be off their prediction, and alignment off momentum's."""
 CLIPPED = 0.8
 """Share of the gradients from which on a run is one of clipped gradients."""
 UNEVEN = 0.85
@@ -98,7 +102,7 @@ def audit(source: MixingClock | str | Path, **options: Any) -> AuditReport:
     steps, _, norms = source.history
     columns = [_columns(source, lane) for lane in source._lanes]
     rows = [row for lane, c in zip(source._lanes, columns, strict=True) for row in _rows(lane, *c)]
-    closing = max(lane.track.closing for lane in source._lanes)
+    closing = float(np.max([lane.track.closing for lane in source._lanes]))
     return AuditReport(
         " ".join(str(source).split()),
         tuple(rows),
@@ -106,12 +110,13 @@ def audit(source: MixingClock | str | Path, **options: Any) -> AuditReport:
         closing,
         steps,
         norms,
+        tolerance=NORM_OFF,
         whole=_whole(source, rows, [numbers for numbers, *_ in columns]),
     )
 
 
 def _notes(clock: MixingClock) -> list[str]:
-    notes = []
+    notes = [] if clock.not_finite_since is None else [NOT_COME_BACK]
     if clock.clipped >= CLIPPED:
         what = (
             "steps have the size of the clip, the norm at rest goes with its square, and u is not "
@@ -163,6 +168,7 @@ def _columns(clock: MixingClock, lane: Lane) -> tuple[dict[str, Array], float, f
             without = equilibrium / norm * (1.0 + eps)
             equilibrium = 2.0 * without * norm / (1.0 + np.sqrt(1.0 + 4.0 * eps * without))
         predicted = np.sqrt(track.predicted.xx)
+        effective = rate / track.square ** (1.0 if clock.rule in LINEAR else 0.5)
     if clock.rule in RELATIVE or clock.rule == NORMS:
         predicted = equilibrium = np.full_like(predicted, np.nan)
     return (
@@ -173,7 +179,7 @@ def _columns(clock: MixingClock, lane: Lane) -> tuple[dict[str, Array], float, f
             "rotation": np.sqrt(track.mean("turned")),
             "expected_rotation": np.sqrt(track.mean("expected")),
             "gradient_ratio": track.mean("ratio"),
-            "effective_rate": rate / track.square ** (1.0 if clock.rule in LINEAR else 0.5),
+            "effective_rate": effective,
             "decay": track.mean("decay"),
             "growth": track.mean("growth"),
             "change": track.mean("change"),
@@ -204,8 +210,21 @@ def _rows(
         even = _median(split(lane, track.evenness)[i])
         found.append(
             _judged(group, numbers, loss, power, speed, moved, track.touched, damped, even)
+            if not (lost := _lost(lane, i))
+            else GroupAudit(group.name, group.parts, **numbers, verdict=OFF, reason=lost)
         )
     return found
+
+
+def _lost(lane: Lane, index: int) -> str:
+    """What is not finite of a group, in words; "" if all is, but for weights that are 0."""
+    track = lane.track
+    lost = split(lane, track.lost)[index]
+    if lost.any():
+        return NOT_FINITE.format(int(lost[lost > 0].min()))
+    known = np.isfinite(track.square + track.clock + track.predicted.xx)
+    known |= (track.square == 0.0) | (track.start == 0.0)
+    return "" if split(lane, known)[index].all() else "its norm, or what is predicted, is no number"
 
 
 def _whole(
@@ -254,10 +273,11 @@ def _share(part: Array, whole: Array) -> float:
 
 
 def decay_factor(rule: str, now: Options) -> float:
-    """What a step makes of weights without gradient, in the long run at these options."""
+    """What a step makes of weights without gradient, in the long run; NaN for rates that are."""
     step = matrix(rule, now, np.full(1, 1e9))
     pair = np.array([[_one(step.xx), _one(step.xm)], [_one(step.mx), _one(step.mm)]])
-    return float(np.abs(np.linalg.eigvals(pair)).max())
+    known = np.isfinite(pair).all()
+    return float(np.abs(np.linalg.eigvals(pair)).max()) if known else math.nan
 
 
 def rest_factor(rule: str, now: Options) -> float:
@@ -302,11 +322,13 @@ def _judged(
     stopped = numbers["effective_rate"] == 0.0
     to_go = math.inf if loss <= 0.0 else math.nan
     if loss > 0.0 and math.isfinite(rest) and rest > 0.0:
-        off = abs((norm / rest) ** power - 1.0) / ((1.0 + NORM_AT_REST) ** power - 1.0)
+        off = abs((norm / rest) ** power - 1.0) / ((1.0 + AT_REST) ** power - 1.0)
         to_go = max(0.0, math.log(off)) / speed if off > 0.0 else 0.0
     verdict, reason = AS_PREDICTED, ""
     if not moved:
         verdict, reason = AS_PREDICTED, "frozen, it had no gradient"
+    elif math.isnan(loss):
+        verdict, reason = OFF, "its learning rate or weight decay is not finite now"
     elif numbers["cosine"] > EPS_MATTERS:
         verdict = OFF
         reason = f"it is not scale-invariant: cos(x, g) = {numbers['cosine']:.1e}"

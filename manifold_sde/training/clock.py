@@ -22,9 +22,20 @@ from manifold_sde.number_arrays import Array
 from manifold_sde.training.euler import Forward
 from manifold_sde.training.expected import ADAM, LINEAR
 from manifold_sde.training.freshness import BatchNoise, measure_noise, what_explores
-from manifold_sde.training.groups import ScaleGroup, ScaleGroups
-from manifold_sde.training.lane import Lane, Pending, count_steps, split
+from manifold_sde.training.group_audit import NOT_COME_BACK, NOT_FINITE
+from manifold_sde.training.groups import ScaleGroups
+from manifold_sde.training.lane import (
+    Lane,
+    Pending,
+    count_steps,
+    group_clocks,
+    group_norms,
+    lost_since,
+    middle,
+    split,
+)
 from manifold_sde.training.rules import matrix, options_of, rule_of, variance
+from manifold_sde.training.scale_group import ScaleGroup
 from manifold_sde.training.track import OLD_STATE, SIZED, Track
 from manifold_sde.training.watch import Watch, dense
 from manifold_sde.training.wiring import by_parameter_group, chosen_groups, has_stepped
@@ -132,7 +143,7 @@ class MixingClock:
         chosen = chosen_groups(model, groups, inputs, forward, optimizer)
         self.noise: BatchNoise | None = None
         self.steps = 0
-        self._asked = 0
+        self._asked, self._told = 0, False
         self._totals: list[Tensor] = []
         self.sizes: list[float] = []
         self._history: list[tuple[int, float, list[float]]] = []
@@ -244,7 +255,7 @@ class MixingClock:
                 with torch.no_grad():
                     lane.pending[-1].after = lane.watch.squares(lane.watch.values())
             try:
-                count_steps(lane)
+                count_steps(lane, self.steps)
             except TimeScaleError as error:
                 # A run is not ended for its clock.
                 lane.stopped = True
@@ -259,16 +270,13 @@ class MixingClock:
             self.sizes = [*self.sizes, *torch.stack(self._totals).tolist()][-_MOST_SIZES:]
             self._totals.clear()
         if not self._history or self._history[-1][0] < self.steps:
-            self._history.append((self.steps, self.time, self._norms()))
+            self._history.append((self.steps, self.time, group_norms(self._lanes)))
         if len(self._history) > _MOST_HISTORY:
             self._history = self._history[::2]
-
-    def _norms(self) -> list[float]:
-        return [
-            float(np.sqrt(np.mean(z)))
-            for lane in self._lanes
-            for z in split(lane, lane.track.square)
-        ]
+        if not self._told and (since := lost_since(self._lanes)):
+            self._told = True
+            what = f"Weights or gradients are {NOT_FINITE.format(since)}. {NOT_COME_BACK}"
+            warnings.warn(what, MixingClockWarning, stacklevel=3)
 
     def each(self, quantity: Callable[[Track], Array]) -> dict[str, Array]:
         """A quantity of all parts, by the name of their group: each (parts,)."""
@@ -285,27 +293,7 @@ class MixingClock:
         """Clock v (of the median of its parts), weights and name of each group that moves."""
         if any(lane.pending for lane in self._lanes):
             self._catch_up()
-        return sorted(
-            (float(np.median(part)), group.weights, group.name)
-            for lane in self._lanes
-            for group, part, count in zip(
-                lane.watch.groups,
-                split(lane, lane.track.clock),
-                split(lane, lane.track.count),
-                strict=True,
-            )
-            if count.max() > 0
-        )
-
-    def _middle(self, clocks: list[tuple[float, int, str]] | None = None) -> tuple[float, str]:
-        """Clock v and name of the group up to which half of the weights that move have less."""
-        clocks = self._clocks() if clocks is None else clocks
-        half, before = 0.5 * sum(weights for _, weights, _ in clocks), 0
-        for v, weights, name in clocks:
-            before += weights
-            if before >= half:
-                return v, name
-        return 0.0, ""
+        return group_clocks(self._lanes)
 
     @property
     def time(self) -> float:
@@ -313,7 +301,7 @@ class MixingClock:
 
         A small group with rates of its own, such as gains without weight decay, does not count.
         """
-        return self._middle()[0]
+        return middle(self._clocks())[0]
 
     @property
     def slowest(self) -> float:
@@ -334,9 +322,14 @@ class MixingClock:
     def clipped(self) -> float:
         """Share of the last gradients whose norm is the largest of all: they are clipped to it."""
         self._catch_up()
-        if len(self.sizes) < 5:
-            return 0.0
-        return float(np.mean(np.array(self.sizes) > 0.999 * max(self.sizes)))
+        sizes = np.array([size for size in self.sizes if math.isfinite(size)])
+        return float(np.mean(sizes > 0.999 * sizes.max())) if len(sizes) >= 5 else 0.0
+
+    @property
+    def not_finite_since(self) -> int | None:
+        """The first step, about, at which weights or gradients were not finite, or ``None``."""
+        self._catch_up()
+        return lost_since(self._lanes)
 
     @property
     def fresh(self) -> float | None:
@@ -414,7 +407,7 @@ class MixingClock:
                 stacklevel=2,
             )
         clocks = self._clocks()
-        v, middle = self._middle(clocks)
+        v, name = middle(clocks)
         slowest = clocks[0][0] if clocks else 0.0
         found = {"clock/steps": float(self.steps), "clock/v": v, "clock/slowest": slowest}
         fresh, share = self.fresh, 1.0 if self.noise is None else self.noise.share
@@ -422,8 +415,10 @@ class MixingClock:
             found |= {"clock/fresh": fresh, "clock/effective": fresh * share * v}
         if self.noise is not None:
             found["clock/noise_share"] = share
-        growth = self.each(lambda track: track.growth).get(middle, np.zeros(1))
+        growth = self.each(lambda track: track.growth).get(name, np.zeros(1))
         found["clock/growth"] = float(np.median(growth))
+        if (since := lost_since(self._lanes)) is not None:
+            found["clock/not_finite_since"] = float(since)
         if not each_group:
             return found
         quantities: dict[str, Callable[[Track], Array]] = {
@@ -443,6 +438,8 @@ class MixingClock:
     def __str__(self) -> str:
         v, fresh = self.time, self.fresh
         line = f"{self.steps} steps, angular clock v = {v:.3g}"
+        if (since := lost_since(self._lanes)) is not None:
+            return f"{line}: {NOT_FINITE.format(since)}"
         slow = [name for t, _, name in self._clocks() if t < _SLOW * v]
         if slow:
             line += f" ({self.slowest:.3g} in {slow[0]}{' and others' * (len(slow) > 1)})"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -11,11 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from manifold_sde.errors import ArgumentError
+from manifold_sde.errors import ArgumentError, DTypeError, NonFiniteError
 from manifold_sde.number_arrays import Array
 from manifold_sde.training.homogeneity import Degrees
 
 _PERTURBED, _VECTORS = 0.1, 0.3
+_CASTS = {"torch.float64": "double", "torch.float32": "float", "torch.float16": "half"} | {
+    "torch.bfloat16": "bfloat16"
+}
 Forward = Callable[[nn.Module, Any], Any]
 
 
@@ -35,6 +39,18 @@ def floating(outputs: Any) -> list[Tensor]:
     if isinstance(outputs, (tuple, list)):
         return [tensor for each in outputs for tensor in floating(each)]
     return []
+
+
+def _named(name: str, values: Any) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of real numbers in nested values, each with where it is."""
+    if isinstance(values, Tensor) and values.is_floating_point():
+        yield name, values.detach()
+    elif isinstance(values, Mapping):
+        for key, each in values.items():
+            yield from _named(f"{name}[{key!r}]", each)
+    elif isinstance(values, (tuple, list)):
+        for i, each in enumerate(values):
+            yield from _named(f"{name}[{i}]" if len(values) > 1 else name, each)
 
 
 class Sums:
@@ -153,7 +169,12 @@ class Probe:
         torch.clear_autocast_cache()  # weights in half precision, as they were before they changed
         with torch.random.fork_rng(devices):
             torch.manual_seed(self.seed)
-            found = floating(self.forward(self.module, self.inputs))
+            try:
+                found = floating(self.forward(self.module, self.inputs))
+            except RuntimeError as error:
+                if (other := self._other_dtype(error)) is not None:
+                    raise other from None
+                raise
         if not found:
             raise ArgumentError(
                 "the module gives no tensor of real numbers",
@@ -162,6 +183,48 @@ class Probe:
                 remedy="forward=lambda module, inputs: ... that returns the tensor to look at",
             )
         return found
+
+    def _other_dtype(self, error: RuntimeError) -> DTypeError | None:
+        """What to say where a forward pass failed for the dtype of the inputs."""
+        given = {tensor.dtype for _, tensor in _named("inputs", self.inputs)}
+        weights = {p.dtype for p in self.module.parameters() if p.is_floating_point()}
+        if "type" not in str(error) or given <= weights:
+            return None
+        one, other = (str(min(kinds, key=str)) for kinds in (given - weights, weights))
+        return DTypeError(
+            "the inputs do not have the dtype of the weights",
+            received=f"inputs of {one}, weights of {other}",
+            expected="one dtype for both",
+            remedy=f"inputs.{_CASTS.get(other, other)}(), or model.{_CASTS.get(one, one)}()",
+        )
+
+    def _not_finite(
+        self, saved: dict[str, Tensor], what: str, named: Iterable[tuple[str, Tensor]]
+    ) -> NonFiniteError:
+        """What to say of outputs or gradients that are not finite: the first cause and place."""
+        weights = (*saved.items(), *self.module.named_buffers())
+        for source, tensors, remedy in (
+            ("weights", weights, "a checkpoint of before they were so"),
+            ("inputs", _named("inputs", self.inputs), "torch.nan_to_num(inputs), or another batch"),
+            (what, named, "a batch of typical size, or a forward= that gives what is finite"),
+        ):
+            for name, tensor in tensors:
+                places = (~torch.isfinite(tensor)).nonzero()
+                if len(places):
+                    at = places[0].tolist()
+                    return NonFiniteError(
+                        f"the {source} are not finite",
+                        received=f"{tensor[tuple(at)].item()} in {name} at {at}, "
+                        f"the first of {len(places)}",
+                        expected="finite numbers",
+                        remedy=remedy,
+                    )
+        return NonFiniteError(
+            f"the {what} are not finite",
+            received="NaN or infinity in their sums",
+            expected="finite numbers",
+            remedy="smaller weights, or a wider dtype: model.float()",
+        )
 
     def measure(self, saved: dict[str, Tensor], passes: int) -> Measured:
         """Euler's sums at perturbed weights, with a random cotangent a pass."""
@@ -186,11 +249,15 @@ class Probe:
                 for c, out in zip(cotangents, outputs, strict=True)
             )
             values[count] = float(value)
+            if not math.isfinite(values[count]):
+                raise self._not_finite(saved, "outputs", _named("outputs", outputs))
             gradients = torch.autograd.grad(
                 outputs, list(self.tensors.values()), cotangents, allow_unused=True
             )
             for (name, tensor), gradient in zip(self.tensors.items(), gradients, strict=True):
                 sums[name].add(count, tensor, gradient)
+                if gradient is not None and not np.isfinite(sums[name].along[0][count]).all():
+                    raise self._not_finite(saved, "gradients", [(name, gradient)])
             del outputs, gradients
         assert degrees is not None
         return Measured(sums, values, degrees, self._rounding())

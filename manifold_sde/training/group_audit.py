@@ -13,6 +13,13 @@ AS_PREDICTED, NOT_YET, OFF, NONE = (
 )
 STOPPED = "the learning rate is 0 now, and the norm stays where it is"
 """What else to know at the end of a schedule that ends at 0."""
+AT_REST = 0.05
+"""How near to equilibrium the norm is when no steps are to go."""
+NOT_FINITE = "not finite since step {} (about)"
+NOT_COME_BACK = (
+    "A run does not come back from NaN or infinity: go on from a checkpoint of before, with a "
+    "smaller learning rate, a longer warm-up or clipped gradients."
+)
 _FOREVER = 1e8
 _NAN = float("nan")
 
@@ -39,7 +46,8 @@ class GroupAudit:
         pure_alignment: What momentum makes of that share where gradients are independent.
         cosine: Root mean square of the cosine of weights and gradient; 0 if scale-invariant.
         clock: Angular clock v.
-        steps_to_go: Steps until the norm is within 5 % of equilibrium; infinite without decay.
+        steps_to_go: Steps until the norm is within ``AT_REST`` of equilibrium; infinite without
+            decay.
         verdict: ``"as predicted"``, ``"not yet in equilibrium"``, ``"no equilibrium"`` (without
             decay) or ``"off"``.
         reason: The likely reason of what is off, or what else to know.

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import textwrap
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,10 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from manifold_sde.arguments import check_count, check_integer, kind_of
-from manifold_sde.errors import ArgumentError, DTypeError, printable
+from manifold_sde.errors import ArgumentError, DTypeError, MixingClockWarning, printable
 from manifold_sde.number_arrays import Array
 from manifold_sde.paper import implements
 from manifold_sde.training.euler import Forward, Measured, Probe
+from manifold_sde.training.rescaling import confirmed
+from manifold_sde.training.scale_group import OtherTensor, ScaleGroup
 
 INVARIANT, EPS_MATTERS = 1e-3, 2e-2
 """Euler's sum over the root of the sum of squares of its terms: up to the first, invariant; up to
@@ -26,75 +28,6 @@ _FIXED = (
     "Normalisations with running statistics (eval mode) make nothing scale-invariant: training "
     "does not use them. module.train() first, if this is not what is trained."
 )
-
-
-@dataclass(frozen=True)
-class ScaleGroup:
-    """Weights of one tensor, or of several, of which each part can be scaled by itself.
-
-    Attributes:
-        name: The tensor, or the tensors.
-        parameters: Names of the tensors.
-        axis: Dimension along which the parts are cut.
-        size: Rows of a part along that dimension, or 0 where all is one part.
-        rows: First and last but one row that belongs to the group, or ``None`` for all.
-        parts: Number of parts, each of them scale-invariant by itself.
-        weights: Number of weights.
-        violation: Euler's sum <w, grad f> of a part, relative to the root of the sum of squares of
-            its terms; the largest of them all.
-        eps_matters: Whether the violation is that of an eps which is not small against the
-            variance that it is added to.
-    """
-
-    name: str
-    parameters: tuple[str, ...]
-    axis: int
-    size: int
-    rows: tuple[int, int] | None
-    parts: int
-    weights: int
-    violation: float
-    eps_matters: bool = False
-
-    def cut(self, tensor: Tensor) -> Tensor:
-        """The weights of a tensor, or of its gradient, as (parts, weights of a part)."""
-        if not self.size:
-            return tensor.reshape(1, -1)
-        if tensor.dim() > 1 and self.axis:
-            tensor = tensor.transpose(0, self.axis)
-        if self.rows is not None:
-            tensor = tensor[self.rows[0] : self.rows[1]]
-        return tensor.reshape(self.parts, -1)
-
-    @property
-    def described(self) -> str:
-        """What its parts are, in words."""
-        if not self.size:
-            return "jointly" if len(self.parameters) > 1 else "whole"
-        what = "row" if self.axis == 0 else "column"
-        each = f"each {what}" if self.size == 1 else f"each {self.size} {what}s"
-        if self.rows is not None:
-            each += f" in {self.rows[0]}:{self.rows[1]}"
-        return each
-
-
-@dataclass(frozen=True)
-class OtherTensor:
-    """A tensor that is in no scale-invariant group.
-
-    Attributes:
-        name: Its name.
-        weights: Number of weights.
-        violation: As that of a group.
-        degree: The degree in which the output is homogeneous in it, or ``None``.
-        reason: Why it is not scale-invariant.
-    """
-
-    name: str
-    weights: int
-    violation: float
-    degree: float | None
-    reason: str
 
 
 class ScaleGroups(Sequence[ScaleGroup]):
@@ -156,7 +89,7 @@ class ScaleGroups(Sequence[ScaleGroup]):
     ) -> list[dict[str, Any]]:
         """Parameter groups for an optimizer, with decay on what is scale-invariant alone.
 
-        A tensor of which only some rows are in a group gets no decay.
+        A tensor of which only some rows are in a group gets no decay. Where none does, it warns.
 
         Args:
             lr: Learning rate of both, or ``None`` for the optimizer's.
@@ -184,6 +117,15 @@ class ScaleGroups(Sequence[ScaleGroup]):
             }
             for inside in (True, False)
         ]
+        if weight_decay and not chosen[0]["params"]:
+            warnings.warn(
+                "No whole tensor of this module is in a scale-invariant group, so that nothing "
+                f"decays: weight_decay={weight_decay:g} is for none of its weights. "
+                "print(groups) says why of each tensor; an optimizer of model.parameters() has "
+                "decay on all.",
+                MixingClockWarning,
+                stacklevel=2,
+            )
         return [group for group in chosen if group["params"]]
 
     def __repr__(self) -> str:
@@ -204,6 +146,12 @@ class ScaleGroups(Sequence[ScaleGroup]):
             eps = " eps!" if group.eps_matters else ""
             row = f"{group.parts:6}  {group.weights:9}  {group.violation:9.1e}"
             lines += _row(group.name, 36, f"{row}  {group.described}{eps}")
+            if more := group.parameters[1:]:
+                rest = f" and {len(more) - 3} more" if len(more) > 3 else ""
+                text = f"with {', '.join(more[:3])}{rest}"
+                lines += textwrap.wrap(
+                    text, _WIDTH, initial_indent="    ", subsequent_indent="      "
+                )
         if self.fixed_statistics:
             lines += ["", *textwrap.wrap(_FIXED, _WIDTH)]
         if self.others:
@@ -258,6 +206,8 @@ def scale_invariant_groups(
 
     Raises:
         ArgumentError: For a module without trained parameters, or without outputs to look at.
+        NonFiniteError: If outputs or gradients are not finite.
+        DTypeError: If the inputs do not have the dtype of the weights.
 
     Source: Lemma 2.5; exact to rounding, relative to the eps of the normalisations.
 
@@ -285,7 +235,7 @@ def scale_invariant_groups(
     with torch.autocast(device, enabled=False), probe.restored() as saved:
         measured = probe.measure(saved, count)
         search = _Search(module, probe.tensors, measured)
-        groups = _confirmed(probe, saved, search)
+        groups, search.failed = confirmed(probe, saved, search.candidates(), measured.epsilon)
     return ScaleGroups(module, tuple(groups), search.others(groups), count)
 
 
@@ -346,7 +296,7 @@ class _Search:
         totals = [self.measured.sums[n].total for n in names]
         sums, squares = (np.sum([t[i] for t in totals], axis=0) for i in (0, 1))
         violation = float(np.sqrt((sums**2).sum() / max(squares.sum(), 1e-300)))
-        if violation > self.loose:
+        if not violation <= self.loose:
             return None
         weights = sum(self.tensors[n].numel() for n in names)
         return ScaleGroup(
@@ -438,59 +388,3 @@ def _name(names: tuple[str, ...]) -> str:
 
 def _divisors(number: int) -> list[int]:
     return [d for d in range(1, number + 1) if number % d == 0]
-
-
-def _confirmed(probe: Probe, saved: dict[str, Tensor], search: _Search) -> list[ScaleGroup]:
-    """The groups that can be scaled: all at once, or one by one where that fails."""
-    groups = search.candidates()
-    if not groups:
-        return []
-    with torch.no_grad():
-        probe.perturb(saved, 0)
-        start = {name: p.detach().clone() for name, p in probe.tensors.items()}
-        before = [out.detach().double() for out in probe.outputs()]
-        spread = sum(float((out - out.mean()).square().sum()) for out in before) or 1.0
-
-        def change(chosen: Sequence[ScaleGroup]) -> float:
-            generator = torch.Generator().manual_seed(probe.seed)
-            for group in chosen:
-                factors = 0.5 * 4.0 ** torch.rand(group.parts, generator=generator)
-                for name in group.parameters:
-                    tensor = probe.tensors[name]
-                    _scale(group, tensor.data, factors.to(tensor))
-            after = probe.outputs()
-            for name in {n for g in chosen for n in g.parameters}:
-                probe.tensors[name].copy_(start[name])
-            moved = sum(
-                float((a.double() - b).square().sum()) for a, b in zip(after, before, strict=True)
-            )
-            return float((moved / spread) ** 0.5)
-
-        limit = max(0.02, 64.0 * search.measured.epsilon)
-
-        def holds(chosen: Sequence[ScaleGroup]) -> bool:
-            most = 10.0 * limit if any(g.eps_matters for g in chosen) else limit
-            return change(chosen) <= most
-
-        if holds(groups):
-            return groups
-        kept = []
-        for group in groups:
-            if holds([group]):
-                kept.append(group)
-            else:
-                search.failed |= dict.fromkeys(group.parameters, change([group]))
-        return kept
-
-
-def _scale(group: ScaleGroup, tensor: Tensor, factors: Tensor) -> None:
-    """Scale each part of a group by its factor, in place."""
-    if not group.size:
-        tensor.mul_(factors[0])
-        return
-    if tensor.dim() > 1 and group.axis:
-        tensor = tensor.transpose(0, group.axis)
-    if group.rows is not None:
-        tensor = tensor[group.rows[0] : group.rows[1]]
-    each = factors.repeat_interleave(group.size)
-    tensor.mul_(each.reshape(-1, *[1] * (tensor.dim() - 1)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,8 +48,49 @@ def split(lane: Lane, values: Array) -> list[Array]:
     return np.split(np.asarray(values), np.cumsum(lane.watch.parts)[:-1])
 
 
-def count_steps(lane: Lane) -> None:
-    """Read what the steps of a lane left on the device, and count them."""
+def group_norms(lanes: Sequence[Lane]) -> list[float]:
+    """The root mean square norm of each group."""
+    return [float(np.sqrt(np.mean(z))) for lane in lanes for z in split(lane, lane.track.square)]
+
+
+def group_clocks(lanes: Sequence[Lane]) -> list[tuple[float, int, str]]:
+    """Clock v (of the median of its parts), weights and name of each group that moves, sorted."""
+    return sorted(
+        (float(np.median(part)), group.weights, group.name)
+        for lane in lanes
+        for group, part, count in zip(
+            lane.watch.groups,
+            split(lane, lane.track.clock),
+            split(lane, lane.track.count),
+            strict=True,
+        )
+        if count.max() > 0
+    )
+
+
+def middle(clocks: Sequence[tuple[float, int, str]]) -> tuple[float, str]:
+    """Clock v and name of the group up to which half of the weights that move have less."""
+    half, before = 0.5 * sum(weights for _, weights, _ in clocks), 0
+    for v, weights, name in clocks:
+        before += weights
+        if before >= half:
+            return v, name
+    return 0.0, ""
+
+
+def lost_since(lanes: Sequence[Lane]) -> int | None:
+    """The first step at which something of a part was not finite, or ``None``."""
+    lost = np.concatenate([lane.track.lost for lane in lanes])
+    return int(lost[lost > 0].min()) if lost.any() else None
+
+
+def count_steps(lane: Lane, steps: int) -> None:
+    """Read what the steps of a lane left on the device, and count them.
+
+    Args:
+        lane: The lane.
+        steps: The number of the last of them.
+    """
     kept = [
         t
         for step in lane.pending
@@ -64,7 +106,7 @@ def count_steps(lane: Lane) -> None:
         gradient = next(rows) if step.gradient is not None else None
         after = next(rows) if step.after is not None else None
         read.append((first, left_out, details, gradient, after))
-    track = lane.track
+    track, before = lane.track, steps - len(read)
     for k, (step, (first, left_out, details, gradient, after)) in enumerate(
         zip(lane.pending, read, strict=True)
     ):
@@ -78,5 +120,6 @@ def count_steps(lane: Lane) -> None:
         if details is not None:
             gradient = details.gradient
         details = None if left_out else details
+        track.look(before + k + 1, active, after, gradient, details)
         track.advance(step.options.numbers(), active, after, gradient, details)
     lane.pending.clear()

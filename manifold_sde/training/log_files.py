@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from manifold_sde.errors import DataFileError
@@ -75,16 +76,34 @@ class LogTable:
         named = [n for n in named if any(_number(cell) is not None for cell in self._cells[n])]
         return [name for name in named if name.endswith("/norm")] or named
 
-    def column(self, name: str) -> Column:
-        """A column, in the order of its steps.
+    def column(self, name: str, *, of_weights: bool = False) -> Column:
+        """A column, in the order of its steps; a norm of weights keeps the NaN that it ends in.
 
         Raises:
             DataFileError: If there is none, or it holds words.
         """
         values = self._numbers(name)
         kept = np.isfinite(self._steps) & ~np.isnan(values)
+        if of_weights:
+            kept |= self._lost(name, values)
         steps, last = np.unique(self._steps[kept][::-1], return_index=True)
         return Column(steps.astype(np.int64), values[kept][::-1][last])
+
+    def _lost(self, name: str, values: Array) -> NDArray[np.bool_]:
+        """Which rows at the end have NaN for a number that is none, and not for no number: (rows,).
+
+        It is a longer run of written NaN than there is before any number.
+        """
+        order = np.argsort(self._steps, kind="stable")  # rows without a step come last
+        order = order[: int(np.isfinite(self._steps).sum())]
+        written = np.array([_is_nan(self._cells[name][i]) for i in order], dtype=bool)
+        found = np.flatnonzero(~np.isnan(values[order]))
+        end = int(found[-1]) + 1 if len(found) else 0
+        gaps = [int(piece.sum()) for piece in np.split(written[:end], found)]
+        lost = np.zeros(len(values), dtype=bool)
+        if written[end:].sum() > max(gaps):
+            lost[order[end:]] = written[end:]
+        return lost
 
     def _numbers(self, name: str) -> Array:
         """A number a row, NaN where there is none."""
@@ -137,6 +156,11 @@ def _number(cell: Any) -> float | None:
         return float(cell.replace(",", ".") if isinstance(cell, str) else cell)
     except (TypeError, ValueError):
         return None
+
+
+def _is_nan(cell: Any) -> bool:
+    """Whether a cell has NaN written in it, and is not empty."""
+    return cell is not None and str(cell).strip().lower().endswith("nan")
 
 
 def checkpoints(

@@ -12,13 +12,16 @@ from typing import Any
 import numpy as np
 
 from manifold_sde.arguments import check_choice, check_path
-from manifold_sde.errors import ArgumentError
+from manifold_sde.errors import ArgumentError, NonFiniteError
 from manifold_sde.number_arrays import Array
 from manifold_sde.schedules import Schedule, ScheduleLike
 from manifold_sde.training.expected import ADAM, LINEAR
 from manifold_sde.training.group_audit import (
     AS_PREDICTED,
+    AT_REST,
     NONE,
+    NOT_COME_BACK,
+    NOT_FINITE,
     NOT_YET,
     OFF,
     STOPPED,
@@ -35,7 +38,7 @@ from manifold_sde.training.rules import (
     variance,
 )
 
-_AT_REST, _FITS, _JUMP = 0.05, 0.1, 2.0
+_FITS, _JUMP = 0.1, 2.0
 _PIECES, _LEAST = (2, 4, 8), 3
 """Into how many pieces a run is cut along which noise changes, and their least rows."""
 
@@ -97,7 +100,8 @@ def audit_log(
         known = {**counts, **known}
     else:
         table = LogTable(path, step)
-        columns = {name: table.column(name) for name in (table.norms if norms is None else norms)}
+        chosen = table.norms if norms is None else norms
+        columns = {name: table.column(name, of_weights=True) for name in chosen}
         sources = {k: table.column(z) if isinstance(z, str) else z for k, z in sources.items()}
     if any(isinstance(z, str) for z in sources.values()):
         raise ArgumentError(
@@ -106,7 +110,11 @@ def audit_log(
             expected="numbers, sequences of one value a step, or callables of the step",
             remedy="audit(folder, lr=1e-3, weight_decay=0.1)",
         )
-    usable = {name: column for name, column in columns.items() if len(column.steps) > 2}
+    usable = {
+        name: column
+        for name, column in columns.items()
+        if len(column.steps) > 2 or not np.isfinite(column.values).all()
+    }
     if not usable:
         most = max((len(column.steps) for column in columns.values()), default=0)
         raise ArgumentError(
@@ -118,6 +126,15 @@ def audit_log(
         )
     steps = np.unique(np.concatenate([column.steps for column in usable.values()]))
     rates, decays = (_by_step(name, source, steps) for name, source in sources.items())
+    for name, values in (("lr", rates), ("weight_decay", decays)):
+        if not np.isfinite(values).all():
+            k = int(np.argmin(np.isfinite(values)))
+            raise NonFiniteError(
+                f"the {name} of the log is not finite",
+                received=f"{values[k]} at step {steps[0] + k}",
+                expected="a finite number at each step",
+                remedy=f"{name}=..., a number or a callable of the step",
+            )
     options = [
         Options(eta, lam, momentum, dampening, nesterov, betas)
         for eta, lam in zip(rates.tolist(), decays.tolist(), strict=True)
@@ -135,6 +152,7 @@ def audit_log(
         f"{path.name}: steps {steps[0]} to {steps[-1]}, {optimizer}",
         tuple(row for row, _ in judged.values()),
         (
+            *([] if all(np.isfinite(c.values).all() for c in usable.values()) else [NOT_COME_BACK]),
             "Which of these are scale-invariant was not measured: scale_invariant_groups(model, "
             "inputs) does. Norms say nothing of mixing; the order of the data decides it.",
         ),
@@ -143,6 +161,7 @@ def audit_log(
         {name: at_all(column, column.values) for name, column in usable.items()},
         {name: at_all(usable[name], prediction) for name, (_, prediction) in judged.items()},
         {name: at_all(column, run.clock(column)) for name, column in usable.items()},
+        _FITS,
     )
 
 
@@ -189,15 +208,12 @@ class _Run:
     def judge(self, name: str, column: Column, size: int | None) -> tuple[GroupAudit, Array]:
         """The audit of a column, and its predicted norms."""
         norms = column.values
-        if not (np.isfinite(norms).all() and (norms > 0.0).all()):
-            row = GroupAudit(
-                name,
-                1,
-                float(norms[-1]),
-                math.nan,
-                verdict=OFF,
-                reason="norms that are not positive",
-            )
+        finite = np.isfinite(norms)
+        if not (finite & (norms > 0.0)).all():
+            reason = "norms that are not positive"
+            if not finite.all():
+                reason = NOT_FINITE.format(int(column.steps[np.argmin(finite)]))
+            row = GroupAudit(name, 1, float(norms[-1]), math.nan, verdict=OFF, reason=reason)
             return row, np.full(len(norms), np.nan)
         powers = norms**self.power
         factor, noise = self._intervals(column.steps)
@@ -236,7 +252,7 @@ class _Run:
         if self.loss > 0.0:
             rest = (scale / self.loss) ** (1.0 / self.power)
             ratio = abs((norm / rest) ** self.power - 1.0) if rest > 0.0 else math.inf
-            ratio /= (1.0 + _AT_REST) ** self.power - 1.0
+            ratio /= (1.0 + AT_REST) ** self.power - 1.0
             speed = relaxation_rate(self.rule, now, self.loss)
             to_go = max(0.0, math.log(max(ratio, 1e-300))) / speed
         verdict, reason = AS_PREDICTED, ""
@@ -244,7 +260,7 @@ class _Run:
             reason = f"its noise has changed, from {levels[0]:.3g} to {level:.3g} at norm 1"
         if min(levels) <= 0.0:
             verdict, reason = OFF, "it falls faster than decay: it is not scale-invariant"
-        elif off > _FITS:
+        elif not off <= _FITS:
             what = "noise, constant or slowly changing," if fitted else "its number of weights"
             verdict = OFF
             reason = (

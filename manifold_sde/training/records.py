@@ -229,7 +229,7 @@ def logits_on(module: nn.Module, inputs: Any, *, projections: int = 4, seed: int
 
 
 def directions_of(
-    weights: nn.Module | Iterable[Tensor], *, projections: int = 4, seed: int = 0
+    *weights: nn.Module | Tensor | Iterable[Any], projections: int = 4, seed: int = 0
 ) -> Recorder:
     """Record the direction of weights along a few fixed random ones.
 
@@ -237,20 +237,19 @@ def directions_of(
     signs are drawn again each time, so that no memory is needed for them.
 
     Args:
-        weights: A module, whose trainable parameters are meant, or the tensors of one group.
+        *weights: Modules, whose trainable parameters are meant, or the tensors of one group: what
+            is given is one direction, of all together.
         projections: Number of directions, ``direction 0``, ``direction 1``, ...
         seed: Seed of the directions.
     """
     count = _projections(projections)
-    if isinstance(weights, nn.Module):
-        weights = (p for p in weights.parameters() if p.requires_grad)
-    tensors = list(weights)
+    tensors = list(_tensors(weights))
     if not tensors or not all(isinstance(x, Tensor) and x.numel() for x in tensors):
         raise ArgumentError(
             "there are no weights to record",
             received=", ".join(map(kind_of, tensors)) or "nothing",
-            expected="a module with trainable parameters, or a list of tensors",
-            remedy="directions_of(module), or directions_of([module.layer.weight])",
+            expected="modules with trainable parameters, or tensors",
+            remedy="directions_of(module), or directions_of(module.layer.weight)",
         )
 
     def recorder() -> Recorded:
@@ -260,6 +259,17 @@ def directions_of(
         return _projected("direction", parts, count, seed)
 
     return recorder
+
+
+def _tensors(weights: Any) -> Iterator[Any]:
+    """The tensors in modules, tensors and nested sequences; what is none of them as it is."""
+    if isinstance(weights, nn.Module):
+        yield from (p for p in weights.parameters() if p.requires_grad)
+    elif isinstance(weights, Iterable) and not isinstance(weights, (Tensor, str)):
+        for each in weights:
+            yield from _tensors(each)
+    else:
+        yield weights
 
 
 def _projections(count: object) -> int:

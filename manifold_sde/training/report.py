@@ -16,7 +16,7 @@ import torch
 from manifold_sde.errors import printable
 from manifold_sde.html_page import document
 from manifold_sde.number_arrays import Array
-from manifold_sde.training.group_audit import OFF, GroupAudit, short
+from manifold_sde.training.group_audit import AT_REST, NOT_YET, OFF, GroupAudit, short
 from manifold_sde.writing import plain, write_form
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ class AuditReport:
         norms: The norm at these, measured, for each group (n,); NaN where it was not logged.
         predictions: Predicted norms at these steps, where they are known.
         clocks: Of a log, the clock v at these steps, (n,) for each group: for ``relaxation``.
+        tolerance: By how much a norm that is as predicted may be off, relative to the prediction.
         whole: All groups of a clock together, where there are several; with ``clock.time``.
     """
 
@@ -51,6 +52,7 @@ class AuditReport:
     norms: dict[str, Array] = field(default_factory=dict)
     predictions: dict[str, Array] = field(default_factory=dict)
     clocks: dict[str, Array] = field(default_factory=dict)
+    tolerance: float = _NAN
     whole: GroupAudit | None = None
 
     def __iter__(self) -> Iterator[GroupAudit]:
@@ -73,6 +75,16 @@ class AuditReport:
         return any(math.isfinite(row.decay) for row in self.rows)
 
     @property
+    def judged(self) -> str:
+        """What the words of the verdicts mean, in a line; "" where it is not known."""
+        words = []
+        if math.isfinite(self.tolerance):
+            words.append(f"as predicted: within {100 * self.tolerance:.0f} % of predicted")
+        if any(row.verdict == NOT_YET for row in self.rows):
+            words.append(f"steps to go: until within {100 * AT_REST:.0f} % of at rest")
+        return "; ".join(words)
+
+    @property
     def passed(self) -> bool:
         """Whether nothing is off."""
         return all(row.verdict != OFF for row in self.rows)
@@ -86,6 +98,7 @@ class AuditReport:
                 f"{row.group}{parts}: {row.sentence}", _WIDTH, subsequent_indent="    "
             )
             lines.append(_row(short(number) for number in row.numbers.values()))
+        lines += textwrap.wrap(self.judged, _WIDTH)
         if self.has_ledger:
             lines += ["", "ledger of |x|^2, a step, relative"]
             lines += _head(row.ledger for row in self.rows)
@@ -105,6 +118,7 @@ class AuditReport:
                 "title": self.title,
                 "passed": self.passed,
                 "closing": self.closing,
+                "tolerance": self.tolerance,
                 "notes": self.notes,
                 "groups": [asdict(row) for row in self.rows],
                 "whole": None if self.whole is None else asdict(self.whole),
@@ -137,6 +151,7 @@ class AuditReport:
             self.notes,
             self.closing,
             figure,
+            judged=self.judged,
             ledger=self.has_ledger,
             level=level,
         )
@@ -166,7 +181,10 @@ class AuditReport:
         )
 
     def plot(self, ax: Axes | None = None, **options: Any) -> Axes:
-        """Draw the norms over the steps, with their predictions dashed and equilibria dotted.
+        """Draw the norms over the steps, with their predictions and equilibria (dotted).
+
+        Predictions are dashed where they are known at each step, as of a log; of a clock there is
+        a cross for that of the last step.
 
         Args:
             ax: Axes to draw in, or ``None`` for new ones.
@@ -179,19 +197,22 @@ class AuditReport:
         shown = self.rows[:_MOST_SHOWN]
         mark = "o" if len(self.steps) == 1 else None
         for i, row in enumerate(shown):
-            style = {"color": f"C{i}", "lw": 1.6, "marker": mark, **options}
+            style = {"color": f"C{i}", "lw": 3.0, "alpha": 0.5, "marker": mark, **options}
             if row.group in self.norms:
                 name = textwrap.shorten(row.group, 40, placeholder="...")
                 ax.plot(*_known(self.steps, self.norms[row.group]), label=name, **style)
+            over = {**style, "color": "black", "alpha": 1.0, "lw": 1.2, "ls": "--", "zorder": 3}
             if row.group in self.predictions:
-                over = {"color": "black", "lw": 1.0, "ls": "--", "zorder": 3}
-                ax.plot(*_known(self.steps, self.predictions[row.group]), **{**style, **over})
+                ax.plot(*_known(self.steps, self.predictions[row.group]), **over)
+            elif math.isfinite(row.predicted):
+                ax.plot(self.steps[-1:], [row.predicted], **{**over, "marker": "x", "ls": ""})
             if math.isfinite(row.equilibrium):
                 ax.axhline(row.equilibrium, color=f"C{i}", lw=0.9, ls=":")
         ax.set_xlabel("steps")
         ax.set_ylabel("norm of the weights")
         more = len(self.rows) - len(shown)
-        title = "measured, predicted (dashed), at rest (dotted)"
+        known = "dashed" if self.predictions else "cross: at the end"
+        title = f"measured, predicted ({known}), at rest (dotted)"
         ax.set_title(f"{title}; {more} more groups not shown" if more else title, fontsize=9)
         if self.norms:
             ax.legend(fontsize=8)

@@ -29,7 +29,7 @@ OLD_STATE = (
 _MEMORY = 0.97
 #: Lengths of its memory after which a buffer has forgotten its start, and most steps gone through.
 _FORGOTTEN, _MOST_BEFORE = 15.0, 3000
-_KEPT = ("count", "age", "start", "square", "lag", "scale", "live", "share", "angle")
+_KEPT = ("count", "age", "start", "square", "lag", "scale", "live", "share", "angle", "lost")
 SIZED = (*LINEAR, *ADAM)
 """Rules whose clock goes by the size of the gradients."""
 _MEANS = (
@@ -103,6 +103,7 @@ class Track:
         share: The noise of its updates at rest, of what it is for coordinates alike without eps.
         angle: The clock v: by how much the gradients that were applied, if they were independent,
             add to the squared norm of the run without decay, relative to it.
+        lost: The first step at which what was read of a part was not finite, about, or 0.
         predicted: Second moments of weights and buffer with such gradients.
         closing: The largest difference between the change of a norm and what the ledger says of
             it, relative to the norm.
@@ -122,6 +123,7 @@ class Track:
         self.start, self.square = np.full(parts, np.nan), np.full(parts, np.nan)
         self.lag, self.scale, self.angle = np.zeros(parts), np.zeros(parts), np.zeros(parts)
         self.live, self.share = np.ones(parts), np.ones(parts)
+        self.lost = np.zeros(parts)
         self.intrinsic, self.decay = RunningClock(), RunningClock()
         for clock in (self.intrinsic, self.decay):
             clock.ratio = clock.log_factor = np.zeros(parts)
@@ -186,6 +188,30 @@ class Track:
         self.square = np.where(fresh, square, self.square)
         xx = np.where(fresh, square, self.predicted.xx)
         self.predicted = SecondMoments(xx, self.predicted.xm, self.predicted.mm)
+
+    @np.errstate(invalid="ignore")
+    def look(
+        self,
+        step: int,
+        active: Array,
+        after: Array,
+        gradient: Array | None,
+        details: Details | None,
+    ) -> None:
+        """Remember the first step at which something that was read of it is not finite.
+
+        Args:
+            step: Its number.
+            active: As of :meth:`advance`; what a step left out may have had any gradient.
+            after: As of :meth:`advance`.
+            gradient: As of :meth:`advance`.
+            details: As of :meth:`advance`.
+        """
+        read = np.zeros_like(self.square) if gradient is None else gradient
+        if details is not None:
+            read = read + details.square + details.radial + details.moved + details.length
+        bad = ~np.isfinite(np.where(active, read, 0.0) + after)
+        self.lost = np.where(bad & (self.lost == 0), step, self.lost)
 
     @np.errstate(divide="ignore", invalid="ignore")  # a norm may be 0
     def advance(
@@ -327,9 +353,11 @@ class Track:
             }
             off = np.abs(d.after - d.square - 2.0 * d.moved - d.length) / d.square
         if active.any():
-            self.closing = max(self.closing, float(off[active].max()))
+            # NaN stays, but for weights that are 0.
+            there = active & (d.square != 0.0) & (self.square != 0.0)
             drift = np.abs(d.square / self.square - 1.0)
-            self.touched = max(self.touched, float(drift[active].max()))
+            self.closing = float(np.max(off[there], initial=self.closing))
+            self.touched = float(np.max(drift[there], initial=self.touched))
         for name, entry in entries.items():
             old = self.means[name]
             self.means[name] = np.where(active, _MEMORY * old + entry, old)
@@ -359,8 +387,9 @@ class Track:
             k: np.asarray(v, dtype=np.float64) for k, v in state.items() if isinstance(v, list)
         }
         self.closing, self.touched = float(state["closing"]), float(state["touched"])
+        parts = np.zeros(len(self.weights))
+        values.setdefault("lost", parts)
         if "power" in values:
-            parts = np.zeros(len(self.weights))
             values |= {"lag": values["power"] * values["lag"], "scale": parts}
             values |= {"live": parts + 1.0, "share": parts + 1.0, "age": values["count"]}
             values |= {f"means.{name}": parts for name in _MEANS}
@@ -371,8 +400,7 @@ class Track:
             clock.ratio, clock.log_factor = values[f"{name}.ratio"], values[f"{name}.log_factor"]
             clock.sums = SecondMoments(*(values[f"{name}.{k}"] for k in SecondMoments._fields))
         self.predicted = SecondMoments(*(values[f"predicted.{k}"] for k in SecondMoments._fields))
-        none = np.zeros(len(self.weights))
-        self.means = {name: values.get(f"means.{name}", none) for name in _MEANS}
+        self.means = {name: values.get(f"means.{name}", parts) for name in _MEANS}
 
 
 def _where(active: Array, new: SecondMoments, old: SecondMoments) -> SecondMoments:

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from manifold_sde.training.groups import ScaleGroup
 from manifold_sde.training.rules import Options
+from manifold_sde.training.scale_group import ScaleGroup
 
 
 class Watch:

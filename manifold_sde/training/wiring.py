@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from manifold_sde.errors import ArgumentError, MixingClockWarning
 from manifold_sde.training.euler import Forward
-from manifold_sde.training.groups import ScaleGroup, ScaleGroups, scale_invariant_groups
+from manifold_sde.training.groups import ScaleGroups, scale_invariant_groups
+from manifold_sde.training.scale_group import ScaleGroup
 
 _FEW = 0.05
 """Share of a group's weights that may have options of their own."""

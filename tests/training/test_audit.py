@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import struct
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,14 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from manifold_sde.errors import ArgumentError, DataFileError, DTypeError, MixingClockError
+from manifold_sde.errors import (
+    ArgumentError,
+    DataFileError,
+    DTypeError,
+    MixingClockError,
+    MixingClockWarning,
+    NonFiniteError,
+)
 from manifold_sde.training import AuditReport, MixingClock, ScaleGroup, audit, expected_clock
 from manifold_sde.training.freshness import BatchNoise
 from manifold_sde.training.group_audit import short
@@ -306,7 +314,13 @@ def test_the_report(tmp_path: Path) -> None:
     assert saved["passed"] is True
     ax = report.plot(Figure().subplots())
     assert ax.get_xlabel() == "steps"
-    assert len(ax.lines) >= 2
+    assert ax.get_title() == "measured, predicted (cross: at the end), at rest (dotted)"
+    _, cross, rest = ax.lines
+    assert (cross.get_marker(), rest.get_linestyle()) == ("x", ":")
+    assert cross.get_xydata().tolist() == [[120.0, only(report).predicted]]
+    judged = "as predicted: within 15 % of predicted; steps to go: until within 5 % of at rest"
+    assert judged in text.splitlines()
+    assert judged in report.to_html()
     clock.sampling = "reshuffled"
     assert any("comes back each epoch" in note for note in audit(clock).notes)
     clock.sampling, clock.noise = None, BatchNoise(1.0, 0.0, 0.0)  # measured; the order is not told
@@ -345,6 +359,62 @@ def test_the_page_holds_everything_and_names_no_other_place(tmp_path: Path) -> N
     )
     with pytest.raises(ArgumentError, match="form of the report"):
         report.save(tmp_path / "audit.pdf")
+
+
+def _nan_weight(rows: Rows) -> None:
+    rows.weight.data[3, 5] = math.nan
+
+
+def _infinite_gradient(rows: Rows) -> None:
+    assert rows.weight.grad is not None
+    rows.weight.grad[3, 5] = math.inf
+
+
+@pytest.mark.parametrize("adam", [False, True])
+@pytest.mark.parametrize("spoil", [_nan_weight, _infinite_gradient])
+def test_a_run_that_is_not_finite_never_passes(spoil: Any, adam: bool) -> None:
+    """One of 40 parts is enough; the medians of the others do not hide it."""
+    rows, clock = run(20, adam=adam, lr=0.01, weight_decay=0.02)
+    assert clock.not_finite_since is None
+    assert "clock/not_finite_since" not in clock.values()
+    rows.fill()
+    spoil(rows)
+    clock.optimizer.step()
+    with pytest.warns(MixingClockWarning, match=r"since step 21 \(about\)") as told:
+        assert clock.values()["clock/not_finite_since"] == 21
+    for _ in range(3):
+        rows.fill()
+        clock.optimizer.step()
+    assert clock.values()["clock/not_finite_since"] == 21
+    assert len(told) == 1
+    again = MixingClock(rows, clock.optimizer, [rows.group])
+    again.load_state_dict(clock.state_dict())
+    for one in (clock, again):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            report = audit(one)
+        assert not report.passed
+        assert only(report).sentence == "off: not finite since step 21 (about)"
+        assert any("checkpoint of before" in note for note in report.notes)
+        assert "since step 21" in report.title
+        assert "it closes" not in str(report)
+        assert report.to_dict()["passed"] is False
+        assert "conclusion fails" in report.to_html()
+
+
+def test_a_rate_that_is_not_finite_and_weights_that_are_0() -> None:
+    rows, clock = run(20, weight_decay=0.02)
+    clock.optimizer.param_groups[0]["lr"] = math.nan
+    assert "rate or weight decay is not finite" in only(audit(clock)).reason
+    rows = Rows()
+    rows.weight.data[3] = 0.0  # a row that is padding has no direction, and no fault
+    clock = MixingClock(rows, torch.optim.SGD([rows.weight], 0.01), [rows.group])
+    for _ in range(5):
+        rows.fill()
+        rows.weight.grad[3] = 0.0  # type: ignore[index]
+        clock.optimizer.step()
+    assert audit(clock).passed
+    assert clock.not_finite_since is None
 
 
 def test_wrong_use_is_named() -> None:
@@ -570,6 +640,29 @@ def test_a_folder_of_checkpoints(tmp_path: Path, suffix: str) -> None:
         audit(tmp_path, norms=["other"], **rates)
 
 
+@pytest.mark.parametrize("end", ["nan", "inf", ""])
+@pytest.mark.parametrize("backwards", [False, True])
+def test_a_log_that_ends_in_nan_never_passes(tmp_path: Path, end: str, backwards: bool) -> None:
+    """Empty cells, and NaN between numbers as at the end, are steps that were not logged."""
+    norms = expected_clock(0.02, 1000, weight_decay=0.01, momentum=0.9).norms
+    options = {"lr": 0.02, "weight_decay": 0.01, "optimizer": "sgd", "momentum": 0.9}
+
+    def audited(cell: Any, steps: range) -> AuditReport:
+        rows = [f"{k},{norms[k]},{cell(k)}" for k in steps]
+        path = tmp_path / "log.csv"
+        path.write_text("\n".join(["step,a/norm,b/norm", *(rows[::-1] if backwards else rows)]))
+        return audit(path, **options)
+
+    report = audited(lambda k: norms[k] if k < 600 else end, range(0, 1001, 50))
+    assert report.passed is (end == "")
+    if end:
+        assert report["b/norm"].sentence == "off: not finite since step 600 (about)"
+        assert any("checkpoint of before" in note for note in report.notes)
+        assert not audited(lambda k: end, range(0, 1001, 50)).passed
+        report.plot()
+    assert audited(lambda k: "nan" if k % 50 else norms[k], range(10, 990, 10)).passed
+
+
 def test_files_that_cannot_be_used(tmp_path: Path) -> None:
     path = sgd_log(tmp_path / "log.csv")
     with pytest.raises(DataFileError, match="no column 'iteration'"):
@@ -587,10 +680,19 @@ def test_files_that_cannot_be_used(tmp_path: Path) -> None:
     (tmp_path / "no_rate.csv").write_text("step,norm,lr\n1,2,\n2,2,\n3,2,\n")
     with pytest.raises(ArgumentError, match="column of lr is empty"):
         audit(tmp_path / "no_rate.csv")
+    (tmp_path / "rate.csv").write_text("step,norm,lr\n1,2,1\n2,2,inf\n3,2,1\n")
+    with pytest.raises(NonFiniteError, match="inf at step 2"):
+        audit(tmp_path / "rate.csv")
     for text in ("[1, 2]", '{"step": 1}\n{"step"', "[{]"):
         (tmp_path / "broken.json").write_text(text)
         with pytest.raises(DataFileError, match="cannot be read"):
             audit(tmp_path / "broken.json")
+    folder = tmp_path / "nan"
+    folder.mkdir()
+    for k in range(4):
+        torch.save({"w": torch.full((3, 3), 1.0 if k < 2 else math.nan)}, folder / f"step_{k}.pt")
+    report = audit(folder, lr=0.1)
+    assert (report.passed, only(report).reason) == (False, "not finite since step 2 (about)")
     folder = tmp_path / "run"
     folder.mkdir()
     with pytest.raises(DataFileError, match="no checkpoints"):

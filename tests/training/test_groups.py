@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from manifold_sde.errors import ArgumentError, DTypeError
+from manifold_sde.errors import ArgumentError, DTypeError, MixingClockWarning, NonFiniteError
 from manifold_sde.networks import NormalizedMLP, ScaleInvariantPreResNet
 from manifold_sde.training import ScaleGroups, scale_invariant_groups
 
@@ -121,7 +121,10 @@ def test_attention_with_normalised_queries_and_keys() -> None:
     assert found(fused, randn(8, 5, 16)) == {"qkv.weight": "each 8 rows in 0:32"}
     groups = scale_invariant_groups(fused, randn(8, 5, 16))
     assert groups["qkv.weight"].parts == 4
-    assert groups.optimizer_groups(weight_decay=0.1)[0]["weight_decay"] == 0.0  # rows only
+    with pytest.warns(MixingClockWarning, match="nothing decays: weight_decay=0.1"):
+        own = groups.optimizer_groups(weight_decay=0.1)
+    assert [group["weight_decay"] for group in own] == [0.0]  # rows only
+    assert groups.optimizer_groups(lr=0.1)[0]["weight_decay"] == 0.0
     assert found(Attention(16, 2, normalised=False, fused=False), randn(8, 5, 16)) == {}
 
 
@@ -411,6 +414,42 @@ def test_wrong_arguments_are_named() -> None:
         groups["3.weight"]
 
 
+def test_what_is_not_finite_is_named_with_its_place() -> None:
+    inputs = randn(16, 6)
+    module = nn.Sequential(mlp(nn.LayerNorm(12)), nn.Flatten())
+    spoilt = inputs.clone()
+    spoilt[3, 2] = spoilt[4, 1] = torch.nan
+    with pytest.raises(NonFiniteError, match=r"inputs are not") as error:
+        scale_invariant_groups(module, spoilt)
+    assert error.value.received == "nan in inputs at [3, 2], the first of 2"
+    with pytest.raises(NonFiniteError, match=r"nan in inputs\['x'\] at \[3, 2\]"):
+        scale_invariant_groups(module, {"x": spoilt}, forward=lambda m, x: m(x["x"]))
+    mended = scale_invariant_groups(module, spoilt, forward=lambda m, x: m(x.nan_to_num()))
+    assert mended.names == ("0.0.weight",)
+    with pytest.raises(NonFiniteError, match=r"outputs are not[^\n]*\n[^\n]* inf in outputs at"):
+        scale_invariant_groups(module, inputs, forward=lambda m, x: m(x).exp() / 0.0)
+    # Finite outputs of a root at 0, whose gradient is not: Euler's sum is NaN, and not small.
+    with pytest.raises(NonFiniteError, match=r"gradients are not[^\n]*\n[^\n]* in 0.0.weight at"):
+        scale_invariant_groups(module, inputs, forward=lambda m, x: (0.0 * m(x)).sqrt())
+    module[0][0].weight.data[1, 2] = torch.inf
+    with pytest.raises(NonFiniteError, match=r"inf in 0\.0\.weight at \[1, 2\]"):
+        scale_invariant_groups(module, inputs)
+
+
+def test_inputs_of_another_dtype_are_named() -> None:
+    module = mlp(nn.LayerNorm(12))
+    with pytest.raises(DTypeError, match=r"hint:     inputs.float\(\), or model.double\(\)"):
+        scale_invariant_groups(module, randn(16, 6).double())
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):  # the module's own errors stay
+        scale_invariant_groups(module, randn(16, 5))
+
+    def wrong(module: nn.Module, x: Tensor) -> Tensor:
+        raise RuntimeError("a type of my own")
+
+    with pytest.raises(RuntimeError, match="of my own"):
+        scale_invariant_groups(module, randn(16, 6), forward=wrong)
+
+
 def test_optimizer_groups_and_the_table() -> None:
     groups: ScaleGroups = scale_invariant_groups(mlp(nn.LayerNorm(12), bias=True), randn(16, 6))
     own = groups.optimizer_groups(lr=0.1, weight_decay=0.01, betas=(0.9, 0.95))
@@ -422,6 +461,7 @@ def test_optimizer_groups_and_the_table() -> None:
     text = str(groups)
     assert max(len(line) for line in text.splitlines()) <= 80
     assert "0.weight + 1 more" in text
+    assert "    with 0.bias" in text.splitlines()
     assert "affine weight of a LayerNorm" in text
     assert repr(groups) == "<1 scale-invariant groups of Sequential>"
 

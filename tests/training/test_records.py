@@ -80,6 +80,10 @@ def test_directions_are_those_of_the_weights() -> None:
     some = torch.arange(1.0, 7.0)
     expected = float(some @ torch.tensor(basis) / some.norm())
     assert directions_of([some], projections=1)()["direction 0"] == pytest.approx(expected)
+    both = nn.ModuleList([nn.Linear(3, 2), nn.Linear(2, 2)])
+    one, two = both
+    assert directions_of(one, two)() == directions_of(both)() == directions_of([one, two])()
+    assert directions_of(one.weight)() == directions_of([one.weight])() != directions_of(one)()
     other = directions_of([x], projections=200, seed=1)()
     assert list(other.values()) != list(whole.values())
 
@@ -136,6 +140,8 @@ def test_what_cannot_be_recorded_is_told(tmp_path: Path) -> None:
     assert len(records) == 1
     with pytest.raises(ArgumentError, match="no weights to record"):
         directions_of([])
+    with pytest.raises(ArgumentError, match="received: str"):
+        directions_of("weight")
     with pytest.raises(ArgumentError, match="number of projections"):
         logits_on(network(), torch.zeros(1, 3), projections=0)
     (tmp_path / "no.npz").write_bytes(b"no records")
