@@ -52,13 +52,8 @@ def jvp(function: Callable[..., Any], primals: tuple[Any, ...], tangents: tuple[
     return torch.func.jvp(function, primals, tangents)
 
 
-def gradient(function: ScalarFunction, x: Tensor) -> Tensor:
-    """Gradient of a scalar function at one point: (D,) -> (D,)."""
-    return grad(function)(x)
-
-
 def backward_gradient(function: ScalarFunction, x: Tensor) -> Tensor:
-    """The same by torch's own backward pass, which is quicker and cannot be differentiated."""
+    """Gradient by torch's own backward pass, which is quicker and cannot be differentiated."""
     point = x.detach().requires_grad_()
     with torch.enable_grad():
         value = function(point)

@@ -22,9 +22,9 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from manifold_sde.derivatives import gradient
 from manifold_sde.loss import LeastSquaresLoss, Loss
 from manifold_sde.loss_checks import fixed_directions
+from manifold_sde.reverse_mode import gradient
 
 #: Dimension above which points are taken one after the other.
 _SINGLY = 1000

@@ -134,7 +134,7 @@ class Loss:
     #: Bytes of what all samples pass through on the way to one gradient, where it was measured.
     gradient_bytes: int = 0
     #: How a gradient is taken: so that it can be batched and differentiated, or not.
-    _gradient: Callable[..., Tensor] = staticmethod(derivatives.gradient)
+    _gradient: Callable[..., Tensor] = staticmethod(reverse_mode.gradient)
     #: Whether second and third derivatives by reverse mode alone were seen to be right; they hold
     #: twice as much of a pass.
     reverses = False
@@ -291,13 +291,13 @@ class Loss:
         """
         if self.per_sample is not None:
             whole = self.per_sample.passes()
-            return joined(lambda which: self.map_samples(derivatives.gradient, x, which), whole)
+            return joined(lambda which: self.map_samples(reverse_mode.gradient, x, which), whole)
         return self.gradients_of(x, slice(0, self.n_samples or 1))
 
     def gradients_of(self, x: Tensor, which: slice) -> Tensor:
         """Gradients of the losses of some samples, in one vectorised pass: (D,) -> (b, D)."""
         if self.per_sample is not None:
-            return self.map_samples(derivatives.gradient, x, which)
+            return self.map_samples(reverse_mode.gradient, x, which)
         rows = derivatives.unit_rows(self.n_samples or 1, which.start, which.stop, x)
         return torch.vmap(lambda w: self.weighted_gradient(x, w))(rows)
 
@@ -475,7 +475,7 @@ class LeastSquaresLoss(Loss):
             return torch.vmap(lambda own, *sample: of_one(z, own, *sample))(grouped, *data).sum()
 
         # Reverse over forward mode: the sum over the residuals is taken on the way back.
-        return derivatives.gradient(total, x)
+        return reverse_mode.gradient(total, x)
 
     def _units(self, x: Tensor, first: int, last: int) -> Tensor:
         """Unit vectors of the residuals of some samples, as rows (b K, Xi K)."""

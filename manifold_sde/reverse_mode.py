@@ -59,6 +59,11 @@ def _gradient(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         return result
 
 
+def gradient(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Gradient of a scalar function at one point: (D,) -> (D,)."""
+    return grad(function)(x)
+
+
 def hessian_product(function: Callable[[Tensor], Tensor], x: Tensor, v: Tensor) -> Tensor:
     """Hessian-vector product at one point: (D,), (D,) -> (D,)."""
     return grad(lambda z: grad(function)(z) @ v)(x)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from manifold_sde import LeastSquaresProblem, Problem, SamplingNoise, derivatives, ghost_products
+from manifold_sde import LeastSquaresProblem, Problem, SamplingNoise, ghost_products, reverse_mode
 from manifold_sde.geometry.matrix_free_spaces import JacobianSpace
 from manifold_sde.loss import LeastSquaresLoss, Loss, PerSampleFunction
 from manifold_sde.networks import NormalizedMLP
@@ -59,7 +59,7 @@ def made(module: nn.Module, criterion: object, **options: object) -> Problem:
 
 def gradients(loss: Loss, x: Tensor) -> Tensor:
     assert loss.n_samples is not None
-    return loss.map_samples(derivatives.gradient, x, slice(0, loss.n_samples))
+    return loss.map_samples(reverse_mode.gradient, x, slice(0, loss.n_samples))
 
 
 def point(loss: Loss) -> Tensor:

@@ -243,7 +243,7 @@ def _derivative_finite(layer: nn.Module, own: dict[str, Tensor], given: Any, ord
     z = torch.cat([leaves[i].flatten() for i in moving])
     try:
         if order == 1:
-            return _finite(derivatives.gradient(function, z))
+            return _finite(reverse_mode.gradient(function, z))
         v = torch.ones_like(z)
         if order == 3:
             return _finite(derivatives.third_derivative(function, z, v, v))

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from manifold_sde import derivatives
+from manifold_sde import reverse_mode
 from manifold_sde.arguments import describe_bytes
 from manifold_sde.errors import ArgumentError
 from manifold_sde.loss import follow
@@ -156,5 +156,5 @@ def _most_alive(few: NetworkFunction) -> int:
         return few.criterion.sample_losses(outputs, follow(few.targets, z)).mean()
 
     with _Alive() as alive:
-        derivatives.gradient(ElementaryFunction(loss), x)
+        reverse_mode.gradient(ElementaryFunction(loss), x)
     return alive.most

@@ -190,7 +190,7 @@ def _fault(network: NetworkFunction, x: Tensor) -> _Fault | None:
     along = along / along.norm()
     steps = [h * size for h in _STEPS]
     points = [(x + h * along, x - h * along, 2.0 * h) for h in steps]
-    gradient = _derivative(1, partial(derivatives.gradient, total, x))
+    gradient = _derivative(1, partial(reverse_mode.gradient, total, x))
     if not bool(torch.isfinite(gradient).all()):
         return _Fault(1, torch.nan)
     quotients = [(total(ahead) - total(behind)) / h for ahead, behind, h in points]
@@ -198,7 +198,7 @@ def _fault(network: NetworkFunction, x: Tensor) -> _Fault | None:
     if _wrong(first):
         return _Fault(1, first[0])
     quotients = [
-        (derivatives.gradient(total, ahead) - derivatives.gradient(total, behind)) / h
+        (reverse_mode.gradient(total, ahead) - reverse_mode.gradient(total, behind)) / h
         for ahead, behind, h in points
     ]
     for order_of_modes in (derivatives.hessian_product, reverse_mode.hessian_product):

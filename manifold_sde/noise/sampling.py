@@ -9,12 +9,13 @@ from torch import Tensor
 
 from manifold_sde import rng
 from manifold_sde.arguments import check_choice, check_flag
-from manifold_sde.derivatives import ScalarFunction, gradient, hessian_product
+from manifold_sde.derivatives import ScalarFunction, hessian_product
 from manifold_sde.errors import NoiseError
 from manifold_sde.ghost_products import mean_and_squares
 from manifold_sde.loss import Loss
 from manifold_sde.noise.base import AT_ONCE, GradientNoise, check_batch_size
 from manifold_sde.paper import implements
+from manifold_sde.reverse_mode import gradient
 
 _EPOCH = "epoch"
 

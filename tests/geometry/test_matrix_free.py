@@ -194,7 +194,7 @@ def test_a_block_has_room_for_what_the_samples_pass_through(
 ) -> None:
     """Bytes alive in third derivatives along 200 vectors, of a fraction of what all take."""
     problem, y = digits_network(100)
-    memory, v = 2**23, torch.randn(200, len(y), dtype=torch.float64, generator=GENERATOR)
+    memory, v = 2**22, torch.randn(200, len(y), dtype=torch.float64, generator=GENERATOR)
     space = JacobianSpace(problem, 200, memory)
 
     def alive() -> int:
