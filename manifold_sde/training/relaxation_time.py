@@ -16,7 +16,7 @@ from manifold_sde.arguments import check_between, check_choice
 from manifold_sde.errors import ArgumentError, MixingClockWarning, NonFiniteError, ShapeError
 from manifold_sde.number_arrays import as_float64
 from manifold_sde.training.likelihood import Array, Runs
-from manifold_sde.training.profiles import Profile, profiles_of, quantile
+from manifold_sde.training.profiles import LIGHT, QUICK, Profile, profiles_of, quantile
 from manifold_sde.training.records import Clock, Records
 from manifold_sde.writing import plain
 
@@ -41,7 +41,8 @@ class Function:
         interval: Interval of its relaxation time, in the clock, for itself alone.
         estimate: The most likely relaxation time.
         verdict: "mixed", "not mixed" or "cannot tell".
-        needed: Length of run that would tell, in the clock; ``None`` where it is told.
+        needed: Length of run that would tell, in the clock, or the least where the interval has no
+            upper end; ``None`` where it is told.
         profile: What is behind it.
     """
 
@@ -63,7 +64,8 @@ class Relaxation:
         estimate: The most likely value, of the slowest function.
         verdict: "mixed", "not mixed" or "cannot tell".
         reason: Why, in a sentence.
-        needed: Length of run that would tell, in the clock; ``None`` where it is told.
+        needed: Length of run that would tell, in the clock, or the least where the interval has no
+            upper end; ``None`` where it is told.
         length: Length of the longest run.
         n_records, n_runs: Numbers of records of a function, and of runs.
         weight: Least share of the variance of a mode that counts.
@@ -246,9 +248,10 @@ def relaxation(
         common_start = starts.shape[1] > 1 and np.allclose(starts, starts[:, :1], rtol=0, atol=1e-6)
     stride = -(-values.shape[2] // _MOST)
     runs = Runs(pairs[0][0][:, ::stride], values[:, :, ::stride], bool(common_start))
+    means = Runs(pairs[0][0], values).means(stride) if stride > 1 else None
     corrected = 1.0 - (1.0 - level) / len(names)
     functions, strict = [], []
-    for name, found in zip(names, profiles_of(runs, weight, modes), strict=True):
+    for name, found in zip(names, profiles_of(runs, weight, modes, means), strict=True):
         one = _function(name, found, level, weight)
         if one.verdict == "not mixed":
             one = _function(name, found, corrected, weight)
@@ -267,7 +270,7 @@ def relaxation(
         interval=(max(strict), max(one.interval[1] for one in functions)),
         estimate=slowest.estimate,
         verdict=verdict,
-        reason=_reason(verdict, slowest, modes, weight),
+        reason=_reason(verdict, slowest, modes, weight, level) + _unknown(series, clock),
         needed=None if verdict == "mixed" else slowest.needed,
         length=slowest.profile.length,
         n_records=int(np.isfinite(values[0]).sum()),
@@ -293,7 +296,7 @@ def _function(name: str, found: Profile, level: float, weight: float) -> Functio
     return Function(name, (low, high), estimate, verdict, needed, found)
 
 
-def _reason(verdict: str, one: Function, modes: int, weight: float) -> str:
+def _reason(verdict: str, one: Function, modes: int, weight: float, level: float) -> str:
     length, cutoff = one.profile.length, one.profile.cutoff
     kind = "" if modes == 1 else f" with a share of {weight:g} of the variance"
     if verdict == "mixed":
@@ -302,17 +305,42 @@ def _reason(verdict: str, one: Function, modes: int, weight: float) -> str:
             f"{kind} that relaxes in {cutoff:.3g}, a fifth of the run, is rejected in every "
             f"function, {one.name!r} being the slowest."
         )
+    bounded = math.isfinite(one.interval[1])
     if verdict == "not mixed":
         return (
             f"{one.name!r} relaxes in {one.interval[0]:.3g} or more, and the run is "
-            f"{length / one.interval[0]:.3g} times that at most. Of {one.needed:.3g} of the clock "
-            + ("a run is mixed." if math.isfinite(one.interval[1]) else "a run would tell.")
+            f"{length / one.interval[0]:.3g} times that at most. "
+            + (f"Of {one.needed:.3g} of the clock a run is mixed." if bounded else _least(one))
         )
-    return (
-        f"In {one.name!r} a mode{kind} that relaxes in {cutoff:.3g}, a fifth of the run, is not "
-        f"rejected. A run of about {one.needed:.3g} of the clock, "
-        f"{(one.needed or 0.0) / length:.3g} times this one, would tell."
-    )
+    hides = one.profile.hides(level) if one.profile.tells(level) == "mixed" else ""
+    if hides == "noise":
+        return (
+            f"{one.name!r} is not told from white noise, below which a mode with a share of "
+            f"{LIGHT * weight:.2g} of the variance that relaxes in a fifth of the run or slower is "
+            "not excluded. Record a function with less noise, such as directions_of(model), or "
+            "more often."
+        )
+    if hides == "light":
+        return (
+            f"{one.name!r} holds a mode slower than {QUICK * cutoff:.3g}, a fortieth of the run, "
+            f"with a share below {weight:g} of the variance: whether it relaxes in the run is not "
+            f"told. {_least(one)}"
+        )
+    said = f"In {one.name!r} a mode{kind} that relaxes in {cutoff:.3g}, a fifth of the run, is not "
+    if modes == 1 and one.profile.faster <= quantile(level):
+        said = (
+            f"{one.name!r} is not told from white noise, below which a mode that relaxes in "
+            f"{cutoff:.3g}, a fifth of the run, is not "
+        )
+    return f"{said}rejected. {_least(one)}"
+
+
+def _least(one: Function) -> str:
+    """How long a run would tell: a least length where no relaxation time is too long."""
+    times = (one.needed or 0.0) / one.profile.length
+    if math.isinf(one.interval[1]):
+        return f"To tell takes at least {one.needed:.3g} of the clock, {times:.3g} times this run."
+    return f"A run of about {one.needed:.3g} of the clock, {times:.3g} times this one, would tell."
 
 
 def _named(series: Any, clock: Any) -> tuple[Any, dict[str, Any]]:
@@ -384,6 +412,21 @@ def _share(clock: Any) -> float:
             stacklevel=3,
         )
     return float(np.mean([_fresh_part(one) for one in clocks])) if clocks else 1.0
+
+
+def _unknown(series: Any, clock: Any) -> str:
+    """What is said where a clock does not know how far minimisers are explored."""
+    of = clock if clock is not None else series
+    each = of if isinstance(of, list | tuple) else [of]
+    if not any(
+        one.unknown if isinstance(one, Records) else getattr(one, "effective", 0.0) is None
+        for one in each
+    ):
+        return ""
+    return (
+        " How much of the clock explores the minimisers is unknown, as its sampling= was not told: "
+        "this holds if all of it does."
+    )
 
 
 def _fresh_part(clock: Clock) -> float:
