@@ -163,28 +163,32 @@ def profiles_of(runs: Runs, weight: float, modes: int, means: Runs | None = None
     values = np.concatenate([values, fine.reshape(functions, -1)], axis=1)
     places = np.concatenate([points[1], near[1]], axis=1)
     faster = model.faster()
+    best = np.maximum(np.maximum(values.max(1), highest), faster)
     beside = np.stack([np.full(functions, np.inf)] * 2 + [np.zeros(functions)])
-    if modes == 2:
-        beside = _beside(runs if means is None else means, taus, weight, below)
+    # Only what may be mixed at some level is looked at.
+    may = np.flatnonzero(2.0 * (best - values[:, below]) > quantile(0.5))
+    if modes == 2 and len(may):
+        given = runs if means is None else means
+        part = Runs(given.clock, given.values[may], given.common_start)
+        beside[:, may] = _beside(part, taus, weight, below, best[may] if means is None else None)
     found = []
     for i in range(functions):
         place, first = np.unique(places[i], return_index=True)
-        best = max(values[i].max(), highest[i], faster[i])
-        lost = 2.0 * (best - values[i, first])
+        lost = 2.0 * (best[i] - values[i, first])
         rest = (
-            2.0 * float(best - faster[i]),
+            2.0 * float(best[i] - faster[i]),
             cutoff,
             runs.length,
             modes,
-            float(best),
+            float(best[i]),
             *beside[:, i].tolist(),
         )
         found.append(Profile(model.times(place), lost, *rest))
     return found
 
 
-def _beside(runs: Runs, taus: Array, weight: float, cutoff: int) -> Array:
-    """What white noise, a light slow mode and quick modes alone lack, (3, S)."""
+def _beside(runs: Runs, taus: Array, weight: float, cutoff: int, best: Array | None) -> Array:
+    """What white noise, a light slow mode and quick modes alone lack to the best, (3, S)."""
     # A slow mode is in means as it is in the records, and the noise is less.
     variance = np.nanvar(runs.values, axis=(1, 2))
     least = np.minimum(LIGHT * weight / np.maximum(variance, 1e-300), 0.95)
@@ -202,8 +206,7 @@ def _beside(runs: Runs, taus: Array, weight: float, cutoff: int) -> Array:
             model.up_to(max(quick, 0.0)),
         ]
     )
-    best = np.maximum(kept.max(0), model.up_to(1.0))
-    lost: Array = 2.0 * (best - kept)
+    lost: Array = 2.0 * (np.maximum(kept.max(0), model.up_to(1.0) if best is None else best) - kept)
     return lost
 
 

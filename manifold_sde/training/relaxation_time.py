@@ -308,7 +308,11 @@ def _reason(verdict: str, one: Function, modes: int, weight: float, level: float
         return (
             f"{one.name!r} relaxes in {one.interval[0]:.3g} or more, and the run is "
             f"{length / one.interval[0]:.3g} times that at most. "
-            + (f"Of {one.needed:.3g} of the clock a run is mixed." if bounded else _least(one))
+            + (
+                f"Of {one.needed:.3g} of the clock a run is mixed."
+                if bounded
+                else _least(one, level)
+            )
         )
     hides = one.profile.hides(level) if one.profile.tells(level) == "mixed" else ""
     if hides == "noise":
@@ -322,7 +326,7 @@ def _reason(verdict: str, one: Function, modes: int, weight: float, level: float
         return (
             f"{one.name!r} holds a mode slower than {QUICK * cutoff:.3g}, a fortieth of the run, "
             f"with a share below {weight:g} of the variance: whether it relaxes in the run is not "
-            f"told. {_least(one)}"
+            f"told. {_least(one, level)}"
         )
     said = f"In {one.name!r} a mode{kind} that relaxes in {cutoff:.3g}, a fifth of the run, is not "
     if modes == 1 and one.profile.faster <= quantile(level):
@@ -330,13 +334,13 @@ def _reason(verdict: str, one: Function, modes: int, weight: float, level: float
             f"{one.name!r} is not told from white noise, below which a mode that relaxes in "
             f"{cutoff:.3g}, a fifth of the run, is not "
         )
-    return f"{said}rejected. {_least(one)}"
+    return f"{said}rejected. {_least(one, level)}"
 
 
-def _least(one: Function) -> str:
-    """How long a run would tell: a least length where no relaxation time is too long."""
+def _least(one: Function, level: float) -> str:
+    """How long a run would tell: a least length where no end is known."""
     times = (one.needed or 0.0) / one.profile.length
-    if math.isinf(one.interval[1]):
+    if math.isinf(one.interval[1]) or one.profile.hides(level):
         return f"To tell takes at least {one.needed:.3g} of the clock, {times:.3g} times this run."
     return f"A run of about {one.needed:.3g} of the clock, {times:.3g} times this one, would tell."
 
