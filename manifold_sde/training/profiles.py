@@ -44,7 +44,7 @@ class Profile:
         length: Length of the longest run, in the clock.
         modes: Number of modes, 1 or 2.
         best: The largest log-likelihood, up to a constant.
-        white: What white noise alone lacks.
+        noise: What white noise lacks, with no mode of ``LIGHT`` of the weight.
         hidden: What models lack whose slowest mode of ``LIGHT`` of the weight relaxes in the cutoff
             or in the length of the run.
         quick: What models lack all of whose modes relax in an eighth of the cutoff or faster.
@@ -57,7 +57,7 @@ class Profile:
     length: float
     modes: int
     best: float
-    white: float = math.inf
+    noise: float = math.inf
     hidden: float = math.inf
     quick: float = 0.0
 
@@ -85,11 +85,11 @@ class Profile:
     def hides(self, level: float) -> str:
         """Why a slow mode that is too light to count may be there: "", "noise" or "light".
 
-        "noise": the records are not told from white noise, and such a mode may be below it.
+        "noise": the records are not told from noise, and such a mode may be below it.
         "light": modes of an eighth of the cutoff at most do not explain the records.
         """
         most = quantile(level)
-        if self.white <= most and self.hidden <= most:
+        if self.noise <= most and self.hidden <= most:
             return "noise"
         return "light" if self.quick > most else ""
 
@@ -188,7 +188,7 @@ def profiles_of(runs: Runs, weight: float, modes: int, means: Runs | None = None
 
 
 def _beside(runs: Runs, taus: Array, weight: float, cutoff: int, best: Array | None) -> Array:
-    """What white noise, a light slow mode and quick modes alone lack to the best, (3, S)."""
+    """What noise, a light slow mode and quick modes alone lack to the best, (3, S)."""
     # A slow mode is in means as it is in the records, and the noise is less.
     variance = np.nanvar(runs.values, axis=(1, 2))
     least = np.minimum(LIGHT * weight / np.maximum(variance, 1e-300), 0.95)
@@ -201,7 +201,7 @@ def _beside(runs: Runs, taus: Array, weight: float, cutoff: int, best: Array | N
     quick = place + math.log(QUICK) / span
     kept = np.stack(
         [
-            _OneMode.faster(model),
+            model.faster(),
             hidden.reshape(-1, 2).max(1),
             model.up_to(max(quick, 0.0)),
         ]
@@ -247,9 +247,13 @@ class _TwoModes(_OneMode):
 
     axes = (np.linspace(0.0, 1.0, _OTHERS), _SHARES, _SHARES[[0, 2, 4, 5]])
 
+    def _least(self, point: Array) -> Array:
+        least = np.broadcast_to(self.weight, len(self.runs.values))
+        return np.asarray(least[point[0].astype(int)])
+
     def slowest(self, point: Array) -> Array:
         """Log-likelihoods at points (5, n)."""
-        least = np.broadcast_to(self.weight, len(self.runs.values))[point[0].astype(int)]
+        least = self._least(point)
         own = least + (1.0 - least) * point[3]
         other = (1.0 - own) * point[4]
         allowed = (point[2] <= point[1]) | (other < least)
@@ -263,7 +267,7 @@ class _TwoModes(_OneMode):
 
     def faster(self) -> Array:
         """The largest log-likelihoods without a mode of that weight, (S,)."""
-        return self._best(lambda point: np.minimum(self.weight, 0.5) * point[3:], 1.0)
+        return self._best(lambda point: np.minimum(self._least(point), 0.5) * point[3:], 1.0)
 
     def up_to(self, last: float) -> Array:
         """The largest log-likelihoods of modes of any weight, with times up to a place, (S,)."""

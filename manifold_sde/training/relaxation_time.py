@@ -317,7 +317,7 @@ def _reason(verdict: str, one: Function, modes: int, weight: float, level: float
     hides = one.profile.hides(level) if one.profile.tells(level) == "mixed" else ""
     if hides == "noise":
         return (
-            f"{one.name!r} is not told from white noise, below which a mode with a share of "
+            f"{one.name!r} is not told from noise, below which a mode with a share of "
             f"{LIGHT * weight:.2g} of the variance that relaxes in a fifth of the run or slower is "
             "not excluded. Record a function with less noise, such as directions_of(model), or "
             "more often."

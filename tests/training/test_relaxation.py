@@ -229,7 +229,7 @@ def test_a_slow_mode_below_noise_is_not_mixed() -> None:
     assert [one.verdict for one in found.functions].count("mixed") <= 1
     assert found.verdict == "cannot tell"
     assert found.interval[1] == math.inf
-    assert "is not told from white noise" in found.reason
+    assert "is not told from noise" in found.reason
     assert "share of 0.09" in found.reason
     alone = relaxation(noise[0], clock, modes=1)
     assert alone.verdict == "cannot tell"
