@@ -188,9 +188,14 @@ def relaxation(
     never seen. So the run is "mixed" if a mode of that weight with a relaxation time of a fifth of
     the run is rejected, and a faster one is not; the interval then speaks of relaxation times up
     to that fifth, and nothing is said of longer ones. It is "not mixed" if all relaxation times
-    below a fifth of the run are rejected, and "cannot tell" otherwise. A basin that holds a share
-    p of the equilibrium is excluded only if p is more than three times the relaxation time over
-    the length of the run.
+    below a fifth of the run are rejected, and "cannot tell" otherwise. A basin that holds
+    a share p of the equilibrium is excluded only if p is more than three times the relaxation time
+    over the length of the run.
+
+    **Below noise.** With two modes the run is not "mixed" either where a lighter slow mode may be
+    there: where the records are not told from noise, and one of .3 of the weight is not rejected;
+    or where modes faster than a fortieth of the run do not explain them. So records have to be no
+    further apart than a relaxation time, or many.
 
     **Several functions.** The slowest decides. The run is mixed if each function says so, each at
     the level itself: that all are wrong together is no more likely than that the slowest is. It
@@ -208,7 +213,8 @@ def relaxation(
         weight: Least share of a function's variance of a mode that counts. To tell takes a run of
             about 30 relaxation times over its square.
         modes: 2, or 1 if each function is known to have one time scale: that takes 30 relaxation
-            times. With one mode where there are two, the interval is wrong nearly always.
+            times where it is seen above the noise. With one mode where there are two, the interval
+            is wrong nearly always.
         level: Confidence of the intervals.
         common_start: Whether several runs start from the same weights, at their first records; by
             default if these agree in each function.
