@@ -147,7 +147,10 @@ def _within(made: Plan, budget: float) -> str:
     ):
         try:
             low, middle, high = inverse(budget)
-            lines.append(f"  {name} {middle:.3g} ({low:.3g} to {high:.3g})")
+            told = f"{middle:.3g} ({low:.3g} to {high:.3g})"
+            if math.isinf(made.tau[2]):
+                told = f"unknown, at least {low:.3g}"
+            lines.append(f"  {name} {told}")
         except ArgumentError:
             lines.append(f"  no {name} does it")
     return "\n".join(lines)

@@ -52,6 +52,17 @@ class Runs:
         """Number of records of a function that the likelihood uses."""
         return int(self.there[:, int(self.common_start) :].sum())
 
+    def means(self, size: int) -> Runs:
+        """Means of so many records each; those of a common start are none."""
+        blocks = self.clock.shape[1] // size
+
+        def mean(of: Array) -> Array:
+            whole = of[..., : blocks * size]
+            found: Array = whole.reshape(*of.shape[:-1], blocks, size).mean(-1)
+            return found
+
+        return Runs(mean(self.clock), mean(self.values))
+
 
 def log_likelihood(runs: Runs, tau: Array, weight: Array, function: Any = 0) -> Array:
     r"""Compute log-likelihoods of many models, with mean, scale and start taken out.

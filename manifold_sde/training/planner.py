@@ -30,6 +30,10 @@ Interval = tuple[float, float, float]
 
 #: Distance from its balance at which the early phase of the norm is over.
 _SETTLED = 0.05
+_UNBOUNDED = (
+    "Note: the relaxation time is not bounded from above, and so the steps are not, nor is told "
+    "what changes would cost. A longer run at the large learning rate bounds it."
+)
 
 
 @dataclass(frozen=True)
@@ -133,26 +137,35 @@ class Plan:
         low, tau, high = self.tau
         clock = [self.relaxations * value for value in self.tau]
         whole = "" if self.settings.schedule == "constant" else ", the whole schedule"
-        lines = [
-            *textwrap.wrap(f"{self.settings}", 80),
-            *textwrap.wrap(
-                f"mixed after {self.relaxations:g} relaxation times of {tau:.3g} ({low:.3g} to "
-                f"{high:.3g}): a clock of {clock[1]:.3g} ({clock[0]:.3g} to {clock[2]:.3g})",
-                80,
-            ),
-            "",
-            f"{'steps':36}{'':>14}{'from':>14}{'to':>14}",
-            _row(f"until mixed{whole}", self.steps[1], self.steps[0], self.steps[2]),
-            _row("until the norm has settled", self.norm_steps),
-        ]
-        if self.changes:
+        bounded = math.isfinite(high)
+        mixed = (
+            f"mixed after {self.relaxations:g} relaxation times of {tau:.3g} ({low:.3g} to "
+            f"{high:.3g}): a clock of {clock[1]:.3g} ({clock[0]:.3g} to {clock[2]:.3g})"
+        )
+        if not bounded:
+            known = f", of {low:.3g} or more: a clock of at least {clock[0]:.3g}" if low else ""
+            mixed = f"mixed after {self.relaxations:g} relaxation times{known}"
+        notes = list(self.notes)
+        lines = textwrap.wrap(f"{self.settings}", 80) + textwrap.wrap(mixed, 80)
+        if not bounded:
+            lines += textwrap.wrap(notes.pop(notes.index(_UNBOUNDED)), 80, subsequent_indent="  ")
+        if bounded:
+            lines += ["", f"{'steps':36}{'':>14}{'from':>14}{'to':>14}"]
+            lines.append(_row(f"until mixed{whole}", self.steps[1], self.steps[0], self.steps[2]))
+        else:
+            unknown = f"unknown, at least {count_of(self.steps[0])}" if low else "unknown"
+            lines += ["", "steps", f"{f'until mixed{whole}':36}{unknown:>28}"]
+        lines.append(_row("until the norm has settled", self.norm_steps))
+        if self.changes and bounded:
             lines += ["", f"{'what if, once the norm has settled':36}{'steps':>14}{'ratio':>14}"]
-        lines += [
-            f"{change.name:36}{count_of(change.steps):>14}{change.ratio:>14.3f}"
-            for change in self.changes
-        ]
+            lines += [
+                f"{change.name:36}{count_of(change.steps):>14}{change.ratio:>14.3f}"
+                for change in self.changes
+            ]
         lines.append("")
-        for text in (*([str(self.cooldown)] if self.cooldown else []), *self.notes):
+        if self.cooldown and bounded:
+            notes.insert(0, str(self.cooldown))
+        for text in notes:
             lines += textwrap.wrap(text, 80, subsequent_indent="  ")
         return "\n".join(lines).rstrip()
 
@@ -330,7 +343,7 @@ def plan(
             if kappa and schedule == "constant"
             else None
         ),
-        notes=tuple(_notes(settings, middle, times)),
+        notes=tuple(_notes(settings, middle, norm_steps, times)),
         _start=start,
     )
 
@@ -363,12 +376,17 @@ def _changes(settings: TrainingSettings, clock: float) -> tuple[Change, ...]:
     return tuple(found)
 
 
-def _notes(settings: TrainingSettings, steps: float, tau: Interval) -> Sequence[str]:
+def _notes(
+    settings: TrainingSettings, steps: float, norm_steps: float, tau: Interval
+) -> Sequence[str]:
     notes = []
     if math.isinf(tau[2]):
+        notes.append(_UNBOUNDED)
+    elif steps < norm_steps < math.inf:
         notes.append(
-            "Note: the relaxation time is not bounded from above, and so the steps are not. A "
-            "longer run at the large learning rate bounds it."
+            "Note: the run is mixed before its norm has settled. The steps until mixed count the "
+            "clock while the norm moves: the two go on together, and not one after the other. The "
+            "spread about the minimisers is that of the balance only once both are over."
         )
     if settings.momentum and steps * (1.0 - settings.momentum) < 50.0:
         notes.append(

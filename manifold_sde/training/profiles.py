@@ -22,6 +22,9 @@ _SHARES = np.array([0.0, 0.1, 0.4, 0.75, 0.95, 1.0])
 _OTHERS = 9
 _ROUNDS = 6
 _PEAKS = 4
+#: A mode below noise: part of the weight that counts, and the slowest mode that may be seen beside
+#: a run that is mixed, over a fifth of the run.
+LIGHT, QUICK = 0.3, 1.0 / 8.0
 
 _Function = Callable[[Array], Array]
 
@@ -41,6 +44,10 @@ class Profile:
         length: Length of the longest run, in the clock.
         modes: Number of modes, 1 or 2.
         best: The largest log-likelihood, up to a constant.
+        noise: What white noise lacks, with no mode of ``LIGHT`` of the weight.
+        hidden: What models lack whose slowest mode of ``LIGHT`` of the weight relaxes in the cutoff
+            or in the length of the run.
+        quick: What models lack all of whose modes relax in an eighth of the cutoff or faster.
     """
 
     tau: Array
@@ -50,8 +57,16 @@ class Profile:
     length: float
     modes: int
     best: float
+    noise: float = math.inf
+    hidden: float = math.inf
+    quick: float = 0.0
 
     def verdict(self, level: float) -> str:
+        """As :meth:`tells`, but "cannot tell" and not "mixed" where ``hides`` says why."""
+        found = self.tells(level)
+        return "cannot tell" if found == "mixed" and self.hides(level) else found
+
+    def tells(self, level: float) -> str:
         """Whether the run is long enough: "mixed", "not mixed" or "cannot tell".
 
         With one mode it is mixed if no relaxation time of a fifth of the run or more is left. With
@@ -66,6 +81,17 @@ class Profile:
         if below and not above.any():
             return "mixed"
         return "cannot tell" if below or kept[place] else "not mixed"
+
+    def hides(self, level: float) -> str:
+        """Why a slow mode that is too light to count may be there: "", "noise" or "light".
+
+        "noise": the records are not told from noise, and such a mode may be below it.
+        "light": modes of an eighth of the cutoff at most do not explain the records.
+        """
+        most = quantile(level)
+        if self.noise <= most and self.hidden <= most:
+            return "noise"
+        return "light" if self.quick > most else ""
 
     def interval(self, level: float) -> tuple[float, float]:
         """The hull of what is not rejected; of what is shorter than the cutoff, where mixed.
@@ -103,7 +129,7 @@ def quantile(level: float) -> float:
     return float(NormalDist().inv_cdf(0.5 + 0.5 * level) ** 2)
 
 
-def profiles_of(runs: Runs, weight: float, modes: int) -> list[Profile]:
+def profiles_of(runs: Runs, weight: float, modes: int, means: Runs | None = None) -> list[Profile]:
     """Compute the profile likelihood of the relaxation time of each function.
 
     All functions are looked at together: the time is that of a few passes over the records.
@@ -112,6 +138,7 @@ def profiles_of(runs: Runs, weight: float, modes: int) -> list[Profile]:
         runs: The records.
         weight: Least share of the variance of a mode that counts; without meaning for one mode.
         modes: 1 or 2.
+        means: Of thinned records, means of those between; slow modes are looked for in these.
 
     Returns:
         The profiles.
@@ -136,14 +163,51 @@ def profiles_of(runs: Runs, weight: float, modes: int) -> list[Profile]:
     values = np.concatenate([values, fine.reshape(functions, -1)], axis=1)
     places = np.concatenate([points[1], near[1]], axis=1)
     faster = model.faster()
+    best = np.maximum(np.maximum(values.max(1), highest), faster)
+    beside = np.stack([np.full(functions, np.inf)] * 2 + [np.zeros(functions)])
+    # Only what may be mixed at some level is looked at.
+    may = np.flatnonzero(2.0 * (best - values[:, below]) > quantile(0.5))
+    if modes == 2 and len(may):
+        given = runs if means is None else means
+        part = Runs(given.clock, given.values[may], given.common_start)
+        beside[:, may] = _beside(part, taus, weight, below, best[may] if means is None else None)
     found = []
     for i in range(functions):
         place, first = np.unique(places[i], return_index=True)
-        best = max(values[i].max(), highest[i], faster[i])
-        lost = 2.0 * (best - values[i, first])
-        rest = (2.0 * float(best - faster[i]), cutoff, runs.length, modes, float(best))
+        lost = 2.0 * (best[i] - values[i, first])
+        rest = (
+            2.0 * float(best[i] - faster[i]),
+            cutoff,
+            runs.length,
+            modes,
+            float(best[i]),
+            *beside[:, i].tolist(),
+        )
         found.append(Profile(model.times(place), lost, *rest))
     return found
+
+
+def _beside(runs: Runs, taus: Array, weight: float, cutoff: int, best: Array | None) -> Array:
+    """What noise, a light slow mode and quick modes alone lack to the best, (3, S)."""
+    # A slow mode is in means as it is in the records, and the noise is less.
+    variance = np.nanvar(runs.values, axis=(1, 2))
+    least = np.minimum(LIGHT * weight / np.maximum(variance, 1e-300), 0.95)
+    model = _TwoModes(runs, taus, least)
+    place = cutoff / (len(taus) - 1)
+    # What relaxes in the length of the run varies less along it: it is the harder one to exclude.
+    span = model.high - model.low
+    slow = np.array([place, place + math.log(5.0) / span])
+    hidden, _ = _climb(model.slowest, _product(np.arange(float(len(least))), slow), model.axes)
+    quick = place + math.log(QUICK) / span
+    kept = np.stack(
+        [
+            model.faster(),
+            hidden.reshape(-1, 2).max(1),
+            model.up_to(max(quick, 0.0)),
+        ]
+    )
+    lost: Array = 2.0 * (np.maximum(kept.max(0), model.up_to(1.0) if best is None else best) - kept)
+    return lost
 
 
 class _OneMode:
@@ -154,7 +218,7 @@ class _OneMode:
 
     axes: tuple[Array, ...] = (_SHARES[1:],)
 
-    def __init__(self, runs: Runs, taus: Array, weight: float) -> None:
+    def __init__(self, runs: Runs, taus: Array, weight: float | Array) -> None:
         self.runs, self.weight = runs, weight
         self.low, self.high = math.log(taus[0]), math.log(taus[-1])
 
@@ -183,11 +247,16 @@ class _TwoModes(_OneMode):
 
     axes = (np.linspace(0.0, 1.0, _OTHERS), _SHARES, _SHARES[[0, 2, 4, 5]])
 
+    def _least(self, point: Array) -> Array:
+        least = np.broadcast_to(self.weight, len(self.runs.values))
+        return np.asarray(least[point[0].astype(int)])
+
     def slowest(self, point: Array) -> Array:
         """Log-likelihoods at points (5, n)."""
-        own = self.weight + (1.0 - self.weight) * point[3]
+        least = self._least(point)
+        own = least + (1.0 - least) * point[3]
         other = (1.0 - own) * point[4]
-        allowed = (point[2] <= point[1]) | (other < self.weight)
+        allowed = (point[2] <= point[1]) | (other < least)
         values = np.full(len(own), -np.inf)
         # Without a share the other mode is the same at all of its relaxation times.
         models = np.stack([point[0], point[1], np.where(other > 0.0, point[2], 0.0), own, other])
@@ -198,17 +267,23 @@ class _TwoModes(_OneMode):
 
     def faster(self) -> Array:
         """The largest log-likelihoods without a mode of that weight, (S,)."""
+        return self._best(lambda point: np.minimum(self._least(point), 0.5) * point[3:], 1.0)
 
-        def light(point: Array) -> Array:
-            shares = min(self.weight, 0.5) * point[3:]
-            return log_likelihood(self.runs, self.times(point[1:3]), shares, point[0].astype(int))
+    def up_to(self, last: float) -> Array:
+        """The largest log-likelihoods of modes of any weight, with times up to a place, (S,)."""
+        return self._best(lambda point: np.stack([point[3], (1.0 - point[3]) * point[4]]), last)
+
+    def _best(self, shares_at: _Function, last: float) -> Array:
+        def f(point: Array) -> Array:
+            times = self.times(last * point[1:3])
+            return log_likelihood(self.runs, times, shares_at(point), point[0].astype(int))
 
         functions = len(self.runs.values)
         places, shares = np.linspace(0.0, 1.0, _OTHERS), np.array([0.0, 0.5, 1.0])
         grid = _product(np.arange(float(functions)), places, places, shares, shares)
-        values = light(grid).reshape(functions, -1)
+        values = f(grid).reshape(functions, -1)
         points = grid.reshape(len(grid), functions, -1)
-        return _peaks(light, values, points, [0.06, 0.06, 0.25, 0.25])[0]
+        return _peaks(f, values, points, [0.06, 0.06, 0.25, 0.25])[0]
 
 
 def _climb(f: _Function, fixed: Array, axes: tuple[Array, ...]) -> tuple[Array, Array]:

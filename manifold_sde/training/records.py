@@ -55,6 +55,8 @@ class Records:
 
     def __init__(self, *recorders: Recorder) -> None:
         self.recorders = recorders
+        #: Whether the clock that was read last does not know how far minimisers are explored.
+        self.unknown = False
         self._rows: list[tuple[int, float, dict[str, float]]] = []
 
     def __len__(self) -> int:
@@ -141,6 +143,7 @@ class Records:
         if math.isnan(reading):
             reading = clock.time if group is None else clock.time_of(group)  # type: ignore[union-attr]
         self.append(step, reading, values)
+        self.unknown = getattr(clock, "effective", 0.0) is None
 
     def save(self, path: str | Path) -> None:
         """Write an .npz file.

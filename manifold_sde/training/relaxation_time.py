@@ -13,18 +13,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from manifold_sde.arguments import check_between, check_choice
-from manifold_sde.errors import ArgumentError, MixingClockWarning, NonFiniteError, ShapeError
-from manifold_sde.number_arrays import as_float64
-from manifold_sde.training.likelihood import Array, Runs
-from manifold_sde.training.profiles import Profile, profiles_of, quantile
+from manifold_sde.errors import ArgumentError, MixingClockWarning
+from manifold_sde.training.likelihood import Runs
+from manifold_sde.training.profiles import LIGHT, QUICK, Profile, profiles_of, quantile
+from manifold_sde.training.readings import checked
 from manifold_sde.training.records import Clock, Records
 from manifold_sde.writing import plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-#: Fewest records that say anything of a relaxation time and four more numbers.
-_FEWEST = 16
 #: Most records of a run that are used: more are thinned.
 _MOST = 600
 #: Relaxation times that a run of one mode has to last so that nine of ten are told to be mixed;
@@ -41,7 +39,8 @@ class Function:
         interval: Interval of its relaxation time, in the clock, for itself alone.
         estimate: The most likely relaxation time.
         verdict: "mixed", "not mixed" or "cannot tell".
-        needed: Length of run that would tell, in the clock; ``None`` where it is told.
+        needed: Length of run that would tell, in the clock, or the least where the interval has no
+            upper end; ``None`` where it is told.
         profile: What is behind it.
     """
 
@@ -63,7 +62,8 @@ class Relaxation:
         estimate: The most likely value, of the slowest function.
         verdict: "mixed", "not mixed" or "cannot tell".
         reason: Why, in a sentence.
-        needed: Length of run that would tell, in the clock; ``None`` where it is told.
+        needed: Length of run that would tell, in the clock, or the least where the interval has no
+            upper end; ``None`` where it is told.
         length: Length of the longest run.
         n_records, n_runs: Numbers of records of a function, and of runs.
         weight: Least share of the variance of a mode that counts.
@@ -188,9 +188,14 @@ def relaxation(
     never seen. So the run is "mixed" if a mode of that weight with a relaxation time of a fifth of
     the run is rejected, and a faster one is not; the interval then speaks of relaxation times up
     to that fifth, and nothing is said of longer ones. It is "not mixed" if all relaxation times
-    below a fifth of the run are rejected, and "cannot tell" otherwise. A basin that holds a share
-    p of the equilibrium is excluded only if p is more than three times the relaxation time over
-    the length of the run.
+    below a fifth of the run are rejected, and "cannot tell" otherwise. A basin that holds
+    a share p of the equilibrium is excluded only if p is more than three times the relaxation time
+    over the length of the run.
+
+    **Below noise.** With two modes the run is not "mixed" either where a lighter slow mode may be
+    there: where the records are not told from noise, and one of .3 of the weight is not rejected;
+    or where modes faster than a fortieth of the run do not explain them. So records have to be no
+    further apart than a relaxation time, or many.
 
     **Several functions.** The slowest decides. The run is mixed if each function says so, each at
     the level itself: that all are wrong together is no more likely than that the slowest is. It
@@ -208,7 +213,8 @@ def relaxation(
         weight: Least share of a function's variance of a mode that counts. To tell takes a run of
             about 30 relaxation times over its square.
         modes: 2, or 1 if each function is known to have one time scale: that takes 30 relaxation
-            times. With one mode where there are two, the interval is wrong nearly always.
+            times where it is seen above the noise. With one mode where there are two, the interval
+            is wrong nearly always.
         level: Confidence of the intervals.
         common_start: Whether several runs start from the same weights, at their first records; by
             default if these agree in each function.
@@ -239,16 +245,17 @@ def relaxation(
     level = check_between(level, 0.5, 1.0, "the level", "level=0.95")
     readings, named = _named(series, clock)
     names = list(named)
-    pairs = [_checked(name, readings, named[name]) for name in names]
+    pairs = [checked(name, readings, named[name]) for name in names]
     values = np.stack([pair[1] for pair in pairs])
     if common_start is None:
         starts = values[:, :, 0]
         common_start = starts.shape[1] > 1 and np.allclose(starts, starts[:, :1], rtol=0, atol=1e-6)
     stride = -(-values.shape[2] // _MOST)
     runs = Runs(pairs[0][0][:, ::stride], values[:, :, ::stride], bool(common_start))
+    means = Runs(pairs[0][0], values).means(stride) if stride > 1 else None
     corrected = 1.0 - (1.0 - level) / len(names)
     functions, strict = [], []
-    for name, found in zip(names, profiles_of(runs, weight, modes), strict=True):
+    for name, found in zip(names, profiles_of(runs, weight, modes, means), strict=True):
         one = _function(name, found, level, weight)
         if one.verdict == "not mixed":
             one = _function(name, found, corrected, weight)
@@ -267,7 +274,7 @@ def relaxation(
         interval=(max(strict), max(one.interval[1] for one in functions)),
         estimate=slowest.estimate,
         verdict=verdict,
-        reason=_reason(verdict, slowest, modes, weight),
+        reason=_reason(verdict, slowest, modes, weight, level) + _unknown(series, clock),
         needed=None if verdict == "mixed" else slowest.needed,
         length=slowest.profile.length,
         n_records=int(np.isfinite(values[0]).sum()),
@@ -293,7 +300,7 @@ def _function(name: str, found: Profile, level: float, weight: float) -> Functio
     return Function(name, (low, high), estimate, verdict, needed, found)
 
 
-def _reason(verdict: str, one: Function, modes: int, weight: float) -> str:
+def _reason(verdict: str, one: Function, modes: int, weight: float, level: float) -> str:
     length, cutoff = one.profile.length, one.profile.cutoff
     kind = "" if modes == 1 else f" with a share of {weight:g} of the variance"
     if verdict == "mixed":
@@ -302,17 +309,46 @@ def _reason(verdict: str, one: Function, modes: int, weight: float) -> str:
             f"{kind} that relaxes in {cutoff:.3g}, a fifth of the run, is rejected in every "
             f"function, {one.name!r} being the slowest."
         )
+    bounded = math.isfinite(one.interval[1])
     if verdict == "not mixed":
         return (
             f"{one.name!r} relaxes in {one.interval[0]:.3g} or more, and the run is "
-            f"{length / one.interval[0]:.3g} times that at most. Of {one.needed:.3g} of the clock "
-            + ("a run is mixed." if math.isfinite(one.interval[1]) else "a run would tell.")
+            f"{length / one.interval[0]:.3g} times that at most. "
+            + (
+                f"Of {one.needed:.3g} of the clock a run is mixed."
+                if bounded
+                else _least(one, level)
+            )
         )
-    return (
-        f"In {one.name!r} a mode{kind} that relaxes in {cutoff:.3g}, a fifth of the run, is not "
-        f"rejected. A run of about {one.needed:.3g} of the clock, "
-        f"{(one.needed or 0.0) / length:.3g} times this one, would tell."
-    )
+    hides = one.profile.hides(level) if one.profile.tells(level) == "mixed" else ""
+    if hides == "noise":
+        return (
+            f"{one.name!r} is not told from noise, below which a mode with a share of "
+            f"{LIGHT * weight:.2g} of the variance that relaxes in a fifth of the run or slower is "
+            "not excluded. Record a function with less noise, such as directions_of(model), or "
+            "more often."
+        )
+    if hides == "light":
+        return (
+            f"{one.name!r} holds a mode slower than {QUICK * cutoff:.3g}, a fortieth of the run, "
+            f"with a share below {weight:g} of the variance: whether it relaxes in the run is not "
+            f"told. {_least(one, level)}"
+        )
+    said = f"In {one.name!r} a mode{kind} that relaxes in {cutoff:.3g}, a fifth of the run, is not "
+    if modes == 1 and one.profile.faster <= quantile(level):
+        said = (
+            f"{one.name!r} is not told from white noise, below which a mode that relaxes in "
+            f"{cutoff:.3g}, a fifth of the run, is not "
+        )
+    return f"{said}rejected. {_least(one, level)}"
+
+
+def _least(one: Function, level: float) -> str:
+    """How long a run would tell: a least length where no end is known."""
+    times = (one.needed or 0.0) / one.profile.length
+    if math.isinf(one.interval[1]) or one.profile.hides(level):
+        return f"To tell takes at least {one.needed:.3g} of the clock, {times:.3g} times this run."
+    return f"A run of about {one.needed:.3g} of the clock, {times:.3g} times this one, would tell."
 
 
 def _named(series: Any, clock: Any) -> tuple[Any, dict[str, Any]]:
@@ -386,6 +422,21 @@ def _share(clock: Any) -> float:
     return float(np.mean([_fresh_part(one) for one in clocks])) if clocks else 1.0
 
 
+def _unknown(series: Any, clock: Any) -> str:
+    """What is said where a clock does not know how far minimisers are explored."""
+    of = clock if clock is not None else series
+    each = of if isinstance(of, list | tuple) else [of]
+    if not any(
+        one.unknown if isinstance(one, Records) else getattr(one, "effective", 0.0) is None
+        for one in each
+    ):
+        return ""
+    return (
+        " How much of the clock explores the minimisers is unknown, as its sampling= was not told: "
+        "this holds if all of it does."
+    )
+
+
 def _fresh_part(clock: Clock) -> float:
     """The share of a clock by which minimisers are explored; all of it where it is not known."""
     effective = clock.effective
@@ -399,73 +450,3 @@ def _fresh_part(clock: Clock) -> float:
             remedy='sampling="iid" if batches are drawn independently, or clock.measure(...)',
         )
     return effective / clock.time
-
-
-def _rows(name: str, given: Any) -> list[Array]:
-    """Runs of their own lengths."""
-    ragged = isinstance(given, list | tuple) and len(given) > 0 and np.ndim(given[0]) == 1
-    array = None if ragged else as_float64(name, given)
-    if array is not None and array.ndim not in (1, 2):
-        raise ShapeError(
-            f"{name} are not the records of runs",
-            received=f"shape {array.shape}",
-            expected="(K,) for one run, (R, K) for R runs, or a list of R runs",
-            remedy="one number a record; project vectors on a few fixed ones",
-        )
-    rows = [as_float64(name, row) for row in given] if array is None else np.atleast_2d(array)
-    return [np.asarray(row) for row in rows]
-
-
-def _checked(name: str, clock: Any, values: Any) -> tuple[Array, Array]:
-    """Clock and values of runs as (R, K), padded with NaN."""
-    records, readings = _rows(name, values), _rows("clock readings", clock)
-    if len(readings) == 1:
-        readings = readings * len(records)
-    lengths = [len(row) for row in records]
-    if [len(row) for row in readings] != lengths:
-        raise ShapeError(
-            f"there is not one clock reading a record of {name!r}",
-            received=f"{[len(row) for row in readings]} readings, {lengths} records",
-            expected="as many readings as records in each run",
-            remedy="record both at the same steps",
-        )
-    for row, times in zip(records, readings, strict=True):
-        if not (np.isfinite(row).all() and np.isfinite(times).all()):
-            raise NonFiniteError(
-                f"the records of {name!r} or their clock hold NaN or infinity",
-                received=f"{int((~np.isfinite(row)).sum())} values and "
-                f"{int((~np.isfinite(times)).sum())} readings not finite",
-                expected="finite numbers",
-                remedy="leave out what was recorded after the run blew up",
-            )
-        if len(times) < 2 or (np.diff(times) < 0).any() or not times[-1] > times[0]:
-            raise ArgumentError(
-                "the clock does not run",
-                received=f"{len(times)} readings from {times.min(initial=np.inf):g} to "
-                f"{times.max(initial=-np.inf):g}, {int((np.diff(times) < 0).sum())} of them "
-                "smaller than the one before",
-                expected="readings that grow along a run",
-                remedy="step the clock with the optimizer, and restore it when a run is resumed",
-            )
-    if sum(lengths) < _FEWEST:
-        raise ArgumentError(
-            f"there are too few records of {name!r}",
-            received=f"{sum(lengths)} records",
-            expected=f"{_FEWEST} at least, and some hundred to tell anything",
-            remedy="record every few steps; a relaxation time needs several records",
-        )
-    most = max(lengths)
-    y = np.full((len(records), most), np.nan)
-    u = np.zeros_like(y)
-    for i, (row, times) in enumerate(zip(records, readings, strict=True)):
-        y[i, : len(row)] = row
-        u[i] = np.concatenate([times, np.full(most - len(times), times[-1])])
-    middle, size = float(np.nanmean(y)), float(np.nanstd(y))
-    if not size > 1e-12 * max(abs(middle), 1e-300):
-        raise ArgumentError(
-            f"{name!r} does not move",
-            received=f"{middle!r} in all records",
-            expected="a function that varies along the run",
-            remedy="another function; at interpolation without noise the weights stand still",
-        )
-    return u, (y - middle) / size

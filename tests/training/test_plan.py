@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from typing import Any
 
 import matplotlib
@@ -362,7 +363,16 @@ def test_as_text_data_and_picture() -> None:
     )
     text = str(found)
     assert max(map(len, text.splitlines())) <= 80
-    assert "the relaxation time is not bounded" in text
+    lines = text.splitlines()
+    note = next(i for i, line in enumerate(lines) if "the relaxation time is not bounded" in line)
+    assert note < lines.index("steps")  # above the table
+    row = next(line for line in lines if line.startswith("until mixed"))
+    assert row.split() == f"until mixed unknown, at least {found.steps[0]:,.0f}".split()
+    assert f"{found.steps[1]:,.0f}" not in text  # no firm middle
+    assert "what if" not in text
+    assert found.changes
+    from_zero = str(plan((0.0, 2.0, math.inf), lr=0.1, weight_decay=5e-4))
+    assert re.search("until mixed +unknown$", from_zero, re.MULTILINE)
     data = json.loads(found.to_json())
     assert data["tau"] == [1.5, 2.0, None]
     assert data["steps"][2] is None
@@ -372,6 +382,10 @@ def test_as_text_data_and_picture() -> None:
     assert len(axes.lines) == 6
     adam = plan(2.0, lr=1e-3, weight_decay=0.1, optimizer="adamw", schedule="cosine")
     assert "the whole schedule" in str(adam)
+    assert "not one after the other" not in " ".join(str(adam).split())
+    off = plan(0.01, lr=0.1, weight_decay=5e-3, norm=1.0, noise=1.0)
+    assert 0 < off.steps[1] < off.norm_steps
+    assert "not one after the other" in " ".join(str(off).split())
     assert "Measure it with the same optimizer" in " ".join(str(adam).split())
     assert max(map(len, str(adam).splitlines())) <= 80
 

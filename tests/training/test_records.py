@@ -106,9 +106,14 @@ def test_a_clock_is_read_and_its_fresh_part_is_taken() -> None:
         records.record(k, clock)
     np.testing.assert_array_equal(records.clock, 0.5 * np.arange(50))
     whole = relaxation(records, clock)
-    assert whole.length == relaxation(records).length == 24.5
+    alone = relaxation(records)
+    assert whole.length == alone.length == 24.5
+    assert "explores the minimisers is unknown" in whole.reason
+    assert "explores the minimisers is unknown" in alone.reason
+    assert "unknown" not in relaxation(records, records.clock, modes=1).reason
     clock.effective = 0.1 * clock.time
     fresh = relaxation(records, clock)
+    assert "unknown" not in fresh.reason
     assert fresh.length == pytest.approx(2.45)
     assert fresh.estimate == pytest.approx(0.1 * whole.estimate)
     clock.sampling = None
