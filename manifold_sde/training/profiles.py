@@ -89,9 +89,9 @@ class Profile:
         "light": modes of an eighth of the cutoff at most do not explain the records.
         """
         most = quantile(level)
-        if self.noise <= most and self.hidden <= most:
-            return "noise"
-        return "light" if self.quick > most else ""
+        if self.quick > most:
+            return "light"
+        return "noise" if self.noise <= most and self.hidden <= most else ""
 
     def interval(self, level: float) -> tuple[float, float]:
         """The hull of what is not rejected; of what is shorter than the cutoff, where mixed.

@@ -221,11 +221,11 @@ def test_a_slow_mode_below_noise_is_not_mixed() -> None:
     """
     generator = np.random.default_rng(12)
     clock = np.linspace(0.0, 100.0, 300)
-    noise = math.sqrt(10.0) * generator.standard_normal((4, 300))
-    paths = dict(zip("abcd", ornstein(clock, 100.0, 4, generator) + noise, strict=True))
+    noise = math.sqrt(10.0) * generator.standard_normal((3, 300))
+    paths = dict(zip("abc", ornstein(clock, 100.0, 3, generator) + noise, strict=True))
     found = relaxation(paths, clock)
     twin = [one.profile.tells(0.95) for one in found.functions]
-    assert twin.count("mixed") >= 3
+    assert twin.count("mixed") >= 2
     assert [one.verdict for one in found.functions].count("mixed") <= 1
     assert found.verdict == "cannot tell"
     assert found.interval[1] == math.inf
