@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import vmap
 
-from manifold_sde import DirectionDiffusion, Problem, SphericalNoise, rng
+from manifold_sde import DirectionDiffusion, Problem, SphericalNoise, problems, rng
 from manifold_sde.compile import (
     CKernel,
     Identity,
@@ -281,6 +281,15 @@ def test_a_number_of_the_point_that_steers_the_function_is_refused(
     assert compile_points(function, (X[:, :3].contiguous(),)) is None
     # Numbers of what the function holds are the same at every point.
     assert record(lambda x: x * float(W[0, 0]), (X[:, 0],)).operations
+
+
+def test_checks_of_values_are_left_out_of_a_recording() -> None:
+    """The losses of problems check their points where these have values."""
+    problem = problems.normalized_linear()
+    x = torch.randn(problem.dim, 3, dtype=torch.float64, generator=GENERATOR)
+    kernel = compile_points(Loss(problem.loss, problem.dim, None).gradient, (x,))
+    assert kernel is not None
+    torch.testing.assert_close(kernel(x).T, problem.gradient(x.T), rtol=1e-12, atol=1e-13)
 
 
 def test_derivatives_that_are_the_users_are_not_looked_up_on_disk(folder: Path) -> None:

@@ -16,8 +16,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
-class Unsupported(Exception):
-    """A function that cannot be written as a program."""
+class Unsupported(RuntimeError):
+    """A function that cannot be written as a program, or a value that is not to be looked at.
+
+    Torch raises a ``RuntimeError``, too, where there is no value: a check of it is then left out.
+    """
 
 
 #: Operations whose result is a number of Python that may steer the function.

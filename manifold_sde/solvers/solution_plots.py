@@ -247,8 +247,8 @@ def plot_directions(
         ax.add_patch(Circle((0, 0), where.radius, fill=False, edgecolor=GREY))
     else:
         # One plane for all pictures of a solution, whatever the time.
-        first, second = (f"{100 * share:.0f} % of the spread" for share in where.shares)
-        ax.set_xlabel(f"from the mean of all times, first principal direction ({first})")
+        first, second = (f"{100 * share:.0f} % of all times' spread" for share in where.shares)
+        ax.set_xlabel(f"first principal direction ({first})")
         ax.set_ylabel(f"second principal direction ({second})")
     label = f"directions at {_symbol(solution)} = {solution.ts[number]:g}"
     style = {"color": BLUE, "markersize": 4, "alpha": max(0.2, len(now) ** -0.2), **kwargs}
