@@ -132,8 +132,11 @@ def test_what_cannot_be_made_is_tried_once(clock: Clock) -> None:
 def test_an_error_that_is_remembered_keeps_nothing_that_was_under_way() -> None:
     attempts, kept = Attempts(), []
 
+    class Large:
+        """What a check has under way."""
+
     def broken() -> None:
-        large = torch.zeros(3)
+        large = Large()
         kept.append(weakref.ref(large))
         raise ManifoldSDEError("it cannot be made")
 
