@@ -105,6 +105,11 @@ def third_derivative(function: ScalarFunction, x: Tensor, a: Tensor, b: Tensor) 
     return torch.func.jvp(first, (x,), (b,))[1].to(x.dtype)
 
 
+def is_followed(x: Tensor) -> bool:
+    """Whether a tensor is in a transform of ``torch.func``, or a graph of it is recorded."""
+    return torch._C._functorch.is_functorch_wrapped_tensor(x) or x.requires_grad
+
+
 def has_custom_derivative(function: Callable[[Tensor], Tensor], x: Tensor) -> bool:
     """Whether a function calls a ``torch.autograd.Function``, whose derivative is the user's."""
     with torch.enable_grad():

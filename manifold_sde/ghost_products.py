@@ -22,6 +22,7 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from manifold_sde.derivatives import is_followed
 from manifold_sde.loss import LeastSquaresLoss, Loss
 from manifold_sde.loss_checks import fixed_directions
 from manifold_sde.reverse_mode import gradient
@@ -45,8 +46,7 @@ class _Part(NamedTuple):
 
 def is_by_layers(loss: Loss, x: Tensor) -> bool:
     """Whether what follows is to be had at a point (D,), which is no part of a transform."""
-    wrapped = torch._C._functorch.is_functorch_wrapped_tensor(x) or x.requires_grad
-    if loss.per_sample is None or loss.by_layers is False or wrapped or get_proxy_mode():
+    if loss.per_sample is None or loss.by_layers is False or is_followed(x) or get_proxy_mode():
         return False
     if loss.by_layers is None:
         loss.by_layers = _is_right(loss, x)

@@ -44,7 +44,7 @@ def joined(values: Callable[[slice], Tensor], passes: Sequence[slice]) -> Tensor
     value = values(first)
     if not others:
         return value
-    if torch._C._functorch.is_functorch_wrapped_tensor(value) or value.requires_grad:
+    if derivatives.is_followed(value):
         return torch.cat([value, *map(values, others)])
     result = value.new_empty(others[-1].stop, *value.shape[1:])
     result[first] = value

@@ -14,10 +14,8 @@ from manifold_sde.compile.compiler import (
 from manifold_sde.compile.eigen import eigen_kernel
 from manifold_sde.compile.identity import Identity
 from manifold_sde.compile.recording import Unsupported
-from manifold_sde.compile.scalar_trace import MOST_INPUTS
 
 __all__ = [
-    "MOST_INPUTS",
     "QUICK_DIM",
     "CKernel",
     "Identity",

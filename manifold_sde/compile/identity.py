@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from manifold_sde.compile.recording import record
+from manifold_sde.compile.scalar_trace import MOST_INPUTS
 
 
 @dataclass(frozen=True)
@@ -37,10 +38,12 @@ class Identity:
     def of(
         cls, functions: Sequence[tuple[Callable[..., Any], tuple[Tensor, ...]]]
     ) -> Identity | None:
-        """Identity of functions at example points; ``None`` if they cannot be traced."""
+        """Identity of functions at example points; ``None`` if no kernel is made of them."""
         said, given = [_package(), torch.__version__], []
         try:
             for function, point in functions:
+                if sum(a.numel() for a in point) > MOST_INPUTS:
+                    return None  # what it makes on the way would be held, and no kernel found
                 found = record(function, point)
                 said += [repr(found.operations), repr(found.results)]
                 for number, value in found.held.items():

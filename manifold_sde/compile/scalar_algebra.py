@@ -182,16 +182,15 @@ def _lu_solve(
     all_places = _places(
         run, Numbers(values.expand(*factors.values.shape[:-2], values.shape[-1]), torch.int32)
     )
-    matrices, batch = _matrices(run, factors)
-    if not left:  # x a = b is a^T x^T = b^T
-        b, adjoint = b.like(b.values.mT), not adjoint
-    sides, _ = _matrices(run, b, square=False)
-    found = [
-        _solved(run.program, rows, places, side, adjoint)
-        for rows, places, side in zip(matrices, all_places, sides, strict=True)
-    ]
-    solution = table(found, (*batch, *b.values.shape[-2:]))
-    return b.like(solution if left else solution.mT)
+
+    def solve(k: int, rows: Rows, side: Rows) -> Rows:
+        return _solved(run.program, rows, all_places[k], side, adjoint == left)
+
+    if left:
+        return _each(run, factors, b, solve, left=True)
+    # x a = b is a^T x^T = b^T
+    solution = _each(run, factors, b.like(b.values.mT), solve, left=True)
+    return solution.like(solution.values.mT)
 
 
 def _inverse(run: Any, a: Any, *, check_errors: bool = False) -> Any:

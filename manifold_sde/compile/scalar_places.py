@@ -84,10 +84,9 @@ def _sorted(run: Any, x: Any, dim: int, descending: bool, kept: Any = slice(None
     return x.like(found[0]), Numbers(found[1], torch.int64)
 
 
-def _sort(run: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
-    args = tuple(a for a in args if a is not None and not isinstance(a, bool)), args[1:]
-    dim = kwargs.get("dim", args[0][0] if args[0] else -1)
-    descending = kwargs.get("descending", bool(args[1][-1]) if args[1] else False)
+def _sort(
+    run: Any, x: Any, dim: int = -1, descending: bool = False, *, stable: bool | None = None
+) -> Any:
     return _sorted(run, x, dim, descending)
 
 

@@ -6,7 +6,6 @@ and the operation's own arguments.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -285,8 +284,6 @@ RULES: dict[str, Callable[..., Any]] = {
     "broadcast_in_dim": _broadcast_in_dim,
     "var": _var,
     "index_put": _index_put,
-    "scatter": functools.partial(scatter, add=False),
-    "scatter_add": functools.partial(scatter, add=True),
     "mm": _matmul,
     "mv": _matmul,
     "bmm": _matmul,

@@ -13,7 +13,6 @@ from torch.func import vmap
 
 from manifold_sde.columns import column_norms
 from manifold_sde.compile import (
-    MOST_INPUTS,
     CKernel,
     Identity,
     Unsupported,
@@ -174,9 +173,6 @@ class Kernels:
         # A kernel reads memory: all that it is called with is what it was compiled for.
         kinds = tuple((a.shape[:-1], a.dtype, a.device) for a in arguments)
         key = (name, *kinds)
-        if key not in kernels and sum(a[..., 0].numel() for a in arguments) > MOST_INPUTS:
-            # Before all that the loss makes on the way is recorded.
-            kernels[key], kernels["reason", name] = None, "too many numbers for C code"
         if key not in kernels:
             few = tuple(a[..., :_FEW].detach().contiguous() for a in arguments)
             identity = self._identity(arguments[0])

@@ -23,7 +23,7 @@ from torch.func import vmap
 from manifold_sde import rng
 from manifold_sde.columns import column_norms
 from manifold_sde.deadline import consult
-from manifold_sde.derivatives import THIRD_COPIES, jvp, unit_rows
+from manifold_sde.derivatives import THIRD_COPIES, is_followed, jvp, unit_rows
 from manifold_sde.geometry.kernels import at_one_point
 from manifold_sde.geometry.normal_space import Frame, NormalSpace, to_unit
 from manifold_sde.loss import slices
@@ -415,7 +415,7 @@ def _pairs_of(matrix: Tensor) -> Pairs:
     rounding, whatever M is (Penzl, Systems & Control Letters 40, 2000). In a transform it is not
     known which, and there are M pairs.
     """
-    if torch._C._functorch.is_functorch_wrapped_tensor(matrix) or matrix.requires_grad:
+    if is_followed(matrix):
         return torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device), matrix
     sizes, axes = eigen(matrix)
     small = sizes.abs() < torch.finfo(sizes.dtype).eps * sizes.abs().max()

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from manifold_sde.columns import column_norms
+from manifold_sde.derivatives import is_followed
 from manifold_sde.errors import (
     LimitMapError,
     NonFiniteError,
@@ -41,6 +42,7 @@ from manifold_sde.geometry.route import (
 )
 from manifold_sde.loss import LeastSquaresLoss
 from manifold_sde.problem import Problem
+from manifold_sde.progress import Progress
 
 #: Bytes that the vectors of one block may take with what is computed from them.
 DEFAULT_MEMORY = 1 << 29
@@ -165,11 +167,13 @@ class _LimitMap:
             return self.kept[1]
         problem, limits = self.route.problem, []
         invariant, left = is_scale_invariant(problem, x), self.route.memory
-        for point in x:
-            limit = self.route.one_limit(point, invariant, self.followed)
-            left -= sum(step.stages.nbytes for step in limit.steps or ())
-            limit.steps = limit.steps if left >= 0 else None
-            limits.append(limit)
+        with Progress(False, "flows", total=len(x)) as bar:  # for the deadline
+            for point in x:
+                limit = self.route.one_limit(point, invariant, self.followed)
+                left -= sum(step.stages.nbytes for step in limit.steps or ())
+                limit.steps = limit.steps if left >= 0 else None
+                limits.append(limit)
+                bar.update()
         reasons = {i: limit.reason for i, limit in enumerate(limits) if limit.reason}
         if reasons:
             raise _unreached(problem, limits, reasons)
@@ -377,8 +381,7 @@ class MatrixFreeRoute(Route):
         Raises:
             LimitMapError: If some of the flows fail; the others are in its ``partial``.
         """
-        followed = torch._C._functorch.is_functorch_wrapped_tensor(x) or x.requires_grad
-        return at_points(_LimitMap(self, followed), x)
+        return at_points(_LimitMap(self, is_followed(x)), x)
 
     def one_limit(self, x: Tensor, invariant: bool, record: bool) -> Limit:
         """The limit of the flow from one point (D,), or why there is none."""

@@ -348,9 +348,11 @@ class MixingClock:
 
         It is f v, of which only the share of the noise in E |g|^2 is taken where it was measured.
         """
-        fresh = self.fresh
+        return self._effective(self.fresh, self.time)
+
+    def _effective(self, fresh: float | None, v: float) -> float | None:
         share = 1.0 if self.noise is None else self.noise.share
-        return None if fresh is None else fresh * share * self.time
+        return None if fresh is None else fresh * share * v
 
     @property
     def history(self) -> tuple[Array, Array, dict[str, Array]]:
@@ -410,11 +412,11 @@ class MixingClock:
         v, name = middle(clocks)
         slowest = clocks[0][0] if clocks else 0.0
         found = {"clock/steps": float(self.steps), "clock/v": v, "clock/slowest": slowest}
-        fresh, share = self.fresh, 1.0 if self.noise is None else self.noise.share
-        if fresh is not None:
-            found |= {"clock/fresh": fresh, "clock/effective": fresh * share * v}
+        fresh = self.fresh
+        if fresh is not None and (effective := self._effective(fresh, v)) is not None:
+            found |= {"clock/fresh": fresh, "clock/effective": effective}
         if self.noise is not None:
-            found["clock/noise_share"] = share
+            found["clock/noise_share"] = self.noise.share
         growth = self.each(lambda track: track.growth).get(name, np.zeros(1))
         found["clock/growth"] = float(np.median(growth))
         if (since := lost_since(self._lanes)) is not None:

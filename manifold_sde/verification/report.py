@@ -16,7 +16,16 @@ from tqdm import tqdm
 from manifold_sde.errors import ArgumentError, printable
 from manifold_sde.solvers.archive import versions
 from manifold_sde.training.report import AuditReport
-from manifold_sde.verification.result import KINDS, NOT_MADE, VERDICTS, Result, Verdict, worst
+from manifold_sde.verification.result import (
+    KINDS,
+    NO_TIME,
+    NOT_MADE,
+    STOPPED,
+    VERDICTS,
+    Result,
+    Verdict,
+    worst,
+)
 from manifold_sde.writing import plain, write_form
 
 if TYPE_CHECKING:
@@ -181,7 +190,10 @@ class Report:
         words = self._verdicts_in_words()
         if not self.partial:
             return words
-        left = [r for r in self.results if r.detail.startswith(NOT_MADE)]
+        ended = f"{NOT_MADE}: {STOPPED}"
+        left = [
+            r for r in self.results if r.meaning.startswith(NO_TIME) or r.detail.startswith(ended)
+        ]
         what = dict.fromkeys(s for r in left for s in r.statements if s.startswith("Theorem"))
         of = f", of {', '.join(what)}" if what else ""
         count = f"{len(left)} check{'s' * (len(left) != 1)}{of}"

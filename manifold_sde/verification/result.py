@@ -24,8 +24,9 @@ KINDS = {
 }
 
 
-#: With what the detail of a check begins that was not made.
-NOT_MADE = "not made"
+#: With what the detail of a check begins that was not made; and the meaning, for want of time, or
+#: the detail, where it was stopped.
+NOT_MADE, NO_TIME, STOPPED = "not made", "It needs more than the budget", "stopped before"
 
 
 @dataclass(frozen=True)

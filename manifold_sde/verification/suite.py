@@ -22,12 +22,12 @@ from manifold_sde.verification.check import Check
 from manifold_sde.verification.effort import Effort, effort_of
 from manifold_sde.verification.plain_names import PLAIN_NAMES
 from manifold_sde.verification.report import Partial, Report, Rows
-from manifold_sde.verification.result import Result
+from manifold_sde.verification.result import NO_TIME, STOPPED, Result
 from manifold_sde.verification.subject import Subject
 
 #: How many times as much of the budget a check may take in the next rounds.
 _LONGER = 4.0
-_MORE_TIME = "It needs more than the budget of {:.0f} s: budget={:.0f}, say (--budget {:.0f})."
+_MORE_TIME = NO_TIME + " of {:.0f} s: budget={:.0f}, say (--budget {:.0f})."
 #: How much larger a budget is named.
 _LARGER = 5.0
 
@@ -158,7 +158,7 @@ class _Suite:
                 budgets = self._budget, *2 * (_LARGER * self._budget,)
                 self._keep(check, [check.not_made(why, _MORE_TIME.format(*budgets))])
             elif check not in self._found:  # nobody waits for a row of it
-                self._found[check] = [check.not_made("stopped before it was done")]
+                self._found[check] = [check.not_made(f"{STOPPED} it was done")]
         return tuple(result for check in checks for result in self._found[check]), partial
 
     def _rounds(self, checks: tuple[Check, ...]) -> dict[Check, OutOfTimeError]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -20,7 +21,9 @@ from manifold_sde import (
     errors,
     problems,
 )
-from manifold_sde.geometry import matrix_free
+from manifold_sde.deadline import Deadline, OutOfTimeError
+from manifold_sde.geometry import matrix_free, matrix_free_route
+from manifold_sde.geometry.matrix_free_route import MatrixFreeRoute
 from manifold_sde.geometry.matrix_free_spaces import HessianSpace, JacobianSpace
 from manifold_sde.loss import PerSampleFunction
 from manifold_sde.networks import NormalizedMLP
@@ -270,6 +273,32 @@ def test_nothing_is_as_large_as_the_square_of_the_dimension() -> None:
         geometry.retract(y + 1e-3 * y.flip(0))
         sde.f_and_g_prod(torch.zeros(()), y[None], y.flip(0)[None])
     assert dim < largest < 100 * dim
+
+
+@pytest.mark.parametrize("watched", [True, False])
+def test_flows_that_take_too_long_are_given_up(
+    watched: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the first few of them: each takes a second here. The twin asks no deadline."""
+    problem, passed = problems.normalized_linear(), [0.0]
+    route = Geometry(problem, "matrix_free").route
+    flow = MatrixFreeRoute.one_limit
+
+    def slow(*arguments: Any) -> Any:
+        passed[0] += 1.0
+        return flow(*arguments)
+
+    monkeypatch.setattr(MatrixFreeRoute, "one_limit", slow)
+    if not watched:
+        monkeypatch.setattr(matrix_free_route, "Progress", lambda *_, **__: mock.MagicMock())
+    x = problem.minimizer.expand(40, -1)
+    with Deadline(20.0, lambda: passed[0]):
+        if watched:
+            with pytest.raises(OutOfTimeError, match="would take about 40 s"):
+                route.limit_map(x)
+        else:
+            route.limit_map(x)
+    assert passed[0] < 10.0 if watched else passed[0] == 40.0
 
 
 @pytest.mark.parametrize("kind", [JacobianSpace, HessianSpace])

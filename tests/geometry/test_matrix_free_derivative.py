@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.func import grad, jacfwd, jacrev, jvp, vjp, vmap
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from manifold_sde import Geometry, Problem, SphericalNoise, problems
 from manifold_sde.errors import DifferentiationError, LimitMapError
@@ -21,6 +19,7 @@ from manifold_sde.geometry import matrix_free_derivative, matrix_free_route
 from manifold_sde.networks import NormalizedMLP
 from tests.geometry.reference import relative
 from tests.geometry.test_matrix_free import CASES, minimizer
+from tests.largest_tensor import Largest
 from tests.networks.test_cross_entropy import attained
 
 #: What the derivative may be off: the limit itself is within 1e-10.
@@ -175,21 +174,6 @@ def test_nothing_of_the_size_of_a_matrix_is_made() -> None:
         module, nn.MSELoss(), normal(1, 40), torch.eye(4)[:1].double(), SphericalNoise(0.03)
     )
     assert problem.dim > 500
-
-    class Largest(TorchDispatchMode):
-        most = 0
-
-        def __torch_dispatch__(
-            self,
-            func: Callable[..., object],
-            types: object,
-            args: tuple = (),
-            kwargs: object = None,
-        ) -> Any:
-            made = func(*args, **(kwargs or {}))
-            if isinstance(made, Tensor):
-                self.most = max(self.most, made.numel())
-            return made
 
     x = problem.vector().requires_grad_()
     y = Geometry(problem, "matrix_free", rtol=1e-4).limit_map(x)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
@@ -20,6 +19,7 @@ from manifold_sde.noise import LabelNoise, SamplingNoise
 from manifold_sde.solvers import Solution, solve
 from tests.geometry.drift_reference import Reference
 from tests.geometry.test_matrix_free import start_of, taught
+from tests.largest_tensor import Largest
 from tests.networks.disputed_labels import disputed
 
 #: False-alarm rate of a statistical test; columns that it draws.
@@ -205,25 +205,8 @@ def test_errors(make: Callable[[], object], message: str) -> None:
 @torch.no_grad()
 def test_no_matrix_of_all_samples_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     """The largest tensor of a step is of a block of samples; the twin is sigma itself."""
-    from torch.utils._python_dispatch import TorchDispatchMode
-
     problem, y = disputed(inputs=20, width=24, n_samples=302)
     monkeypatch.setattr("manifold_sde.loss._GRADIENT_NUMBERS", 30 * problem.dim)
-
-    class Largest(TorchDispatchMode):
-        most = 0
-
-        def __torch_dispatch__(
-            self,
-            func: Callable[..., object],
-            types: object,
-            args: tuple = (),
-            kwargs: object = None,
-        ) -> Any:
-            made = func(*args, **(kwargs or {}))
-            if isinstance(made, Tensor):
-                self.most = max(self.most, made.numel())
-            return made
 
     space = HessianSpace(problem, problem.rank or 0, 100 * problem.dim)
     column, frame = frame_of(space, y)

@@ -19,7 +19,7 @@ from manifold_sde.solvers import solve
 from manifold_sde.verification import Effort, Result, Subject, suite, verify
 from manifold_sde.verification.check import Check
 from manifold_sde.verification.laws.long_runs import LongRuns
-from manifold_sde.verification.report import Rows
+from manifold_sde.verification.report import Report, Rows
 from tests.verification.ergodic import SMALL
 
 PROBLEM = problems.great_circle()
@@ -77,6 +77,20 @@ def test_cheap_checks_come_first_and_long_ones_are_undecided() -> None:
     assert "(--budget)" in report.conclusion
     assert "budget=15, say (--budget 15)" in report["long"].meaning
     assert report.to_dict()["partial"] == "budget"
+
+
+def test_only_what_time_left_out_is_counted_as_such() -> None:
+    """Other checks that were not made say so in rows of their own."""
+
+    def left_out(name: str, detail: str, meaning: str = "") -> Result:
+        return Result(name, "undecided", detail, statements=("Theorem 4.4",), meaning=meaning)
+
+    late = left_out("late", "not made: it takes more than 6 s", "It needs more than the budget of")
+    small = dataclasses.replace(left_out("small", "not made at this size"), statements=())
+    varies = left_out("varies", "not made: the loss is not scale-invariant")
+    stopped = left_out("stopped", "not made: stopped before it was done")
+    report = Report("a problem", (late, small, varies, stopped), partial="budget")
+    assert "NOT made: 2 checks, of Theorem 4.4; the budget was not enough" in report.conclusion
 
 
 def test_without_a_budget_all_is_made_in_order() -> None:
