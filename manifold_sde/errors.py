@@ -6,7 +6,7 @@ The three parts are kept as attributes, so that a program can read them too.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 
 def printable(text: str) -> str:
@@ -51,6 +51,13 @@ class ManifoldSDEError(Exception):
         # Exceptions pickle by their positional arguments; ours has keywords, and
         # must survive the trip back from a worker process.
         return (_rebuild, (type(self), dict(self.__dict__)))
+
+    def __copy__(self) -> Self:
+        # Without the frames, which hold what was under way: where packages that send errors between
+        # processes are imported, other copies keep them.
+        rebuild, given = ManifoldSDEError.__reduce__(self)
+        copied: Self = rebuild(*given)
+        return copied
 
 
 def _rebuild(cls: type[ManifoldSDEError], state: dict[str, Any]) -> ManifoldSDEError:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copyreg
 import gc
 import weakref
+from typing import Any
 
 import pytest
 import torch
@@ -129,7 +131,16 @@ def test_what_cannot_be_made_is_tried_once(clock: Clock) -> None:
             raise ManifoldSDEError("the first" if value == 1 else "the second")
 
 
-def test_an_error_that_is_remembered_keeps_nothing_that_was_under_way() -> None:
+def with_frames(error: ManifoldSDEError) -> tuple[Any, ...]:
+    """How packages copy errors that they send between processes (tblib, with distributed)."""
+    rebuild, given = error.__reduce__()
+    return lambda frames: rebuild(*given).with_traceback(frames), (error.__traceback__,)
+
+
+def test_an_error_that_is_remembered_keeps_nothing_that_was_under_way(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(copyreg.dispatch_table, ManifoldSDEError, with_frames)  # type: ignore[arg-type]
     attempts, kept = Attempts(), []
 
     class Large:
