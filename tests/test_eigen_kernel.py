@@ -46,8 +46,48 @@ def test_the_same_as_lapack(dim: int, dtype: torch.dtype) -> None:
     assert bool((values.diff(dim=0) >= 0).all())
 
 
+def hard(dim: int) -> Tensor:
+    """Matrices (D, D, 600) at which methods get stuck: repeated, graded, split."""
+    generator = torch.Generator().manual_seed(dim)
+    uniform = torch.rand(dim, 600, dtype=torch.float64, generator=generator)
+    turns = torch.randn(600, dim, dim, dtype=torch.float64, generator=generator)
+    turns = torch.linalg.qr(turns)[0]
+    values = torch.where(uniform < 0.5, 1.0, -1.0)
+    values[:, 1::6] = 10.0 ** (-20.0 * uniform[:, 1::6])
+    values[:, 2::6] = 1.0 + 1e-14 * uniform[:, 2::6]
+    found = torch.einsum("nik,kn,njk->ijn", turns, values, turns)
+    found[:, :, 3::6] = 1.0
+    chain = torch.diag((torch.arange(dim) - dim // 2).abs().double())
+    chain += sum(torch.diag(torch.ones(dim - 1).double(), side) for side in (-1, 1))
+    found[:, :, 4::6] = chain[..., None]
+    found[: dim // 2, dim // 2 :, 5::6] = found[dim // 2 :, : dim // 2, 5::6] = 0.0
+    return (10.0 ** (40.0 * uniform[0] - 20.0) * (found + found.transpose(0, 1)) / 2).contiguous()
+
+
+@pytest.mark.parametrize("dim", [5, 25])
+def test_matrices_at_which_methods_get_stuck(dim: int) -> None:
+    a = hard(dim)
+    values, vectors = decomposed(a)
+    sizes, allowed = a.abs().amax((0, 1)), 40.0 * torch.finfo(a.dtype).eps
+    expected = torch.linalg.eigvalsh(a.movedim(-1, 0)).T
+    assert float(((values - expected) / sizes).abs().max()) < allowed * dim
+    back = torch.einsum("ikn,kn,jkn->ijn", vectors, values, vectors)
+    assert float(((back - a) / sizes).abs().max()) < allowed * dim
+    whole = torch.einsum("kin,kjn->ijn", vectors, vectors)
+    assert float((whole - torch.eye(dim)[..., None]).abs().max()) < allowed
+
+
+def test_broken_twin_that_waits_for_less_than_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What does not converge is NaN: a repeated eigenvalue leaves rounding beside the diagonal."""
+    monkeypatch.setattr(eigen, "_NEGLIGIBLE", 0.1)
+    kernel = eigen_kernel.__wrapped__(25, torch.float64)
+    assert kernel is not None
+    values, _ = kernel(hard(25))
+    assert bool(values.isnan().any())
+
+
 def test_what_is_beside_it_changes_nothing() -> None:
-    """Bit for bit, though its neighbours take more cycles, or never converge."""
+    """Bit for bit, though its neighbours take more steps, or never converge."""
     a = matrices(6)
     alone = [decomposed(a[..., i : i + 1].contiguous()) for i in range(N)]
     a[0, 1, 5] = torch.nan
@@ -60,9 +100,9 @@ def test_what_is_beside_it_changes_nothing() -> None:
         assert torch.equal(vectors[..., i : i + 1], alone[i][1])
 
 
-def test_broken_twin_with_too_few_cycles(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_broken_twin_with_too_few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """The trial that a kernel has to pass refuses it."""
-    monkeypatch.setattr(eigen, "_CYCLES", 3)
+    monkeypatch.setattr(eigen, "_STEPS", 1)
     assert eigen_kernel.__wrapped__(6, torch.float64) is None
 
 

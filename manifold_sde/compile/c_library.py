@@ -32,6 +32,8 @@ from manifold_sde.errors import WriteError
 from manifold_sde.progress import compiling
 from manifold_sde.writing import replacing, write_text
 
+#: Points whose results are turned over together.
+_PIECE = 256
 _FLAGS = ("-O1", "-fno-math-errno", "-fno-trapping-math", "-march=native", "-fPIC", "-shared", "-w")
 #: Seconds after which a compiler counts as stuck.
 _PATIENCE = 300.0
@@ -216,6 +218,19 @@ class CKernel:
             ctypes.c_void_p(start + (-start) % VECTOR),
         )
         return results[0] if self.single else tuple(results)
+
+    def points_first(self, *arguments: Tensor) -> Tensor:
+        """Evaluate a function that returns one tensor: each argument (..., n) -> (n, ...).
+
+        Some points at a time, so that what is turned over is still in the cache.
+        """
+        n = arguments[0].shape[-1]
+        found = torch.empty((n, *self.shapes[0]), dtype=self._dtype)
+        for start in range(0, n, _PIECE):
+            piece = self(*(a[..., start : start + _PIECE].contiguous() for a in arguments))
+            assert isinstance(piece, Tensor)
+            found[start : start + _PIECE] = piece.movedim(-1, 0)
+        return found
 
 
 def _pointers(tensors: Sequence[Tensor]) -> Any:

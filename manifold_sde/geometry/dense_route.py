@@ -42,13 +42,14 @@ class DenseRoute(Route):
 
     def eigenvalues(self, y: Tensor) -> Tensor:
         """Eigenvalues of H, ascending: (n, D) -> (n, D)."""
-        return torch.linalg.eigvalsh(self._finite_hessian(y))
+        return torch.linalg.eigvalsh(self._finite_hessian(y).movedim(-1, 0))
 
     def _finite_hessian(self, y: Tensor) -> Tensor:
-        matrix = self.kernels.hessian(y)
+        # Points last, as eigendecompositions in C take them.
+        matrix: Tensor = self.kernels.run_last("hessian", self.problem.pointwise.hessian, y.T)
         if bool(torch.isfinite(matrix.sum())):
             return matrix
-        finite = torch.isfinite(matrix).flatten(1).all(-1)
+        finite = torch.isfinite(matrix).flatten(0, 1).all(0)
         if not bool(finite.all()):
             raise NonFiniteError(
                 "the Hessian is not finite",
@@ -61,7 +62,7 @@ class DenseRoute(Route):
 
     def frames_at(self, y: Tensor) -> tuple[NormalSpace, Frame, Tensor]:
         """Eigenbases of H at points that are checked to lie on the manifold."""
-        eigenvalues, vectors = self.kernels.eigh(self._finite_hessian(y).movedim(0, -1))
+        eigenvalues, vectors = self.kernels.eigh(self._finite_hessian(y))
         values, gradient = eigenvalues.T, self.kernels.gradient(y)
         components = (vectors * gradient.T[:, None]).sum(0).T.abs()
         top = values.abs().max(dim=-1, keepdim=True).values

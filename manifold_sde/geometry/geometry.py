@@ -269,7 +269,7 @@ class Geometry:
                 expected=f"(..., {dim}, {dim if factor is None else 'm'})",
                 remedy="put the batch in front",
             )
-        if is_known_false(torch.isfinite(given).all()):
+        if is_known_false(torch.isfinite(given.sum())) and not bool(torch.isfinite(given).all()):
             raise NonFiniteError(
                 f"the {name} holds NaN or infinity",
                 received=f"{int((~torch.isfinite(given)).sum())} entries not finite",
@@ -277,6 +277,8 @@ class Geometry:
                 remedy="find where they arose",
             )
         if factor is not None:
+            return given
+        if is_known_false((given != given.mT).any()):
             return given
         skew = (given - given.mT).abs()
         size = given.abs().amax(dim=(-2, -1), keepdim=True)

@@ -70,7 +70,13 @@ class Kernels:
             pair = (a.expand(2, *a.shape[1:]) for a in arguments)
             return self.run(name, function, *pair, size=size)[:1]
         # Points last in memory: the loops over them are the ones that vectorise.
-        last = [a.movedim(0, -1) for a in arguments]
+        last = tuple(a.movedim(0, -1) for a in arguments)
+        kernel = (
+            self._c_kernel(name, function, last) if self.compiled and len(arguments[0]) else None
+        )
+        if kernel is not None:
+            consult()
+            return kernel.points_first(*(a.detach() for a in last))
         return self.run_last(name, function, *last, size=size).movedim(-1, 0).contiguous()
 
     def run_last(
