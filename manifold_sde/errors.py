@@ -250,6 +250,10 @@ class LostPathsWarning(ManifoldSDEWarning):
     """Some paths of a simulation could not be continued and are NaN from there on."""
 
 
+class RankWarning(ManifoldSDEWarning):
+    """Some paths come near points where the rank of the Hessian falls."""
+
+
 class NoDiffusionWarning(ManifoldSDEWarning):
     """The noise has no part along the manifold: what is solved is no diffusion."""
 

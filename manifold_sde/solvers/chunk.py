@@ -52,6 +52,7 @@ class ChunkResult:
         steps: Number of accepted steps; of all paths, where each has its own.
         rejected: Number of rejected steps.
         merged: Number of paths of the chunks that are in it.
+        flatness: How much flatter the manifold's surroundings are at a path than at most.
         uncompiled: Why kernels ran uncompiled that were to be compiled.
     """
 
@@ -64,6 +65,7 @@ class ChunkResult:
     steps: int = 0
     rejected: int = 0
     merged: int = 0
+    flatness: float = 0.0
     uncompiled: frozenset[str] = frozenset()
 
     @classmethod
@@ -123,6 +125,7 @@ class ChunkResult:
             whole.lost = whole.lost + self.lost
             whole.steps += self.steps
             whole.rejected += self.rejected
+            whole.flatness = max(whole.flatness, self.flatness)
             whole.uncompiled |= self.uncompiled
             for name, moments in self.moments.items():
                 whole.moments[name] = whole.moments[name].merge(moments)

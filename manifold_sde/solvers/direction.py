@@ -160,7 +160,7 @@ class DirectionSolution(Solution):
             :func:`~manifold_sde.solvers.finite_lr_error`.
 
         Warns:
-            StepSizeWarning: If SGD would be unstable at these rates.
+            StepSizeWarning: If SGD would be unstable, or far from the manifold, at these rates.
 
         Raises:
             ClockRangeError: If a path was not simulated that far, with the clock that is needed.

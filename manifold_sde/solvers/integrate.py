@@ -17,6 +17,7 @@ from manifold_sde.geometry.kernels import uncompiled
 from manifold_sde.solvers.archive import complete, read_archive, write_archive
 from manifold_sde.solvers.chunk import Chunk, ChunkResult
 from manifold_sde.solvers.fixed import FixedSteps, State
+from manifold_sde.solvers.flat_points import flatness
 from manifold_sde.solvers.moments import Moments, moments_of
 from manifold_sde.solvers.simulation import Simulation
 from manifold_sde.solvers.stopping import Autosave
@@ -72,6 +73,7 @@ def integrate(
                 if chunk.restart is None:
                     watch.look(state.position, lambda: steps.time_left(state))
                 autosave.keep(replace(state))
+        result.flatness = flatness(sde, state)
         result = _finished(simulation, chunk, state, result)
         if file is not None:
             file.save(result, state, finished=True)
@@ -133,6 +135,7 @@ class _Checkpoint:
             "position": state.position,
             "steps": [result.steps, result.rejected],
             "finished": finished,
+            "flatness": result.flatness,
             "observables": list(result.moments),
         }
         numbers = {name: value.cpu().numpy() for name, value in arrays.items()}
@@ -158,6 +161,7 @@ class _Checkpoint:
             )
             if finished:
                 result.steps, result.rejected = map(_count, header["steps"])
+                result.flatness = float(header["flatness"])
                 result.lost = found["lost"]
                 if len(result.lost) != len(self.simulation.times):
                     raise ValueError(f"{len(result.lost)} counts of lost paths")

@@ -106,7 +106,8 @@ def predict_sgd(
         off the manifold the law starts, at norm 1.
 
     Warns:
-        StepSizeWarning: If SGD would be unstable at these rates.
+        StepSizeWarning: If SGD would be unstable, or far from the manifold, at these rates.
+        RankWarning: If paths end near points where the rank of the Hessian falls.
 
     Raises:
         ArgumentError, TimeScaleError: If an argument is out of range.

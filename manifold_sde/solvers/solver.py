@@ -21,6 +21,7 @@ from manifold_sde.solvers.arguments import check_folder, check_tolerance, check_
 from manifold_sde.solvers.chunk import CHUNK, Chunk, ChunkResult
 from manifold_sde.solvers.direction import DirectionSolution
 from manifold_sde.solvers.drift_error import drift_error
+from manifold_sde.solvers.flat_points import warn_of_flat_points
 from manifold_sde.solvers.integrate import Report, integrate
 from manifold_sde.solvers.limits import MAX_STEPS
 from manifold_sde.solvers.lost_paths import check_average, remedy_of, warn_of_lost_paths
@@ -142,6 +143,8 @@ def solve(
         LostPathsWarning: If paths were lost.
         NoDiffusionWarning: If the noise has no part along the manifold at the start. What part it
             has there is ``stats["noise_along"]``.
+        RankWarning: If paths end near points where the rank of the Hessian falls, by the matrices
+            of a dense geometry. ``stats["flatness"]`` is how much flatter it is there than usual.
 
     Where the geometry has ``drift_columns``, ``stats["drift_error"]`` is the standard error of a
     step's drift over its size, and ``stats["drift_variance"]`` its part of the variance of a step,
@@ -241,6 +244,9 @@ def _solution(simulation: Simulation, result: ChunkResult) -> Solution:
         stats["expected_error"] = simulation.expected_error
     if simulation.noise_along is not None:
         stats["noise_along"] = simulation.noise_along
+    if result.flatness:
+        stats["flatness"] = result.flatness
+    warn_of_flat_points(result.flatness)
     stats |= drift_error(simulation, result.x if result.x.numel() else simulation.start.T)
     if simulation.control is not None:
         stats["rejected_steps"] = result.rejected

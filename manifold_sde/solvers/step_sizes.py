@@ -26,6 +26,8 @@ _NUMBERS = 1 << 22
 _AT_ONCE = 1 << 18
 #: Largest stable step, times the largest eigenvalue of H.
 STABLE = 2.0
+#: Largest distance of SGD from the manifold over its norm.
+FAR = 0.5
 
 
 @dataclass(frozen=True)
@@ -138,9 +140,11 @@ class StepSizes:
         """Warn where SGD would not stay near the manifold.
 
         Warns:
-            StepSizeWarning: If the largest step is beyond 2 / lambda_max(H).
+            StepSizeWarning: If the largest step is beyond 2 / lambda_max(H), or the noise spreads
+                SGD across the manifold by more than half its norm.
         """
         if self.stability <= STABLE:
+            self._warn_if_far()
             return
         warnings.warn(
             "SGD is unstable at these rates, and the diffusion does not describe it: "
@@ -150,6 +154,19 @@ class StepSizes:
             "or weight decay, or a larger norm at the start",
             StepSizeWarning,
             stacklevel=3,
+        )
+
+    def _warn_if_far(self) -> None:
+        if self.off_manifold <= FAR:
+            return
+        warnings.warn(
+            "SGD is not near the manifold at these rates, and the diffusion does not describe it: "
+            "where the loss is flattest across the manifold, the noise keeps it "
+            f"{self.off_manifold:.2g} of its norm away; this is to be below {FAR:g}, and small for "
+            "a good prediction. Way out: a smaller learning rate or weight decay, or less noise; "
+            "check_assumptions(problem) says whether the rank of the Hessian falls",
+            StepSizeWarning,
+            stacklevel=4,
         )
 
 
