@@ -1,7 +1,7 @@
 """What is said of paths that were lost: one rule for every average over those that are left.
 
-A step or a tolerance loses the paths that came where the manifold is hard to follow, so that the
-others are not a random sample of all.
+A step or a tolerance loses the paths that came where the manifold is hard to follow, or ends, so
+that the others are not a random sample of all.
 """
 
 from __future__ import annotations
@@ -22,7 +22,12 @@ def remedy_of(config: Any) -> str:
         return "a smaller learning rate"
     if "rtol" in config:
         return "smaller steps (dt_min), or a larger tolerance"
-    return _SMALLER_STEP
+    if str(config.get("method", "torchsde")).startswith("torchsde"):
+        return _SMALLER_STEP
+    return (
+        "times before paths are lost, if check_assumptions(problem) finds that the manifold ends "
+        f"or the rank of the Hessian falls; else {_SMALLER_STEP}"
+    )
 
 
 def check_average(
@@ -77,6 +82,8 @@ def warn_of_lost_paths(lost: int, paths: int, config: Any, *, stacklevel: int = 
     why = "a step too large for the retraction"
     if "rtol" in config:
         why = "a step of the smallest size did not meet the tolerance"
+    elif not str(config.get("method", "torchsde")).startswith("torchsde"):
+        why = "no part of a step, however short, came back to the manifold"
     warnings.warn(
         f"{lost} of {paths} paths were lost and are NaN ({why}). Those that are left are not a "
         f"random sample: take {remedy_of(config)}",
