@@ -5,7 +5,6 @@ import io
 import os
 import re
 import subprocess
-import sys
 import tokenize
 import tomllib
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread, imsave
 
+from tests.warm import Program, warning_options
 from tools.documents import PAGES, Made, run_page, same_output, write_page
 
 ROOT = Path(__file__).parents[1]
@@ -38,12 +38,6 @@ def stale(made: Made) -> list[str]:
     return faults
 
 
-def warning_options() -> list[str]:
-    """The project's warning filters, as options of ``python``."""
-    filters = PROJECT["tool"]["pytest"]["ini_options"]["filterwarnings"]
-    return [option for entry in filters for option in ("-W", entry)]
-
-
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
 def test_code_in_documents_runs_and_makes_what_is_shown(path: Path, tmp_path: Path) -> None:
     faults = stale(run_page(path, tmp_path))
@@ -60,8 +54,7 @@ def test_tables_are_those_of_the_code() -> None:
         "    text = pathlib.Path(name).read_text(encoding='utf-8')\n"
         "    if with_tables(text) != text: print(name)"
     )
-    command = [sys.executable, "-c", program, *map(str, made)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    done = Program("-c", program, *made).wait()
     assert (done.returncode, done.stdout) == (0, ""), f"{done.stdout}{REFRESH} {done.stderr}"
 
 
@@ -97,15 +90,7 @@ def test_examples_are_short() -> None:
 def run_example(path: Path, folder: Path) -> subprocess.CompletedProcess[str]:
     """Run an example in a folder of its own, without a window, with warnings as errors."""
     environment = {**os.environ, "MANIFOLD_SDE_QUICK": "1", "MPLBACKEND": "Agg"}
-    return subprocess.run(
-        [sys.executable, *warning_options(), str(path)],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=600,
-    )
+    return Program(path, folder=folder, environment=environment).wait()
 
 
 def page(folder: Path, text: str) -> Path:

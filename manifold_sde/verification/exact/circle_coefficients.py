@@ -9,6 +9,7 @@ import torch
 from scipy.integrate import solve_ivp
 
 from manifold_sde.arguments import real
+from manifold_sde.compile import compile_points
 from manifold_sde.errors import ArgumentError, LimitMapError, NoiseError, NotOnManifoldError
 from manifold_sde.noise.base import require_independent_steps
 from manifold_sde.problem import Problem, require_problem
@@ -164,8 +165,16 @@ def flow_to_limit(problem: Problem, x: Array, slowest: float, size: float) -> Ar
     """
     norms = np.linalg.norm(x, axis=1, keepdims=True)
 
+    # The flow asks for the gradient thousands of times.
+    few = torch.from_numpy(np.ascontiguousarray(x[:2].T))
+    kernel = compile_points(problem.pointwise.gradient, (few,))
+
     def force(z: Array) -> Array:
-        return -problem.gradient(torch.from_numpy(z)).numpy()
+        if kernel is None:
+            return -problem.gradient(torch.from_numpy(z)).numpy()
+        gradient = kernel(torch.from_numpy(np.ascontiguousarray(z.T)))
+        assert isinstance(gradient, torch.Tensor)
+        return -gradient.numpy().T
 
     result = solve_ivp(
         lambda _, state: force(state.reshape(x.shape)).ravel(),
