@@ -7,7 +7,7 @@ with a Hessian of its own. They know the loss as a function, and no closed form 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import diffrax
@@ -109,10 +109,12 @@ class Diffrax:
     """Euler-Maruyama in diffrax, one jitted and vmapped ``diffeqsolve`` of all paths.
 
     Args:
-        loss, rank, scale, start, n_paths, steps, span: As for :class:`EulerMaruyama`.
+        loss, rank, scale, start, n_paths, steps, span: As for :class:`EulerMaruyama`; ``scale`` may
+            be ``None`` for the noise of samples, as for :class:`~benchmarks.jax_equation.Equation`.
         retracted: Whether each step ends on the manifold.
         source: "UnsafeBrownianPath" or "VirtualBrownianTree".
         contraction: How third derivatives are contracted.
+        times: Times of the grid that are kept besides the end.
     """
 
     name = "diffrax"
@@ -121,7 +123,7 @@ class Diffrax:
         self,
         loss: Loss,
         rank: int,
-        scale: float,
+        scale: float | None,
         start: Tensor,
         n_paths: int,
         steps: int,
@@ -130,10 +132,12 @@ class Diffrax:
         retracted: bool = True,
         source: str = "UnsafeBrownianPath",
         contraction: str = "gradient of a trace",
+        times: Sequence[float] = (),
     ) -> None:
         self.form = source
         self._start = to_jax(start.expand(n_paths, -1).contiguous())
         self._steps, self._span = steps, span
+        self._kept = {"ts": jnp.array([*times, span])} if times else {"t1": True}
         dim = len(start)
         self._equation = Equation(loss, dim, rank, scale, contraction)
         self._retracted = retracted
@@ -148,7 +152,9 @@ class Diffrax:
 
         def diffusion(t: Any, y: Array, args: Any) -> Array:
             frame = equation.frame(y)
-            return jax.vmap(lambda w: equation.diffusion(frame, w), out_axes=1)(jnp.eye(len(y)))
+            return jax.vmap(lambda w: equation.diffusion(frame, w), out_axes=1)(
+                jnp.eye(equation.n_noise)
+            )
 
         return diffrax.MultiTerm(diffrax.ODETerm(drift), diffrax.ControlTerm(diffusion, path))
 
@@ -164,11 +170,11 @@ class Diffrax:
         return RetractedEuler(retract)
 
     def _solve(self, x: Array, key: Array) -> Array:
-        h = self._span / self._steps
+        h, shape = self._span / self._steps, (self._equation.n_noise,)
         if self._source == "UnsafeBrownianPath":
-            path: Any = diffrax.UnsafeBrownianPath(x.shape, key)
+            path: Any = diffrax.UnsafeBrownianPath(shape, key)
         else:
-            path = diffrax.VirtualBrownianTree(0.0, self._span, 0.5 * h, x.shape, key)
+            path = diffrax.VirtualBrownianTree(0.0, self._span, 0.5 * h, shape, key)
         solution = diffrax.diffeqsolve(
             self._terms(path),
             self._solver(),
@@ -176,10 +182,11 @@ class Diffrax:
             self._span,
             h,
             x,
+            saveat=diffrax.SaveAt(**self._kept),
             max_steps=self._steps + 2,
             adjoint=diffrax.DirectAdjoint(),
         )
-        return solution.ys[0]
+        return solution.ys
 
     def step(self, x: Tensor, dw: Tensor, h: float) -> Tensor:
         """One step of diffrax's solver with its increment given: (n, D), (n, D) -> (n, D)."""
@@ -191,13 +198,13 @@ class Diffrax:
         return to_torch(jax.jit(jax.vmap(one))(to_jax(x.contiguous()), to_jax(dw.contiguous())))
 
     def run(self, seed: int) -> Array:
-        """All steps, until they are done."""
+        """All steps, until they are done: the times kept, and the end, (n, K, D)."""
         keys = random.split(random.key(seed), len(self._start))
         return self._run(self._start, keys).block_until_ready()
 
     def end(self, seed: int) -> Tensor:
         """Where a run ends, (n, D)."""
-        return to_torch(self.run(seed))
+        return to_torch(self.run(seed)[:, -1])
 
 
 class _Given(diffrax.AbstractPath):

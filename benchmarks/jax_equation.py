@@ -37,23 +37,44 @@ def varying_circle(amplitude: float) -> Loss:
     return loss
 
 
+def great_sphere() -> Loss:
+    """Loss of the great sphere in four dimensions."""
+    return lambda x: 0.5 * (x[3] / jnp.linalg.norm(x)) ** 2
+
+
+def mixed_noise_circle(amplitude: float, tilt: float, height: float) -> Loss:
+    """The four sample losses of the small circle with mixed noise, (4,)."""
+
+    def losses(x: Array) -> Array:
+        u = x / jnp.linalg.norm(x)
+        g = tilt * jnp.stack([u[0], u[1] + u[0] * u[2]])
+        return 0.5 * ((1.0 + amplitude * u[0]) * (u[2] - height)) ** 2 + jnp.concatenate([g, -g])
+
+    return losses
+
+
 class Equation:
-    """Coefficients of (13) with the noise (18), and the retraction, at ONE point.
+    """Coefficients of (13), and the retraction, at ONE point.
 
     Args:
         loss: The loss of one vector (D,).
         dim: Dimension D.
         rank: Rank M of the Hessian on the manifold.
-        scale: Scale s of the noise.
+        scale: Scale s of the noise (18); ``None`` for the noise of drawing samples, whose losses
+            (m,) ``loss`` then returns.
         contraction: How third derivatives are contracted: "forward mode", along M + D - M pairs of
             directions, or "gradient of a trace", by reverse mode.
     """
 
-    def __init__(self, loss: Loss, dim: int, rank: int, scale: float, contraction: str) -> None:
-        self.loss, self.scale, self.split = loss, scale, dim - rank
-        self.dim = dim
-        self.gradient = jax.grad(loss)
-        self.hessian = jax.hessian(loss)
+    def __init__(
+        self, loss: Loss, dim: int, rank: int, scale: float | None, contraction: str
+    ) -> None:
+        self.scale, self.split, self.dim, self.n_noise = scale, dim - rank, dim, dim
+        if scale is None:
+            self.samples, self.n_noise = loss, len(loss(jnp.ones(dim)))
+        self.loss = (lambda x: loss(x).mean()) if scale is None else loss
+        self.gradient = jax.grad(self.loss)
+        self.hessian = jax.hessian(self.loss)
         forms = {"forward mode": self._along_directions, "gradient of a trace": self._of_trace}
         self._contract = forms[contraction]
 
@@ -70,6 +91,21 @@ class Equation:
         matrix = left @ right.T
         return jax.grad(lambda z: jnp.vdot(self.hessian(z), matrix))(y)
 
+    def factor(self, y: Array) -> Array:
+        """Deviations of the samples' gradients, so that sigma sigma^T is Sigma: (D,) -> (D, m)."""
+        gradients = jax.jacrev(self.samples)(y)
+        return (gradients - gradients.mean(0)).T / self.n_noise**0.5
+
+    def covariance(self, y: Array) -> Array:
+        """Sigma at a unit vector: (D,) -> (D, D)."""
+        if self.scale is None:
+            return self.factor(y) @ self.factor(y).T
+        return self.scale**2 * (jnp.eye(self.dim) - jnp.outer(y, y))
+
+    def noise(self, y: Array, w: Array) -> Array:
+        """The product sigma w at a unit vector: (D,), (m,) -> (D,)."""
+        return self.factor(y) @ w if self.scale is None else self.scale * (w - y * (y @ w))
+
     def frame(self, x: Array) -> tuple[Array, Array, Array, Array]:
         """Norm, direction, eigenvalues and eigenvectors of the Hessian at the direction."""
         norm = jnp.linalg.norm(x)
@@ -82,7 +118,7 @@ class Equation:
         norm, y, eigenvalues, basis = frame
         tangent, normal = basis[:, : self.split], basis[:, self.split :]
         values = eigenvalues[self.split :]
-        sigma = self.scale**2 * (jnp.eye(self.dim) - jnp.outer(y, y))
+        sigma = self.covariance(y)
         mixed = tangent.T @ sigma @ normal
         block = normal.T @ sigma @ normal
         columns = 2.0 * tangent @ (mixed / values)
@@ -94,10 +130,10 @@ class Equation:
         return 0.5 * second / norm**3 - 0.5 * x
 
     def diffusion(self, frame: tuple[Array, Array, Array, Array], w: Array) -> Array:
-        """P sigma w: (D,) -> (D,)."""
+        """P sigma w: (m,) -> (D,)."""
         norm, y, _, basis = frame
         tangent = basis[:, : self.split]
-        return tangent @ (tangent.T @ (w - y * (y @ w))) * (self.scale / norm)
+        return tangent @ (tangent.T @ self.noise(y, w)) / norm
 
     def retract(self, x: Array, tangent: Array) -> Array:
         """The point of the manifold near x, with its norm.
@@ -118,7 +154,7 @@ class Equation:
         return y * norm
 
     def step(self, x: Array, dw: Array, h: Array) -> Array:
-        """One step: (D,), (D,), () -> (D,)."""
+        """One step: (D,), (m,), () -> (D,)."""
         frame = self.frame(x)
         moved = x + h * self.drift(x, frame) + self.diffusion(frame, dw)
         return self.retract(moved, frame[3][:, : self.split])

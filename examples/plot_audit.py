@@ -92,7 +92,7 @@ print(report)
 # %%
 # The norms on the way, with where they would rest at the last learning rate (dotted), and the clock
 # of a matrix, with what was known before. The norm ends a quarter below what the schedule says,
-# and the clock an eighth higher: updates are smaller than those of noise alone. The audit measures
+# and the clock a sixth higher: updates are smaller than those of noise alone. The audit measures
 # how small they are, so its prediction is nearer.
 
 figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")

@@ -42,16 +42,18 @@ noises = {"independent": SamplingNoise(), "epochs": SamplingNoise(replacement="e
 noises["epochs, 20 % fresh"] = Augmented(replacement="epoch")
 start, steps = 1.3 * torch.eye(dim).double()[0], list(range(0, epochs * samples + 1, samples))
 figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.8), layout="constrained")
-for (name, noise), color in zip(noises.items(), ("#0072B2", "#D55E00", "#009E73"), strict=True):
+looks = (("#0072B2", 5.0), ("#D55E00", 3.0), ("#009E73", 1.0))  # three norms that are one
+for (name, noise), (color, width) in zip(noises.items(), looks, strict=True):
     problem = Problem(losses, dim, noise, rank=dim - 2)
     run = run_sgd(problem, start, lr=0.05, weight_decay=0.02, steps=steps, n_paths=paths)
     norm, clock = run.ys.norm(dim=-1).mean(1), run.clock.mean(1) / dim
     explored = torch.atan2(run.ys[..., 1], run.ys[..., 0]).var(1)
-    left.plot(steps, norm, color=color, label=name)
-    right.semilogy(clock[1:], explored[1:], color=color, marker="o", ms=3, label=name)
+    left.plot(steps, norm, color=color, lw=width, label=name)
+    error = 2 * explored * (2 / paths) ** 0.5  # two standard errors of a variance
+    right.errorbar(clock[1:], explored[1:], error[1:], color=color, label=name)
     print(f"{name:20} norm {norm[-1]:.3f}, explored {explored[-1] / clock[-1]:.4f} of the clock")
 right.plot(clock[1:], clock[1:], color="black", lw=1, ls=":", label="the clock")
 left.set(xlabel="steps", ylabel="mean norm of the weights")
-right.set(xlabel="clock $s^2u$", ylabel="variance of the angle")
+right.set(xlabel="clock $s^2u$", ylabel="variance of the angle", yscale="log")
 for axes in (left, right):
     axes.legend(frameon=False, fontsize="small")

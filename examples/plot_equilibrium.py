@@ -52,7 +52,7 @@ uniform = np.random.default_rng(0).uniform(size=50_000)
 from_pi = circle.point(torch.from_numpy(np.interp(uniform, law.equilibrium.cdf(grid), grid)))
 centers = farthest(circle.point(torch.linspace(-3.1, 3.1, 400, dtype=torch.float64)), 16).numpy()
 
-figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.8), layout="constrained")
+_, left = plt.subplots(figsize=(6.0, 3.6), layout="constrained")
 colours = ["#0072B2", "#D55E00", "#009E73"]
 fine = np.linspace(0.2 * time, times[-1], 2 if quick else 14)
 for i, angle in enumerate(angles.tolist()):
@@ -62,7 +62,7 @@ for i, angle in enumerate(angles.tolist()):
     known = [law.at(t, angle, norm=norm).angle.total_variation(law.equilibrium) for t in fine]
     left.plot(fine, known, color=colours[i], lw=1)
 left.set(xlabel="time $T$ of (13)", ylabel=r"distance from $\pi$ in total variation")
-left.legend(frameon=False)
+_ = left.legend(frameon=False)
 
 # %%
 # One long simulation of the direction in the clock. Its states alone have the equilibrium of the
@@ -80,21 +80,21 @@ def in_bins(y):
     return torch.from_numpy(inside / (edges[1] - edges[0]))
 
 
-late = chains.ys[len(chains.ts) // 2 :].reshape(-1, 3)
-weighted, plain = chains.equilibrium(in_bins).mean, in_bins(late).mean(0)
-for label, mean, exact_law, colour, marker in (
-    (r"weighted by $\|Y\|^4$", weighted, law.equilibrium, colours[0], "o"),
-    ("not weighted", plain, law.equilibrium_in_clock, colours[1], "s"),
-):
-    right.plot(middles, mean, marker, color=colour, ms=4, label=label)
-    right.plot(grid, exact_law.density(grid), color=colour, lw=1)
-right.plot([], [], color="black", lw=1, label="exact: $\\pi$, and that of the clock")
-right.set(xlabel="angle along the circle", ylabel="density", ylim=(0.0, 0.5))
-right.legend(frameon=False)
+weighted, late = chains.equilibrium(in_bins), chains.ys[len(chains.ts) // 2 :]
+plain = in_bins(late.flatten(0, 1)).unflatten(0, late.shape[:2]).mean(0)  # of each chain
+_, right = plt.subplots(figsize=(6.0, 3.6), layout="constrained")
+rows = (
+    (r"weighted by $\|Y\|^4$", weighted.mean, weighted.standard_error, law.equilibrium),
+    ("not weighted", plain.mean(0), plain.std(0) / n_chains**0.5, law.equilibrium_in_clock),
+)
+for (label, mean, error, known), colour, marker in zip(rows, colours[:2], "os", strict=True):
+    right.errorbar(middles, mean, 2 * error, fmt=marker, color=colour, ms=4, lw=1, label=label)
+    right.plot(grid, known.density(grid), color=colour, lw=1)
+right.set(xlabel="angle along the circle", ylabel="density", ylim=(0, 0.5), title="lines: exact")
+_ = right.legend(frameon=False)
 
 # %%
 # The two laws differ by 0.08 in total variation: an average that is not weighted is not one over
 # the steps of SGD.
 
 print(f"distance: {law.equilibrium.total_variation(law.equilibrium_in_clock):.3f}")
-plt.show()

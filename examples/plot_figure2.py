@@ -50,7 +50,9 @@ _, axes = plt.subplots(2, 2, figsize=(8, 5.5), layout="constrained")
 for design, row in zip(("gaussian", "orthogonal"), axes, strict=True):
     plot_angle_law(figure, design, 0.01, row[0])
     plot_variance_ratio(figure, design, row[1]).legend()
-    row[0].set_title(f"{design} inputs, η = 0.01")
+    row[0].set(title=f"{design} inputs, η = 0.01", ylabel=f"density at $T = {settings.horizon:g}$")
+    row[1].set(title="variance of the angle", ylabel="SGD's over the limit's")
+    row[1].locator_params(axis="x", nbins=5)
 plt.show()
 
 # %%

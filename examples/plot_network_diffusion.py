@@ -38,7 +38,8 @@ print(invariant_groups(problem))
 # %%
 # Train by SGD, which ends near the manifold and not on it: the noise keeps it away. What counts is
 # the point of the manifold that gradient flow takes it to. The paper approximates it by decaying
-# the learning rate; the flow itself is followed here to rounding.
+# the learning rate; the flow itself is followed here to rounding. (While the rate decays the noise
+# goes on moving the weights along the manifold, so that they end elsewhere on it.)
 
 x = problem.vector(module)
 x = x / x.norm()

@@ -67,11 +67,11 @@ def rate(step):
 
 
 steps = [0, 200, 400, 800] if quick else [0, 100, 200, 300, 400, 600, 800, 1200]
-predicted = paths.at_steps(rate, 0.05, steps).expectation(cosine)
+mean, error = paths.at_steps(rate, 0.05, steps).expectation(cosine)
 weights = run_sgd(problem, problem.minimizer, rate, 0.05, steps, n_paths=n_sgd, seed=1)
 values = cosine(Geometry(problem).limit_map(weights.ys))
 figure, ax = plt.subplots(figsize=(6.0, 3.6), layout="constrained")
-ax.plot(steps, predicted[0], color="black", lw=1, label="diffusion")
+ax.errorbar(steps, mean, 2 * error, color="black", lw=1, capsize=3, label="diffusion")
 ax.errorbar(steps, values.mean(1), 2 * values.std(1) / n_sgd**0.5, **points, label="SGD")
 ax.axvline(400, color="0.8", zorder=0)
 ax.set(xlabel="step $k$: $\\eta = 0.04$, then $0.01$", ylabel="mean of $\\cos\\theta$")

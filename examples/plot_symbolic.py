@@ -85,6 +85,7 @@ left.plot(*angles(ends.reshape(-1, 3)), "o", color="tab:blue", ms=5, label=r"$\P
 left.plot(*angles(nearest.limit_map(start).reshape(-1, 3)), "x", color="tab:red", label="nearest")
 left.axhline(0.0, color="0.7", lw=1, zorder=0)
 left.set(xlabel=r"angle along $\Gamma_1$", ylabel="latitude", title="gradient flow")
+left.set(xticks=[-1.0, -0.5, 0.0, 0.5, 1.0], ylim=(-0.62, 0.47))
 left.legend(loc="lower center", ncols=2)
 
 fine = np.linspace(-1.2, 1.2, 200)

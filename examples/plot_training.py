@@ -49,7 +49,7 @@ plt.show()
 # gradient, which is orthogonal to them and makes them longer. Equation (10) says which, for a trace
 # of the noise that is constant; here the trace is measured along the run, and is not.
 
-plot_norm(run)
+plot_norm(run, plt.subplots(figsize=(6, 4), layout="constrained")[1])
 plt.show()
 
 # %%

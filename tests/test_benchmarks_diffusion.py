@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -233,6 +234,35 @@ def test_diffrax_has_the_law_of_the_scan(monkeypatch: pytest.MonkeyPatch) -> Non
     twin = jax_diffusion.EulerMaruyama(*arguments[:-1], 0.25 * arguments[-1])
     with pytest.raises(AssertionError, match="another law"):
         check_law(twin, peer)
+
+
+@needs_jax
+def test_the_equation_in_jax_has_the_noise_of_samples() -> None:
+    """Drift, and covariance of the noise, at a point of the circle with mixed noise."""
+    jax = pytest.importorskip("jax")
+    from benchmarks import jax_equation
+    from benchmarks.jax_peers import to_jax, to_torch
+
+    problem = problems.mixed_noise_circle()
+    y = 1.2 * problem.facts.circle.point(torch.tensor(0.7, dtype=torch.float64))
+    sde = LimitingDiffusion(problem)
+    factor = sde.g(torch.zeros(()), y[None])[0]
+    wanted = sde.f(torch.zeros(()), y[None])[0], factor @ factor.T
+
+    @jax.jit
+    def coefficients(tilt: Any, x: Any) -> tuple[Any, Any]:
+        loss = jax_equation.mixed_noise_circle(0.5, tilt, 0.6)
+        equation = jax_equation.Equation(loss, 3, 1, None, "gradient of a trace")
+        frame = equation.frame(x)
+        noise = jax.vmap(lambda w: equation.diffusion(frame, w))(jax.numpy.eye(4))
+        return equation.drift(x, frame), noise.T @ noise
+
+    def found(tilt: float) -> tuple[Tensor, ...]:
+        return tuple(map(to_torch, coefficients(tilt, to_jax(y))))
+
+    torch.testing.assert_close(found(0.3), wanted, rtol=1e-9, atol=1e-12)
+    with pytest.raises(AssertionError):
+        torch.testing.assert_close(found(0.303), wanted, rtol=1e-9, atol=1e-12)
 
 
 def test_ours_ends_where_it_should() -> None:

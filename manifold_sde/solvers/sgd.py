@@ -19,11 +19,9 @@ from manifold_sde import rng
 from manifold_sde.arguments import Points, check_path, integer
 from manifold_sde.compile import choose_mode
 from manifold_sde.errors import LostPathsWarning, TimeScaleError
-from manifold_sde.loss_checks import fixed_directions
 from manifold_sde.paper import implements
 from manifold_sde.problem import Problem, require_problem
 from manifold_sde.progress import Progress
-from manifold_sde.scale_invariance import INVARIANCE_TOLERANCE
 from manifold_sde.schedules import Schedule
 from manifold_sde.solvers.archive import (
     complete,
@@ -40,6 +38,7 @@ from manifold_sde.solvers.limits import (
     refuse_many_steps,
     require_memory,
 )
+from manifold_sde.solvers.radial_gradient import radial_gradient
 from manifold_sde.solvers.sgd_step import BLOCK, LANES, SgdState, advance, c_step, go_alone
 from manifold_sde.solvers.solution import Solution
 from manifold_sde.solvers.stopping import Autosave, Stoppable
@@ -101,7 +100,8 @@ def run_sgd(
         several; ``clock`` is the intrinsic clock u of each path, and
         ``stats["non_finite_paths"]`` counts paths that blew up. Where the loss is not
         scale-invariant, and has no such clock, ``stats["radial_gradient"]`` is the radial part of
-        its gradient at a fixed point, over all of it; the loss of a network is not looked at.
+        its gradient over all of it, at a fixed point, or near the start on a few samples of a
+        network.
 
     Raises:
         ArgumentError, ShapeError: If an argument is out of range or shapes do not fit, or the run
@@ -209,7 +209,7 @@ class _Run:
                 "paths": n,
                 "non_finite_paths": int((~finite).sum()),
                 "compiled": bool(self.compiled) and not reasons,
-                **_radial_gradient(self.problem, self.start),
+                **radial_gradient(self.problem, self.start),
                 **({"uncompiled": reasons[0]} if reasons else {}),
             },
             config={**self._config(), "versions": versions()},
@@ -353,16 +353,6 @@ class _Left:
         """After so many steps of the chunk."""
         left = self.steps - taken
         return left + self.chunks * self.steps, left * self.work + self.steps * self.later
-
-
-def _radial_gradient(problem: Problem, like: Tensor) -> dict[str, float]:
-    """For ``stats``, the radial part of the gradient of a loss that is not scale-invariant."""
-    if problem.network is not None:  # a pass over its data
-        return {}
-    x = fixed_directions(problem.dim, 1)[0].to(like)
-    slope = problem.gradient(x)
-    part = float((x @ slope).abs() / slope.norm().clamp(min=torch.finfo(x.dtype).tiny))
-    return {"radial_gradient": part} if part > INVARIANCE_TOLERANCE[x.dtype] else {}
 
 
 def _warn_of_divergence(finite: Tensor, kept: list[int]) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from manifold_sde.arguments import Points
 from manifold_sde.equations import StochasticEquation
 from manifold_sde.progress import Progress
-from manifold_sde.sdes import DirectionDiffusion
+from manifold_sde.sdes import DirectionDiffusion, WeightDecaySDE
 from manifold_sde.solvers.archive import held_folder, versions
 from manifold_sde.solvers.arguments import check_folder, check_tolerance, check_workers
 from manifold_sde.solvers.chunk import CHUNK, Chunk, ChunkResult
@@ -27,6 +27,7 @@ from manifold_sde.solvers.limits import MAX_STEPS
 from manifold_sde.solvers.lost_paths import check_average, remedy_of, warn_of_lost_paths
 from manifold_sde.solvers.moments import Observable
 from manifold_sde.solvers.parallel import integrate_in_workers
+from manifold_sde.solvers.radial_gradient import radial_gradient
 from manifold_sde.solvers.simulation import Simulation
 from manifold_sde.solvers.solution import Solution
 from manifold_sde.solvers.stopping import Stoppable
@@ -247,6 +248,8 @@ def _solution(simulation: Simulation, result: ChunkResult) -> Solution:
     if result.flatness:
         stats["flatness"] = result.flatness
     warn_of_flat_points(result.flatness)
+    if isinstance(simulation.sde, WeightDecaySDE):  # the others refuse such a loss
+        stats |= radial_gradient(simulation.sde.problem, simulation.start)
     stats |= drift_error(simulation, result.x if result.x.numel() else simulation.start.T)
     if simulation.control is not None:
         stats["rejected_steps"] = result.rejected

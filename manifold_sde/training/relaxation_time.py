@@ -151,19 +151,26 @@ class Relaxation:
             The axes.
         """
         from matplotlib.figure import Figure
+        from matplotlib.ticker import LogLocator, NullFormatter
 
         ax = ax or Figure(figsize=(5.6, 3.6), layout="constrained").subplots()
         top = 3.0 * quantile(self.level)
         shown = np.concatenate([one.profile.tau[one.profile.loss <= top] for one in self.functions])
         for one in self.functions:
             ax.plot(one.profile.tau, one.profile.loss, **{"label": one.name, "lw": 1.5, **kwargs})
-        ax.axhline(quantile(self.level), color="0.45", lw=1, ls="--")
+        limit = f"limit of the {self.level:.0%} interval"
+        ax.axhline(quantile(self.level), color="0.45", lw=1, ls="--", label=limit)
         cutoff = self.functions[0].profile.cutoff
         ax.axvline(cutoff, color="0.45", lw=1)
-        ax.text(cutoff, 0.99 * top, " a fifth of the run", va="top", fontsize="small", color="0.3")
+        beside = {"rotation": 90, "ha": "right", "va": "top", "fontsize": "small", "color": "0.3"}
+        ax.text(cutoff, 0.97 * top, "a fifth of the run", beside)
         ends = (0.7 * min(cutoff, shown.min()), 1.4 * max(cutoff, shown.max()))
         ax.set(xscale="log", xlim=ends, ylim=(-0.02 * top, top), title=self.verdict)
-        ax.set(xlabel="relaxation time, in the clock", ylabel="lack of 2 log-likelihood")
+        ax.set(xlabel="relaxation time, in the clock")
+        ax.set_ylabel("2 log-likelihood, below the best")
+        ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        ax.xaxis.set_major_formatter("{x:g}")
+        ax.xaxis.set_minor_formatter(NullFormatter())
         ax.legend(frameon=False, fontsize="small")
         return ax
 

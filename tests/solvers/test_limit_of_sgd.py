@@ -11,11 +11,21 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from manifold_sde import Geometry, Problem, SphericalNoise, TimeScale, problems
+from manifold_sde import (
+    Geometry,
+    Problem,
+    SamplingNoise,
+    SphericalNoise,
+    TimeScale,
+    WeightDecaySDE,
+    problems,
+)
 from manifold_sde.errors import LimitMapError, LostPathsWarning
-from manifold_sde.solvers import Solution, predict_sgd, run_sgd
+from manifold_sde.networks import WeightNorm
+from manifold_sde.noise import Noise
+from manifold_sde.solvers import Solution, predict_sgd, run_sgd, solve
 
 PROBLEM = problems.great_circle(noise_scale=0.3)
 START = torch.tensor([0.8, 0.0, 0.6], dtype=torch.float64)
@@ -97,10 +107,42 @@ def test_a_start_off_the_manifold_is_said(sgd: Solution, predicted: Solution) ->
     assert "goes there first" not in repr(on) + repr(sgd)
 
 
+NONE = "clock u  none, as the loss is not scale-invariant"
+
+
 def test_a_loss_without_scale_invariance_has_no_clock(sgd: Solution) -> None:
     off = Problem(lambda x: 0.5 * (x[2] / x.norm()) ** 2 + 0.1 * x @ x, 3, SphericalNoise(0.1))
     run = run_sgd(off, START, *RATES, [0, 5], n_paths=2)
     assert 0.1 < run.stats["radial_gradient"] <= 1.0
-    assert "clock u  none, as the loss is not scale-invariant" in repr(run)
+    assert NONE in repr(run)
     assert "radial_gradient" not in sgd.stats
     assert "clock u  up to" in repr(sgd)
+    continuous = solve(WeightDecaySDE(off, *RATES), START, [0, 1], n_paths=2, compile=False)
+    assert continuous.stats["radial_gradient"] == run.stats["radial_gradient"]
+    assert NONE in repr(continuous)
+
+
+@pytest.mark.parametrize(
+    ("layers", "least"),
+    [
+        ((WeightNorm(nn.Linear(5, 3, bias=False)),), None),
+        ((nn.Linear(5, 3, bias=False), nn.LayerNorm(3, elementwise_affine=False)), 1e-8),
+        ((nn.Linear(5, 3),), 0.01),
+    ],
+    ids=["without", "eps", "last layer"],
+)
+@pytest.mark.parametrize("noise", [SphericalNoise(0.1), SamplingNoise()], ids=["whole", "sampled"])
+def test_a_network_without_scale_invariance_has_no_clock(
+    layers: tuple[nn.Module, ...], least: float | None, noise: Noise
+) -> None:
+    torch.manual_seed(0)
+    inputs, targets = torch.randn(12, 5), torch.randn(12, 3)
+    module = nn.Sequential(*layers)
+    problem = Problem.from_module(module, nn.MSELoss(), inputs, targets, noise)
+    run = run_sgd(problem, problem.vector(), *RATES, [0, 2])
+    if least is None:
+        assert "radial_gradient" not in run.stats
+        assert "clock u  up to" in repr(run)
+    else:
+        assert least < run.stats["radial_gradient"] < 1.0
+        assert NONE in repr(run)

@@ -108,7 +108,7 @@ def plot_limit_accuracy(run: TrainingRun, ax: Axes | None = None, **kwargs: Any)
     label = rf"after {settings.decay_epochs} epochs at {settings.decay_lr:g}, for $\Phi(x_t)$"
     _dots(ax, times, after_decay(run), **{"label": label, "linestyle": "-", **kwargs})
     _show_log_epochs(run, ax)
-    ax.set(ylabel="test accuracy", ylim=(_least(run), None))
+    ax.set(xlabel="epoch of the decay", ylabel="test accuracy", ylim=(_least(run), None))
     ax.yaxis.set_major_formatter(PercentFormatter(1.0))
     ax.legend(loc="lower right", frameon=False, fontsize="small")
     return ax
@@ -151,9 +151,11 @@ def _show_log_epochs(run: TrainingRun, ax: Axes) -> None:
     settings = run.settings
     mixing = 1 / (settings.lr * settings.weight_decay * run.steps_per_epoch)
     ax.axvline(mixing, color=GREY, linewidth=0.8, zorder=0.5)
+    left = mixing > 0.5 * settings.epochs  # of its line, where there is room
     style: dict[str, Any] = {"va": "top", "color": GREY, "fontsize": "small"}
+    style["ha"] = "right" if left else "left"
     where: dict[str, Any] = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points"}
-    ax.annotate(r"$1/\eta\lambda$", (mixing, 1.0), xytext=(3, -3), **where, **style)
+    ax.annotate(r"$1/\eta\lambda$", (mixing, 1.0), xytext=(-3 if left else 3, -3), **where, **style)
 
 
 def plot_figure1(run: TrainingRun, **kwargs: Any) -> Figure:
@@ -170,7 +172,7 @@ def plot_figure3(run: TrainingRun, **kwargs: Any) -> Figure:
     """Figure 3: test accuracy of Phi(x_t) over time, and the norm with equation (10)."""
     canvas = new_figure((7.5, 7.2), kwargs)
     above, below = canvas.subplots(2, 1, sharex=True)
-    plot_limit_accuracy(run, above)
+    plot_limit_accuracy(run, above).set_xlabel("")
     plot_norm(run, below)
     canvas.suptitle(_title(run), fontsize="large")
     return canvas
