@@ -30,7 +30,14 @@ from manifold_sde.errors import (
     ShapeError,
 )
 from manifold_sde.loss import LeastSquaresLoss, Loss
-from manifold_sde.remedies import DIFFERENTIABLE, first_line, not_differentiable, ordinal
+from manifold_sde.loss_trials import require_alike, require_fixed, require_uncut
+from manifold_sde.remedies import (
+    DIFFERENTIABLE,
+    KEEP_DERIVATIVES,
+    differentiating,
+    first_line,
+    ordinal,
+)
 from manifold_sde.torch_norms import (
     WRONG_OPERATIONS,
     ElementaryFunction,
@@ -63,9 +70,6 @@ _SAME = 1e-14
 #: Relative difference of derivatives at points that differ by a unit of rounding, where nothing
 #: cancels: four times what was seen.
 _ROUNDED = 2e-15
-#: Units of rounding, of the largest value, by which two calls of a fixed function may differ: the
-#: last digits of linear algebra depend on where its arguments lie in memory.
-_ROUNDING = 4096
 #: Numbers of x that are evaluated at once.
 _NUMBERS = 1 << 16
 
@@ -245,15 +249,11 @@ def _derivative_errors(
     directions = torch.stack([a, b])
     results: list[dict[str, tuple[float, bool]]] = [{} for _ in x]
     for order, name in enumerate(ORDERS, start=1):
-        try:
+        with differentiating(order):
             exact = _derivative(loss, order, x, directions)
             if kept is not None:
                 kept.append(exact)
             found, below = _derivative_quotients(loss, order, x, a, b)
-        except (RuntimeError, NotImplementedError) as error:
-            if isinstance(error, torch.OutOfMemoryError):
-                raise
-            raise not_differentiable(error, order) from error
         if not bool(torch.isfinite(exact).all()):
             raise NonFiniteError(
                 f"the {ordinal(order)} derivative of the loss is not finite at a test point",
@@ -339,15 +339,6 @@ def _derivative_quotients(
     return quotients(below, x, b if order == 3 else a), _mapped(below, x)
 
 
-def equal_to_rounding(value: Tensor, other: Tensor) -> bool:
-    """Whether two calls of one function at the same x gave the same up to rounding."""
-    if value.shape != other.shape:
-        return False
-    size = float(value.nan_to_num().abs().max()) if value.numel() else 0.0
-    off = _ROUNDING * torch.finfo(value.dtype).eps * size
-    return torch.allclose(value, other, rtol=0.0, atol=off, equal_nan=True)
-
-
 def require_derivatives(loss: Loss, function: Callable[[Tensor], Tensor], what: str) -> None:
     """Refuse a function that is random, cannot be differentiated, or is differentiated wrongly.
 
@@ -361,18 +352,21 @@ def require_derivatives(loss: Loss, function: Callable[[Tensor], Tensor], what: 
         NonFiniteError: If a derivative is not finite.
     """
     points = fixed_directions(loss.dim, 2 + (_POINTS if loss.dim <= _LARGE else _POINTS // 2))
-    first, second = function(points[0].clone()), function(points[0].clone())
-    if not equal_to_rounding(first, second):
-        raise DifferentiationError(
-            f"the {what} is not a fixed function",
-            received=f"values that differ by {float((first - second).abs().max()):.3g} at the "
-            "same x",
-            expected="the same value at every call",
-            remedy="switch dropout off (module.eval()), and draw random constants outside",
-        )
+    first = function(points[0].clone())
+    require_fixed(function, points[0], first, what)
     if _sound_backward(loss, function, points):
         loss.reverses = True
-        return
+    else:
+        _require_right(loss, function, points, what)
+    require_alike(loss, function, points[:2], what, second=loss.dim <= _LARGE)
+    require_uncut(function, points[0], what)
+    require_fixed(function, points[0], first, what)
+
+
+def _require_right(
+    loss: Loss, function: Callable[[Tensor], Tensor], points: Tensor, what: str
+) -> None:
+    """Refuse a function whose derivatives by forward mode are not those of what it computes."""
     exact: list[Tensor] = []
     wrong = _first_wrong(loss, points, exact)
     if wrong is not None:
@@ -386,7 +380,8 @@ def require_derivatives(loss: Loss, function: Callable[[Tensor], Tensor], what: 
             expected=f"at most {TOLERANCE:g}: {DIFFERENTIABLE}, without cutting a derivative",
             remedy=what_is_wrong(order, function, points[0]),
         )
-    operations = wrong_operations(function, points[0])
+    with differentiating(1):
+        operations = wrong_operations(function, points[0])
     if operations:
         raise DifferentiationError(
             f"torch differentiates an operation of the {what} wrongly",
@@ -404,12 +399,11 @@ def _sound_backward(loss: Loss, function: Callable[[Tensor], Tensor], points: Te
     Samples, and functions whose derivatives are the user's, are differentiated by forward mode,
     too, which is not looked at here: it loads a compiler of torch's.
     """
-    if (
-        loss.n_samples is not None
-        or loss.dim > _LARGE
-        or has_custom_derivative(function, points[0])
-    ):
+    if loss.n_samples is not None or loss.dim > _LARGE:
         return False
+    with differentiating(1):
+        if has_custom_derivative(function, points[0]):
+            return False
     other = copy.copy(loss)
     other.reverses = True
     exact: list[Tensor] = []
@@ -481,10 +475,7 @@ def what_is_wrong(order: int, function: Callable[[Tensor], Tensor], point: Tenso
     if known and order > 1:
         return _write_instead(known)
     if order == 1:
-        return (
-            "let every value that depends on x keep its derivative: no detach(), .data, .item(), "
-            "torch.no_grad(), torch.tensor(...) or straight-through estimator"
-        )
+        return KEEP_DERIVATIVES
     called = functions_called(function, point.clone())
     names = [getattr(f, "__name__", "").removeprefix("linalg_") for f in called]
     shown = ", ".join(dict.fromkeys(n for n in names if n and not n.startswith("__")))

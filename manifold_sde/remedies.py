@@ -11,6 +11,11 @@ from manifold_sde.errors import DifferentiationError, ManifoldSDEError
 
 #: What a loss has to be.
 DIFFERENTIABLE = "a function that torch.func can batch and differentiate three times"
+#: What to write instead where a derivative is cut.
+KEEP_DERIVATIVES = (
+    "let every value that depends on x keep its derivative: no detach(), .data, .item(), "
+    "torch.no_grad(), torch.tensor(...) or straight-through estimator"
+)
 #: What to write instead, by what torch says when it fails.
 _REMEDIES = (
     (
@@ -21,6 +26,10 @@ _REMEDIES = (
         ("inplace", "in-place", "ZeroTensors"),
         "nothing written into a tensor: torch.cat, torch.stack or torch.where build a new one, "
         "and x / (x * x).sum().sqrt() is the elementary normalisation",
+    ),
+    (
+        ("nference tensor", "InferenceMode"),
+        "no torch.inference_mode() inside the loss, which cuts derivatives",
     ),
     (
         (".item()", "data-dependent"),
@@ -101,6 +110,21 @@ def torch_errors_of(name: str | None) -> Iterator[None]:
             expected="functions in plain torch that follow the dtype and device of x",
             remedy=remedy(str(error)),
         ) from error
+
+
+@contextlib.contextmanager
+def differentiating(order: int) -> Iterator[None]:
+    """Tell what is raised in this block as that a derivative of the loss of this order fails.
+
+    Raises:
+        DifferentiationError: With what to write instead.
+    """
+    try:
+        yield
+    except (ManifoldSDEError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # the loss is the user's, and raises what it likes
+        raise not_differentiable(error, order) from error
 
 
 def not_differentiable(error: Exception, order: int) -> DifferentiationError:

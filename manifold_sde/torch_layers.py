@@ -2,6 +2,8 @@
 
 In torch 2.13 ``scaled_dot_product_attention`` and ``glu`` have no forward-mode derivatives,
 recurrent layers and their cells no rules for batches, and layouts of memory are refused in batches.
+The second derivatives of ``prelu`` at several points along several directions are those of other
+points, or raise; ``celu`` divides by its alpha in single precision.
 What stands here computes the same (tests/networks/test_modules.py).
 """
 
@@ -51,6 +53,18 @@ def _attention(
 def _glu(input: Tensor, dim: int = -1) -> Tensor:
     value, gate = input.chunk(2, dim)
     return value * torch.sigmoid(gate)
+
+
+def _prelu(input: Tensor, weight: Tensor) -> Tensor:
+    channels = (-1, *[1] * (input.dim() - 2)) if weight.numel() > 1 and input.dim() > 1 else ()
+    return torch.where(input > 0.0, input, weight.reshape(channels) * input)
+
+
+def _celu(input: Tensor, alpha: float = 1.0, inplace: bool = False) -> Tensor:
+    if inplace:
+        return NotImplemented
+    below = alpha * torch.expm1(input.clamp(max=0.0) / alpha)
+    return torch.where(input > 0.0, input, below)
 
 
 def _in_usual_layout(function: Callable[..., Tensor]) -> Callable[..., Any]:
@@ -150,6 +164,10 @@ def _opened(function: Any) -> Callable[..., Any]:
 REPLACEMENTS: dict[Any, Callable[..., Any]] = {
     functional.scaled_dot_product_attention: _attention,
     functional.glu: _glu,
+    functional.celu: _celu,
+    torch.celu: _celu,
+    torch.prelu: _prelu,
+    Tensor.prelu: _prelu,
     Tensor.contiguous: _in_usual_layout(Tensor.contiguous),
     Tensor.clone: _in_usual_layout(Tensor.clone),
     torch.clone: _in_usual_layout(torch.clone),

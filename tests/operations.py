@@ -110,6 +110,7 @@ OPERATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "hardswish": lambda w: weighted(F.hardswish(w)),
     "softsign": lambda w: weighted(F.softsign(w)),
     "tanhshrink": lambda w: weighted(F.tanhshrink(w)),
+    "celu": lambda w: weighted(F.celu(w + 0.2, 0.7)),
     "glu": lambda w: weighted(F.glu(torch.cat([w, w.T], 1), 1)),
     "prelu": lambda w: weighted(F.prelu(w, POSITIVE[0, :1])),
     "softmax": lambda w: weighted(torch.softmax(3.0 * w, 1)),
@@ -178,8 +179,11 @@ OPERATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "advanced indexing": lambda w: weighted(w[LABELS] * w),
     "roll, flip": lambda w: weighted(w.roll(1, 0) * w.flip(1)),
     "masked_fill": lambda w: weighted(w.masked_fill(M > 0, 0.5) * w),
+    "scatter_add": lambda w: weighted(w.scatter_add(1, LABELS.expand(3, 3), w.square())),
     "index_add": lambda w: weighted(w.index_add(0, LABELS, w.square())),
     "unfold": lambda w: weighted(w.flatten().unfold(0, 3, 3).square()),
+    "as_strided": lambda w: weighted(w.as_strided((2, 2), (3, 1)).square()),
+    "fft": lambda w: weighted(torch.fft.fft(w).abs().square()),
     "pad": lambda w: weighted(F.pad(w[:2, :2], (0, 1, 1, 0)).square()),
     # Layers.
     "linear": lambda w: weighted(F.linear(w, M, V).square()),
@@ -194,6 +198,12 @@ OPERATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "interpolate": lambda w: weighted(
         F.interpolate(w[None], size=2, mode="linear", align_corners=True)[0].square()
     ),
+    "interpolate, bicubic": lambda w: weighted(
+        F.interpolate(w[None, None], size=2, mode="bicubic")[0, 0].square()
+    ),
+    "grid_sample": lambda w: weighted(
+        F.grid_sample(M[None, None], torch.tanh(w[:2, :2])[None, None], align_corners=False)[0, 0]
+    ),
     "layer_norm": lambda w: weighted(F.layer_norm(w, (3,), eps=0.01)),
     "batch_norm": lambda w: weighted(F.batch_norm(w, None, None, training=True, eps=0.01)),
     "instance_norm": lambda w: weighted(F.instance_norm(w[None], eps=0.01)[0]),
@@ -205,6 +215,7 @@ OPERATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "attention, four dimensions": lambda w: weighted(
         F.scaled_dot_product_attention(w[None, None], w[None, None], M[None, None])[0, 0]
     ),
+    "embedding_bag": lambda w: weighted(F.embedding_bag(LABELS[:, None], w).square()),
     "embedding": lambda w: weighted(F.embedding(LABELS, w).square()),
     # Losses.
     "mse_loss": lambda w: F.mse_loss(w, M),
@@ -223,6 +234,7 @@ OPERATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "triplet_margin_loss": lambda w: F.triplet_margin_loss(w, w.T, M, margin=9.0),
     "gaussian_nll_loss": lambda w: F.gaussian_nll_loss(w, M, w.square() + 1.0),
     "poisson_nll_loss": lambda w: F.poisson_nll_loss(w, POSITIVE),
+    "ctc_loss": lambda w: F.ctc_loss(w.log_softmax(1), LABELS[1:], (3,), (2,)),
 }
 
 

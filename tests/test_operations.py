@@ -57,7 +57,7 @@ def test_the_page_has_all_operations() -> None:
 #: raise otherwise.
 HARMLESS = (
     *("solve with w on the right", "mse_loss"),
-    *("lu_factor, lu_solve", "glu", "attention", "attention, four dimensions"),
+    *("lu_factor, lu_solve", "glu", "prelu", "celu", "attention", "attention, four dimensions"),
 )
 
 

@@ -156,7 +156,9 @@ class _Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         kwargs = kwargs or {}
         before, named = self.refer(tuple(args)), self.refer(kwargs)
-        result = func(*args, **kwargs)
+        # Torch ends the process where a tensor of no storage is multiplied by a number in a mode.
+        make = torch.zeros if func is torch.ops.aten._efficientzerotensor.default else func
+        result = make(*args, **kwargs)
         depends = any(ref.number in self.depends for ref in refs((before, named)))
         if depends and _name(func) in _READING:
             raise Unsupported("a number that depends on the point")

@@ -19,7 +19,7 @@ from manifold_sde.errors import (
     NonFiniteError,
     ShapeError,
 )
-from manifold_sde.loss_checks import equal_to_rounding
+from manifold_sde.loss_trials import equal_to_rounding
 from manifold_sde.networks.copies import unchanged
 from manifold_sde.networks.function import NetworkFunction
 from manifold_sde.networks.layers import GhostBatchNorm, require_ghost_batches

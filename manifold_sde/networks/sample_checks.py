@@ -128,7 +128,8 @@ def _check(network: NetworkFunction, x: Tensor, blocks: list[int]) -> None:
     part = network.of_blocks(blocks) if network.samples else network
     single = torch.promote_types(torch.float32, network.start.dtype)
     for dtype in dict.fromkeys((x.dtype, single)):
-        observe(part, x.to(dtype))
+        with remedies.differentiating(1):
+            observe(part, x.to(dtype))
     fault = _fault(part, x)
     if fault is None:
         return
@@ -213,12 +214,8 @@ def _fault(network: NetworkFunction, x: Tensor) -> _Fault | None:
 
 
 def _derivative(order: int, compute: Callable[[], Tensor]) -> Tensor:
-    try:
+    with remedies.differentiating(order):
         return compute()
-    except (RuntimeError, NotImplementedError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
-        raise remedies.not_differentiable(error, order) from error
 
 
 def _wrong(measured: tuple[float, bool]) -> bool:

@@ -12,6 +12,7 @@ from manifold_sde import loss_checks, remedies
 from manifold_sde.derivatives import jvp
 from manifold_sde.errors import NoiseError
 from manifold_sde.loss import Loss
+from manifold_sde.loss_trials import require_uncut
 from manifold_sde.noise.base import Noise
 
 
@@ -132,6 +133,7 @@ class CustomNoise(Noise):
                 expected=f"at most {loss_checks.TOLERANCE:g}",
                 remedy="no detach(), .data or torch.no_grad() on what depends on x",
             )
+        require_uncut(self.function, point, "factor of the custom noise")
 
     def n_components(self, loss: Loss) -> int:
         """Return m, the number of columns measured when the problem was made."""

@@ -30,6 +30,7 @@ from manifold_sde.training.lane import (
     count_steps,
     group_clocks,
     group_norms,
+    look_at_others,
     lost_since,
     middle,
     split,
@@ -199,11 +200,13 @@ class MixingClock:
             values = lane.watch.values()
             step = Pending(options_of(optimizer.param_groups[lane.index]))
             if lane.pending and not lane.pending[-1].active:
-                step.first = lane.pending.pop().first  # a step that failed
+                step.begin = lane.pending.pop().begin  # a step that failed
             lane.pending.append(step)
             if not lane.started:
                 lane.started = True
-                step.first = lane.watch.squares(values)
+                step.begin = [lane.watch.squares(values)]
+                if self.rule in LINEAR:
+                    step.begin += lane.watch.buffers(values, optimizer.state)
             if skipped is not None:
                 step.skipped = skipped.detach().clone().reshape(1).expand(sum(lane.watch.parts))
             if close:
@@ -248,9 +251,8 @@ class MixingClock:
 
     def _catch_up(self) -> None:
         """Count the steps that are pending."""
-        for lane in self._lanes:
-            if not lane.pending:
-                continue
+        behind = [lane for lane in self._lanes if lane.pending]
+        for lane in behind:
             if lane.pending[-1].after is None:
                 with torch.no_grad():
                     lane.pending[-1].after = lane.watch.squares(lane.watch.values())
@@ -266,6 +268,8 @@ class MixingClock:
                     MixingClockWarning,
                     stacklevel=3,
                 )
+        if behind:
+            look_at_others(self._lanes, self.optimizer, self.steps)
         if self._totals:
             self.sizes = [*self.sizes, *torch.stack(self._totals).tolist()][-_MOST_SIZES:]
             self._totals.clear()
@@ -281,13 +285,8 @@ class MixingClock:
     def each(self, quantity: Callable[[Track], Array]) -> dict[str, Array]:
         """A quantity of all parts, by the name of their group: each (parts,)."""
         self._catch_up()
-        return {
-            group.name: part
-            for lane in self._lanes
-            for group, part in zip(
-                lane.watch.groups, split(lane, quantity(lane.track)), strict=True
-            )
-        }
+        parts = [part for lane in self._lanes for part in split(lane, quantity(lane.track))]
+        return dict(zip((group.name for group in self.groups), parts, strict=True))
 
     def _clocks(self) -> list[tuple[float, int, str]]:
         """Clock v (of the median of its parts), weights and name of each group that moves."""
@@ -359,9 +358,8 @@ class MixingClock:
         """Where it was read: steps (n,), clock v (n,), and root mean square norms of each group."""
         self._catch_up()
         steps, times, norms = zip(*self._history, strict=True)
-        names = [group.name for lane in self._lanes for group in lane.watch.groups]
-        columns = np.array(norms).T
-        return np.array(steps), np.array(times), dict(zip(names, columns, strict=True))
+        columns = dict(zip((g.name for g in self.groups), np.array(norms).T, strict=True))
+        return np.array(steps), np.array(times), columns
 
     def measure(
         self,
@@ -458,13 +456,16 @@ class MixingClock:
     def __repr__(self) -> str:
         return f"<MixingClock of {len(self.groups)} groups, {self.rule}, {self.steps} steps>"
 
+    def _own(self) -> list[tuple[str, int]]:
+        return [(group.name, group.parts) for group in self.groups]
+
     def state_dict(self) -> dict[str, Any]:
         """The state, of plain lists and numbers."""
         self._catch_up()
         return {
             "version": 2,
             "rule": self.rule,
-            "groups": [(g.name, g.parts) for lane in self._lanes for g in lane.watch.groups],
+            "groups": self._own(),
             "steps": self.steps,
             "history": list(self._history),
             "noise": None if self.noise is None else self.noise.state(),
@@ -477,8 +478,7 @@ class MixingClock:
         Raises:
             MixingClockError: If it is that of other groups, or of another optimizer.
         """
-        own = [(g.name, g.parts) for lane in self._lanes for g in lane.watch.groups]
-        theirs = [tuple(pair) for pair in state.get("groups", [])]
+        own, theirs = self._own(), [tuple(pair) for pair in state.get("groups", [])]
         if state.get("rule") != self.rule or theirs != own:
             raise MixingClockError(
                 "this is the state of another clock",

@@ -13,16 +13,19 @@ from torch import Tensor
 from manifold_sde.number_arrays import Array
 from manifold_sde.training.rules import Options
 from manifold_sde.training.track import Details, Track
-from manifold_sde.training.watch import Watch
+from manifold_sde.training.watch import Watch, are_finite
 
 
 @dataclass
 class Pending:
-    """A step that was not counted yet; tensors are still on their device."""
+    """A step that was not counted yet; tensors are still on their device.
+
+    The first one of a lane begins with |x|^2, and what there is of the optimizer's buffer.
+    """
 
     options: Options
     active: tuple[bool, ...] = ()
-    first: Tensor | None = None
+    begin: list[Tensor] = field(default_factory=list)
     skipped: Tensor | None = None
     after: Tensor | None = None
     gradient: Tensor | None = None
@@ -84,6 +87,18 @@ def lost_since(lanes: Sequence[Lane]) -> int | None:
     return int(lost[lost > 0].min()) if lost.any() else None
 
 
+def look_at_others(lanes: Sequence[Lane], optimizer: torch.optim.Optimizer, steps: int) -> None:
+    """Count a run as lost from here on where a trained tensor outside of all groups is not finite.
+
+    The groups themselves are so a step later. It waits for the device.
+    """
+    own = {id(tensor) for lane in lanes for tensor in lane.watch.tensors.values()}
+    others = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+    if not are_finite([p.detach() for p in others if id(p) not in own]):
+        for lane in lanes:
+            lane.track.lost = np.where(lane.track.lost == 0, steps, lane.track.lost)
+
+
 def count_steps(lane: Lane, steps: int) -> None:
     """Read what the steps of a lane left on the device, and count them.
 
@@ -94,23 +109,25 @@ def count_steps(lane: Lane, steps: int) -> None:
     kept = [
         t
         for step in lane.pending
-        for t in (step.first, step.skipped, *(step.details or []), step.gradient, step.after)
+        for t in (*step.begin, step.skipped, *(step.details or []), step.gradient, step.after)
         if t is not None
     ]
     rows = iter(torch.stack([t.double() for t in kept]).cpu().numpy())
-    read: list[tuple[Array | None, bool, Details | None, Array | None, Array | None]] = []
+    read: list[tuple[list[Array], bool, Details | None, Array | None, Array | None]] = []
     for step in lane.pending:
-        first = next(rows) if step.first is not None else None
+        begin = [next(rows) for _ in step.begin]
         left_out = step.skipped is not None and bool(next(rows)[0])
         details = Details(*(next(rows) for _ in step.details)) if step.details else None
         gradient = next(rows) if step.gradient is not None else None
         after = next(rows) if step.after is not None else None
-        read.append((first, left_out, details, gradient, after))
+        read.append((begin, left_out, details, gradient, after))
     track, before = lane.track, steps - len(read)
-    for k, (step, (first, left_out, details, gradient, after)) in enumerate(
+    for k, (step, (begin, left_out, details, gradient, after)) in enumerate(
         zip(lane.pending, read, strict=True)
     ):
-        track.begin(track.square if first is None else first)
+        track.begin(begin[0] if begin else track.square)
+        if begin[1:]:
+            track.go_on(step.options.numbers(), *begin[1:])
         if after is None:
             # Between two norms that were taken, they grow by the same factor each step.
             ahead = next(i for i in range(k, len(read)) if read[i][4] is not None)

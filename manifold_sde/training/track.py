@@ -91,7 +91,8 @@ class Track:
         rule: What the optimizer does.
         weights: Number of weights of each part, (parts,).
         count: Steps that each part has made.
-        age: Steps that the optimizer has made of it, with those before the clock was there.
+        age: Steps that Adam has made of it, with those before the clock was there; of SGD, whether
+            there was a buffer before.
         start: |x|^2 at the first of them.
         square: |x|^2 after the last.
         intrinsic: The clock u, of rules that are linear in the gradient.
@@ -189,6 +190,39 @@ class Track:
         xx = np.where(fresh, square, self.predicted.xx)
         self.predicted = SecondMoments(xx, self.predicted.xm, self.predicted.mm)
 
+    def go_on(self, now: Options, radial: Array, length: Array) -> None:
+        """Take the buffer m of an optimizer that has made steps before the clock was there.
+
+        What decay has made of it, and the weights of the gradients in it, are those at rest; how
+        they go with those in x is as it is with the gradients themselves.
+
+        Args:
+            now: The options in the first step.
+            radial: <x, m> before it, NaN for parts without a buffer.
+            length: |m|^2.
+
+        Source: exact for the norms and for v; for u, if the norm was the same in its memory.
+        """
+        held = np.isfinite(length)
+        rest, zeros = RunningClock(), np.zeros(len(held))
+        rest.ratio, rest.sums = zeros, SecondMoments(zeros, zeros, zeros)
+        step = matrix(self.rule, now, np.ones(len(held)))
+        for _ in range(min(math.ceil(_FORGOTTEN / (1.0 - now.momentum)), _MOST_BEFORE)):
+            rest.advance(step, self.square**-2.0)
+            rest.sums = rest.sums._replace(xx=zeros)
+        self.age = np.where(held, 1.0, self.age)
+        self.predicted = _where(
+            held, SecondMoments(self.predicted.xx, radial, length), self.predicted
+        )
+        across = radial - rest.ratio * self.square
+        size = length - 2.0 * rest.ratio * radial + rest.ratio**2 * self.square
+        with np.errstate(divide="ignore", invalid="ignore"):
+            share = np.where(size > 0.0, across / size, 0.0)
+        sums = SecondMoments(zeros, rest.sums.mm * share, rest.sums.mm)
+        self.intrinsic.sums = _where(held, sums, self.intrinsic.sums)
+        for clock in (self.intrinsic, self.decay):
+            clock.ratio = np.where(held, rest.ratio, clock.ratio)
+
     @np.errstate(invalid="ignore")
     def look(
         self,
@@ -274,7 +308,7 @@ class Track:
             return matrix(self.rule, now, self.count), np.broadcast_to(size, square.shape)
         assert gradient is not None
         if self.rule in LINEAR:
-            return matrix(self.rule, now, self.count), gradient
+            return matrix(self.rule, now, self.count + self.age), gradient
         second = now.betas[1]
         coupled = now.weight_decay if self.rule == "adam" else 0.0
         lag = second * self.lag + (1.0 - second) * gradient

@@ -100,6 +100,28 @@ class Watch:
         found = self.squares({name: dense(tensor.grad) for name, tensor in self.tensors.items()})
         return found if scale is None else found / scale**2
 
+    def buffers(
+        self, values: Mapping[str, Tensor], state: Mapping[Tensor, Mapping[str, Any]]
+    ) -> list[Tensor]:
+        """<x, m> and |m|^2 of all parts with the optimizer's buffer m, NaN where it has none.
+
+        Args:
+            values: The weights x.
+            state: The optimizer's.
+        """
+        held = {n: dense(state.get(p, {}).get("momentum_buffer")) for n, p in self.tensors.items()}
+        if all(m is None for m in held.values()):
+            return []
+        buffers = {n: torch.zeros_like(values[n]) if m is None else m for n, m in held.items()}
+        known = [
+            any(held[n] is not None for n in group.parameters)
+            for group in self.groups
+            for _ in range(group.parts)
+        ]
+        found = [self.products(values, buffers), self.products(buffers, buffers)]
+        there = torch.tensor(known, device=found[0].device)
+        return [torch.where(there, part, torch.nan) for part in found]
+
     def second_moments(
         self, state: Mapping[Tensor, Mapping[str, Any]], now: Options, scale: Tensor | None = None
     ) -> list[Tensor]:
@@ -164,10 +186,18 @@ class Watch:
 
 
 def dense(gradient: Tensor | None) -> Tensor | None:
-    """A gradient without graph, of all entries where it is sparse."""
+    """A gradient, or a sum of them, without graph, of all entries where it is sparse."""
     if gradient is None:
         return None
     return gradient.detach().to_dense() if gradient.is_sparse else gradient.detach()
+
+
+def are_finite(tensors: list[Tensor]) -> bool:
+    """Whether all entries are finite: one number is read of all tensors."""
+    norms = _norms(tensors)
+    return not norms or bool(
+        torch.stack([n.double().to(norms[0].device) for n in norms]).isfinite().all()
+    )
 
 
 def _wide(tensor: Tensor) -> torch.dtype:

@@ -28,8 +28,16 @@ from manifold_sde.verification.subject import Subject
 #: How many times as much of the budget a check may take in the next rounds.
 _LONGER = 4.0
 _MORE_TIME = NO_TIME + " of {:.0f} s: budget={:.0f}, say (--budget {:.0f})."
+_OF_THE_REST = (
+    NO_TIME
+    + " of {:.2g} s for the rest where a loss is not scale-invariant, which comes first; or "
+    "budget={:.0f} (--budget {:.0f})."
+)
 #: How much larger a budget is named.
 _LARGER = 5.0
+#: Violation of scale invariance beyond which the rest says little of the run, and what share of the
+#: time that is left then a check may take: eps of a normalisation is less.
+_BROKEN, _BROKEN_SHARE = 2e-2, 1.0 / 3.0
 
 
 def all_checks() -> tuple[Check, ...]:
@@ -141,6 +149,9 @@ class _Suite:
         self.bar = bar
         self._budget = budget
         self._end = time.thread_time() + budget
+        #: Seconds that a check may take in the first round, and all together if the loss is broken.
+        self._first = effort.first_share * budget
+        self._broken = False
         self._found: dict[Check, list[Result]] = {}
 
     def run(self, checks: tuple[Check, ...]) -> tuple[tuple[Result, ...], Partial]:
@@ -155,15 +166,18 @@ class _Suite:
             if check in late:
                 partial = "budget"
                 why = f"it {late[check]}" if late[check].seconds else "no time was left for it"
-                budgets = self._budget, *2 * (_LARGER * self._budget,)
-                self._keep(check, [check.not_made(why, _MORE_TIME.format(*budgets))])
+                more, given = (
+                    (_OF_THE_REST, self._first) if self._broken else (_MORE_TIME, self._budget)
+                )
+                budgets = given, *2 * (_LARGER * self._budget,)
+                self._keep(check, [check.not_made(why, more.format(*budgets))])
             elif check not in self._found:  # nobody waits for a row of it
                 self._found[check] = [check.not_made(f"{STOPPED} it was done")]
         return tuple(result for check in checks for result in self._found[check]), partial
 
     def _rounds(self, checks: tuple[Check, ...]) -> dict[Check, OutOfTimeError]:
         """Make checks, the longer ones in later rounds; what is left takes too long."""
-        share = self.effort.first_share * self._budget
+        share = self._first
         late: dict[Check, OutOfTimeError] = {}
         waiting = list(checks)
         while waiting:
@@ -187,7 +201,8 @@ class _Suite:
             return
         else:
             try:
-                found = check(self.subject, self.effort, min(share, self._left))
+                most = self._left * (_BROKEN_SHARE if self._broken else 1.0)
+                found = check(self.subject, self.effort, min(share, most))
             except OutOfTimeError as error:
                 # Its frames would keep what was under way in memory.
                 late[check] = OutOfTimeError(error.seconds, error.estimated)
@@ -204,6 +219,9 @@ class _Suite:
         self._found[check] = results
         for result in results:
             self.tell(result)
+            if result.name == INVARIANCE and (result.statistic or 0.0) > _BROKEN:
+                self._broken = True
+                self._end = min(self._end, time.thread_time() + self._first)
         self.bar.update()
 
     def _varies_along_rays(self) -> bool:

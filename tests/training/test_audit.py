@@ -25,6 +25,7 @@ from manifold_sde.errors import (
     NonFiniteError,
 )
 from manifold_sde.training import AuditReport, MixingClock, ScaleGroup, audit, expected_clock
+from manifold_sde.training import clock as clock_module
 from manifold_sde.training.freshness import BatchNoise
 from manifold_sde.training.group_audit import short
 
@@ -400,6 +401,31 @@ def test_a_run_that_is_not_finite_never_passes(spoil: Any, adam: bool) -> None:
         assert "it closes" not in str(report)
         assert report.to_dict()["passed"] is False
         assert "conclusion fails" in report.to_html()
+
+
+def test_weights_outside_of_all_groups_are_looked_at_in_the_same_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The groups are finite until the next step, which is when the twin says it."""
+
+    def spoilt() -> MixingClock:
+        rows, head = Rows(), nn.Parameter(torch.ones(3))
+        unused = nn.Parameter(torch.full((2,), math.nan), requires_grad=False)
+        optimizer = torch.optim.SGD([rows.weight, head, unused], 0.01, weight_decay=0.02)
+        clock = MixingClock(rows, optimizer, [rows.group])
+        for bad in (False, True):
+            rows.fill()
+            head.grad = torch.tensor([1.0, math.nan if bad else 1.0, 1.0])
+            optimizer.step()
+            assert clock.not_finite_since == (2 if bad else None)
+        return clock
+
+    with pytest.warns(MixingClockWarning, match=r"since step 2 \(about\)"):
+        clock = spoilt()
+    assert not audit(clock).passed
+    monkeypatch.setattr(clock_module, "look_at_others", lambda *_: None)
+    with pytest.raises(AssertionError):
+        spoilt()
 
 
 def test_a_rate_that_is_not_finite_and_weights_that_are_0() -> None:

@@ -17,6 +17,7 @@ from manifold_sde.errors import ArgumentError, ClockRangeError
 from manifold_sde.progress import Progress
 from manifold_sde.solvers import solve
 from manifold_sde.verification import Effort, Result, Subject, suite, verify
+from manifold_sde.verification.assumptions.scale_invariance import INVARIANCE
 from manifold_sde.verification.check import Check
 from manifold_sde.verification.laws.long_runs import LongRuns
 from manifold_sde.verification.report import Report, Rows
@@ -91,6 +92,32 @@ def test_only_what_time_left_out_is_counted_as_such() -> None:
     stopped = left_out("stopped", "not made: stopped before it was done")
     report = Report("a problem", (late, small, varies, stopped), partial="budget")
     assert "NOT made: 2 checks, of Theorem 4.4; the budget was not enough" in report.conclusion
+
+
+@pytest.mark.parametrize("violation", [0.1, 1e-3])
+def test_a_loss_that_is_not_scale_invariant_leaves_little_time_for_the_rest(
+    violation: float,
+) -> None:
+    """The twin, off by what eps of a normalisation is, leaves all of it."""
+    first = Check(
+        INVARIANCE,
+        "assumption",
+        (),
+        lambda *_: Result(INVARIANCE, "fails", "off", statistic=violation, limit=1e-9),
+    )
+    begin = time.thread_time()
+    rest = [check("endless", lambda: busy(1e9)), check("cheap", lambda: None)]
+    report = verify(PROBLEM, budget=2.0, checks=[first, *rest])
+    spent = time.thread_time() - begin
+    assert [result.verdict for result in report] == ["fails", "undecided", "holds"]
+    meaning = report["endless"].meaning
+    if violation > 0.01:
+        assert spent < 0.6
+        assert "budget of 0.2 s for the rest where a loss is not scale-invariant" in meaning
+        assert "budget=10 (--budget 10)" in meaning
+    else:
+        assert spent > 1.5
+        assert "budget of 2 s" in meaning
 
 
 def test_without_a_budget_all_is_made_in_order() -> None:
