@@ -14,6 +14,7 @@ from manifold_sde.equations import StochasticEquation
 from manifold_sde.errors import ArgumentError
 from manifold_sde.solvers.arguments import check_times, require_equation
 from manifold_sde.solvers.coupled_path import Coupling
+from manifold_sde.solvers.flat_points import warn_of_flat_points
 from manifold_sde.solvers.integrate import integrate
 from manifold_sde.solvers.moments import Moments, Observable, evaluate
 from manifold_sde.solvers.simulation import Simulation
@@ -89,7 +90,9 @@ def coupled_values(
         for several in runs:
             values = []
             for run in several:
-                states = integrate(run, chunk).x.movedim(1, -1)
+                result = integrate(run, chunk)
+                warn_of_flat_points(result.flatness)
+                states = result.x.movedim(1, -1)
                 pairs = [evaluate("the function", function, x) for x in states]
                 values.append(torch.stack([value for value, _ in pairs]))
                 valid = valid & torch.stack([alive for _, alive in pairs])

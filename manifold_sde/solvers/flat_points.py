@@ -64,10 +64,10 @@ def warn_of_flat_points(found: float) -> None:
     if found < _TOLD:
         return
     warnings.warn(
-        f"some paths end where a direction across the manifold is {found:.2g} times flatter than "
-        "at most: the rank of the Hessian may fall there (Assumption 2.1), and what paths do that "
-        "pass such a point is not the limit of SGD. Way out: check_assumptions(problem, y) finds "
-        "such points; stop before paths reach them, or compare with run_sgd",
+        f"some paths end where a direction across the manifold is over {_TOLD:g} times flatter "
+        "than at most: the rank of the Hessian may fall there (Assumption 2.1), and what paths do "
+        "that pass such a point is not the limit of SGD. Way out: check_assumptions(problem, y) "
+        "finds such points; stop before paths reach them, or compare with run_sgd",
         RankWarning,
         stacklevel=4,
     )

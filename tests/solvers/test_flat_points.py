@@ -16,7 +16,7 @@ from manifold_sde import (
     problems,
 )
 from manifold_sde.errors import RankWarning, StepSizeWarning
-from manifold_sde.solvers import predict_sgd, solve
+from manifold_sde.solvers import extrapolate, predict_sgd, solve
 
 
 def crossing(x: Tensor) -> Tensor:
@@ -70,6 +70,12 @@ def test_chunks_that_keep_no_paths_tell_it_too_and_after_a_restart(tmp_path: Pat
             )  # fmt: skip
         found.append(solution.stats["flatness"])
     assert found[0] == found[1]
+
+
+def test_expectations_of_several_runs_tell_it_too() -> None:
+    sde, first = DirectionDiffusion(CASES["plain"]), lambda x: x[:, 0] / x.norm(dim=1)
+    with pytest.warns(RankWarning):
+        extrapolate(sde, [1, 0, 0], [0, 3], first, n_paths=2000, dt=0.125)
 
 
 def test_a_manifold_of_one_rank_is_not_accused() -> None:
