@@ -1,5 +1,6 @@
 """Configuration of the documentation: ``make docs``."""
 
+import doctest
 import sys
 import tomllib
 from pathlib import Path
@@ -55,6 +56,7 @@ napoleon_use_ivar = True
 
 # The doctest builder runs what is on the pages; the docstrings are also run by pytest.
 doctest_global_setup = "import torch; import manifold_sde"
+doctest_default_flags = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS  # those of pytest
 
 sphinx_gallery_conf = {
     "examples_dirs": "../examples",

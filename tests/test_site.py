@@ -9,11 +9,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from pydoc import locate
 
 import pytest
 
 pytest.importorskip("sphinx")
 from docutils.utils.math import MathError
+from linked_names import home_of
 from native_mathematics import mathml, prepared
 from plain_mathematics import docstring_as_rst
 
@@ -192,3 +194,13 @@ def test_a_colon_ends_no_type_and_names_share_a_description() -> None:
     assert attribute == "A point or points: a tensor.\n"
     shared = docstring_as_rst("Text.\n\nArgs:\n    a, b: The ends.\n", "f")
     assert ":param a: The ends.\n:param b: The ends.\n" in shared
+
+
+def test_names_in_pages_lead_to_where_they_are_defined() -> None:
+    name = re.compile(r"`(manifold_sde(?:\.\w+)+)`")
+    pages = [path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md")]
+    named = {found for text in pages for found in name.findall(text)}
+    assert len(named) > 80
+    assert not [found for found in named if locate(found) is None]
+    assert locate("manifold_sde.solvers.nothing") is None
+    assert home_of("manifold_sde.solvers.solve") == "manifold_sde.solvers.solver.solve"

@@ -1,10 +1,15 @@
-"""Names of the package in tables, written out in full, become links to their places in the API.
+"""Names of the package, written out in full, become links to their places in the API.
 
-So a table reads well as Markdown, too, where it has the full names and no links.
+So a page reads well as Markdown, too, where it has the full names and no links. It is done in all
+tables, and in the text of pages in Markdown, where names of modules stay what they are.
 """
 
 from __future__ import annotations
 
+import inspect
+import re
+from pathlib import Path
+from pydoc import locate
 from typing import Any
 
 from docutils import nodes
@@ -12,18 +17,32 @@ from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.transforms import SphinxTransform
 
+_NAME = re.compile(r"manifold_sde(\.\w+)+")
+
 
 class LinkedNames(SphinxTransform):
-    """Turns literals ``manifold_sde...`` in tables into links; warns where one leads nowhere."""
+    """Turns literals ``manifold_sde...`` into links; warns where one leads nowhere."""
 
     default_priority = 500
 
     def apply(self, **_: Any) -> None:
         """Replace them."""
-        for made in list(self.document.findall(nodes.table)):
-            for literal in list(made.findall(nodes.literal)):
-                if literal.astext().startswith("manifold_sde."):
-                    literal.replace_self(reference(literal.astext(), self.env.docname))
+        places: list[nodes.Element] = list(self.document.findall(nodes.table))
+        if Path(self.env.doc2path(self.env.docname)).suffix == ".md":
+            places.append(self.document)
+        for place in places:
+            for literal in list(place.findall(nodes.literal)):
+                name = literal.astext()
+                in_table = isinstance(place, nodes.table)
+                if _NAME.fullmatch(name) and (in_table or not inspect.ismodule(locate(name))):
+                    literal.replace_self(reference(home_of(name), self.env.docname))
+
+
+def home_of(name: str) -> str:
+    """The name of an object where it is defined, under which the API has it."""
+    found = locate(name)
+    own = getattr(found, "__qualname__", None)
+    return name if own is None else f"{found.__module__}.{own}"
 
 
 def reference(target: str, docname: str) -> nodes.Node:
