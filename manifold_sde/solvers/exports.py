@@ -63,7 +63,7 @@ def rows_of(solution: Shown) -> list[tuple[str, str]]:
             clock = (
                 f"none, as the loss is not scale-invariant: {radial:.2g} of its gradient is radial"
             )
-        rows.append(("clock u", clock))
+        rows.append((f"clock {solution.config.get('clock', 'u')}", clock))
     what = solution.config.get("sde") or solution.config.get("problem")
     if what:
         rows.append(("of", str(what)))

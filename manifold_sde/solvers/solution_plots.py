@@ -58,6 +58,8 @@ def time_label(config: Any) -> str:
         return "steps $k$"
     if sde.startswith("DirectionDiffusion") and ratio is None:
         return "intrinsic clock $u$"
+    if sde.startswith("GroupDirectionDiffusion") and ratio is None:
+        return "clock $s$ of the groups"
     if sde.startswith("LimitingDiffusion") or ratio == 0.5:
         return "time $T$"
     return "time" if ratio is None else r"time $t = \eta^2 k$"

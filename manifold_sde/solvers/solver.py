@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from manifold_sde.arguments import Points
-from manifold_sde.equations import StochasticEquation
+from manifold_sde.equations import ManifoldEquation, StochasticEquation
 from manifold_sde.progress import Progress
 from manifold_sde.sdes import DirectionDiffusion, WeightDecaySDE
 from manifold_sde.solvers.archive import held_folder, versions
@@ -256,6 +256,8 @@ def _solution(simulation: Simulation, result: ChunkResult) -> Solution:
     else:
         stats["halved_steps"] = result.rejected
     config = {**simulation.config(), "versions": versions()}
+    if isinstance(simulation.equation, ManifoldEquation) and simulation.equation.group_sizes:
+        config["clock"] = "s"
     if simulation.observables is None:
         warn_of_lost_paths(stats["lost_paths"], stats["paths"], config)
     else:

@@ -30,6 +30,7 @@ from manifold_sde.errors import (
 from manifold_sde.networks import InvariantGroups
 from manifold_sde.networks.groups import WeightGroup
 from manifold_sde.solvers import DirectionSolution, predict_sgd, run_sgd, solve
+from manifold_sde.solvers.solution_plots import time_label
 from manifold_sde.verification.exact import CircleDiffusion
 from tests.solvers.groups import (
     GROUPS,
@@ -77,6 +78,7 @@ def test_norms_of_the_groups_obey_their_equations_on_every_path(ratio: float) ->
             LimitingDiffusion(TORUS), start, [0.0, *times.tolist()], n_paths=4, dt=dt, compile=True
         )
         errors.append(float((fourth_powers(run.ys[1:]) / expected - 1.0).abs().max()))
+        assert "  clock s  up to" in repr(run)
     # The scheme is of order two.
     assert 3.0 * errors[1] < errors[0] < 5e-3, errors
 
@@ -100,6 +102,11 @@ def test_one_simulation_answers_for_every_ratio_norm_and_schedule(tmp_path: Path
     shrunk = torch.tensor([scale.shrinkage(k) for k in steps])[:, None, None] ** 4
     expected = (1.5**4 * fourth_powers(start) + 2.0 * TRACES * t0) * shrunk
     torch.testing.assert_close(fourth_powers(sgd.ys), expected.expand(2, 3, 2), rtol=2e-3, atol=0.0)
+    # What is shown names the clock, in which the others are not.
+    assert all("  clock s  up to" in repr(solution) for solution in (found, at, sgd))
+    assert time_label(found.config) == "clock $s$ of the groups"
+    plain = solve(DirectionDiffusion(TORUS), torus_start(1.0), [0.0, 0.1], dt=0.1, compile=True)
+    assert "  clock u  up to" in repr(plain)
     # What is loaded goes on as what was kept, and in no other clock.
     found.save(tmp_path / "run.npz")
     again = DirectionSolution.load(tmp_path / "run.npz", sde=GroupDirectionDiffusion(TORUS))
