@@ -31,7 +31,9 @@ class DenseRoute(Route):
         compiled: Whether Hessians and third derivatives are compiled.
     """
 
-    def __init__(self, problem: Problem, *, rtol: float, max_steps: int, compiled: bool) -> None:
+    def __init__(
+        self, problem: Problem, *, rtol: float, max_steps: int, compiled: bool | str
+    ) -> None:
         super().__init__(problem, rtol=rtol, max_steps=max_steps)
         self.kernels = Kernels(problem, compiled)
         self._limit_map = LimitMap(problem, self.kernels, rtol=rtol, max_steps=max_steps)

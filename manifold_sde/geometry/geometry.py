@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from manifold_sde.arguments import bytes_of, check_integer, check_point, is_known_false
+from manifold_sde.compile import choose_mode
 from manifold_sde.errors import (
     ArgumentError,
     DTypeError,
@@ -42,7 +43,8 @@ class Geometry:
             form, dense up to dimension 1000, matrix-free beyond.
         rtol: Accuracy of the limit map, relative to the norm.
         max_steps: Steps of the gradient flow after which a point counts as failed.
-        compile: Whether Hessians and third derivatives of large batches are compiled.
+        compile: Whether Hessians and third derivatives of large batches are compiled. "auto" takes
+            what a C compiler does in seconds, in up to 32 dimensions.
         memory: Bytes, or a string such as ``"2 GiB"``, that the matrix-free route may take for a
             block of vectors (rows of the Jacobian, third derivatives) with what is computed from
             them; half a GiB by default.
@@ -74,7 +76,7 @@ class Geometry:
         *,
         rtol: float = 1e-10,
         max_steps: int = 2000,
-        compile: bool = False,
+        compile: bool | str = False,
         memory: int | str = DEFAULT_MEMORY,
         drift_columns: int | None = None,
     ) -> None:
@@ -100,11 +102,11 @@ class Geometry:
                 expected="a positive integer",
                 remedy="leave it at 2000; most flows settle within 50",
             )
-        if not isinstance(compile, bool):
+        if not isinstance(compile, bool) and compile != "auto":
             raise ArgumentError(
                 "compile is not a switch",
                 received=repr(compile),
-                expected="True or False",
+                expected='True, False or "auto"',
                 remedy="compile=True pays off for large batches, again and again",
             )
         closed_form = getattr(problem, "closed_form", None)
@@ -130,7 +132,8 @@ class Geometry:
         columns = _check_columns(drift_columns, problem, method)
         self.problem = problem
         self.method = method
-        self._dense = DenseRoute(problem, rtol=rtol, max_steps=max_steps, compiled=compile)
+        mode = choose_mode(compile, problem.dim, worth=False)
+        self._dense = DenseRoute(problem, rtol=rtol, max_steps=max_steps, compiled=mode)
         self._closed = (
             ClosedFormGeometry(closed_form, self._dense) if method == "symbolic" else None
         )

@@ -256,7 +256,7 @@ class Subject:
 def _geometry(problem: Problem) -> Geometry:
     """The geometry of a problem; by products with blocks of half of what the Jacobian takes."""
     if problem.dim <= DENSE_LIMIT:
-        return Geometry(problem)
+        return Geometry(problem, compile="auto")
     outputs = getattr(problem.pointwise, "n_residuals", problem.n_samples) or 1
     half = 4 * outputs * problem.dim
     return Geometry(problem, memory=min(max(half, _LEAST_MEMORY), DEFAULT_MEMORY))

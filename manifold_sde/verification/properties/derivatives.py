@@ -22,7 +22,7 @@ from manifold_sde.verification.properties.defect import (
     spread_norms,
     with_factors,
 )
-from manifold_sde.verification.properties.homogeneity import noise_columns
+from manifold_sde.verification.properties.homogeneity import noise_columns, noise_size
 from manifold_sde.verification.subject import Subject
 
 #: Absolute accuracy of the limit map at a unit vector close to the manifold, where the flow is
@@ -238,7 +238,8 @@ def normal_trace(problem: Problem | Subject, y: Tensor) -> Defect:
         y: Points (..., D) of Gamma.
 
     Returns:
-        The largest difference, relative to tr Sigma.
+        The largest difference, relative to tr Sigma and to what rounding makes of it where the
+        noise vanishes, as at interpolation.
 
     Source: second derivative of |Phi(x)| = |x| along N Sigma N, and (5).
     """
@@ -258,7 +259,8 @@ def normal_trace(problem: Problem | Subject, y: Tensor) -> Defect:
         ]
     rows = factor.mT.contiguous()
     expected = (rows - kernel.project(rows)).square().sum((1, 2))
-    size = factor.square().sum((1, 2)) + points.norm(dim=1) * forms[0].norm(dim=1)
+    norms, noise = points.norm(dim=1), factor.flatten(1).norm(dim=1)
+    size = noise * (noise + noise_size(owner, points) / norms) + norms * forms[0].norm(dim=1)
     size = torch.where(size > 0, size, 1.0)
     gaps = torch.stack([((points * form).sum(1) - expected).abs() / size for form in forms])
     tolerances = rounding(points) * kernel.condition
