@@ -41,8 +41,6 @@ _MAX_CONTRACTION = 0.9
 _FEW_ROUNDS = 6
 #: Rank whose frame costs as much as a round: frames of larger ranks are kept for more rounds.
 _RANK_A_ROUND = 50
-#: Force outside the range of the frame that counts as none, in units of the dense route's.
-_CREEPING = 100.0
 
 Frame = tuple[Tensor, Tensor]
 
@@ -191,11 +189,11 @@ def flow_to_limit(
         if begin is None:
             flow.status = FlowStatus.NOT_FINITE
             return flow
-        top = float(begin.frame[0][-1])
+        top = float(begin.frame[0].abs().max())
         fastest = max(fastest, top)
         flow.distance = begin.distance
         slow = float((begin.force - begin.combine(begin.inside[None])[0]).norm())
-        at_rest = slow <= _CREEPING * small.creeping * top * size
+        at_rest = slow <= small.creeping * top * size
         if begin.is_fresh and at_rest and flow.distance <= small.settled:
             flow.status, flow.frame = FlowStatus.SETTLED, begin.frame
             return flow

@@ -19,7 +19,7 @@ from manifold_sde.errors import (
     NotOnManifoldError,
     RankError,
 )
-from manifold_sde.geometry.gradient_flow import FlowStatus
+from manifold_sde.geometry.gradient_flow import FlowStatus, precision
 from manifold_sde.geometry.limit_map import (
     SINGLE_RTOL,
     at_points,
@@ -28,7 +28,7 @@ from manifold_sde.geometry.limit_map import (
     homogeneous,
     is_scale_invariant,
 )
-from manifold_sde.geometry.matrix_free import MatrixFreeSpace, fixed_vectors
+from manifold_sde.geometry.matrix_free import MatrixFreeSpace, eigen, fixed_vectors
 from manifold_sde.geometry.matrix_free_derivative import pull_back, push_forward
 from manifold_sde.geometry.matrix_free_flow import Flow, Step, flow_to_limit
 from manifold_sde.geometry.matrix_free_spaces import HessianSpace, JacobianSpace, LeadingSpace
@@ -265,7 +265,10 @@ class MatrixFreeRoute(Route):
         )
         values = torch.stack([v[len(v) - rank :] for v, _ in found], -1)
         basis = torch.stack([q[:, q.shape[1] - rank :] for _, q in found], -1)
-        return HessianSpace(self.problem, rank, self.memory), (values, basis)
+        space = HessianSpace(self.problem, rank, self.memory)
+        sizes = (values.abs().sort(descending=True).values for values, _ in found)
+        space.beyond = max(float(size[rank] / size[0]) for size in sizes)
+        return space, (values, basis)
 
     def _leading(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """The largest eigenvalues of H, ascending, beyond its rank, with their vectors: one point.
@@ -278,9 +281,12 @@ class MatrixFreeRoute(Route):
             return y.new_zeros(2), probe  # Lanczos has nothing to begin with
         count = _FIRST_LOOK if self.problem.rank is None else self.problem.rank + 1
         while True:
-            count = min(count, dim - 1)
+            if count >= dim - 1:  # as many products as for all, without the last of them
+                space = HessianSpace(self.problem, dim, self.memory)
+                matrix = space.products(y, torch.eye(dim).to(y))
+                return eigen(0.5 * (matrix + matrix.T))
             values, vectors = self._lanczos(y, count)
-            if count == dim - 1 or self.problem.rank is not None:
+            if self.problem.rank is not None:
                 return values, vectors
             with contextlib.suppress(RankError):
                 if int(find_rank(values[None], None)[0]) < count:
@@ -408,6 +414,12 @@ class MatrixFreeRoute(Route):
             limit.point = point / point.norm() if invariant else point
             limit.space, frames, _ = self.frames_at(limit.point[None])
             limit.frame = tuple(part[..., 0] for part in frames)
+            beyond = getattr(limit.space, "beyond", 0.0)
+            if beyond > precision(x.dtype).kernel:
+                raise RankError(
+                    "the minimum is degenerate, or the flow ended on a plateau",
+                    received=f"an eigenvalue of {beyond:.2g} of the largest beyond the rank",
+                )
         except (RankError, NotOnManifoldError, NonFiniteError) as error:
             limit.reason = f"{error.problem}: {error.received}"
         return limit

@@ -158,6 +158,9 @@ class HessianSpace(MatrixFreeSpace):
     The reference basis is an orthonormal basis of the range of H at a point nearby, (D, M).
     """
 
+    #: Where the rank was found: the largest eigenvalue beyond it, relative to the largest of all.
+    beyond = 0.0
+
     def start_at(self, y: Tensor) -> Tensor:
         """Fixed vectors, multiplied by H twice."""
         near = fixed_vectors(torch.empty(self.loss.dim).to(y), self.rank)
