@@ -24,10 +24,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.func import vjp, vmap
+from torch.func import vmap
 
 from manifold_sde.errors import DTypeError, ShapeError
-from manifold_sde.reverse_mode import grad
+from manifold_sde.reverse_mode import grad, vjp
 
 ScalarFunction = Callable[[Tensor], Tensor]
 #: Copies of what a function passes through that a third derivative by reverse mode holds.
@@ -52,6 +52,13 @@ def jvp(function: Callable[..., Any], primals: tuple[Any, ...], tangents: tuple[
     return torch.func.jvp(function, primals, tangents)
 
 
+def product(function: Callable[[Tensor], Tensor], x: Tensor, v: Tensor) -> Tensor:
+    """Derivative along v at one point, by forward mode: (D,), (D,) -> (...)."""
+    found: Tensor = jvp(function, (x,), (v,))[1]
+    # Forward mode makes some numbers of single precision double: x[0] - 0.5, say.
+    return found.to(x.dtype)
+
+
 def backward_gradient(function: ScalarFunction, x: Tensor) -> Tensor:
     """Gradient by torch's own backward pass, which is quicker and cannot be differentiated."""
     point = x.detach().requires_grad_()
@@ -62,8 +69,7 @@ def backward_gradient(function: ScalarFunction, x: Tensor) -> Tensor:
 
 def hessian_product(function: ScalarFunction, x: Tensor, v: Tensor) -> Tensor:
     """Hessian-vector product at one point, forward over reverse: (D,), (D,) -> (D,)."""
-    # Forward mode makes some numbers of single precision double: x[0] - 0.5, say.
-    return jvp(grad(function), (x,), (v,))[1].to(x.dtype)
+    return product(grad(function), x, v)
 
 
 def hessian_rows(function: ScalarFunction, x: Tensor, rows: Tensor, few: int) -> Tensor:
@@ -77,8 +83,8 @@ def hessian_rows(function: ScalarFunction, x: Tensor, rows: Tensor, few: int) ->
     """
     pull = vjp(grad(function), x)[1]
     if few == 1 or len(rows) == 1:
-        return torch.stack([pull(v)[0] for v in rows])
-    found: Tensor = vmap(lambda v: pull(v)[0], chunk_size=few)(rows)
+        return torch.stack([pull(v) for v in rows])
+    found: Tensor = vmap(pull, chunk_size=few)(rows)
     return found
 
 

@@ -14,10 +14,9 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
-from torch.func import vjp
 
 from manifold_sde import derivatives, reverse_mode
-from manifold_sde.derivatives import jvp
+from manifold_sde.reverse_mode import vjp
 
 #: Numbers of the gradients of samples that are held at once where their sums alone are wanted.
 _GRADIENT_NUMBERS = 1 << 21
@@ -138,6 +137,8 @@ class Loss:
     #: Whether second and third derivatives by reverse mode alone were seen to be right; they hold
     #: twice as much of a pass.
     reverses = False
+    #: Whether forward mode may be used: not where reverse mode alone was looked at.
+    forwards = True
     #: Whether squares of the samples' gradients from what layers receive were seen to be right;
     #: ``None`` where nobody looked yet.
     by_layers: bool | None = None
@@ -258,12 +259,12 @@ class Loss:
         samples = self.per_sample
         passes = [] if samples is None else samples.passes()
         if samples is None or len(passes) < 2:
-            return vjp(function, x)[1](weights)[0]
+            return vjp(function, x)[1](weights)
         rows = weights.reshape(len(samples.data[0]), -1)
 
         def pull(which: slice) -> Tensor:
             data = samples.data_for(x, which)
-            return vjp(lambda z: of_samples(z, *data).reshape(-1), x)[1](rows[which].reshape(-1))[0]
+            return vjp(lambda z: of_samples(z, *data).reshape(-1), x)[1](rows[which].reshape(-1))
 
         return _sum(pull(which) for which in passes)
 
@@ -280,8 +281,28 @@ class Loss:
         return self.weighted_gradient(x, counts / len(drawn))
 
     def sample_derivatives(self, x: Tensor, v: Tensor) -> Tensor:
-        """Directional derivatives <grad L_xi(x), v>, one forward mode: (D,), (D,) -> (Xi,)."""
-        return jvp(self.sample_losses, (x,), (v,))[1].to(x.dtype)
+        """Directional derivatives <grad L_xi(x), v>: (D,), (D,) -> (Xi,)."""
+        if self.per_sample is None:
+            return self.along(self.sample_losses, x, v)
+        return self._along_passes(self._losses_of, x, v)
+
+    def along(self, function: Callable[[Tensor], Tensor], x: Tensor, v: Tensor) -> Tensor:
+        """Derivative along v of a function that is made of this loss: (D,), (D,) -> (...)."""
+        return (derivatives if self.forwards else reverse_mode).product(function, x, v)
+
+    def _along_passes(
+        self, function: Callable[..., Tensor], x: Tensor, v: Tensor, first: int = 0
+    ) -> Tensor:
+        """The same of a function of x and of the data of samples, from one on: -> (n, ...)."""
+        samples = self.per_sample
+        assert samples is not None
+        step = samples.passes(1 if self.forwards else 4)[0].stop
+
+        def of(which: slice) -> Tensor:
+            data = samples.data_for(x, slice(first + which.start, first + which.stop))
+            return self.along(lambda z: function(z, *data), x, v)
+
+        return joined(of, slices(len(samples.data[0]) - first, step))
 
     def sample_gradients(self, x: Tensor) -> Tensor:
         """Gradients of all sample losses: (D,) -> (Xi, D).
@@ -409,20 +430,9 @@ class LeastSquaresLoss(Loss):
 
     def residual_product(self, x: Tensor, v: Tensor, first: int = 0) -> Tensor:
         """Jacobian of the residuals times v: (D,), (D,) -> (Xi K,), or of samples from one on."""
-        if first and self.per_sample is not None:
-            later = partial(self._later_residuals, self.per_sample, first)
-            return jvp(later, (x,), (v,))[1].to(x.dtype)
-        return jvp(self.residuals, (x,), (v,))[1].to(x.dtype)[first * self.n_outputs :]
-
-    def _later_residuals(self, samples: PerSampleFunction, first: int, x: Tensor) -> Tensor:
-        """Residuals of the samples from one on: (D,) -> ((Xi - first) K,)."""
-        passes = slices(self.n_samples - first, samples.per_pass)
-
-        def of(which: slice) -> Tensor:
-            data = samples.data_for(x, slice(first + which.start, first + which.stop))
-            return samples.function(x, *data)
-
-        return joined(of, passes).reshape(-1)
+        if self.per_sample is None:
+            return self.along(self.residuals, x, v)[first * self.n_outputs :]
+        return self._along_passes(self.per_sample.function, x, v, first).reshape(-1)
 
     def residual_transposed_product(self, x: Tensor, w: Tensor) -> Tensor:
         """Transposed Jacobian of the residuals times w: (D,), (Xi K,) -> (D,)."""
@@ -431,15 +441,14 @@ class LeastSquaresLoss(Loss):
 
     def rows(self, x: Tensor, first: int, last: int) -> Tensor:
         """Rows of the Jacobian that belong to some samples: (D,) -> ((last - first) K, D)."""
-        samples = self.per_sample
+        samples, k = self.per_sample, self.n_outputs
         if samples is None:
-            pull = vjp(self.residuals, x)[1]
-            return torch.vmap(lambda w: pull(w)[0])(self._units(x, first, last))
+            units = derivatives.unit_rows(self.n_residuals, first * k, last * k, x)
+            return torch.vmap(vjp(self.residuals, x)[1])(units)
 
         def of_one(*sample: Tensor) -> Tensor:
             slope = vjp(lambda z: samples.one(z, *sample).reshape(-1), x)[1]
-            identity = torch.eye(self.n_outputs, dtype=x.dtype, device=x.device)
-            return torch.vmap(lambda w: slope(w)[0])(identity)
+            return torch.vmap(slope)(torch.eye(k, dtype=x.dtype, device=x.device))
 
         data = samples.data_for(x, slice(first, last))
         return torch.vmap(of_one)(*data).reshape(-1, self.dim)
@@ -459,12 +468,11 @@ class LeastSquaresLoss(Loss):
         samples, k = self.per_sample, self.n_outputs
 
         def slopes(function: Callable[[Tensor], Tensor], z: Tensor, own: Tensor) -> Tensor:
-            return torch.vmap(lambda v: jvp(function, (z,), (v,))[1])(own)
+            return torch.vmap(lambda v: self.along(function, z, v))(own)
 
         def of_one(z: Tensor, own: Tensor, *sample: Tensor) -> Tensor:
             assert samples is not None
-            found = slopes(lambda y: samples.one(y, *sample).reshape(-1), z, own)
-            return found.diagonal().sum()
+            return slopes(lambda y: samples.one(y, *sample).flatten(), z, own).diagonal().sum()
 
         def total(z: Tensor) -> Tensor:
             if samples is None:
@@ -477,17 +485,11 @@ class LeastSquaresLoss(Loss):
         # Reverse over forward mode: the sum over the residuals is taken on the way back.
         return reverse_mode.gradient(total, x)
 
-    def _units(self, x: Tensor, first: int, last: int) -> Tensor:
-        """Unit vectors of the residuals of some samples, as rows (b K, Xi K)."""
-        k = self.n_outputs
-        return derivatives.unit_rows(self.n_residuals, first * k, last * k, x)
-
     def jacobian(self, x: Tensor) -> Tensor:
         """Jacobian of the residuals, one mode for each of the fewer side: (D,) -> (Xi K, D)."""
         if self.per_sample is not None and self.n_outputs < self.dim:
             return self.rows(x, 0, self.n_samples)
-        size = min(self.n_residuals, self.dim)
-        identity = torch.eye(size, dtype=x.dtype, device=x.device)
+        identity = torch.eye(min(self.n_residuals, self.dim), dtype=x.dtype, device=x.device)
         if self.n_residuals <= self.dim:
             return torch.vmap(lambda w: self.residual_transposed_product(x, w))(identity)
         return torch.vmap(lambda v: self.residual_product(x, v))(identity).T

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from manifold_sde import rng
+from manifold_sde import reverse_mode, rng
 from manifold_sde.arguments import check_integer
 from manifold_sde.derivatives import has_custom_derivative
 from manifold_sde.errors import (
@@ -67,9 +67,6 @@ _NEAR = 0.01
 #: Relative difference of derivatives by other modes that is rounding, four times what was seen of
 #: 134 operations; more says that terms cancel, as in ``sinc``.
 _SAME = 1e-14
-#: Relative difference of derivatives at points that differ by a unit of rounding, where nothing
-#: cancels: four times what was seen.
-_ROUNDED = 2e-15
 #: Numbers of x that are evaluated at once.
 _NUMBERS = 1 << 16
 
@@ -339,13 +336,16 @@ def _derivative_quotients(
     return quotients(below, x, b if order == 3 else a), _mapped(below, x)
 
 
-def require_derivatives(loss: Loss, function: Callable[[Tensor], Tensor], what: str) -> None:
+def require_derivatives(
+    loss: Loss, function: Callable[[Tensor], Tensor], what: str, *, alone: bool | None = None
+) -> None:
     """Refuse a function that is random, cannot be differentiated, or is differentiated wrongly.
 
     Args:
-        loss: The loss.
+        loss: The loss; it is told which modes were seen to be right.
         function: The user's function that it is made of.
         what: What the function is, for messages.
+        alone: What :func:`reverses_alone` says of it, where that is known.
 
     Raises:
         DifferentiationError: With what to write instead.
@@ -354,8 +354,8 @@ def require_derivatives(loss: Loss, function: Callable[[Tensor], Tensor], what: 
     points = fixed_directions(loss.dim, 2 + (_POINTS if loss.dim <= _LARGE else _POINTS // 2))
     first = function(points[0].clone())
     require_fixed(function, points[0], first, what)
-    if _sound_backward(loss, function, points):
-        loss.reverses = True
+    if reverses_alone(loss, function) if alone is None else alone:
+        loss.reverses, loss.forwards = True, False
     else:
         _require_right(loss, function, points, what)
     require_alike(loss, function, points[:2], what, second=loss.dim <= _LARGE)
@@ -393,31 +393,27 @@ def _require_right(
         loss.reverses = _reverses(loss, points, exact)
 
 
-def _sound_backward(loss: Loss, function: Callable[[Tensor], Tensor], points: Tensor) -> bool:
+def reverses_alone(loss: Loss, function: Callable[[Tensor], Tensor]) -> bool:
     """Whether reverse mode alone is right, and all that a loss is asked for.
 
-    Samples, and functions whose derivatives are the user's, are differentiated by forward mode,
-    too, which is not looked at here: it loads a compiler of torch's.
+    Functions that return the losses of samples, and those whose derivatives are the user's, are
+    asked for forward mode, too, which is not looked at here: it loads a compiler of torch's.
     """
-    if loss.n_samples is not None or loss.dim > _LARGE:
+    apart = loss.per_sample is not None or isinstance(loss, LeastSquaresLoss)
+    if loss.dim > _LARGE or not (loss.n_samples is None or apart):
         return False
-    with differentiating(1):
-        if has_custom_derivative(function, points[0]):
-            return False
+    points, exact = fixed_directions(loss.dim, 2 + _POINTS), list[Tensor]()
     other = copy.copy(loss)
     other.reverses = True
-    exact: list[Tensor] = []
     try:
-        if _first_wrong(other, points, exact) is not None:
-            return False
-    except ManifoldSDEError:
+        return (
+            not has_custom_derivative(function, points[0])
+            and not wrong_operations(function, points[0])
+            and _first_wrong(other, points, exact) is None
+            and _agree(_by_transposes(loss, points), exact)
+        )
+    except (ManifoldSDEError, RuntimeError):  # the other check says what is wrong
         return False
-    if wrong_operations(function, points[0]):
-        return False
-    # Where terms cancel, as in sinc, the rounding of x shows.
-    unit = torch.finfo(points.dtype).eps
-    moved = (points * (1.0 + unit), points * (1.0 - unit))
-    return all(_agree(other, p, exact, _ROUNDED) for p in moved)
 
 
 def _reverses(loss: Loss, points: Tensor, exact: list[Tensor]) -> bool:
@@ -425,18 +421,25 @@ def _reverses(loss: Loss, points: Tensor, exact: list[Tensor]) -> bool:
     other = copy.copy(loss)
     other.reverses = True
     try:
-        return _agree(other, points, exact, _SAME)
-    except (RuntimeError, NotImplementedError):
+        return _agree([_derivative(other, k, points[:-2], points[-2:]) for k in (2, 3)], exact)
+    except RuntimeError:
         return False
 
 
-def _agree(loss: Loss, points: Tensor, exact: list[Tensor], share: float) -> bool:
-    """Whether the second and third of the derivatives of :func:`_first_wrong` come out again."""
-    found = [_derivative(loss, order, points[:-2], points[-2:]) for order in (2, 3)]
-    return all(
-        float((one - two).norm()) <= share * float(two.norm())
-        for one, two in zip(found, exact[1:], strict=True)
-    )
+def _by_transposes(loss: Loss, points: Tensor) -> list[Tensor]:
+    """Second and third derivatives by transposes of transposes, in the order of forward mode."""
+    x, a, b = points[:-2], *points[-2:]
+
+    def second(z: Tensor) -> Tensor:
+        return reverse_mode.product(loss.gradient, z, a)
+
+    return [_mapped(f, x) for f in (second, lambda z: reverse_mode.product(second, z, b))]
+
+
+def _agree(found: list[Tensor], exact: list[Tensor]) -> bool:
+    """Whether the second and third of the derivatives of :func:`_first_wrong` came out again."""
+    pairs = zip(found, exact[1:], strict=True)
+    return all(float((one - two).norm()) <= _SAME * float(two.norm()) for one, two in pairs)
 
 
 def _first_wrong(loss: Loss, points: Tensor, kept: list[Tensor]) -> tuple[str, float] | None:

@@ -262,6 +262,16 @@ def _logistic(program: ScalarProgram, a: int) -> int:
     return _inverted(program, program.apply("add", one, exponential))
 
 
+def _tanh_backward(program: ScalarProgram, slope: int, y: int) -> int:
+    rest = program.apply("sub", program.constant(1.0), program.apply("mul", y, y))
+    return program.apply("mul", slope, rest)
+
+
+def _sigmoid_backward(program: ScalarProgram, slope: int, y: int) -> int:
+    rest = program.apply("sub", program.constant(1.0), y)
+    return program.apply("mul", slope, program.apply("mul", y, rest))
+
+
 RULES: dict[str, Callable[..., Any]] = {
     "add": _scaled("add"),
     "sub": _scaled("sub"),
@@ -310,6 +320,8 @@ ENTRYWISE: dict[str, Callable[..., int]] = {
     "hypot": _hypotenuse,
     "remainder": _remainder,
     "sigmoid": _logistic,
+    "tanh_backward": _tanh_backward,
+    "sigmoid_backward": _sigmoid_backward,
     "sign": _sign,
     "sgn": _sign,
     "relu": lambda program, a: program.apply("where", program.apply("lt", 0, a), a, 0),

@@ -18,9 +18,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.func import vjp, vmap
+from torch.func import vmap
 
-from manifold_sde.derivatives import jvp
 from manifold_sde.geometry.elimination import (
     complement,
     dual_rows,
@@ -31,6 +30,7 @@ from manifold_sde.geometry.normal_space import Frame, NormalSpace, to_unit
 from manifold_sde.loss import LeastSquaresLoss
 from manifold_sde.noise import SphericalNoise
 from manifold_sde.problem import LeastSquaresProblem, Problem
+from manifold_sde.reverse_mode import vjp
 
 #: Residuals that two steps of Gauss-Newton leave, in units of rounding of |J| |y|, that count as
 #: none; and points at which they are looked at.
@@ -152,12 +152,11 @@ class LeastSquaresSpace(NormalSpace):
         return dual_rows(self.loss.jacobian(y))
 
     def _force(self, y: Tensor, dual: Tensor) -> Tensor:
-        force: Tensor = vjp(self.loss.jacobian, y)[1](dual)[0]
-        return force
+        return vjp(self.loss.jacobian, y)[1](dual)
 
     def _curving(self, y: Tensor, rows: Tensor, dual: Tensor, near: Tensor) -> Tensor:
         def second(t: Tensor) -> Tensor:
-            return jvp(lambda z: self.loss.residual_product(z, t), (y,), (t,))[1]
+            return self.loss.along(lambda z: self.loss.residual_product(z, t), y, t)
 
         return vmap(second, in_dims=1)(complement(rows, near)).sum(0) @ dual
 

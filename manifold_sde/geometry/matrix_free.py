@@ -23,7 +23,7 @@ from torch.func import vmap
 from manifold_sde import rng
 from manifold_sde.columns import column_norms
 from manifold_sde.deadline import consult
-from manifold_sde.derivatives import THIRD_COPIES, is_followed, jvp, unit_rows
+from manifold_sde.derivatives import THIRD_COPIES, is_followed, unit_rows
 from manifold_sde.geometry.kernels import at_one_point
 from manifold_sde.geometry.normal_space import Frame, NormalSpace, to_unit
 from manifold_sde.loss import slices
@@ -323,9 +323,7 @@ class MatrixFreeSpace(NormalSpace):
         """
         count = self.noise.n_components(self.loss)
 
-        def turned(z: Tensor, w: Tensor, along: Tensor) -> Tensor:
-            found: Tensor = jvp(lambda x: self.noise.product(self.loss, x, w), (z,), (along,))[1]
-            return found
+        turned = functools.partial(self.noise.turned, self.loss)
 
         def at_one(z: Tensor, *f: Tensor) -> Tensor:
             def column(w: Tensor) -> Tensor:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import skip_init
 
 from manifold_sde.arguments import check_choice, integer
 from manifold_sde.errors import ArgumentError
 from manifold_sde.networks.layers import MOST, GhostBatchNorm, GroupNorm, LayerNorm
 from manifold_sde.paper import implements
 from manifold_sde.rng import seed_key
+
+_Layer = TypeVar("_Layer", nn.Linear, nn.Conv2d)
 
 
 def generator_of(seed: int | torch.Generator) -> torch.Generator:
@@ -27,6 +29,16 @@ def generator_of(seed: int | torch.Generator) -> torch.Generator:
     low, high = seed_key(seed)
     # torch's generator on the CPU looks at 32 bits: the upper ones have to be mixed in.
     return torch.Generator().manual_seed((low + 0x9E3779B9 * high) % (1 << 32))
+
+
+def undrawn(kind: Callable[..., _Layer], *sizes: int, **options: Any) -> _Layer:
+    """A layer without bias, whose weights nobody has drawn yet.
+
+    ``torch.nn.utils.skip_init`` is the same, and loads SymPy.
+    """
+    layer = kind(*sizes, bias=False, device="meta", **options)
+    layer.weight = nn.Parameter(torch.empty(layer.weight.shape))
+    return layer
 
 
 def initialise(module: nn.Module, generator: torch.Generator) -> None:
@@ -104,8 +116,7 @@ class NormalizedMLP(nn.Module):
         generator = generator_of(seed)
         self.activation = activation
         self.hidden = nn.ModuleList(
-            skip_init(nn.Linear, before, after, bias=False)
-            for before, after in itertools.pairwise(sizes[:-1])
+            undrawn(nn.Linear, before, after) for before, after in itertools.pairwise(sizes[:-1])
         )
         self.norms = nn.ModuleList(
             LayerNorm(size)
@@ -113,7 +124,7 @@ class NormalizedMLP(nn.Module):
             else normalisation(norm, size, groups=groups, ghost_size=ghost_size)
             for size in sizes[1:-1]
         )
-        self.head = skip_init(nn.Linear, sizes[-2], sizes[-1], bias=False)
+        self.head = undrawn(nn.Linear, sizes[-2], sizes[-1])
         initialise(self, generator)
         self.head.weight.requires_grad_(False)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -82,16 +84,19 @@ def network_loss(
             network = network.with_samples(block=len(targets), samples=measure.is_least_squares)
         else:
             sample_checks.check_places(network)
-    sample_checks.check_all_samples(network, progress)
-    with torch.no_grad():
-        measure.check_mean(outputs, network.targets, batches=not coupled)
     small = network.few(_CHECKED)
     few = _function(small)
-    n_outputs = len(few(small.test_point)[0]) if measure.is_least_squares else None
+    with torch.no_grad():
+        n_outputs = len(few(small.test_point)[0]) if measure.is_least_squares else None
     checked = _loss(few, small, n_outputs)
-    loss_checks.require_derivatives(checked, few, "network's loss")
+    reverses = functools.cache(partial(loss_checks.reverses_alone, checked, few))
+    alone = sample_checks.check_all_samples(network, progress, reverses)
+    with torch.no_grad():
+        measure.check_mean(outputs, network.targets, batches=not coupled)
+    loss_checks.require_derivatives(checked, few, "network's loss", alone=alone)
     made = _loss(_function(network), network, n_outputs)
-    made.reverses, made.gradient_bytes = checked.reverses, whole
+    made.reverses, made.forwards = checked.reverses, checked.forwards
+    made.gradient_bytes = whole
     return network, made
 
 

@@ -6,21 +6,18 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import skip_init
 
 from manifold_sde.arguments import check_integer, integer
 from manifold_sde.errors import ArgumentError
 from manifold_sde.networks.layers import MOST
-from manifold_sde.networks.mlp import generator_of, initialise, normalisation
+from manifold_sde.networks.mlp import generator_of, initialise, normalisation, undrawn
 from manifold_sde.paper import implements
 
 Activation = Callable[[Tensor], Tensor]
 
 
 def _convolution(before: int, after: int, *, kernel: int, stride: int = 1) -> nn.Conv2d:
-    return skip_init(
-        nn.Conv2d, before, after, kernel, stride=stride, padding=kernel // 2, bias=False
-    )
+    return undrawn(nn.Conv2d, before, after, kernel, stride=stride, padding=kernel // 2)
 
 
 class PreActivationBlock(nn.Module):
@@ -137,7 +134,7 @@ class ScaleInvariantPreResNet(nn.Module):
                 before = after
         self.blocks = nn.Sequential(*blocks)
         self.norm = make_norm(before)
-        self.head = skip_init(nn.Linear, before, classes, bias=False)
+        self.head = undrawn(nn.Linear, before, classes)
         initialise(self, generator)
         self.head.weight.requires_grad_(False)
 

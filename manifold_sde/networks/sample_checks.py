@@ -101,7 +101,11 @@ def _difference(
     return None if off <= SAME * size else f"values that differ by {off / size:.2g} of their size"
 
 
-def check_all_samples(network: NetworkFunction, progress: bool | str = False) -> None:
+def check_all_samples(
+    network: NetworkFunction,
+    progress: bool | str = False,
+    alone: Callable[[], bool] = lambda: False,
+) -> bool:
     """Refuse a network that is wrong on any of its samples.
 
     Looked at are what it computes, by :func:`~manifold_sde.networks.observation.observe`, and a
@@ -111,6 +115,11 @@ def check_all_samples(network: NetworkFunction, progress: bool | str = False) ->
     Args:
         network: The network.
         progress: Whether to show a progress bar, or its label.
+        alone: Whether forward mode is not looked at, as long as reverse mode is right; asked once
+            it is known what the first samples compute.
+
+    Returns:
+        Whether reverse mode alone was looked at, and is right on all samples.
 
     Raises:
         NonFiniteError, DTypeError, DifferentiationError, ArgumentError: With the sample or the
@@ -119,20 +128,31 @@ def check_all_samples(network: NetworkFunction, progress: bool | str = False) ->
     x = _test_point(network)
     with Progress(progress, "samples looked at", total=network.n_blocks) as bar:
         for blocks in _parts(network):
-            _check(network, x, blocks)
+            if not _is_right(network, x, blocks, alone):
+                break
             bar.update(len(blocks))
+        else:
+            return alone()
+    return check_all_samples(network, progress)
 
 
-def _check(network: NetworkFunction, x: Tensor, blocks: list[int]) -> None:
-    """The same of some blocks of samples."""
+def _is_right(
+    network: NetworkFunction, x: Tensor, blocks: list[int], alone: Callable[[], bool]
+) -> bool:
+    """The same of some blocks of samples; not said by an error where reverse mode is alone."""
     part = network.of_blocks(blocks) if network.samples else network
     single = torch.promote_types(torch.float32, network.start.dtype)
     for dtype in dict.fromkeys((x.dtype, single)):
         with remedies.differentiating(1):
             observe(part, x.to(dtype))
+    if alone():
+        try:
+            return _fault(part, x, alone=True) is None
+        except ManifoldSDEError:
+            return False
     fault = _fault(part, x)
     if fault is None:
-        return
+        return True
     while len(blocks) > 1 and network.samples:
         halves = blocks[: len(blocks) // 2], blocks[len(blocks) // 2 :]
         found = [(half, _fault(network.of_blocks(half), x)) for half in halves]
@@ -148,8 +168,8 @@ def _parts(network: NetworkFunction) -> list[list[int]]:
     count = network.n_blocks
     size = max(_TOGETHER, -(-count // _PARTS)) if network.samples else count
     if network.per_pass:
-        # A third derivative holds four times what a gradient does, for which passes are planned.
-        size = min(size, max(1, network.per_pass // 4))
+        # A third derivative holds more than a gradient, for which passes are planned.
+        size = min(size, max(1, network.per_pass // derivatives.THIRD_COPIES))
     return [list(range(i, min(i + size, count))) for i in range(0, count, size)]
 
 
@@ -175,8 +195,11 @@ class _Fault(NamedTuple):
     error: float
 
 
-def _fault(network: NetworkFunction, x: Tensor) -> _Fault | None:
-    """What is wrong with a random sum of the losses or residuals of some samples, if anything."""
+def _fault(network: NetworkFunction, x: Tensor, *, alone: bool = False) -> _Fault | None:
+    """What is wrong with a random sum of the losses or residuals of some samples, if anything.
+
+    Reverse mode may be looked at alone.
+    """
     function = ElementaryFunction(network)
     value = function(x)
     if not bool(torch.isfinite(value).all()):
@@ -202,14 +225,15 @@ def _fault(network: NetworkFunction, x: Tensor) -> _Fault | None:
         (reverse_mode.gradient(total, ahead) - reverse_mode.gradient(total, behind)) / h
         for ahead, behind, h in points
     ]
-    for order_of_modes in (derivatives.hessian_product, reverse_mode.hessian_product):
+    modes = (reverse_mode,) if alone else (derivatives, reverse_mode)
+    for order_of_modes in (mode.hessian_product for mode in modes):
         product = _derivative(2, partial(order_of_modes, total, x, along))
         if not bool(torch.isfinite(product).all()):
             return _Fault(2, torch.nan)
         second = loss_checks.compare(product, quotients, float(gradient.norm()) / size)
         if _wrong(second):
             return _Fault(2, second[0])
-    third = _derivative(3, partial(derivatives.third_derivative, total, x, along, along))
+    third = _derivative(3, partial(modes[0].third_derivative, total, x, along, along))
     return None if bool(torch.isfinite(third).all()) else _Fault(3, torch.nan)
 
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from manifold_sde import rng
+from manifold_sde import derivatives, rng
 from manifold_sde.arguments import check_integer, kind_of
-from manifold_sde.derivatives import jvp, unit_rows
+from manifold_sde.derivatives import unit_rows
 from manifold_sde.errors import NoiseError
 from manifold_sde.loss import Loss
 from manifold_sde.reverse_mode import grad
@@ -140,6 +140,10 @@ class Noise(ABC):
         """Return V = tr Sigma(x): (D,) -> ()."""
         return self.factor(loss, x).square().sum()
 
+    def turned(self, loss: Loss, x: Tensor, w: Tensor, along: Tensor) -> Tensor:
+        """Return the derivative of sigma(x) w along a direction: (D,), (m,), (D,) -> (D,)."""
+        return derivatives.product(lambda z: self.product(loss, z, w), x, along)
+
     def correction(self, loss: Loss, x: Tensor, projection: Tensor) -> Tensor:
         """Return the sum over j of the derivative of sigma_j along P sigma_j: (D,) -> (D,).
 
@@ -149,14 +153,20 @@ class Noise(ABC):
         identity = torch.eye(self.n_components(loss), dtype=x.dtype, device=x.device)
 
         def column(w: Tensor) -> Tensor:
-            direction = projection @ self.product(loss, x, w)
-            return jvp(lambda z: self.product(loss, z, w), (x,), (direction,))[1]
+            return self.turned(loss, x, w, projection @ self.product(loss, x, w))
 
         return vmap(column)(identity).sum(0)
 
 
 class GradientNoise(Noise):
-    """A noise whose columns are gradients of functions: its Jacobians are symmetric."""
+    """A noise whose columns are gradients of functions: its Jacobians are symmetric.
+
+    They are made of derivatives of the loss, and differentiated by the modes that suit that.
+    """
+
+    def turned(self, loss: Loss, x: Tensor, w: Tensor, along: Tensor) -> Tensor:
+        """Return the derivative of sigma(x) w along a direction: (D,), (m,), (D,) -> (D,)."""
+        return loss.along(lambda z: self.product(loss, z, w), x, along)
 
     def correction(self, loss: Loss, x: Tensor, projection: Tensor) -> Tensor:
         """Return half the gradient of tr(P Sigma(x)) at fixed P, by one reverse pass."""

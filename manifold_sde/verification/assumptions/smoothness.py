@@ -7,7 +7,6 @@ from torch import Tensor
 from torch.func import vmap
 
 from manifold_sde import loss_checks
-from manifold_sde.derivatives import jvp
 from manifold_sde.errors import DifferentiationError, NonFiniteError
 from manifold_sde.problem import Problem
 from manifold_sde.verification.assumptions.survey import Survey, assumption, show_point
@@ -35,9 +34,8 @@ def line_derivatives(problem: Problem, x: Tensor, v: Tensor) -> Tensor:
         def third(y: Tensor) -> Tensor:
             return (loss.third_derivative(y, a, a) * a).sum()
 
-        cubic, quartic = jvp(third, (z,), (a,))[:2]
-        first = (loss.gradient(z) * a).sum()
-        return torch.stack([first, (loss.hessian_product(z, a) * a).sum(), cubic, quartic])
+        first, second = ((d * a).sum() for d in (loss.gradient(z), loss.hessian_product(z, a)))
+        return torch.stack([first, second, third(z), loss.along(third, z, a)])
 
     return vmap(at, chunk_size=max(1, _AT_ONCE // x.shape[1]))(x, v)
 
