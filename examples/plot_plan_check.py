@@ -54,7 +54,7 @@ def train(steps, **rates):
 
 
 large, small = {"lr": 0.05, "weight_decay": 0.02}, {"lr": 0.01, "weight_decay": 0.04}
-records, *at_large = train(800 if quick else 3500, **large)
+records, *at_large = train(400 if quick else 3500, **large)
 
 # %%
 # The relaxation time, and the plan of the small run. It is taken for granted that there is one time
@@ -71,7 +71,7 @@ print(planned)
 # plan (green, with its interval). Five times the steps of the large run, because the learning rate
 # is a fifth, are too many. On the right the same curves against the clock in between.
 
-_, *at_small = train(400 if quick else 4200, **small)
+_, *at_small = train(200 if quick else 4200, **small)
 level = np.interp(found.estimate, *at_large[1:])
 by_rate = 5 * np.interp(found.estimate, at_large[1], at_large[0])
 figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.8), layout="constrained", sharey=True)

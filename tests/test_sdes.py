@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torchsde
 from torch import Tensor
 
 from manifold_sde import (
+    CustomNoise,
     DirectionDiffusion,
     FixedRatioDiffusion,
     Geometry,
@@ -21,6 +23,7 @@ from manifold_sde import (
 )
 from manifold_sde.equations import ManifoldEquation
 from manifold_sde.errors import ArgumentError, NoiseError, NotOnManifoldError
+from manifold_sde.scale_invariance import noise_violations
 from manifold_sde.solvers import BrownianPath, predict_sgd, run_sgd, solve
 
 ZERO = torch.zeros(())
@@ -215,3 +218,24 @@ def test_states_that_are_all_lost_have_coefficients_that_are_lost() -> None:
         sde.f(ZERO, torch.cat([y, lost]))[:2],
         DirectionDiffusion(problem, "stratonovich").f(ZERO, y),
     )
+
+
+def test_the_noise_of_a_problem_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a network it takes seconds; another noise, and other points, are measured anew."""
+    measured = []
+
+    def counted(*arguments: Any) -> dict[str, float]:
+        measured.append(arguments)
+        return noise_violations(*arguments)
+
+    monkeypatch.setattr("manifold_sde.problem.noise_violations", counted)
+    problem = problems.great_circle()
+    LimitingDiffusion(problem).with_calculus("stratonovich")
+    LimitingDiffusion(problem)
+    problem.noise_violations().clear()
+    assert (len(measured), len(problem.noise_violations())) == (1, 2)
+    problem.noise_violations(problem.minimizer)
+    assert len(measured) == 2
+    with pytest.raises(NoiseError):
+        LimitingDiffusion(problem.with_noise(CustomNoise(lambda x: x[:, None])))
+    assert len(measured) == 3

@@ -1,13 +1,10 @@
-"""The site's mathematics: every formula is written as MathML, and drawn without a network."""
+"""The site is made without a warning; its formulas are MathML, and drawn without a network."""
 
 from __future__ import annotations
 
-import ast
 import re
 import shutil
 import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from pydoc import locate
 
@@ -19,37 +16,21 @@ from linked_names import home_of
 from native_mathematics import mathml, prepared
 from plain_mathematics import docstring_as_rst
 
-ROOT = Path(__file__).parents[1]
+from tests.warm import ROOT, Program
+
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
-CODE = re.compile(r"^```.*?^```|`[^`\n]*`", re.MULTILINE | re.DOTALL)
-IN_PAGES = re.compile(r"\$\$(.+?)\$\$|(?<![\\$])\$(?=\S)([^$]+?)(?<=\S)\$(?!\d)", re.DOTALL)
 IN_CODE = re.compile(r":math:`([^`]+)`|\.\. math::\n\n((?: {4,}\S.*\n)+)")
 
 
-def formulas() -> Iterator[tuple[str, str]]:
-    """File and formula, of all pages, docstrings and examples."""
-    for path in sorted((ROOT / "docs").glob("*.md")):
-        for found in IN_PAGES.findall(CODE.sub("", path.read_text(encoding="utf-8"))):
-            yield path.name, "".join(found)
-    for folder in ("manifold_sde", "examples"):
-        for path in sorted((ROOT / folder).rglob("*.py")):
-            for found in IN_CODE.findall(path.read_text(encoding="utf-8")):
-                yield path.name, "".join(found).replace("\n#", "\n").replace("\\\\", "\\")
-
-
-def test_every_formula_is_written_as_mathml() -> None:
-    faults, number = [], 0
-    for name, formula in formulas():
-        number += 1
-        try:
-            made = mathml(formula)
-        except MathError as error:
-            faults.append(f"{name}: {formula}: {error}")
-        else:
-            assert "\\" not in made, (name, formula)
-    assert not faults, "\n".join(faults)
-    assert number > 800
+def test_every_formula_of_the_examples_is_written_as_mathml() -> None:
+    """The site of these tests is made without them."""
+    found = []
+    for path in sorted((ROOT / "examples").glob("*.py")):
+        for formula in IN_CODE.findall(path.read_text(encoding="utf-8")):
+            found.append(mathml("".join(formula).replace("\n#", "\n").replace("\\\\", "\\")))
+    assert not [made for made in found if "\\" in made]
+    assert len(found) > 20
 
 
 def test_broken_twin_formula() -> None:
@@ -76,23 +57,116 @@ def test_an_index_of_an_accent_stands_beside_it() -> None:
     assert "munder" not in mathml(r"\bar Y_C")
 
 
+#: Makes a site as ``make docs`` does, but for the gallery, which takes minutes, and the navigation
+#: beside each page and the index of the search, which take a third of the time.
+MAKE = """
+import gc, sys, warnings
+from sphinx.builders.html import StandaloneHTMLBuilder
+from sphinx.cmd.build import main
+
+gc.disable()
+warnings.simplefilter("ignore")  # of Python; those of Sphinx are the errors
+StandaloneHTMLBuilder.search = False
+source, site = sys.argv[1:]
+options = ["-W", "--keep-going", "-q", "-b", "html", "-D", "html_theme=basic"]
+sys.exit(main([*options, "-d", site + "-read", source, site]))
+"""
+CONF = f"""
+__file__ = {str(ROOT / "docs" / "conf.py")!r}
+exec(open(__file__, encoding="utf-8").read())
+extensions.remove("sphinx_gallery.gen_gallery")
+templates_path = [str(HERE / "_templates")]
+html_static_path = [str(HERE / "_static")]
+"""
+DRAWN = re.compile(
+    r"<(pre|code|math|script|style|title)\b.*?</\1>|<[^>]*>|class=\"[^\"]*\"", re.DOTALL
+)
+
+
+def made(folder: Path) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """The site of the pages in a folder, with warnings as errors."""
+    (folder / "conf.py").write_text(CONF, encoding="utf-8")
+    site = folder.parent / "site"
+    # By the folder, so that a program finds the modules beside its pages.
+    return site, Program("-c", MAKE, folder, site, folder=folder).wait()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The site of this project, and what was said when it was made."""
+    folder = tmp_path_factory.mktemp("whole") / "docs"
+    kept = shutil.ignore_patterns("_*", "conf.py", "gallery", "generated", "sg_*")
+    shutil.copytree(ROOT / "docs", folder, ignore=kept)
+    shutil.copytree(ROOT / "docs" / "_static", folder / "_static")
+    shutil.copyfile(ROOT / "CHANGELOG.md", folder.parent / "CHANGELOG.md")  # pages include them
+    (folder.parent / "manifold_sde").symlink_to(ROOT / "manifold_sde")
+    (folder / "gallery").mkdir()
+    (folder / "gallery" / "index.md").write_text("# Examples\n", encoding="utf-8")
+    site, done = made(folder)
+    return site, f"{done.stderr}{done.returncode}"
+
+
+@pytest.mark.slow
+def test_the_site_is_made_without_a_warning(whole: tuple[Path, str]) -> None:
+    """All pages in Markdown, and the API: directives, headings, links, docstrings, formulas."""
+    site, said = whole
+    assert said == "0"
+    pages = {path.relative_to(site).as_posix() for path in site.rglob("*.html")}
+    assert {f"{path.stem}.html" for path in (ROOT / "docs").glob("*.md")} <= pages
+    modules = [path for path in (ROOT / "manifold_sde").rglob("*.py") if path.stem[:2] != "__"]
+    assert len([name for name in pages if name.startswith("generated/")]) >= len(modules)
+
+
+def undrawn(page: str) -> list[str]:
+    """What a reader sees of the source of formulas: all that is no code and no MathML."""
+    text = DRAWN.sub("", page)
+    return re.findall(r".*(?:\\\(|\\\[|\\[a-z]+\{|\$[^$\n]+\$).*", text)
+
+
+def test_no_formula_is_left_as_it_was_written(whole: tuple[Path, str]) -> None:
+    site, number = whole[0], 0
+    for path in sorted(site.rglob("*.html")):
+        page = path.read_text(encoding="utf-8")
+        formulas = re.findall(r"<math\b.*?</math>", page, re.DOTALL)
+        number += len(formulas)
+        assert not [formula for formula in formulas if "\\" in formula], path
+        assert not undrawn(page), path
+        assert not re.findall(r"<(?:script|link)[^>]*(?:src|href)=\"(?:https?:)?//", page), path
+    assert number > 1000
+
+
+@pytest.mark.parametrize("left", [r"\(x\)", "$x$", r"<p>\frac{1}{2}</p>"])
+def test_broken_twin_formula_that_is_left(left: str) -> None:
+    assert undrawn(f"<p>{left} is half</p>")
+    assert not undrawn(f"<p><math><mi>x</mi></math> costs $2, <code>{left}</code></p>")
+
+
+@pytest.mark.parametrize(
+    ("page", "said"),
+    [
+        ("```{nosuchdirective}\ntext\n```\n", "nosuchdirective"),
+        ("[there](nowhere.md)\n", "nowhere.md"),
+        ("$\\nosuchcommand x$\n", "nosuchcommand"),
+        ("```{eval-rst}\n.. automodule:: broken\n```\n", "Inline literal start-string"),
+    ],
+    ids=["directive", "link", "formula", "docstring"],
+)
+def test_broken_twin_page(tmp_path: Path, page: str, said: str) -> None:
+    folder = tmp_path / "docs"
+    folder.mkdir()
+    (folder / "broken.py").write_text('"""Text.\n\n- a\n  - b\n- c\n\nand ``more.\n"""\n')
+    (folder / "index.md").write_text(f"# Title\n\n{page}", encoding="utf-8")
+    _, done = made(folder)
+    assert done.returncode != 0
+    assert said in done.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="there is no Chromium with its driver")
-def test_a_browser_without_a_network_draws_every_formula(tmp_path: Path) -> None:
+def test_a_browser_without_a_network_draws_every_formula(
+    whole: tuple[Path, str], tmp_path: Path
+) -> None:
     webdriver = pytest.importorskip("selenium.webdriver")
-    source, site = tmp_path / "source", tmp_path / "site"
-    source.mkdir()
-    shutil.copyfile(ROOT / "docs" / "mathematics.md", source / "index.md")
-    (source / "conf.py").write_text(
-        f"import sys\nsys.path.insert(0, {str(ROOT / 'docs' / '_ext')!r})\n"
-        "extensions = ['myst_parser', 'native_mathematics']\n"
-        "html_math_renderer = 'native'\n"
-        "myst_enable_extensions = ['amsmath', 'dollarmath']\n"
-        "html_static_path = []\n"
-        "suppress_warnings = ['myst.xref_missing']\n"
-    )
-    build = [sys.executable, "-m", "sphinx", "-q", "-W", "-b", "html", str(source), str(site)]
-    subprocess.run(build, check=True)
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM
     for argument in (
@@ -105,7 +179,7 @@ def test_a_browser_without_a_network_draws_every_formula(tmp_path: Path) -> None
         options.add_argument(argument)
     driver = webdriver.Chrome(options, webdriver.ChromeService(executable_path=DRIVER))
     try:
-        driver.get((site / "index.html").as_uri())
+        driver.get((whole[0] / "mathematics.html").as_uri())
         text = driver.find_element("tag name", "body").text
         sizes = driver.execute_script(
             "return [...document.querySelectorAll('math')].map(m => m.getBoundingClientRect())"
@@ -116,77 +190,6 @@ def test_a_browser_without_a_network_draws_every_formula(tmp_path: Path) -> None
     assert not [sign for sign in (r"\(", r"\[", r"\frac", "$") if sign in text]
     assert len(sizes) > 200
     assert all(width > 3 and height > 3 for width, height in sizes)
-    page = (site / "index.html").read_text(encoding="utf-8")
-    assert not re.findall(r"<(?:script|link)[^>]*(?:src|href)=\"(?:https?:)?//", page)
-
-
-#: What a page can be read without: the pages of the API take a minute to make, the gallery several.
-_WITHOUT = ("autodoc", "autosummary", "doctest", "gallery", "_names", "plain_", "shallow")
-
-
-def docstrings_of(module: Path) -> Iterator[tuple[str, str]]:
-    """The docstrings of a module, as reStructuredText, with where they are."""
-    for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
-            name = getattr(node, "name", "the module")
-            yield f"{module.name}, {name}", docstring_as_rst(ast.get_docstring(node) or "", name)
-
-
-def write_docstrings(folder: Path, modules: list[Path]) -> None:
-    """Write a page for each module, with its docstrings as the site has them."""
-    for module in modules:
-        parts = [f"Of ``{place}``:\n\n{text}\n" for place, text in docstrings_of(module)]
-        page = folder / f"{len([*folder.iterdir()])}_{module.stem}.rst"
-        page.write_text(f":orphan:\n\nModule\n======\n\n{chr(10).join(parts)}", encoding="utf-8")
-
-
-def pages_of(folder: Path, tmp_path: Path) -> subprocess.CompletedProcess[str]:
-    """Read all pages by Sphinx, with warnings as errors, but for the API and the gallery."""
-    conf = tmp_path / "conf.py"
-    conf.write_text(
-        f"__file__ = {str(ROOT / 'docs' / 'conf.py')!r}\n"
-        "exec(open(__file__, encoding='utf-8').read())\n"
-        f"extensions = [e for e in extensions if not any(w in e for w in {_WITHOUT!r})]\n"
-        "exclude_patterns = [*exclude_patterns, 'api', 'gallery', 'generated', 'sg_*']\n"
-        "html_static_path = []\n"
-        "suppress_warnings = ['toc.excluded', 'toc.not_readable', 'myst.xref_missing']\n"
-    )
-    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "dummy"]
-    command += ["-c", str(tmp_path), "-d", str(tmp_path / "read"), str(folder)]
-    return subprocess.run([*command, str(tmp_path / "out")], capture_output=True, text=True)
-
-
-def test_the_pages_are_read_without_a_warning(tmp_path: Path) -> None:
-    """Directives, tables, headings, glossary and mathematics of all pages in Markdown."""
-    done = pages_of(ROOT / "docs", tmp_path)
-    assert done.returncode == 0, done.stderr
-
-
-def test_broken_twin_a_page_with_a_directive_that_is_none(tmp_path: Path) -> None:
-    (tmp_path / "docs").mkdir()
-    (tmp_path / "docs" / "index.md").write_text("# Title\n\n```{nosuchdirective}\ntext\n```\n")
-    done = pages_of(tmp_path / "docs", tmp_path)
-    assert done.returncode != 0
-    assert "nosuchdirective" in done.stderr
-
-
-def test_docstrings_are_read_without_a_warning(tmp_path: Path) -> None:
-    """All of the package, as the site's pages of the API have them, but for what Python adds."""
-    (tmp_path / "docs").mkdir()
-    (tmp_path / "docs" / "index.rst").write_text("Title\n=====\n")
-    write_docstrings(tmp_path / "docs", sorted((ROOT / "manifold_sde").rglob("*.py")))
-    done = pages_of(tmp_path / "docs", tmp_path)
-    assert done.returncode == 0, done.stderr
-
-
-def test_broken_twin_a_docstring_with_a_list_that_is_none(tmp_path: Path) -> None:
-    (tmp_path / "docs").mkdir()
-    (tmp_path / "docs" / "index.rst").write_text("Title\n=====\n")
-    (tmp_path / "broken.py").write_text('"""Text.\n\n- a\n  - b\n- c\n\nand ``more.\n"""\n')
-    write_docstrings(tmp_path / "docs", [tmp_path / "broken.py"])
-    done = pages_of(tmp_path / "docs", tmp_path)
-    assert done.returncode != 0
-    assert "Inline literal start-string" in done.stderr
 
 
 def test_a_colon_ends_no_type_and_names_share_a_description() -> None:

@@ -47,6 +47,9 @@ os.environ.clear()
 os.environ.update(asked["environment"])
 for number, name in enumerate(asked["streams"]):
     os.dup2(os.open(name, os.O_RDWR), number)
+if encoding := os.environ.get("PYTHONIOENCODING"):
+    sys.stdout.reconfigure(encoding=encoding)
+    sys.stderr.reconfigure(encoding=encoding)
 sys.argv = asked["command"]
 if sys.argv[0] == "-m":
     sys.argv.pop(0)

@@ -59,8 +59,10 @@ def marked_twins(folder: Path) -> dict[str, dict[str, list[str]]]:
 def _marked(folder: Path, marker: str) -> Iterator[tuple[str, list[str]]]:
     """Tests with a marker, as ``file::name``, and its arguments."""
     for path in sorted(folder.rglob("*.py")):
-        file = path.relative_to(folder).as_posix()
-        tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+        file, text = path.relative_to(folder).as_posix(), path.read_text(encoding="utf-8")
+        if marker not in text:  # to parse takes long
+            continue
+        tree = ast.parse(text, filename=str(path))
         known = _constants(tree)
         for place, call in _markers(tree, (), marker):
             yield "::".join((file, *place)), list(_names(call, known, f"{file}:{call.lineno}"))
@@ -85,10 +87,17 @@ def _markers(
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             yield from _markers(child, (*place, child.name), marker)
-        elif isinstance(child, ast.Call) and ast.unparse(child.func) == marker:
+        elif _calls(child, marker):
             yield place, child
         else:
             yield from _markers(child, place, marker)
+
+
+def _calls(node: ast.AST, marker: str) -> bool:
+    """Whether a node is a call of the marker."""
+    if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+        return False
+    return marker.endswith(f".{node.func.attr}") and ast.unparse(node.func) == marker
 
 
 def _names(call: ast.Call, known: dict[str, str], where: str) -> Iterator[str]:

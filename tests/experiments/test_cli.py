@@ -22,6 +22,7 @@ from manifold_sde.experiments.experiment import held_results
 from manifold_sde.experiments.figure2 import Figure2
 from manifold_sde.experiments.run_folder import Run
 from manifold_sde.experiments.terminal import print_in_any_encoding
+from tests.warm import Program
 
 TINY = ["figure", "2", "--lr", "0.01", "--until", "0.03", "--runs", "4", "--law-runs", "8"]
 STYLE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -104,7 +105,7 @@ def test_info(tmp_path: Path) -> None:
 
 
 def test_errors_are_short_and_have_a_status(tmp_path: Path) -> None:
-    done = process("info", "nothing.py:problem", cwd=tmp_path)
+    done = Program("-m", "manifold_sde", "info", "nothing.py:problem", folder=tmp_path).wait()
     assert done.returncode == 2
     assert done.stdout == ""
     assert "Traceback" not in done.stderr
@@ -248,7 +249,8 @@ def test_figure_2_in_two_processes_is_the_same(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_an_error_in_a_process_is_told(tmp_path: Path) -> None:
     arguments = ["figure", "2", "--lr", "200", "--until", "30", "--out", str(tmp_path)]
-    done = process(*arguments, "--no-compile", "--runs", "4", "--law-runs", "8")
+    arguments += ["--no-compile", "--runs", "4", "--law-runs", "8"]
+    done = Program("-m", "manifold_sde", *arguments, folder=tmp_path).wait()
     assert done.returncode in (1, 2)
     assert "Traceback" not in done.stderr
     assert done.stderr.startswith("Error: ")
@@ -291,15 +293,15 @@ problem = problems.great_circle()
 problem.name = "\u03b7-circle"
 """
     (tmp_path / "mine.py").write_text(text, encoding="utf-8")
-    done = subprocess.run(
-        [sys.executable, "-c", EVERYTHING],
-        capture_output=True,
-        check=False,
-        timeout=300,
-        cwd=tmp_path,
-        env={**os.environ, **environment},
-    )
-    shown, told = done.stdout.decode(encoding), done.stderr.decode(encoding)
+    environment = {**os.environ, **environment}
+    if "PYTHONUTF8" in environment:  # which a Python looks for when it begins
+        command = [sys.executable, "-c", EVERYTHING]
+        begun = {"capture_output": True, "timeout": 300, "cwd": tmp_path, "env": environment}
+        done = subprocess.run(command, check=False, encoding=encoding, **begun)
+    else:
+        program = Program("-c", EVERYTHING, folder=tmp_path, environment=environment)
+        done = program.wait(encoding)
+    shown, told = done.stdout, done.stderr
     assert "Traceback" not in told, told
     assert [line for line in shown.splitlines() if line.startswith("status")] == (
         ["status 0"] * 4 + ["status 2"]

@@ -39,7 +39,7 @@ QUICK = Settings.quick()
 TINY = dataclasses.replace(
     QUICK,
     paths=2,
-    horizon=0.02,
+    horizon=0.01,
     n_rates=2,
     snapshots=3,
     cases=tuple(CASES),

@@ -1,9 +1,8 @@
 """The runs behind Figure 2: what is run, what is kept, and that stopping changes nothing."""
 
 import dataclasses
+import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from manifold_sde.experiments.figure2 import Figure2, Settings, simulate
 from manifold_sde.experiments.figure2.simulation import run_design, run_path
 from manifold_sde.experiments.settings.figure2 import DESIGNS
 from manifold_sde.solvers import run_sgd
+from tests.warm import Program
 
 TINY = Settings(lrs=(0.02, 0.01), runs=3, law_runs=8, horizon=0.05, columns=4, compiled=False)
 
@@ -170,16 +170,16 @@ simulate(settings, folder=sys.argv[1]).save(sys.argv[2])
 @pytest.mark.paper("Figure 2")
 def test_a_killed_run_goes_on_with_the_same_bits(tmp_path: Path) -> None:
     folder, result = tmp_path / "unfinished", tmp_path / "figure.npz"
-    command = [sys.executable, "-c", KILLED, str(folder), str(result)]
-    process = subprocess.Popen(command)
+    command = ["-c", KILLED, str(folder), str(result)]
+    process = Program(*command)
     deadline = time.monotonic() + 120
     while not (checkpoints := list(folder.glob("*.ckpt"))) and time.monotonic() < deadline:
         time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait().returncode == -signal.SIGKILL
     assert checkpoints
     assert not result.exists()
-    subprocess.run(command, check=True, timeout=300)
+    assert Program(*command).wait().returncode == 0
     settings = Settings(lrs=(0.01,), runs=3, law_runs=8, horizon=0.3, columns=4, compiled=False)
     assert_same(Figure2.load(result), simulate(settings))
 

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +15,7 @@ from manifold_sde.errors import CheckpointError, WriteError
 from manifold_sde.solvers import Solution, run_sgd
 from manifold_sde.solvers.archive import read_archive, write_archive
 from manifold_sde.solvers.sgd_step import BLOCK
+from tests.warm import Program
 
 SCRIPT = """
 import sys
@@ -85,25 +83,18 @@ def test_a_stopped_run_goes_on_with_the_same_bits(tmp_path, monkeypatch, after):
 @pytest.mark.usefixtures("eager_checkpoints")
 def test_a_killed_process_loses_nothing(tmp_path):
     path = tmp_path / "killed.ckpt"
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    process = subprocess.Popen([sys.executable, "-c", SCRIPT, str(path)], env=environment)
-    try:
-        deadline = time.monotonic() + 120
-        while not path.exists() and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.05)
-        time.sleep(0.3)
-        process.send_signal(signal.SIGKILL)
-    finally:
-        process.kill()
-        process.wait()
-    assert process.returncode == -signal.SIGKILL, "the run ended before it could be killed"
+    process = Program("-c", SCRIPT, path)
+    deadline = time.monotonic() + 120
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.3)
+    os.kill(process.pid, signal.SIGKILL)
+    ended = process.wait().returncode
+    assert ended == -signal.SIGKILL, "the run ended before it could be killed"
     header, _ = read_archive(path, "checkpoint of run_sgd")
     assert 0 < header["step"] <= 1200
     assert not (header["chunk"] == 1 and header["step"] == 1200)
-    resumed = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(path)], env=environment, check=True, timeout=300
-    )
-    assert resumed.returncode == 0
+    assert Program("-c", SCRIPT, path).wait().returncode == 0
     _, killed = read_archive(path, "checkpoint of run_sgd")
     unbroken = tmp_path / "unbroken.ckpt"
     run(unbroken, n_paths=32, weight_decay=0.05, steps=[0, 400, 1200])

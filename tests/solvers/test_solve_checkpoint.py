@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +22,7 @@ from manifold_sde import (
 from manifold_sde.errors import CheckpointError
 from manifold_sde.solvers import DirectionSolution, Solution, solve
 from manifold_sde.solvers.archive import read_archive, write_archive
+from tests.warm import Program
 
 #: A process that runs solve in children, which kill themselves with SIGKILL at given moments or
 #: are killed from outside, until the run is finished; then the result is held against another.
@@ -161,17 +159,7 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits(
     tmp_path: Path, name: str
 ) -> None:
     """Five kills at chosen moments, the most delicate ones, and others after a time."""
-    root = str(Path(__file__).parents[2])
-    environment = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, name, str(tmp_path / "run")],
-        env=environment,
-        cwd=root,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
+    done = Program("-c", SCRIPT, name, tmp_path / "run").wait()
     assert done.returncode == 0, done.stderr
     assert int(done.stdout.split()[-1]) >= 5
 
