@@ -259,6 +259,14 @@ def check_point(
             expected=f"a dense tensor of shape (..., {dim})",
             remedy=f"values for {name}" if x.is_meta else f"{name}.to_dense()",
         )
+    # Double precision is left alone.
+    if x.dtype == torch.float32 and not x.is_meta and torch.is_autocast_enabled(x.device.type):
+        raise DTypeError(
+            f"products of {name} are rounded to half precision here",
+            received="a tensor of float32 in a block of torch.autocast",
+            expected="the precision of x from x to the result",
+            remedy=f"leave the torch.autocast block, or {name}.to(torch.float64)",
+        )
     if x.dim() == 0 or x.shape[-1] != dim:
         raise ShapeError(
             f"{name} has the wrong shape",

@@ -96,3 +96,21 @@ def test_off_the_manifold_in_single_precision_hints_at_double() -> None:
     with pytest.raises(NotOnManifoldError) as caught:
         DirectionDiffusion(problem(following)).require_on_manifold(off.double())
     assert "double" not in str(caught.value)
+
+
+def test_half_precision_by_autocast_is_refused() -> None:
+    """A matrix product was off by a per cent, the twin; double precision is left alone."""
+    rows = torch.ones(3, 2)
+
+    def loss(x: Tensor) -> Tensor:
+        return ((x / x.norm()).reshape(2, 3) @ rows.to(x)).square().mean()
+
+    problem = Problem(loss, 6, SphericalNoise(0.3))
+    x = torch.linspace(0.3, 1.7, 6)
+    want, double = problem.loss(x), problem.hessian(x.double())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for function in (problem.loss, problem.hessian, Geometry(problem).limit_map):
+            with pytest.raises(DTypeError, match="half precision"):
+                function(x)
+        assert abs(float(problem.pointwise.loss(x) - want)) > 1e-4
+        torch.testing.assert_close(problem.hessian(x.double()), double, rtol=0, atol=0)
