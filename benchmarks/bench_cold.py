@@ -4,7 +4,8 @@ Both are given the same problem as data, import what they need, compile, run 20,
 once, and end. The processor time is that of the whole process and of the compilers that it calls.
 JAX takes 64 Euler-Maruyama steps (benchmarks/jax_cold.py); ours takes the steps that its default
 accuracy of 1e-3 asks for. The two are run in turns, ours with an empty and with a filled folder of
-kernels. Bytecode of all modules is on disk, as pip leaves it.
+kernels. A network has 200 paths, and no program in JAX. Bytecode of all modules is on disk, as pip
+leaves it.
 """
 
 from __future__ import annotations
@@ -41,6 +42,18 @@ def linear() -> dict[str, object]:
     return {**numbers, "scale": model.noise.scale, "amplitude": 0.0}
 
 
+def least_squares() -> dict[str, object]:
+    """The same, by its residuals."""
+    return {**linear(), "squares": True}
+
+
+def network() -> dict[str, object]:
+    """Sixteen weights behind a normalisation, which fit six samples; a few paths of it."""
+    inputs = np.random.default_rng(0).normal(size=(6, 4))
+    sizes = {"widths": np.array([4, 4, 1]), "paths": 200}
+    return {**sizes, "inputs": inputs, "scale": 0.2, "amplitude": 0.0}
+
+
 def processor_time(module: str, file: Path, end: Path, cache: Path) -> float:
     """Seconds of a program and of what it starts."""
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
@@ -67,12 +80,15 @@ def rows(*, quick: bool = False) -> list[Row]:
             ("README's loss", circle(0.0, 0.3)),
             ("varying circle", circle(0.6, 1.0)),
             ("section 6.1, plain", linear()),
+            ("section 6.1, squares", least_squares()),
+            ("network", network()),
         )
         for title, problem in cases[:1] if quick else cases:
             file, end = folder / "problem.npz", folder / "end.npy"
-            np.savez(file, paths=paths, **problem)  # type: ignore[arg-type]
+            np.savez(file, **{"paths": paths, **problem})  # type: ignore[arg-type]
+            peer = installed("jax") and "widths" not in problem
             if not quick:
-                for module in ("cold_program", *(["jax_cold"] if installed("jax") else [])):
+                for module in ("cold_program", *(["jax_cold"] if peer else [])):
                     processor_time(module, file, end, folder / "once")  # writes bytecode
             times: dict[str, list[float]] = {"empty": [], "filled": [], "JAX": []}
             lost = 0.0
@@ -81,7 +97,7 @@ def rows(*, quick: bool = False) -> list[Row]:
                 for kind in ("empty", "filled"):
                     times[kind].append(processor_time("cold_program", file, end, cache))
                 assert np.isfinite(np.load(end)).all()
-                if installed("jax"):
+                if peer:
                     times["JAX"].append(processor_time("jax_cold", file, end, cache))
                     lost = float(np.isnan(np.load(end)).any(axis=1).mean())
             found += _compared(title, times, lost)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.func import vmap
 
 from manifold_sde import (
+    LeastSquaresProblem,
     Problem,
     SphericalNoise,
     arguments,
@@ -456,6 +457,60 @@ def test_a_wrong_derivative_shows_however_small_its_share_is(
     loss_checks.require_derivatives(Loss(replaced, DIM, 6), replaced, "loss")
 
 
+def test_products_and_transposed_products_are_those_of_torch() -> None:
+    """Without its compiler, alone, within each other and batched."""
+
+    def f(x: Tensor) -> Tensor:
+        return torch.tanh(Z @ unit(x))
+
+    w, x = Z[:, 0], POINTS[0]
+
+    def twice(z: Tensor) -> Tensor:
+        return reverse_mode.product(lambda y: reverse_mode.product(f, y, A), z, B)
+
+    def pulled(z: Tensor) -> Tensor:
+        return reverse_mode.vjp(f, z)[1](w)
+
+    def found() -> list[Tensor]:
+        nothing = reverse_mode.vjp(lambda z: w, x)[1](w)
+        parts = [reverse_mode.vjp(f, x)[0], pulled(x), twice(x), nothing]
+        return [*parts, vmap(twice)(POINTS), reverse_mode.product(pulled, x, A)]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delitem(sys.modules, "torch._dynamo", raising=False)
+        patch.setattr(torch.func, "vjp", None)
+        alone = found()
+    importlib.import_module("torch._dynamo")
+    for one, two in zip(alone, found(), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-14, atol=1e-14)
+    slope = torch.func.jvp(lambda z: torch.func.jvp(f, (z,), (A,))[1], (POINTS[0],), (B,))[1]
+    torch.testing.assert_close(alone[2], slope, rtol=1e-13, atol=1e-13)
+
+
+def test_residuals_need_reverse_mode_alone() -> None:
+    """Torch's ``huber_loss`` has no forward mode of its slope, and nothing here asks for one."""
+    p = LeastSquaresProblem(
+        lambda x: F.huber_loss(Z @ unit(x), Z[:, 0], reduction="none"), DIM, SphericalNoise(0.3)
+    )
+    x, f = POINTS[0], p.pointwise
+    assert f.reverses
+    assert not f.forwards
+    assert_near(f.residual_product(x, A), difference(f.residuals, x, A), 1e-9)
+    vectors = normal(len(Z), DIM)
+    rows = [difference(lambda z, i=i: f.jacobian(z)[i], x, v) for i, v in enumerate(vectors)]
+    assert_near(f.bend(x, 0, len(Z), vectors), torch.stack(rows).sum(0), 1e-9)
+    f.reverses, f.forwards = False, True
+    with pytest.raises(NotImplementedError):
+        f.hessian_product(x, A)
+
+
+def test_a_function_that_writes_on_its_argument_is_refused() -> None:
+    with pytest.raises(errors.DifferentiationError, match="nothing written into a tensor"):
+        LeastSquaresProblem(writes_on_its_argument, DIM, SphericalNoise(0.3))
+    with pytest.raises(errors.DifferentiationError, match="nothing written into a tensor"):
+        problem_of(lambda x: writes_on_its_argument(x).mean())
+
+
 def test_a_loss_without_samples_needs_reverse_mode_alone() -> None:
     """Torch's ``huber_loss`` has no forward mode; a function of the user's is asked for it."""
     p = problem_of(lambda x: F.huber_loss(Z @ unit(x), Z[:, 0]))
@@ -572,10 +627,13 @@ def test_what_reverse_mode_does_not_do_is_left_to_forward_mode(
         return right(*arguments) * (1.0 + 1e-9)
 
     monkeypatch.setattr(reverse_mode, "third_derivative", broken)
-    p = problem_of(LOSSES["softplus"])
-    assert not p.pointwise.reverses
-    want = difference(lambda z: p.pointwise.hessian_product(z, A), POINTS[0], B)
-    assert_near(p.pointwise.third_derivative(POINTS[0], A, B), want, 1e-7)
+    samples = LOSSES["softplus"]
+    least_squares = LeastSquaresProblem(samples, DIM, SphericalNoise(0.3))
+    for p in (problem_of(samples), problem_of(lambda x: samples(x).mean()), least_squares):
+        assert not p.pointwise.reverses
+        assert p.pointwise.forwards
+        want = difference(lambda z, f=p.pointwise: f.hessian_product(z, A), POINTS[0], B)
+        assert_near(p.pointwise.third_derivative(POINTS[0], A, B), want, 1e-7)
 
 
 def test_batched_keeps_batch_shapes() -> None:
