@@ -29,7 +29,7 @@ class Generators:
     A module that draws is seen by a generator that moves, in the first pass, however rarely its
     output changes. Looked at are those of torch for the CPU and for CUDA where it is in use,
     Python's ``random``, NumPy's global one, all other generators of Python and NumPy, and those of
-    torch that are passed to a function.
+    torch that are passed to a function; not those that ``gc.freeze`` hides.
     """
 
     def __init__(self) -> None:
@@ -95,16 +95,18 @@ def _generators() -> Iterator[_Generator]:
             lambda: [state.numpy() for state in torch.cuda.get_rng_state_all()],
             lambda states: torch.cuda.set_rng_state_all([torch.from_numpy(s) for s in states]),
         )
-    # The global generators of Python and NumPy are objects among others.
-    names = {
-        id(random.getstate.__self__): "Python's random",  # type: ignore[attr-defined]
-        id(np.random.get_state.__self__): "numpy.random",  # type: ignore[attr-defined]
+    # The global ones of Python and NumPy; they are objects among others, but where gc is frozen.
+    both: dict[Any, str] = {
+        random.getstate.__self__: "Python's random",  # type: ignore[attr-defined]
+        np.random.get_state.__self__: "numpy.random",  # type: ignore[attr-defined]
     }
+    for found, name in both.items():
+        yield _Generator(name, *_accessors(found))
     kinds = {random.Random, np.random.RandomState, np.random.Generator}
     objects = gc.get_objects()
     for found in compress(objects, map(kinds.__contains__, map(type, objects))):
-        name = names.get(id(found), f"a {type(found).__name__} of its own")
-        yield _Generator(name, *_accessors(found))
+        if found not in both:
+            yield _Generator(f"a {type(found).__name__} of its own", *_accessors(found))
 
 
 def _accessors(found: Any) -> tuple[Callable[[], Any], Callable[[Any], object]]:

@@ -45,7 +45,7 @@ def test_a_module_works_is_replaced_or_is_refused_with_a_way_out_that_works(name
 
 @pytest.mark.parametrize(
     "name",
-    ["`MultiheadAttention`, masked, without weights", "`GLU`", "`GRU`", "`LSTMCell`"],
+    ["`MultiheadAttention`, masked, without weights", "`GRU`", "`LSTMCell`"],
 )
 @pytest.mark.filterwarnings("ignore:There is a performance drop")
 def test_broken_twin_without_replacements(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
