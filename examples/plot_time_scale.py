@@ -68,6 +68,7 @@ right.set_xlabel(r"time $T = \tau_{\eta,\lambda}(k)$")
 right.legend(frameon=False)
 for axes in (left, right):
     axes.spines[["top", "right"]].set_visible(False)
+plt.show()
 
 # %%
 # The limit is one of small :math:`\eta / \|x\|^2`. That number says how far a run is from it, and
@@ -76,5 +77,3 @@ for axes in (left, right):
 for lr, solution in runs.items():
     ratio = lr / solution.norms[-1].square().mean()
     print(f"eta = {lr:<4g}  eta / |x|^2 = {ratio:.2f} at the end of the run")
-
-plt.show()

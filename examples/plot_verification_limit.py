@@ -59,10 +59,10 @@ for axes, subject, label in zip(rows, (sound, faulty), ("sound", "noise times 1.
         ax.set_title(f"{result.name}\n{label}: {result.verdict}", fontsize="medium")
         ax.spines[["top", "right"]].set_visible(False)
         print(f"{label}: {result.verdict}: {result.name}")
+plt.show()
 
 # %%
 # Z is steeper than the normal law, the directions move too fast, and the norm stays above (10): the
 # fault is found three times. Each detail says how large a fault the check is sure to find.
 
 print(results(faulty)[1].detail)
-plt.show()
