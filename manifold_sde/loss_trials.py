@@ -33,8 +33,12 @@ _ROUNDING = 4096
 #: Functions of torch that make a constant of what depends on x, and the switch of ``no_grad``.
 _DETACHING = (Tensor.detach, torch.detach)
 _SWITCH = torch._C._set_grad_enabled
-#: Points at which functions that call them are looked at, of so many numbers together.
+#: Points at which functions that call them are looked at, of so many numbers together; bytes that
+#: derivatives may hold at once, and in all.
 _POINTS, _NUMBERS = 256, 1 << 16
+_AT_ONCE, _IN_ALL = 1 << 26, 1 << 30
+#: What derivatives hold, over what a backward pass does.
+_COPIES = 8
 
 
 class _Uncut(TorchFunctionMode):
@@ -134,7 +138,9 @@ def require_uncut(function: Callable[[Tensor], Tensor], point: Tensor, what: str
     called = functions_called(function, point.clone())
     if not any(f in _DETACHING or f is _SWITCH for f in called):
         return
-    count, dim = max(8, min(_POINTS, _NUMBERS // len(point))), len(point)
+    held = _COPIES * max(1, _bytes_held(function, point))
+    count, dim = max(8, min(_POINTS, _NUMBERS // len(point), _IN_ALL // held)), len(point)
+    few = max(1, min(_POINTS, _AT_ONCE // held))
     points = rng.normals((0xC07, 0), 0, torch.arange(count), torch.tensor(0), dim, point.dtype).T
     points = torch.cat([points[::2], points[1::2] ** 5]).contiguous()
     points = points / points.norm(dim=1, keepdim=True)
@@ -150,16 +156,19 @@ def require_uncut(function: Callable[[Tensor], Tensor], point: Tensor, what: str
 
     def both(f: Callable[[Tensor], Tensor]) -> Tensor:
         parts = [
-            vmap(partial(reverse_mode.gradient, f), chunk_size=_POINTS)(points),
-            vmap(lambda z: reverse_mode.hessian_product(f, z, along), chunk_size=_POINTS)(points),
+            vmap(partial(reverse_mode.gradient, f), chunk_size=few)(points),
+            vmap(lambda z: reverse_mode.hessian_product(f, z, along), chunk_size=few)(points),
         ]
         return torch.stack(parts, 1)
 
     try:
         found, want = both(total), both(uncut)
-    except (RuntimeError, NotImplementedError):
-        return  # without them it may be no function of torch.func
-    size = want.norm(dim=-1).clamp(min=1e-300)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:
+        return  # without them it may be no function of torch.func, and do what its author excluded
+    # Where all is saturated a derivative is rounding: the largest at all points is the measure.
+    size = want.norm(dim=-1).nan_to_num(0.0).amax(0).clamp(min=1e-300)
     off = float(((found - want).norm(dim=-1) / size).nan_to_num(0.0).max())
     if off > _TOLERANCE:
         raise DifferentiationError(
@@ -169,3 +178,17 @@ def require_uncut(function: Callable[[Tensor], Tensor], point: Tensor, what: str
             expected=f"at most {_TOLERANCE:g}: {DIFFERENTIABLE}, without cutting a derivative",
             remedy=KEEP_DERIVATIVES,
         )
+
+
+def _bytes_held(function: Callable[[Tensor], Tensor], point: Tensor) -> int:
+    """Bytes that a backward pass of a function at one point holds."""
+    held = 0
+
+    def keep(value: Tensor) -> Tensor:
+        nonlocal held
+        held += value.numel() * value.element_size()
+        return value
+
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
+        function(point.detach().requires_grad_())
+    return held

@@ -77,6 +77,19 @@ def test_matrices_at_which_methods_get_stuck(dim: int) -> None:
     assert float((whole - torch.eye(dim)[..., None]).abs().max()) < allowed
 
 
+@pytest.mark.parametrize("scale", [1e-300, 1e-150, 1e150, 1e290])
+def test_squares_that_leave_the_range_are_no_fault(scale: float) -> None:
+    single = float(torch.tensor(scale).float())
+    for dtype, by in ((torch.float64, scale), (torch.float32, 1e-18 if single == 0.0 else 1e18)):
+        a = matrices(7, dtype)[..., 8::17].contiguous()  # of the scale 1
+        values, vectors = decomposed(by * a)
+        expected, _ = decomposed(a)
+        allowed = 40.0 * torch.finfo(dtype).eps * float(a.abs().max())
+        assert float((values / by - expected).abs().max()) < allowed
+        whole = torch.einsum("kin,kjn->ijn", vectors, vectors)
+        assert float((whole - torch.eye(7)[..., None]).abs().max()) < 40.0 * torch.finfo(dtype).eps
+
+
 def test_broken_twin_that_waits_for_less_than_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
     """What does not converge is NaN: a repeated eigenvalue leaves rounding beside the diagonal."""
     monkeypatch.setattr(eigen, "_NEGLIGIBLE", 0.1)

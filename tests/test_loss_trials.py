@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import vmap
 
-from manifold_sde import CustomNoise, Problem, SphericalNoise, errors, loss_checks
+from manifold_sde import CustomNoise, Problem, SphericalNoise, errors, loss_checks, loss_trials
 from manifold_sde.compile import compile_points
 from manifold_sde.loss import Loss
 from manifold_sde.noise import custom
@@ -263,3 +263,50 @@ def test_tensors_without_storage_end_no_process() -> None:
     compiled = compile_points(third, points)
     assert compiled is not None
     torch.testing.assert_close(compiled(*points), torch.zeros(3, 4, dtype=torch.float64))
+
+
+def saturated(seed: int, scale: float, n: int) -> Callable[[Tensor], Tensor]:
+    """Softmax over cosines, stabilised by its largest, whose samples are nearly all fitted."""
+    generator = torch.Generator().manual_seed(seed)
+    q = torch.randn(n, 4, dtype=torch.float64, generator=generator)
+    q = q / q.norm(dim=1, keepdim=True)
+
+    def loss(x: Tensor) -> Tensor:
+        z = scale * q @ (x / x.norm())
+        z = torch.stack([z, -z], 1)
+        m = z.max(1, keepdim=True).values.detach()
+        return ((z - m).exp().sum(1).log() + m[:, 0] - z[:, 0]).mean()
+
+    return loss
+
+
+@pytest.mark.parametrize("scale", [16.0, 30.0, 64.0])
+@pytest.mark.parametrize("n", [1, 2, 4])
+def test_rounding_of_a_saturated_loss_is_no_cut(scale: float, n: int) -> None:
+    for seed in range(10):
+        loss_trials.require_uncut(saturated(seed, scale, n), torch.ones(4).double() / 2, "loss")
+
+
+def test_a_saturated_loss_is_a_problem() -> None:
+    for seed in range(5):
+        Problem(saturated(seed, 30.0, 4), 4, SphericalNoise(0.1))
+
+
+def test_what_a_loss_requires_of_its_constants_is_no_error() -> None:
+    def loss(x: Tensor) -> Tensor:
+        y = x / x.norm()
+        m = y.detach().max()
+        assert not m.requires_grad
+        return (y - m).exp().sum().log() + m
+
+    Problem(loss, 3, SphericalNoise(0.1))
+
+
+def test_fewer_points_are_looked_at_together_where_they_hold_more() -> None:
+    rows = torch.randn(1000, 3, dtype=torch.float64)
+
+    def held(n: int) -> int:
+        return loss_trials._bytes_held(lambda x: (rows[:n] @ x).exp().sum(), torch.ones(3).double())
+
+    assert 8_000 <= held(1000) < 100_000
+    assert held(1000) > 50 * held(10)

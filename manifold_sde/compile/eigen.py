@@ -141,9 +141,15 @@ void kernel(long n, const S *const *in, S *const *out, const S *const *given, V 
   V *q = a + D * D;
   for (long first = 0; first < n; first += W) {{
     long lanes = n - first < W ? n - first : W;
-    V whole = C(0), d[D], e[D], order[D];
+    V whole = C(0), largest = C(0), d[D], e[D], order[D];
     for (long k = 0; k < D * D; k++) {{
       a[k] = load(in[0] + k * n + first, lanes);
+      V size = sel(a[k] < 0, -a[k], a[k]);
+      largest = sel(size > largest, size, largest);
+    }}
+    V scale = sel(largest > C({tiny}), largest, C(1)), inverse = C(1) / scale;
+    for (long k = 0; k < D * D; k++) {{
+      a[k] *= inverse;
       whole += a[k] * a[k];
     }}
     V least = C({small}) * whole;
@@ -151,7 +157,7 @@ void kernel(long n, const S *const *in, S *const *out, const S *const *given, V 
     B left = diagonalise(q, d, e, least);
     V lost = sel(left, C(NAN), whole - whole);
     for (long j = 0; j < D; j++) {{
-      d[j] += lost;
+      d[j] = d[j] * scale + lost;
       order[j] = C(j);
     }}
     for (long last = D - 1; last > 0; last--)
@@ -181,7 +187,7 @@ void kernel(long n, const S *const *in, S *const *out, const S *const *given, V 
 def eigen_kernel(dim: int, dtype: torch.dtype) -> CKernel | None:
     """Eigenvalues, ascending, and eigenvectors: (D, D, n) -> (D, n), (D, D, n).
 
-    NaN where a matrix, or the sum of its squares, is not finite, or where it has not converged.
+    NaN where a matrix is not finite, or has not converged.
 
     Args:
         dim: The dimension D.
@@ -195,7 +201,11 @@ def eigen_kernel(dim: int, dtype: torch.dtype) -> CKernel | None:
     double, unit = dtype == torch.float64, torch.finfo(dtype).eps
     small = (_NEGLIGIBLE * unit) ** 2 / dim
     code = header(dtype) + _CODE.format(
-        dim=dim, sqrt="sqrt" if double else "sqrtf", steps=_STEPS, small=small
+        dim=dim,
+        sqrt="sqrt" if double else "sqrtf",
+        steps=_STEPS,
+        small=small,
+        tiny=4.0 * torch.finfo(dtype).tiny,
     )
     try:
         loaded, name = library(code)

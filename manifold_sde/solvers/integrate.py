@@ -161,7 +161,7 @@ class _Checkpoint:
             )
             if finished:
                 result.steps, result.rejected = map(_count, header["steps"])
-                result.flatness = float(header["flatness"])
+                result.flatness = float(header.get("flatness", 0.0))
                 result.lost = found["lost"]
                 if len(result.lost) != len(self.simulation.times):
                     raise ValueError(f"{len(result.lost)} counts of lost paths")

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from manifold_sde.equations import ManifoldEquation
@@ -39,11 +40,21 @@ class Terrain:
         sharpness: Largest eigenvalue of H.
         spread: Largest :math:`\sum_i \Sigma_{ii} / (2 \lambda_i)` over the nonzero eigenvalues of
             H: the variance across Gamma that SGD settles to, divided by its step.
+        normal: What it is made of, lambda_i and Sigma_ii (p, M), where that is known.
     """
 
     trace: float
     sharpness: float
     spread: float
+    normal: tuple[Tensor, Tensor] | None = field(default=None, compare=False, repr=False)
+
+    def spread_after(self, elapsed: float) -> float:
+        """The same while it grows, after steps of this sum."""
+        if self.normal is None:
+            return self.spread
+        values, across = self.normal
+        grown = -torch.expm1(-2.0 * values * elapsed)
+        return float((grown * across / (2.0 * values)).sum(-1).max())
 
     @classmethod
     def of(cls, equation: ManifoldEquation, directions: Tensor, factor: float = 1.0) -> Terrain:
@@ -65,6 +76,7 @@ class Terrain:
             trace=factor * float(trace.mean()),
             sharpness=float(values[:, -1].max()),
             spread=factor * float(spread.max()),
+            normal=(values, factor * across),
         )
 
 
@@ -75,12 +87,14 @@ class StepSizes:
     Attributes:
         largest: Largest step eps up to the last count.
         last: Step at the last count.
+        count: Number of steps.
         equilibrium: Step that two constant rates lead to, sqrt(2 eta lambda / V); else ``None``.
         terrain: What the steps are to be measured by.
     """
 
     largest: float
     last: float
+    count: int
     equilibrium: float | None
     terrain: Terrain
 
@@ -110,6 +124,7 @@ class StepSizes:
         return cls(
             largest=math.exp(largest),
             last=float(np.exp(_log_steps(scale, np.array([last]), norm, terrain.trace))[0]),
+            count=steps,
             equilibrium=equilibrium,
             terrain=terrain,
         )
@@ -121,8 +136,11 @@ class StepSizes:
 
     @property
     def off_manifold(self) -> float:
-        """Root mean square of SGD's distance from Gamma over its norm, to leading order."""
-        return math.sqrt(self.largest * self.terrain.spread)
+        """Root mean square of SGD's distance from Gamma over its norm, to leading order.
+
+        It begins on Gamma, and goes off at the largest step.
+        """
+        return math.sqrt(self.largest * self.terrain.spread_after(self.count * self.largest))
 
     def stats(self) -> dict[str, float]:
         """The numbers, for ``solution.stats``."""

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from manifold_sde import DirectionDiffusion, TimeScale, problems
+from manifold_sde import DirectionDiffusion, Problem, SphericalNoise, TimeScale, problems
 from manifold_sde.errors import StepSizeWarning
-from manifold_sde.solvers import DirectionSolution, run_sgd, solve
+from manifold_sde.solvers import DirectionSolution, predict_sgd, run_sgd, solve
 from manifold_sde.solvers.step_sizes import StepSizes, Terrain
 
 
@@ -103,3 +103,18 @@ def test_a_prediction_for_unstable_sgd_warns_and_sgd_does_leave() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         run.at_steps(lr / 10, 0.01, [steps], norm=norm)
+
+
+def test_a_run_that_is_too_short_to_go_far_is_not_far() -> None:
+    """Directions of small curvature would take SGD far from the manifold, in thousands of steps."""
+    sizes = torch.cat([torch.zeros(5), torch.logspace(-3, 1, 15)]).double()
+    problem = Problem(lambda x: (x * x * sizes.to(x)).sum() / (x @ x) / 2, 20, SphericalNoise(0.15))
+    start = (sizes == 0).double() / 5**0.5
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = predict_sgd(problem, start, 0.02, 0.05, [0, 20, 50], n_paths=10)
+    run = run_sgd(problem, start, 0.02, 0.05, [50], n_paths=1000)
+    off = run.directions[0][:, 5:].square().sum(1).mean().sqrt()
+    assert found.stats["off_manifold"] == pytest.approx(float(off), rel=0.3)
+    with pytest.warns(StepSizeWarning, match="away"):
+        predict_sgd(problem, start, 0.02, 0.05, [0, 20000], n_paths=10)
