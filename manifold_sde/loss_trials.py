@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -181,7 +182,7 @@ def require_uncut(function: Callable[[Tensor], Tensor], point: Tensor, what: str
 
 
 def _bytes_held(function: Callable[[Tensor], Tensor], point: Tensor) -> int:
-    """Bytes that a backward pass of a function at one point holds."""
+    """Bytes that a backward pass of a function at one point holds; 0 where it cannot be seen."""
     held = 0
 
     def keep(value: Tensor) -> Tensor:
@@ -189,6 +190,7 @@ def _bytes_held(function: Callable[[Tensor], Tensor], point: Tensor) -> int:
         held += value.numel() * value.element_size()
         return value
 
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
+    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value)
+    with contextlib.suppress(RuntimeError), torch.enable_grad(), hooks:  # torch.func refuses them
         function(point.detach().requires_grad_())
     return held

@@ -310,3 +310,15 @@ def test_fewer_points_are_looked_at_together_where_they_hold_more() -> None:
 
     assert 8_000 <= held(1000) < 100_000
     assert held(1000) > 50 * held(10)
+
+
+def test_a_loss_that_detaches_and_differentiates_within_is_a_problem() -> None:
+    """Functions of ``torch.func`` refuse what counts the bytes."""
+
+    def loss(x: Tensor) -> Tensor:
+        y = x / x.norm()
+        slope = torch.func.grad(lambda z: (z**3).sum())(y)
+        m = slope.detach().max()
+        return (slope - m).exp().sum().log() + m
+
+    Problem(loss, 3, SphericalNoise(0.1))
