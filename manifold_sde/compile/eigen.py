@@ -19,7 +19,7 @@ from torch import Tensor
 from manifold_sde.compile.c_library import CKernel, CompilerFailed, c_compiler, library
 from manifold_sde.compile.c_source import VECTOR, header
 
-#: Largest dimension: beyond, LAPACK is about as fast.
+#: Largest dimension: that up to which functions are compiled in seconds.
 LARGEST = 32
 #: Most steps for one eigenvalue; one to three are usual.
 _STEPS = 30

@@ -12,6 +12,7 @@ import warnings
 import torch
 from torch import Tensor
 
+from manifold_sde.columns import column_norms
 from manifold_sde.equations import ManifoldEquation, StochasticEquation
 from manifold_sde.errors import RankWarning
 from manifold_sde.solvers.fixed import PathStates
@@ -24,7 +25,7 @@ def flatness(sde: StochasticEquation, state: PathStates) -> float:
     """How much flatter the flattest direction across the manifold is at a path than at most.
 
     By the size of the pseudo-inverse of H on random vectors, at directions: its largest over its
-    median over the paths. Of several groups of weights it is that at their norms in balance.
+    median over the paths. Of several groups of weights it is that at the norms that they have.
 
     Args:
         sde: The equation whose steps were taken.
@@ -40,8 +41,7 @@ def flatness(sde: StochasticEquation, state: PathStates) -> float:
         return 0.0
     few = alive[:: -(-len(alive) // _PATHS)]
     x = state.x[:, few]
-    basis = sde.reference_basis(x) if state.basis is None else state.basis[..., few]
-    return _largest_over_median(sde, x / x.norm(dim=0), basis)
+    return _largest_over_median(sde, x / column_norms(x), state.basis[..., few])
 
 
 def _largest_over_median(sde: ManifoldEquation, y: Tensor, basis: Tensor) -> float:

@@ -73,7 +73,8 @@ def integrate(
                 if chunk.restart is None:
                     watch.look(state.position, lambda: steps.time_left(state))
                 autosave.keep(replace(state))
-        result.flatness = flatness(sde, state)
+        if chunk.restart is None:  # or they were looked at before
+            result.flatness = flatness(sde, state)
         result = _finished(simulation, chunk, state, result)
         if file is not None:
             file.save(result, state, finished=True)

@@ -22,12 +22,17 @@ def remedy_of(config: Any) -> str:
         return "a smaller learning rate"
     if "rtol" in config:
         return "smaller steps (dt_min), or a larger tolerance"
-    if str(config.get("method", "torchsde")).startswith("torchsde"):
+    if not _halves(config):
         return _SMALLER_STEP
     return (
         "times before paths are lost, if check_assumptions(problem) finds that the manifold ends "
         f"or the rank of the Hessian falls; else {_SMALLER_STEP}"
     )
+
+
+def _halves(config: Any) -> bool:
+    """Whether a run took the steps that a path does not survive by their halves."""
+    return not str(config.get("method", "torchsde")).startswith("torchsde")
 
 
 def check_average(
@@ -82,7 +87,7 @@ def warn_of_lost_paths(lost: int, paths: int, config: Any, *, stacklevel: int = 
     why = "a step too large for the retraction"
     if "rtol" in config:
         why = "a step of the smallest size did not meet the tolerance"
-    elif not str(config.get("method", "torchsde")).startswith("torchsde"):
+    elif _halves(config):
         why = "no part of a step, however short, came back to the manifold"
     warnings.warn(
         f"{lost} of {paths} paths were lost and are NaN ({why}). Those that are left are not a "

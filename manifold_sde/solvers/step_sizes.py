@@ -38,20 +38,24 @@ class Terrain:
     Attributes:
         trace: Mean of V = tr Sigma.
         sharpness: Largest eigenvalue of H.
-        spread: Largest :math:`\sum_i \Sigma_{ii} / (2 \lambda_i)` over the nonzero eigenvalues of
-            H: the variance across Gamma that SGD settles to, divided by its step.
-        normal: What it is made of, lambda_i and Sigma_ii (p, M), where that is known.
+        normal: The nonzero eigenvalues lambda_i of H, and Sigma_ii of their vectors, (p, M) each.
     """
 
     trace: float
     sharpness: float
-    spread: float
-    normal: tuple[Tensor, Tensor] | None = field(default=None, compare=False, repr=False)
+    normal: tuple[Tensor, Tensor] = field(compare=False, repr=False)
+
+    @property
+    def spread(self) -> float:
+        r"""Largest :math:`\sum_i \Sigma_{ii} / (2 \lambda_i)` of the points.
+
+        It is the variance across Gamma that SGD settles to, divided by its step.
+        """
+        values, across = self.normal
+        return float((across / (2.0 * values)).sum(-1).max())
 
     def spread_after(self, elapsed: float) -> float:
         """The same while it grows, after steps of this sum."""
-        if self.normal is None:
-            return self.spread
         values, across = self.normal
         grown = -torch.expm1(-2.0 * values * elapsed)
         return float((grown * across / (2.0 * values)).sum(-1).max())
@@ -70,12 +74,10 @@ class Terrain:
         points = max(1, min(_POINTS, _NUMBERS // problem.dim**2))
         few = directions[:: -(-len(directions) // points)]
         values, across = equation.geometry.route.normal_variances(few, equation.rank)
-        spread = (across / (2.0 * values)).sum(-1)
         trace = problem.noise_trace(few)
         return cls(
             trace=factor * float(trace.mean()),
             sharpness=float(values[:, -1].max()),
-            spread=factor * float(spread.max()),
             normal=(values, factor * across),
         )
 
